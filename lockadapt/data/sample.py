@@ -1,0 +1,77 @@
+"""The one shape that everything downstream of the readers sees: a conversation about zero or more images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """Where an image is, without opening it.
+
+    Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded bytes)
+    or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image within a data set and stable over runs:
+    the path relative to the data root, or the SHA-256 of bytes or pixels.
+    """
+
+    key: str
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    picture: Any = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message. `images` counts the images that stand before the text of this turn."""
+
+    role: Role
+    text: str
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images and the conversation about them, and what is needed to score an answer.
+
+    `turns` holds at least one assistant turn; `sum(turn.images)` equals `len(images)`. `references` are all
+    accepted answers or captions (several humans); by default the text of the last assistant turn.
+    `where` names the row for messages to the user, e.g. `train.jsonl:17`. `answer_type` is the group that an
+    accuracy is broken down by ("yes/no", "number", "other"), `sample_id` the id in the source, if any.
+    """
+
+    images: tuple[ImageRef, ...]
+    turns: tuple[Turn, ...]
+    where: str
+    references: tuple[str, ...] = ()
+    answer_type: str | None = None
+    sample_id: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant turn."""
+        return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The turns as chat-template messages: `{"role", "content": [{"type": "image"}…, {"type": "text"}]}`."""
+        return [message(turn) for turn in self.turns]
+
+
+def message(turn: Turn) -> dict[str, Any]:
+    """One turn as a chat-template message with list content, images first."""
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(turn.images)]
+    if turn.text:
+        content.append({"type": "text", "text": turn.text})
+    return {"role": turn.role, "content": content}
+
+
+def question_answer(
+    question: str, answer: str, images: Sequence[ImageRef], where: str, **extra: Any
+) -> Sample:
+    """A single-turn sample: the images and the question from the user, the answer from the assistant."""
+    turns = (Turn("user", question, images=len(images)), Turn("assistant", answer))
+    return Sample(images=tuple(images), turns=turns, where=where, **extra)
