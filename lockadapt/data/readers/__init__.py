@@ -1,1 +1,44 @@
-""""""
+"""One file a format, all with the same `read(source)`; `READERS` names them as recipes do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, vqa_v2
+from lockadapt.data.readers.source import Source, did_you_mean
+from lockadapt.data.sample import Sample
+from lockadapt.errors import RecipeError
+
+__all__ = ["READERS", "Source", "read_samples"]
+
+READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
+    "jsonl": jsonl.read,
+    "csv": csv.read,
+    "imagefolder": imagefolder.read,
+    "llava": llava.read,
+    "coco": coco.read,
+    "vqa-v2": vqa_v2.read,
+    "datasets": hub.read,
+}
+
+
+def read_samples(format: str, source: Source) -> list[Sample]:
+    """All samples of a source, at least one; images are named, not opened.
+
+    Raises:
+        DataError, SafetyError: what the rows or files lack; all problems of a file (up to 20) in one error.
+        RecipeError: an unknown format, `annotations` or `split` where the format has none, or as `Source.check`.
+        DiskError: a file exists but cannot be read.
+    """
+    if format not in READERS:
+        raise RecipeError(f"there is no format {format!r}", where="format", fix=did_you_mean(format, READERS))
+    if source.annotations is not None and format != "vqa-v2":
+        raise RecipeError(
+            f"the format {format} has no annotations file", where="annotations", fix="remove `annotations`"
+        )
+    splits = format in ("imagefolder", "vqa-v2", "datasets") or "{split}" in (source.image_name or "")
+    if source.split is not None and not splits:
+        raise RecipeError(
+            f"the format {format} has no splits, `path` names the file", where="split", fix="remove `split`"
+        )
+    return list(READERS[format](source))

@@ -1,1 +1,44 @@
-""""""
+"""Fusions: which projector stands between a tower and an LLM, in which stock class, and its door for features."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from lockadapt.errors import RecipeError
+from lockadapt.models.fusions.bodies import BODIES, Body, body_of, processor_arguments, stock_config
+from lockadapt.models.fusions.features import image_outputs, projector_input
+from lockadapt.models.fusions.linear import LINEAR
+from lockadapt.models.fusions.mlp import MLP
+from lockadapt.models.fusions.projectors import Projector
+
+__all__ = [
+    "BODIES",
+    "FUSIONS",
+    "Body",
+    "Projector",
+    "body_of",
+    "fusion_of",
+    "get_fusion",
+    "image_outputs",
+    "processor_arguments",
+    "projector_input",
+    "stock_config",
+]
+
+FUSIONS = {projector.name: projector for projector in (MLP, LINEAR)}
+
+
+def get_fusion(name: str) -> Projector:
+    """The fusion of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in FUSIONS:
+        raise RecipeError(f"no fusion {name!r}", where="model.fusion", fix=f"use one of {', '.join(FUSIONS)}")
+    return FUSIONS[name]
+
+
+def fusion_of(model: PreTrainedModel) -> Projector:
+    """The fusion of a stock model: linear where its projector has no activation, else mlp."""
+    return LINEAR if model.config.projector_hidden_act == LINEAR.activation else MLP

@@ -1,0 +1,89 @@
+"""The command line: one file a verb; heavy packages are imported only when a verb runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from lockadapt.cli import assemble, chat, check, doctor, evaluate, merge, quickstart, schema, train
+from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
+from lockadapt.version import __version__
+
+app = typer.Typer(
+    name="lockadapt",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Give a frozen language model eyes: bridge, train, prove, merge. Results go to stdout, everything else to stderr. "
+    "Exit codes: 0 done, 2 usage or recipe, 3 data, 4 environment, 5 does not fit, 6 diverged or would not learn, 7 disk, "
+    "8 verification failed, 10 refused for safety.",
+)
+for name, verb in (
+    ("quickstart", quickstart.quickstart),
+    ("check", check.check),
+    ("train", train.train),
+    ("eval", evaluate.evaluate),
+    ("merge", merge.merge),
+    ("chat", chat.chat),
+    ("assemble", assemble.assemble),
+    ("schema", schema.schema),
+    ("doctor", doctor.doctor),
+):
+    app.command(name)(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lockadapt {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message on stderr and the exit code of their kind."""
+    try:
+        app()
+    except LockadaptError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; a training run goes on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except MemoryError as error:
+        _fail(
+            DoesNotFitError(
+                f"out of memory: {error}", fix="a smaller batch_size, quantization: nf4, a smaller LLM"
+            )
+        )
+    except OSError as error:
+        _fail(
+            DiskError(
+                f"{error.strerror or error}",
+                where=str(error.filename or ""),
+                fix="check the path and the disk",
+            )
+        )
+    except RuntimeError as error:
+        # torch's out-of-memory errors are RuntimeErrors; anything else is our mistake and keeps its traceback.
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        _fail(
+            DoesNotFitError(
+                f"out of memory: {str(error).splitlines()[0]}",
+                fix="halve training.batch_size and double training.accumulation, or use quantization: nf4",
+            )
+        )
+
+
+def _fail(error: LockadaptError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -1,0 +1,33 @@
+"""`lockadapt assemble`: a frozen LLM and a frozen tower become one stock folder."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+
+def assemble(
+    llm: str = typer.Option(..., "--llm", help="Folder or Hub id of a causal language model."),
+    tower: str = typer.Option(..., "--tower", help="Folder or Hub id of a vision model."),
+    output: str = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
+    fusion: str = typer.Option("mlp", "--fusion", help="mlp or linear."),
+    image_size: int = typer.Option(None, "--image-size", help="Side that images are resized to, in pixels."),
+    feature_layer: int = typer.Option(-2, "--feature-layer", help="Hidden layer of a token tower."),
+    dtype: str = typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+) -> None:
+    """Bridge an LLM and a tower with an untrained projector, and prove that both are what they were."""
+    from lockadapt.models.assemble import assemble as build
+
+    result = build(
+        llm,
+        tower,
+        output,
+        fusion_name=fusion,
+        image_size=image_size,
+        feature_layer=feature_layer,
+        dtype=dtype,
+    )
+    report = result.report.to_dict()
+    print(json.dumps({"output": output, **report}) if as_json else output)

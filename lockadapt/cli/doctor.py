@@ -1,0 +1,59 @@
+"""`lockadapt doctor`: versions, devices, bitsandbytes, memory; what will not work here and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from typing import Any
+
+import typer
+
+
+def doctor(as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout.")) -> None:
+    """Look at this machine. Exit code 4 if something that every run needs is missing."""
+    found = _look()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for name, value in found["facts"].items():
+            print(f"{name}: {value}")
+        for problem in found["problems"]:
+            print(f"will not work: {problem['what']}\n  fix: {problem['fix']}")
+        if not found["problems"]:
+            print("no problems found")
+    if any(problem["fatal"] for problem in found["problems"]):
+        sys.exit(4)
+
+
+def _look() -> dict[str, Any]:
+    problems: list[dict[str, Any]] = []
+    try:
+        import torch
+        import transformers
+
+        from lockadapt.models.quantize import import_bitsandbytes
+        from lockadapt.training.run_folder import versions
+    except ImportError as error:
+        problems.append({"what": str(error), "fix": "pip install lockadapt again", "fatal": True})
+        return {"facts": {"python": sys.version.split()[0]}, "problems": problems}
+    from lockadapt.errors import EnvironmentProblem
+
+    facts: dict[str, Any] = dict(versions())
+    facts["cpu cores"] = os.cpu_count()
+    facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    facts["free disk here"] = f"{shutil.disk_usage('.').free / 2**30:.1f} GiB"
+    if torch.cuda.is_available():
+        facts["gpu memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB"
+        facts["bfloat16"] = torch.cuda.is_bf16_supported()
+    else:
+        fix = "small models train on the CPU; for others install a CUDA build of torch"
+        problems.append({"what": "no GPU is visible to torch", "fix": fix, "fatal": False})
+    try:
+        import_bitsandbytes()
+        facts["nf4, int8"] = "available"
+    except EnvironmentProblem as error:
+        problems.append({"what": str(error), "fix": error.fix or "", "fatal": False})
+    facts["image backend"] = "torchvision" if transformers.utils.is_torchvision_available() else "Pillow"
+    return {"facts": facts, "problems": problems}

@@ -1,0 +1,41 @@
+"""`lockadapt eval`: scores of a run or of a stock model folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def evaluate(
+    target: Path = typer.Argument(help="Run folder, or a merged stock folder."),
+    recipe: Path = typer.Option(
+        None, "--recipe", help="Whose test rows to use; default: those the model was trained with."
+    ),
+    overrides: list[str] = typer.Option(
+        [], "--set", help="key.path=value replaced in the recipe, e.g. evaluation.samples=200."
+    ),
+    blind: bool = typer.Option(False, "--blind", help="Replace every image by the mean image."),
+    predictions: Path = typer.Option(
+        None, "--predictions", help="Write every question, answer and truth as JSON lines."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+) -> None:
+    """Evaluate every objective on its test rows."""
+    from lockadapt.evaluation.evaluate import evaluate_folder
+    from lockadapt.training.progress import Reporter
+
+    scores = evaluate_folder(target, recipe, overrides, blind, predictions, Reporter(quiet))
+    if as_json:
+        print(json.dumps(scores))
+        return
+    for name, values in scores.items():
+        print(f"{name}: " + "  ".join(f"{key} {_shown(value)}" for key, value in values.items()))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) + ")"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,12 @@
+"""`lockadapt schema`: the JSON schema of recipes, for editors."""
+
+from __future__ import annotations
+
+import json
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes."""
+    from lockadapt.recipe.explain import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

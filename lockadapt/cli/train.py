@@ -1,0 +1,57 @@
+"""`lockadapt train`: a recipe becomes a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import typer
+
+from lockadapt.errors import RecipeError
+
+
+def train(
+    recipe: Path = typer.Argument(help="YAML recipe."),
+    overrides: list[str] = typer.Argument(
+        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+    ),
+    output: Path = typer.Option(None, "--output", "-o", help="Run folder."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the run folder."),
+    blind: bool = typer.Option(False, "--blind", help="Replace every image by the mean image."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Check everything that can be known, train nothing."
+    ),
+    print_config: bool = typer.Option(
+        False, "--print-config", help="Show every value and where it came from."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="End with one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+) -> None:
+    """Train projector and LoRA as the recipe says, and write a run folder."""
+    from lockadapt.recipe.explain import print_config as shown
+    from lockadapt.recipe.read import load_recipe
+
+    changes = [
+        *(overrides or ()),
+        *(["blind=true"] if blind else ()),
+        *([f"output={output}"] if output else ()),
+    ]
+    loaded = load_recipe(recipe, changes)
+    if print_config:
+        print(shown(loaded))
+        return
+    from lockadapt.training.progress import Reporter
+
+    reporter = Reporter(quiet)
+    if dry_run:
+        from lockadapt.training.check import check_recipe
+
+        check_recipe(loaded.recipe, reporter)
+        return
+    if loaded.recipe.output is None:
+        raise RecipeError("no run folder is named", where=str(recipe), fix="add --output FOLDER")
+    from lockadapt.training.session import train as run
+
+    result = run(loaded.recipe, loaded.recipe.output, reporter, resume)
+    print(json.dumps(dataclasses.asdict(result)) if as_json else result.output)

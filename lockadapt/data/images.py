@@ -1,0 +1,178 @@
+"""Opens pictures safely and uniformly: whatever the file holds comes out as 8-bit RGB, or as a typed error."""
+
+from __future__ import annotations
+
+import io
+import stat
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from lockadapt.data.problems import quote
+from lockadapt.data.sample import ImageRef
+from lockadapt.errors import DataError, LockadaptError, SafetyError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What is opened. Not all that Pillow knows: EPS runs Ghostscript, and rare parsers are rarely tested."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
+
+# `warnings.catch_warnings` changes a global, and pictures are opened from several threads. Only headers are
+# read under this lock; decoding happens outside.
+_HEADER = threading.Lock()
+
+
+def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Image.Image:
+    """The picture of `ref` in mode RGB, decoded and turned upright (EXIF).
+
+    Transparency of any kind is composited on white. 16-bit grey is divided by 257. 32-bit and float grey are
+    taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched from
+    minimum to maximum. Of an animation the first frame is taken. ICC profiles are not applied.
+
+    Args:
+        ref: path, bytes or picture.
+        max_pixels: the most pixels, checked on the header before anything is decoded.
+        where: the row, for messages; default: the key of `ref`.
+
+    Raises:
+        DataError: missing, not an image of `FORMATS`, cut off, damaged, or with values that are no numbers.
+        SafetyError: more than `max_pixels` pixels.
+    """
+    place = where or ref.key
+    try:
+        opened = _opened(ref)
+        with opened:
+            _check_size(opened, max_pixels)
+            opened.load()
+            return _to_rgb(_upright(opened))
+    except LockadaptError as error:
+        raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
+    except Image.DecompressionBombError as error:
+        raise SafetyError(
+            f"{_name(ref)} has more pixels than Pillow opens", where=place, fix="scale it down, or remove it"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise DataError(
+            f"{_name(ref)} is damaged or cut off ({_reason(error)})",
+            where=place,
+            fix="fetch it again, remove its rows, or let `data.on_bad_image: skip` drop them",
+        ) from error
+
+
+def _opened(ref: ImageRef) -> Image.Image:
+    """The picture with its header read."""
+    if ref.picture is not None:
+        picture: Image.Image = ref.picture.copy()
+        return picture
+    if ref.path is not None:
+        file: Any = ref.path
+        try:
+            regular = stat.S_ISREG(ref.path.stat().st_mode)
+        except (OSError, ValueError) as error:
+            raise DataError("does not exist", fix="check the name and the folder `images`") from error
+        if not regular:
+            raise DataError("is no file", fix="name an image file")
+        start = ref.path.open("rb").read(64)
+    else:
+        file, start = io.BytesIO(ref.data or b""), (ref.data or b"")[:64]
+    Image.init()
+    with _HEADER, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError as error:
+            raise DataError(
+                f"is {_kind(start)}", fix="convert it to PNG or JPEG, or fetch it again"
+            ) from error
+
+
+def _kind(start: bytes) -> str:
+    """What a file that is no image is, by its first bytes."""
+    text = start.lstrip().lower()
+    for mark, kind in (
+        (b"<svg", "an SVG drawing, not an image of pixels"),
+        (b"<?xml", "an XML or SVG file, not an image of pixels"),
+        (b"<", "an HTML page (an error page that was saved as an image?)"),
+        (b"pk\x03\x04", "a zip archive"),
+        (b"%pdf", "a PDF file"),
+        (b"version https://git-lfs", "a Git LFS pointer; the image itself was not fetched"),
+        (b"\x80", "no image; it looks like pickle"),
+    ):
+        if text.startswith(mark):
+            return kind
+    return "empty" if not start else "damaged, or no image of a known format (" + ", ".join(FORMATS) + ")"
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    width, height = picture.size
+    tags = getattr(picture, "tag_v2", {})
+    # A TIFF of 1 x 1 may be stored as one huge tile, which is what gets decoded.
+    tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
+    if max(width * height, tile) > max_pixels:
+        raise SafetyError(
+            f"has {max(width * height, tile):,} pixels ({width} x {height}), more than {max_pixels:,}",
+            fix="scale it down, or raise `data.max_pixels`",
+        )
+    if width < 1 or height < 1:
+        raise DataError(f"is {width} x {height} pixels", fix="fetch it again")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF says nothing about the pixels; viewers show such files unturned
+        return picture
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    transparent = picture.info.get("transparency")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture)
+        picture = _grey(values)
+        if isinstance(transparent, int):
+            picture.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
+    white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _grey(values: np.ndarray[Any, Any]) -> Image.Image:
+    """8-bit grey of 16-bit, 32-bit or float values of shape (height, width)."""
+    exact = values.astype(np.float64)
+    low, high = float(exact.min()), float(exact.max())
+    if not np.isfinite([low, high]).all():
+        raise DataError(
+            "holds values that are no numbers (NaN or infinity)", fix="write it again, or remove it"
+        )
+    floats = values.dtype.kind == "f"
+    for top in (1, 255, 65535) if floats else (65535,):
+        if low >= 0 and high <= top:
+            return Image.fromarray(np.rint(exact * (255 / top)).astype(np.uint8))
+    return Image.fromarray(np.rint((exact - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
+
+
+def _name(ref: ImageRef) -> str:
+    return f"image {quote(str(ref.path))}" if ref.path is not None else f"image {ref.key[:24]}"
+
+
+def _reason(error: Exception) -> str:
+    # Pillow names Python objects with their addresses; nothing of that belongs in a message.
+    text = (str(error).splitlines() or [""])[0]
+    return type(error).__name__ if not text or "0x" in text else text[:100]

@@ -1,0 +1,80 @@
+"""Several objectives in one stream of micro-batches: one objective each, drawn by ratio, reproducible and resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from lockadapt.data.encode import Encoded
+
+
+class MixedDataset(Dataset):
+    """The rows of all objectives behind one index; an item is (objective, row)."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Encoded]]) -> None:
+        self.rows = dict(rows)
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for name, items in self.rows.items():
+            self.offsets[name] = total
+            total += len(items)
+        self._total = total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, index: int) -> tuple[str, Encoded]:
+        name = next(n for n in reversed(self.offsets) if index >= self.offsets[n])
+        return name, self.rows[name][index - self.offsets[name]]
+
+
+class MixtureSampler(Sampler[list[int]]):
+    """Yields lists of indices into a MixedDataset, one objective a list.
+
+    Which objective comes next is decided by credit (every objective earns its ratio, the richest pays 1), so that
+    after any number of batches each has had its share to within one batch. Within an objective, permutations follow
+    each other without a gap, so that every batch is full and every row is seen once before any is seen again.
+
+    Args:
+        dataset: what the indices point into.
+        ratios: share of micro-batches by objective; only their proportions count.
+        batch_size: rows in a micro-batch.
+        batches: how many micro-batches there are in all, over all processes.
+        seed: same seed, same order.
+    """
+
+    def __init__(
+        self, dataset: MixedDataset, ratios: Mapping[str, float], batch_size: int, batches: int, seed: int
+    ) -> None:
+        self.dataset, self.ratios, self.batch_size, self.batches, self.seed = (
+            dataset,
+            ratios,
+            batch_size,
+            batches,
+            seed,
+        )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        names = [name for name, items in self.dataset.rows.items() if len(items)]
+        total = sum(self.ratios[name] for name in names)
+        share = {name: self.ratios[name] / total for name in names}
+        credit = dict.fromkeys(names, 0.0)
+        streams = {name: self._rows(name, number) for number, name in enumerate(names)}
+        for _ in range(self.batches):
+            for name in names:
+                credit[name] += share[name]
+            chosen = max(names, key=lambda name: credit[name])
+            credit[chosen] -= 1.0
+            yield [next(streams[chosen]) for _ in range(self.batch_size)]
+
+    def _rows(self, name: str, number: int) -> Iterator[int]:
+        offset, count = self.dataset.offsets[name], len(self.dataset.rows[name])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        while True:
+            for row in torch.randperm(count, generator=generator).tolist():
+                yield offset + row

@@ -1,0 +1,78 @@
+"""Reads COCO captions JSON: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lockadapt.data.problems import ROW_ERRORS, Problems, quote
+from lockadapt.data.readers.columns import clean_text, rules_for
+from lockadapt.data.readers.files import read_json
+from lockadapt.data.readers.pictures import Pictures
+from lockadapt.data.readers.rows import caption_samples, nothing_left
+from lockadapt.data.readers.source import Source
+from lockadapt.data.readers.tables import by_id, number_of, table
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError
+
+
+def read(source: Source) -> Iterator[Sample]:
+    """The samples of the file, grouped by image in the order of `images`; `sample_id` is the image's id.
+
+    With `source.expand` one sample for each caption, else one for each image with its first caption as the
+    answer; all captions of the image are `references` either way. `source.limit` counts images. With
+    `source.image_name` files are named after the image's id, else by `file_name`.
+
+    Raises:
+        DataError, SafetyError: no such tables; an id twice; an annotation without image or the other way round;
+            an empty caption; a file name that leaves the folder. Several problems at once.
+        RecipeError: as `Source.check` and `Source.check_fixed`.
+    """
+    source.check_fixed("coco", "caption")
+    path = Path(source.path)
+    pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
+    rules = rules_for(source, pictures)
+    value = read_json(path)
+    problems = Problems(str(source.path))
+    images = by_id(table(value, "images", path), "id", f"{path.name}:images", problems)
+    captions: dict[int, list[tuple[str, str]]] = {number: [] for number in images}
+    for index, row in enumerate(table(value, "annotations", path)):
+        where = f"{path.name}[{index}]"
+        try:
+            captions[_known(number_of(row, "image_id", where), images, where)].append(
+                (where, clean_text(row.get("caption"), "caption", where))
+            )
+        except ROW_ERRORS as error:
+            problems.add(error)
+    for number, (where, image) in islice(images.items(), source.limit):
+        try:
+            if not captions[number]:
+                raise DataError(
+                    f"image {number} has no caption",
+                    where=where,
+                    fix="remove it from `images`, or caption it",
+                )
+            name = number if source.image_name is not None else image.get("file_name")
+            refs = pictures.refs(name, where)
+            if not refs:
+                raise DataError(
+                    "the image has no file_name", where=where, fix="write it, or set `image_name`"
+                )
+            yield from caption_samples(captions[number], refs, rules, str(number))
+        except ROW_ERRORS as error:
+            problems.add(error)
+    problems.raise_any()
+    if not images:
+        raise nothing_left(source)
+
+
+def _known(number: int, images: dict[int, Any], where: str) -> int:
+    if number not in images:
+        raise DataError(
+            f"the annotation is of image {quote(number)}, which `images` lacks",
+            where=where,
+            fix="add the image, or remove the annotation",
+        )
+    return number

@@ -1,0 +1,157 @@
+"""One cell of a row: found by name or position, checked to be usable text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lockadapt.data.problems import quote
+from lockadapt.data.readers.pictures import Pictures
+from lockadapt.data.readers.source import IMAGE_MARK, Kind, Source, did_you_mean
+from lockadapt.errors import DataError
+
+_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
+
+
+class Absent:
+    """What `cell` gives for a column that a row does not have (it may have it and hold null)."""
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """How the rows of one source are understood; checked once a file. `marks`: `<image>` in text is a marker."""
+
+    kind: Kind
+    columns: Mapping[str, str | int]
+    prompt: str | None
+    pictures: Pictures
+    expand: bool = True
+    marks: bool = False
+
+
+def rules_for(source: Source, pictures: Pictures, *, marks: bool = False, **defaults: str) -> RowRules:
+    """The rules of a source. `defaults` are columns of the format, which `source.columns` override.
+
+    Raises:
+        RecipeError: as `Source.check`.
+    """
+    source.check()
+    columns = {**defaults, **source.columns}
+    return RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks)
+
+
+def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = False) -> Any:
+    """The value of a sample field, or `Absent`.
+
+    Raises:
+        DataError: `columns` names a column that the row lacks (unless `optional`), or maps a list by name.
+    """
+    column = rules.columns.get(field)
+    if isinstance(row, Mapping):
+        value = row.get(field if column is None else column, Absent)
+        if value is Absent and column is not None and not optional:
+            raise missing_column(row, str(column), field, where)
+        return value
+    if column is None:
+        return Absent
+    if isinstance(column, str):
+        raise DataError(
+            f"the row is a list, but `columns.{field}` is the name {column!r}",
+            where=where,
+            fix=f"give its position, counted from 0: `columns: {{{field}: 0}}`",
+        )
+    if column >= len(row):
+        raise DataError(
+            f"the row has {len(row)} values, and {field} is position {column} (counted from 0)",
+            where=where,
+            fix="mend the row or `columns`",
+        )
+    return row[column]
+
+
+def missing_column(row: Any, column: str, field: str, where: str) -> DataError:
+    """The error for a row without a column: what it has instead, and how to map it."""
+    if not isinstance(row, Mapping):
+        if row and isinstance(row[0], Mapping):
+            return DataError(
+                "the line holds a list of rows, not one row",
+                where=where,
+                fix="name the file .json, or write one row a line",
+            )
+        return DataError(
+            f"the row is a list, and nothing says which of its {len(row)} values is the {field}",
+            where=where,
+            fix=f"give the position, counted from 0: `columns: {{{field}: 0}}`",
+        )
+    names = [str(name) for name in row][:20]
+    guess = did_you_mean(column, names)
+    if not guess.startswith("did"):
+        guess = "map a column that it has"
+    if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
+        guess = "values are parted by commas (in .tsv files by tabs); mend the file, or map a column"
+    return DataError(
+        f"the row has no column {column!r}; it has {quote(', '.join(names)) if names else 'none'}",
+        where=where,
+        fix=f"{guess} (`columns: {{{field}: ...}}` says which column is the {field})",
+    )
+
+
+def clean_text(value: Any, what: str, where: str) -> str:
+    """Text without blanks around it.
+
+    Raises:
+        DataError: not text, empty, holding the literal `<image>`, or a lone surrogate, which no tokenizer takes.
+    """
+    if type(value) is not str:
+        if value is None:
+            raise DataError(f"the {what} is null", where=where, fix=f"write the {what}, or remove the row")
+        kind = type(value).__name__
+        raise DataError(
+            f"the {what} is {quote(value)} ({kind}), not text", where=where, fix="write it as text, in quotes"
+        )
+    text = value.strip()
+    if not text:
+        raise DataError(f"the {what} is empty", where=where, fix=f"write the {what}, or remove the row")
+    if IMAGE_MARK in text:
+        raise DataError(
+            f"the {what} holds the literal {IMAGE_MARK}, which would be taken for an image",
+            where=where,
+            fix=f"remove it: images come from the image column ({IMAGE_MARK} marks them in the llava format only)",
+        )
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"the {what} holds a lone surrogate, which is no character",
+                where=where,
+                fix="write the file again with correct Unicode",
+            ) from None
+    return text
+
+
+def answer_text(value: Any, what: str, where: str) -> str:
+    """As `clean_text`; whole numbers are taken too, as counts often stand unquoted."""
+    return str(value) if type(value) is int else clean_text(value, what, where)
+
+
+def text_list(value: Any, what: str, where: str, check: Callable[[Any, str, str], str]) -> tuple[str, ...]:
+    """A non-empty list of answers or captions, each a text or `{what: text}`, after `check`."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value:
+        raise DataError(
+            f"the {what}s are {quote(value)}, not a list with texts in it",
+            where=where,
+            fix=f"write a list, or map one text: `columns: {{{what}: ...}}`",
+        )
+    plain = [item.get(what) if isinstance(item, Mapping) else item for item in value]
+    return tuple(check(item, what, where) for item in plain)
+
+
+def answer_type_of(answer: str) -> str:
+    """The group of an answer as VQA v2 names them: "yes/no", "number" or "other"."""
+    plain = answer.strip().rstrip(".").lower()
+    if plain in ("yes", "no"):
+        return "yes/no"
+    return "number" if _NUMBER.fullmatch(plain) else "other"

@@ -1,0 +1,180 @@
+"""Messages (OpenAI/TRL `role`/`content` or LLaVA `from`/`value`) become turns, each with the count of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lockadapt.data.problems import quote
+from lockadapt.data.readers.columns import RowRules, clean_text
+from lockadapt.data.readers.source import IMAGE_MARK
+from lockadapt.data.sample import ImageRef, Role, Turn
+from lockadapt.errors import DataError
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",
+    "gpt": "assistant",
+}
+
+
+def conversation(
+    messages: Any, images: tuple[ImageRef, ...], rules: RowRules, where: str
+) -> tuple[tuple[ImageRef, ...], tuple[Turn, ...]]:
+    """The images of a conversation, in the order in which they are shown, and its turns.
+
+    A place for an image is a part `{"type": "image"}` (which may hold the image itself under `image`, `path` or
+    `url`), or with `rules.marks` the text `<image>`. Places stand at either end of a user's text and are put
+    before it, as LLaVA trains. Messages without any place get all images before the first user turn, as TRL
+    does; not so with `rules.marks`. Empty system messages are dropped.
+
+    Args:
+        messages: the list of messages, unchecked.
+        images: those of the row, for the places in their order.
+
+    Raises:
+        DataError: unknown role, wrong order of turns, empty or unusable text, a place in the midst of a text or
+            outside user turns, more or fewer places than images.
+        SafetyError: an image that a message names lies outside the data root.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
+        raise DataError(
+            f"the messages are {quote(messages)}, not a list with turns in it",
+            where=where,
+            fix="write a list of messages, each with a role and its text",
+        )
+    said = [_said(item, f"message {number}", rules, where) for number, item in enumerate(messages, start=1)]
+    said = [turn for turn in said if turn.role != "system" or turn.text]
+    _check_order(said, where)
+    places = [place for turn in said for place in turn.places]
+    if images and not places and not rules.marks:
+        first = next(number for number, turn in enumerate(said) if turn.role == "user")
+        places = [None] * len(images)
+        said[first] = replace(said[first], places=tuple(places))
+    if places.count(None) != len(images):
+        mark = f"{IMAGE_MARK} markers" if rules.marks else "parts of type image without an image of their own"
+        raise DataError(
+            f"the row has {len(images)} image(s), but its messages hold {places.count(None)} {mark}",
+            where=where,
+            fix="make both numbers equal",
+        )
+    rest = iter(images)
+    shown = tuple(next(rest) if place is None else place for place in places)
+    return shown, tuple(_turn(turn, where) for turn in said)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One message: its places for images are None, or the image that the message itself names."""
+
+    role: Role
+    text: str
+    places: tuple[ImageRef | None, ...]
+
+
+def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
+    if not isinstance(item, Mapping):
+        raise DataError(
+            f"{name} is {quote(item)}, not an object with a role and a text",
+            where=where,
+            fix='write {"role": "user", "content": "..."}',
+        )
+    told = item.get("role", item.get("from"))
+    role = _ROLES.get(told) if isinstance(told, str) else None
+    if role is None:
+        raise DataError(
+            f"{name} has the unknown role {quote(told)}", where=where, fix="one of: " + ", ".join(_ROLES)
+        )
+    content = item.get("content", item.get("value"))
+    if isinstance(content, str):
+        text, places = _marked(content, name, where) if rules.marks else (content.strip(), ())
+    else:
+        text, places = _parts(content, name, rules, where)
+    if places and role != "user":
+        raise DataError(
+            f"{name} ({role}) holds an image", where=where, fix="only user messages may hold images"
+        )
+    return _Said(role, text, places)
+
+
+def _marked(text: str, name: str, where: str) -> tuple[str, tuple[None, ...]]:
+    """Text without the `<image>` markers at its ends, and a place for each."""
+    count = text.count(IMAGE_MARK)
+    text = text.strip()
+    while text.startswith(IMAGE_MARK):
+        text = text.removeprefix(IMAGE_MARK).lstrip()
+    while text.endswith(IMAGE_MARK):
+        text = text.removesuffix(IMAGE_MARK).rstrip()
+    if IMAGE_MARK in text:
+        raise _in_the_midst(name, IMAGE_MARK, where)
+    return text, (None,) * count
+
+
+def _parts(parts: Any, name: str, rules: RowRules, where: str) -> tuple[str, tuple[ImageRef | None, ...]]:
+    """Text and places of content that is a list of parts."""
+    if not isinstance(parts, Sequence) or isinstance(parts, bytes):
+        raise DataError(
+            f"the text of {name} is {quote(parts)}, neither text nor a list of parts",
+            where=where,
+            fix='write text, or parts like {"type": "text", "text": "..."}',
+        )
+    texts: list[str] = []
+    places: list[ImageRef | None] = []
+    order = ""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image":
+            # Arrow tables give every part every key, so null means that the part does not name an image.
+            own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
+            places.append(None if own is None else rules.pictures.ref(own, where))
+        elif kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise DataError(
+                f"{name} has the part {quote(part)}, which is neither text nor an image",
+                where=where,
+                fix='use parts like {"type": "text", "text": "..."} and {"type": "image"}',
+            )
+        order += kind[0]
+    if "i" in order.strip("i"):
+        raise _in_the_midst(name, "an image", where)
+    return "".join(texts).strip(), tuple(places)
+
+
+def _in_the_midst(name: str, what: str, where: str) -> DataError:
+    return DataError(
+        f"{name} has {what} in the midst of its text",
+        where=where,
+        fix="put images before the text: a turn shows all of its images first",
+    )
+
+
+def _check_order(said: Sequence[_Said], where: str) -> None:
+    """At most one system turn, first; then user and assistant by turns; an assistant turn last."""
+    wanted: Role = "user"
+    for number, turn in enumerate(said, start=1):
+        if turn.role == "system" and number == 1:
+            continue
+        if turn.role != wanted:
+            raise DataError(
+                f"turn {number} is from the {turn.role} where one from the {wanted} is due",
+                where=where,
+                fix="user and assistant speak by turns, the user first, after at most one system turn; "
+                "join neighbouring turns of one role",
+            )
+        wanted = "assistant" if wanted == "user" else "user"
+    if not said or said[-1].role != "assistant":
+        raise DataError(
+            "the conversation does not end with an assistant turn, so there is no answer to learn",
+            where=where,
+            fix="add the answer, or remove what follows the last one",
+        )
+
+
+def _turn(said: _Said, where: str) -> Turn:
+    if not said.text and said.places:
+        return Turn(said.role, "", len(said.places))
+    return Turn(said.role, clean_text(said.text, f"text of a {said.role} turn", where), len(said.places))

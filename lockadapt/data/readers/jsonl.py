@@ -1,0 +1,25 @@
+"""Reads `.jsonl` (one row a line) and `.json` that is one list; rows are objects or lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lockadapt.data.readers.columns import rules_for
+from lockadapt.data.readers.files import read_rows as rows_of
+from lockadapt.data.readers.pictures import Pictures
+from lockadapt.data.readers.rows import read_rows
+from lockadapt.data.readers.source import Source
+from lockadapt.data.sample import Sample
+
+
+def read(source: Source) -> Iterator[Sample]:
+    """The samples of the file; image names are relative to its folder.
+
+    Raises:
+        DataError, SafetyError: as `read_text`, and as `read_rows` for what the rows hold.
+        RecipeError: as `Source.check`.
+    """
+    path = Path(source.path)
+    pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
+    return read_rows(source, rows_of(path), rules_for(source, pictures))

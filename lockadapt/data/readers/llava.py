@@ -1,0 +1,28 @@
+"""Reads LLaVA / ShareGPT JSON: `conversations` of `from` and `value`, with `<image>` where an image is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lockadapt.data.readers.columns import rules_for
+from lockadapt.data.readers.files import read_rows as json_rows
+from lockadapt.data.readers.pictures import Pictures
+from lockadapt.data.readers.rows import read_rows
+from lockadapt.data.readers.source import Source
+from lockadapt.data.sample import Sample
+
+
+def read(source: Source) -> Iterator[Sample]:
+    """The samples of a `.json` list or a `.jsonl` file; rows without `image` are text only.
+
+    The count of `<image>` markers must be that of the images; markers stand at either end of a user's text.
+
+    Raises:
+        DataError, SafetyError: as `read_text`, and as `read_rows` for what the rows hold.
+        RecipeError: as `Source.check`.
+    """
+    path = Path(source.path)
+    pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
+    rules = rules_for(source, pictures, marks=True, messages="conversations")
+    return read_rows(source, json_rows(path), rules)

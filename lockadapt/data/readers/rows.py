@@ -1,0 +1,219 @@
+"""One row (an object or a list) becomes samples; every format that holds rows goes through here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from lockadapt.data.problems import ROW_ERRORS, Problems, quote
+from lockadapt.data.readers.columns import (
+    Absent,
+    RowRules,
+    answer_text,
+    answer_type_of,
+    cell,
+    clean_text,
+    missing_column,
+    text_list,
+)
+from lockadapt.data.readers.conversation import conversation
+from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
+from lockadapt.data.sample import ImageRef, Sample, question_answer
+from lockadapt.errors import DataError, LockadaptError, RecipeError
+
+
+def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) -> Iterator[Sample]:
+    """The samples of rows, each row given with its place; a row that is an error is a problem like any other.
+
+    Raises:
+        DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at all.
+    """
+    problems, empty = Problems(str(source.path)), True
+    for where, row in islice(rows, source.limit):
+        empty = False
+        try:
+            if isinstance(row, LockadaptError):
+                raise row
+            yield from row_to_samples(row, rules, where)
+        except ROW_ERRORS as error:
+            problems.add(error)
+    problems.raise_any()
+    if empty:
+        raise nothing_left(source)
+
+
+def nothing_left(source: Source) -> DataError:
+    """The error for a source without a row."""
+    return DataError("there is no row in it", where=str(source.path), fix="add rows, or name another file")
+
+
+def row_to_samples(row: Any, rules: RowRules, where: str) -> list[Sample]:
+    """The samples of one row: one, or one a caption with `rules.expand`.
+
+    By kind, a row holds `question` and `answer` or `answers` (vqa), `caption` or `captions` (caption), and an
+    `image` or `images`; or for any kind TRL's `messages`, or `prompt` and `completion`. Images of a dialogue may
+    be absent.
+
+    Args:
+        row: a mapping or a list, unchecked.
+        where: its place, for messages and `Sample.where`.
+
+    Raises:
+        DataError: a column is missing, or a value is empty or of a wrong type.
+        SafetyError: an image name that leaves the data root.
+        RecipeError: a prompt for rows that hold their own.
+    """
+    if not isinstance(row, (Mapping, list, tuple)):
+        raise DataError(
+            f"the row is {quote(row)}, neither an object nor a list",
+            where=where,
+            fix="write each row as an object with named values, or as a list with `columns` giving positions",
+        )
+    if "messages" in rules.columns:
+        return [_message_row(row, rules, where)]
+    if rules.kind == "vqa" and _has(row, rules, "question"):
+        return [_question_row(row, rules, where)]
+    if rules.kind == "caption" and _has(row, rules, "caption", "captions"):
+        return _caption_row(row, rules, where)
+    if _has(row, rules, "messages", "prompt", "completion"):
+        return [_message_row(row, rules, where)]
+    own = {"vqa": "question", "caption": "caption", "dialogue": "messages"}[rules.kind]
+    raise missing_column(row, str(rules.columns.get(own, own)), own, where)
+
+
+def caption_samples(
+    captions: Sequence[tuple[str, str]], images: tuple[ImageRef, ...], rules: RowRules, sample_id: str | None
+) -> list[Sample]:
+    """The samples of images with several captions, each with its place: one a caption with `rules.expand`."""
+    references = tuple(text for _, text in captions)
+    prompt = rules.prompt or CAPTION_PROMPT
+    return [
+        question_answer(prompt, text, images, where, references=references, sample_id=sample_id)
+        for where, text in (captions if rules.expand else captions[:1])
+    ]
+
+
+def main_answer(answers: tuple[str, ...]) -> str:
+    """The most frequent of several answers, the first of equals."""
+    return Counter(answers).most_common(1)[0][0]
+
+
+def framed(question: str, prompt: str | None) -> str:
+    """A question in its frame."""
+    return prompt.replace(QUESTION_MARK, question) if prompt else question
+
+
+def _message_row(row: Any, rules: RowRules, where: str) -> Sample:
+    if rules.prompt is not None:
+        raise RecipeError(
+            "the rows hold their own prompts, so a prompt has no place",
+            where="prompt",
+            fix="remove `prompt`, or map the columns that it is meant for",
+        )
+    if _has(row, rules, "messages"):
+        messages = cell(row, "messages", rules, where)
+    else:
+        messages = [
+            *_as_messages(row, "prompt", "user", rules, where),
+            *_as_messages(row, "completion", "assistant", rules, where),
+        ]
+    images, turns = conversation(messages, _images(row, rules, where, required=False), rules, where)
+    answer = turns[-1].text
+    return Sample(
+        images=images,
+        turns=turns,
+        where=where,
+        references=(answer,),
+        answer_type=_answer_type(row, rules, where, answer),
+        sample_id=_sample_id(row, rules, where),
+    )
+
+
+def _question_row(row: Any, rules: RowRules, where: str) -> Sample:
+    question = clean_text(_required(row, "question", rules, where), "question", where)
+    answer, references = _accepted(row, "answer", rules, where)
+    return question_answer(
+        framed(question, rules.prompt),
+        answer,
+        _images(row, rules, where),
+        where,
+        references=references,
+        answer_type=_answer_type(row, rules, where, answer),
+        sample_id=_sample_id(row, rules, where),
+    )
+
+
+def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
+    caption, references = _accepted(row, "caption", rules, where)
+    images, sample_id = _images(row, rules, where), _sample_id(row, rules, where)
+    if _has(row, rules, "caption"):
+        prompt = rules.prompt or CAPTION_PROMPT
+        return [question_answer(prompt, caption, images, where, references=references, sample_id=sample_id)]
+    return caption_samples([(where, text) for text in references], images, rules, sample_id)
+
+
+def _accepted(row: Any, field: str, rules: RowRules, where: str) -> tuple[str, tuple[str, ...]]:
+    """The text to learn and all accepted ones, from the columns `field` and `field`s, of which one is enough."""
+    one, several = (cell(row, name, rules, where) for name in (field, field + "s"))
+    check = answer_text if field == "answer" else clean_text
+    if one is Absent and several is Absent:
+        raise missing_column(row, field, field, where)
+    if several is Absent or several is None:
+        text = check(one, field, where)
+        return text, (text,)
+    references = text_list(several, field, where, check)
+    return main_answer(references) if one is Absent else check(one, field, where), references
+
+
+def _images(row: Any, rules: RowRules, where: str, required: bool = True) -> tuple[ImageRef, ...]:
+    for field in ("images", "image"):
+        value = cell(row, field, rules, where, optional=not required)
+        if value is not Absent:
+            images = rules.pictures.refs(value, where)
+            if images or not required:
+                return images
+            raise DataError("the row has no image", where=where, fix="name its image, or remove the row")
+    if required:
+        raise missing_column(row, "image", "image", where)
+    return ()
+
+
+def _answer_type(row: Any, rules: RowRules, where: str, answer: str) -> str | None:
+    if rules.kind != "vqa":
+        return None
+    value = cell(row, "answer_type", rules, where)
+    if value is Absent or value is None:
+        return answer_type_of(answer)
+    return clean_text(value, "answer_type", where)
+
+
+def _sample_id(row: Any, rules: RowRules, where: str) -> str | None:
+    value = cell(row, "id", rules, where)
+    return None if value is Absent or value is None else str(value)
+
+
+def _as_messages(row: Any, field: str, role: str, rules: RowRules, where: str) -> list[Any]:
+    value = _required(row, field, rules, where)
+    if isinstance(value, str):
+        return [{"role": role, "content": clean_text(value, field, where)}]
+    if isinstance(value, list) and value:
+        return value
+    raise DataError(
+        f"the {field} is {quote(value)}, neither text nor a list of messages",
+        where=where,
+        fix="write text, or a list of messages, each with a role and its text",
+    )
+
+
+def _required(row: Any, field: str, rules: RowRules, where: str) -> Any:
+    value = cell(row, field, rules, where)
+    if value is Absent:
+        raise missing_column(row, field, field, where)
+    return value
+
+
+def _has(row: Any, rules: RowRules, *fields: str) -> bool:
+    """Whether one of these fields is mapped, or the row has a column of its name."""
+    return any(field in rules.columns or (isinstance(row, Mapping) and field in row) for field in fields)

@@ -1,0 +1,118 @@
+"""What a reader is told: which files, which columns, what to ask; plain values, so that no recipe object gets here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from lockadapt.data.paths import DataRoot
+from lockadapt.errors import DataError, RecipeError
+
+Kind = Literal["caption", "vqa", "dialogue"]
+
+FIELDS = (
+    *("image", "images", "question", "answer", "answers", "caption", "captions"),
+    *("messages", "prompt", "completion", "answer_type", "id"),
+)
+"""The sample fields that `columns` may map."""
+
+CAPTION_PROMPT = "Describe the image."
+QUESTION_MARK = "{question}"
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of rows and the images that they name; the fields mean what they mean in a recipe.
+
+    `path` and `annotations` are files or folders (`path` of the datasets reader: also a Hub id), `images` the
+    folder that image names are relative to (default: the folder of `path`). `columns` maps sample fields
+    (`FIELDS`) to column names, or to positions in rows that are lists. `limit` counts rows: lines, questions,
+    or the images of COCO. With `expand`, an image with several captions becomes one sample each, as training
+    wants it; without, one sample, as scoring wants it. Either way `references` holds all of them.
+    """
+
+    path: str | Path
+    kind: Kind
+    images: str | Path | None = None
+    annotations: str | Path | None = None
+    split: str | None = None
+    columns: Mapping[str, str | int] = field(default_factory=dict)
+    image_name: str | None = None
+    limit: int | None = None
+    prompt: str | None = None
+    expand: bool = True
+
+    def check(self) -> None:
+        """Check what can be wrong before any row is read.
+
+        Raises:
+            RecipeError: an unknown sample field, a negative position, or a prompt that cannot be used.
+        """
+        for name, column in self.columns.items():
+            if name not in FIELDS:
+                raise RecipeError(
+                    f"there is no sample field {name!r}",
+                    where=f"columns.{name}",
+                    fix=did_you_mean(name, FIELDS),
+                )
+            if isinstance(column, int) and column < 0:
+                raise RecipeError("positions count from 0", where=f"columns.{name}", fix="write 0 or more")
+        if self.prompt is None:
+            return
+        if self.kind == "dialogue":
+            raise RecipeError(
+                "a dialogue has its own questions, a prompt has no place in it",
+                where="prompt",
+                fix="remove `prompt`, or choose the kind caption or vqa",
+            )
+        if self.kind == "vqa" and QUESTION_MARK not in self.prompt:
+            raise RecipeError(
+                f"the prompt of a vqa objective must hold {QUESTION_MARK}",
+                where="prompt",
+                fix=f"for example `prompt: '{QUESTION_MARK} Answer with one word.'`",
+            )
+        if not self.prompt.strip() or IMAGE_MARK in self.prompt:
+            raise RecipeError(
+                f"the prompt is empty or holds {IMAGE_MARK}",
+                where="prompt",
+                fix="write text only; images are put before it",
+            )
+
+    def check_fixed(self, format: str, kind: Kind) -> None:
+        """Check that a format which holds one kind of samples, in columns of its own, is asked for no other.
+
+        Raises:
+            RecipeError: it is.
+        """
+        if self.kind != kind:
+            raise RecipeError(
+                f"the format {format} holds rows of the kind {kind}, not {self.kind}",
+                where="format",
+                fix=f"give the objective `kind: {kind}`, or choose another format",
+            )
+        if self.columns:
+            raise RecipeError(
+                f"the format {format} has its own columns", where="columns", fix="remove `columns`"
+            )
+
+    def image_root(self, default: Path) -> DataRoot:
+        """The folder that image names are relative to: `images` if given, else `default`.
+
+        Raises:
+            DataError: `images` is no folder.
+        """
+        folder = Path(self.images) if self.images is not None else default
+        if self.images is not None and not folder.is_dir():
+            raise DataError("there is no such folder of images", where=str(folder), fix="mend `images`")
+        return DataRoot(folder)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A fix for a misspelt name: the nearest known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else "one of: " + ", ".join(sorted(known))

@@ -1,0 +1,94 @@
+"""Decodes every image of a data set once before training, so that no bad one is met in the middle of an epoch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from lockadapt.data.images import open_image
+from lockadapt.data.problems import MOST_PROBLEMS, ROW_ERRORS, merged
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.errors import DataError, SafetyError
+
+_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be used: its key, the first row that names it, and why."""
+
+    key: str
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """The samples whose images are all good, in their order, and the images that are not."""
+
+    good: list[Sample]
+    bad: list[BadImage]
+
+
+def scan_images(
+    samples: Sequence[Sample],
+    max_pixels: int,
+    on_bad: Literal["error", "skip"],
+    max_bad_fraction: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> ScanReport:
+    """Open every distinct image once, on several threads, and keep none of the pixels.
+
+    Args:
+        samples: of one data set; text-only samples are always good.
+        max_pixels: as `open_image`.
+        on_bad: "error" stops at bad images; "skip" drops the samples that show them.
+        max_bad_fraction: with "skip", the largest share of the distinct images that may be bad.
+        progress: called on this thread with the images done and their number.
+
+    Raises:
+        DataError: with "error", a bad image (up to 20 at once, each with its first row); with "skip", too
+            many, or no sample is left.
+        SafetyError: instead, with "error", if one of them is refused for its size.
+    """
+    rows: dict[str, tuple[ImageRef, str]] = {}
+    for sample in samples:
+        for ref in sample.images:
+            rows.setdefault(ref.key, (ref, sample.where))
+    errors: dict[str, DataError | SafetyError] = {}
+    wanted, done = list(rows.values()), 0
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(wanted), _AT_ONCE):
+            batch = wanted[start : start + _AT_ONCE]
+            for (ref, _), error in zip(
+                batch, pool.map(lambda row: _error(*row, max_pixels), batch), strict=True
+            ):
+                done += 1
+                if error is not None:
+                    errors[ref.key] = error
+                if progress is not None:
+                    progress(done, len(wanted))
+            if on_bad == "error" and len(errors) >= MOST_PROBLEMS:
+                break
+    if on_bad == "error" and errors:
+        raise merged(list(errors.values())[:MOST_PROBLEMS], f"{len(wanted)} images", "images")
+    bad = [BadImage(key, rows[key][1], error.message) for key, error in errors.items()]
+    good = [sample for sample in samples if not any(ref.key in errors for ref in sample.images)]
+    if bad and (len(bad) / len(wanted) > max_bad_fraction or not good):
+        lines = [f"{image.where}: {image.reason}" for image in bad[:MOST_PROBLEMS]]
+        raise DataError(
+            "\n  ".join([f"{len(bad)} of {len(wanted)} images cannot be used:", *lines]),
+            fix=f"mend them, or raise `data.max_bad_fraction` (now {max_bad_fraction:g})",
+        )
+    return ScanReport(good, bad)
+
+
+def _error(ref: ImageRef, where: str, max_pixels: int) -> DataError | SafetyError | None:
+    try:
+        open_image(ref, max_pixels, where)
+    except ROW_ERRORS as error:
+        return error  # type: ignore[return-value]
+    return None

@@ -1,0 +1,181 @@
+"""Scores a run or a stock folder on the test rows of a recipe, every objective by its own metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lockadapt.data.encode import Encoder
+from lockadapt.data.pixels import FeatureInputs, PixelInputs, mean_image
+from lockadapt.data.sample import Sample
+from lockadapt.data.scan import scan_images
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.evaluation.predict import Predictor
+from lockadapt.files import write_json, write_text
+from lockadapt.models.load import load_model
+from lockadapt.models.sources import pick_dtype
+from lockadapt.objectives import Objective
+from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import run_folder
+from lockadapt.training.card import write_card
+from lockadapt.training.from_recipe import objectives_of, samples_of
+from lockadapt.training.progress import Reporter
+from lockadapt.training.rows import context_length, image_side, tower_outputs
+
+SIDECAR, SCORES = "lockadapt.json", "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is evaluated: a model in eval mode, and the recipe that it was trained with, if that is known."""
+
+    model: Any
+    processor: Any
+    recipe: Recipe | None
+    run: Path | None
+    mean: Image.Image | None
+
+
+def open_target(folder: Path) -> Target:
+    """Opens a run folder, or a stock LLaVA or FastVLM folder."""
+    if run_folder.is_run(folder):
+        run = run_folder.load_run(folder)
+        mean = folder / run_folder.MEAN_IMAGE_FILE
+        return Target(
+            run.model, run.processor, run.recipe, folder, Image.open(mean).copy() if mean.is_file() else None
+        )
+    if (folder / run_folder.RECIPE).is_file():
+        raise RecipeError(
+            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
+        )
+    model, processor = load_model(folder, pick_dtype("auto"))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    sidecar = folder / SIDECAR
+    recipe = None
+    if sidecar.is_file():
+        recipe = Recipe.model_validate(json.loads(sidecar.read_text(encoding="utf-8"))["recipe"])
+    return Target(model, processor, recipe, None, None)
+
+
+def evaluate_folder(
+    folder: Path,
+    recipe_file: Path | None,
+    overrides: Sequence[str],
+    blind: bool,
+    predictions: Path | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Scores by objective; a run's are kept in its `evaluation.json` and model card as well.
+
+    Raises:
+        RecipeError: a stock folder that says nothing of its recipe, and none is given.
+        DataError: no objective has test rows.
+    """
+    target = open_target(folder)
+    recipe = _recipe(target, recipe_file, overrides)
+    # A model that never saw an image is judged as it was trained.
+    blind = blind or recipe.blind
+    scores, rows = evaluate(target, recipe, blind, reporter)
+    if predictions is not None:
+        write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    if target.run is not None and recipe_file is None:
+        kept = target.run / SCORES
+        before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        before["blind" if blind else "seeing"] = scores
+        write_json(kept, before)
+        write_card(target.run)
+    return scores
+
+
+def evaluate(
+    target: Target, recipe: Recipe, blind: bool, reporter: Reporter
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores by objective, and every prediction as a row (objective, where, question, answer, truth, images)."""
+    scores: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    found = samples_of(recipe, "test")
+    if not found:
+        raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
+    objectives = objectives_of(recipe)
+    for name, samples in found.items():
+        samples = samples[: recipe.evaluation.samples]
+        scan = scan_images(
+            samples, recipe.data.max_pixels, recipe.data.on_bad_image, recipe.data.max_bad_fraction
+        )
+        samples = scan.good
+        predictor = _predictor(target, recipe, samples, blind, reporter)
+        answers = predict(
+            predictor, objectives[name], samples, recipe.evaluation.method, reporter.counted(f"{name} test")
+        )
+        scores[name] = objectives[name].score(samples, answers)
+        rows += [
+            {
+                "objective": name,
+                "where": sample.where,
+                "images": [image.key for image in sample.images],
+                "question": next(turn.text for turn in reversed(sample.turns) if turn.role == "user"),
+                "answer": answer,
+                "truth": sample.answer,
+            }
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+    return scores, rows
+
+
+def predict(
+    predictor: Predictor, objective: Objective, samples: Sequence[Sample], method: str, progress: Any = None
+) -> list[str]:
+    """Answers by ranking the objective's closed list, or by greedy generation.
+
+    Raises:
+        RecipeError: ranking is asked for without a list.
+    """
+    if method == "rank" and objective.answers is None:
+        raise RecipeError(
+            "ranking needs a closed list of answers",
+            where="evaluation.method",
+            fix="give objectives.….answers",
+        )
+    if objective.answers is not None and method != "generate":
+        return predictor.rank(samples, objective.answers, progress)
+    return predictor.generate(samples, objective.max_new_tokens, progress)
+
+
+def _predictor(
+    target: Target, recipe: Recipe, samples: Sequence[Sample], blind: bool, reporter: Reporter
+) -> Predictor:
+    encoder = Encoder(target.processor, recipe.data.max_length or context_length(target.model))
+    images = {image.key: image for sample in samples for image in sample.images}
+    mean = None
+    if blind and images:
+        side = image_side(target.processor)
+        mean = target.mean or mean_image(images.values(), recipe.data.max_pixels, side)
+    pixels = PixelInputs(target.processor.image_processor, recipe.data.max_pixels, mean)
+    inputs: Any = pixels
+    uses = sum(len(sample.images) for sample in samples)
+    if recipe.data.features != "none" and (blind or uses > len(images)):
+        from lockadapt.models.parts import stock
+
+        inputs = FeatureInputs(pixels, lambda values: tower_outputs(stock(target.model), values))  # type: ignore[arg-type]
+        inputs.fill(images.values(), reporter.counted("running the frozen tower"))
+    return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size)
+
+
+def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str]) -> Recipe:
+    if recipe_file is not None:
+        return load_recipe(recipe_file, overrides).recipe
+    if target.recipe is None:
+        raise RecipeError(
+            "the folder does not say which recipe it was trained with",
+            where="--recipe",
+            fix="add --recipe FILE",
+        )
+    return load_recipe(None, overrides, target.recipe.model_dump(mode="json")).recipe

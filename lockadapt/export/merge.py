@@ -1,0 +1,78 @@
+"""Folds LoRA and projector into the stock base, one rounding, and proves the folder before it says done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lockadapt.evaluation.evaluate import SCORES, SIDECAR
+from lockadapt.export.proof import prove_merge, reference_answers
+from lockadapt.files import new_folder, sha256_of, write_json
+from lockadapt.models.parts import stock
+from lockadapt.models.quantize import dequantize
+from lockadapt.models.quiet import quiet
+from lockadapt.training import run_folder
+from lockadapt.training.card import card_text
+from lockadapt.training.progress import Reporter
+
+
+def merge_run(run: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes one stock folder and proves it equal to the trained model.
+
+    A quantized base is dequantized first: what was trained is the sum of *that* matrix and the adapter (measured:
+    adding the adapter to the original 16-bit weights, or quantizing again, gives another model).
+
+    Args:
+        run: a finished run folder.
+        output: a new folder; it appears only when every check has passed.
+
+    Returns:
+        `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`.
+
+    Raises:
+        VerificationError: the reloaded folder differs from the trained model; nothing is left at `output`.
+    """
+    loaded = run_folder.load_run(run)
+    model, processor = loaded.model.cpu(), loaded.processor
+    quantized = loaded.facts["quantization"] != "none"
+    dtype = getattr(torch, loaded.facts["dtype"])
+    if quantized:
+        # In float32, so that the sum below is rounded once.
+        model = dequantize(model, torch.float32)
+    samples = run_folder.read_probe(run)
+    reference = reference_answers(model, processor, samples)
+    reporter.note("merging")
+    merged = _folded(model).to(dtype)
+    with new_folder(output, what="merging") as folder:
+        with quiet():
+            merged.save_pretrained(folder)  # type: ignore[operator]
+            processor.save_pretrained(folder)
+        write_json(folder / SIDECAR, _provenance(loaded, folder))
+        reporter.note("proving in a fresh process")
+        proof = prove_merge(folder, reference, dtype)
+        (folder / "README.md").write_text(card_text(run, merged=proof), encoding="utf-8")
+    return {"output": str(output), **proof}
+
+
+@torch.no_grad()
+def _folded(model: nn.Module) -> nn.Module:
+    """The stock model with every adapter added to its layer in float32 and rounded once."""
+    if not hasattr(model, "merge_and_unload"):
+        return stock(model)
+    return model.float().merge_and_unload(safe_merge=False)  # type: ignore[operator]
+
+
+def _provenance(run: run_folder.Run, folder: Path) -> dict[str, Any]:
+    scores = run.folder / SCORES
+    return {
+        "run": run.folder.name,
+        "recipe": run.recipe.model_dump(mode="json"),
+        "base_fingerprint": run.facts.get("base_fingerprint"),
+        "versions": run.facts["versions"],
+        "evaluation": json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
+        "files": {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))},
+    }

@@ -1,0 +1,137 @@
+"""Writing so that nothing is ever half there: a temporary sibling, synced, then renamed, with ordinary permissions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lockadapt.errors import DiskError, RecipeError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically.
+
+    Raises:
+        DiskError: the disk is full, or the place cannot be written.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
+    """A temporary sibling to fill; becomes `path` only if the block ends well, and is removed if it does not.
+
+    Raises:
+        RecipeError: `path` exists and is not an empty folder.
+        DiskError: the disk is full, or the place cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RecipeError(
+            f"{what} would overwrite {target}, which is not empty", where="--output", fix="name a new folder"
+        )
+    with _disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            yield temporary
+            ordinary_permissions(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    sync(file)
+            if target.exists():
+                target.rmdir()
+            os.replace(temporary, target)
+            sync(target.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def ordinary_permissions(folder: Path) -> None:
+    """Gives files and folders what the umask allows: safetensors and temporary folders are private otherwise."""
+    umask = _umask()
+    os.chmod(folder, 0o777 & ~umask)
+    for path in folder.rglob("*"):
+        os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _slow_digest(file)
+        )
+
+
+def _slow_digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(
+                "the disk is full", where=str(path), fix="free space, or choose another --output"
+            ) from error
+        if error.errno in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.EIO,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+        ):
+            raise DiskError(
+                f"cannot be written: {error.strerror}", where=str(path), fix="choose another place"
+            ) from error
+        raise

@@ -1,0 +1,292 @@
+"""Put a frozen LLM and a frozen vision tower into a stock class, save it, and prove that both are still themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LlavaProcessor, PreTrainedModel
+
+from lockadapt.errors import AssemblyError
+from lockadapt.files import new_folder
+from lockadapt.models.calibrate import calibrate_projector, embedding_rms
+from lockadapt.models.chat_template import TemplateKind, chat_template
+from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
+from lockadapt.models.fusions import (
+    BODIES,
+    Projector,
+    get_fusion,
+    processor_arguments,
+    projector_input,
+    stock_config,
+)
+from lockadapt.models.llms import LlmFacts, load_llm, probe_ids, probe_llm
+from lockadapt.models.load import load_model
+from lockadapt.models.preprocessing import pixels, square_processor
+from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import pick_dtype, some
+from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
+
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class AssemblyReport:
+    """What was put together, and how it was proved. `rows` are vocabulary rows before and after padding."""
+
+    model_class: str
+    llm: str
+    tower: str
+    fusion: str
+    dtype: str
+    llm_facts: LlmFacts
+    tower_facts: TowerFacts
+    rows: tuple[int, int]
+    image_token_id: int
+    template: TemplateKind
+    calibrated_on: int
+    unused_keys: tuple[str, ...]
+    proof: ProofReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A stock model in evaluation mode on the CPU, its processor, and the folder that both were reloaded from."""
+
+    model: Any
+    processor: Any
+    folder: Path | None
+    report: AssemblyReport
+
+
+def assemble(
+    llm: str | Path,
+    tower: str | Path,
+    output: str | Path | None,
+    *,
+    fusion: str = "mlp",
+    image_size: int | None = None,
+    feature_layer: int = -2,
+    dtype: str | torch.dtype = "auto",
+    calibration_images: Iterable[Image.Image] | None = None,
+    seed: int = 0,
+    prove: bool = True,
+) -> Assembled:
+    """Bridge a causal LM and a vision model in a stock class, chosen by what the tower returns.
+
+    Args:
+        llm: folder or Hub id of a causal language model.
+        tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
+        output: folder for the stock model, which must not exist or be empty; written whole or not at all. `None`
+            keeps nothing on disk.
+        fusion: `mlp` (two layers) or `linear`.
+        image_size: side of the square that images are resized to; default: what the tower's own preprocessing
+            ends with. The whole image is resized, nothing is cropped.
+        feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
+        dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
+        calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for none.
+        seed: of the projector's initial weights.
+        prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one, and
+            logits and features are compared.
+
+    Raises:
+        RecipeError: `output` is not empty, or there is no such fusion.
+        EnvironmentProblem: a source does not exist or cannot be read.
+        AssemblyError: the stock class cannot hold this LLM or this tower; the message names why.
+        VerificationError: a proof failed. Nothing is left at `output`.
+    """
+    chosen, projector = pick_dtype(dtype), get_fusion(fusion)
+    with _workplace(output) as folder:
+        build = _build(
+            llm, tower, folder, projector, image_size, feature_layer, chosen, calibration_images, seed
+        )
+        proof = prove_fresh(folder, build.expected, chosen) if prove else None
+        model, processor = load_model(folder, chosen)
+        here = _prove_here(model, build.expected, chosen)
+    report = AssemblyReport(
+        model_class=type(model).__name__,
+        llm=str(llm),
+        tower=str(tower),
+        fusion=projector.name,
+        dtype=str(chosen).removeprefix("torch."),
+        llm_facts=build.llm_facts,
+        tower_facts=build.tower_facts,
+        rows=(build.llm_facts.rows, model.get_input_embeddings().weight.shape[0]),
+        image_token_id=model.config.image_token_id,
+        template=build.template,
+        calibrated_on=build.calibrated_on,
+        unused_keys=build.unused_keys,
+        proof=proof or here,
+    )
+    return Assembled(model, processor, None if output is None else Path(output), report)
+
+
+@dataclass(frozen=True)
+class _Built:
+    expected: Expectation
+    llm_facts: LlmFacts
+    tower_facts: TowerFacts
+    template: TemplateKind
+    calibrated_on: int
+    unused_keys: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def _workplace(output: str | Path | None) -> Iterator[Path]:
+    if output is not None:
+        with new_folder(output, what="assembling") as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+            yield Path(scratch)
+
+
+def _build(
+    llm: str | Path,
+    tower: str | Path,
+    folder: Path,
+    projector: Projector,
+    image_size: int | None,
+    feature_layer: int,
+    dtype: torch.dtype,
+    images: Iterable[Image.Image] | None,
+    seed: int,
+) -> _Built:
+    """Load, probe, build, calibrate and save. Only one copy of the weights lives, and none after it."""
+    text = load_llm(llm, dtype)
+    llm_facts = probe_llm(text.model, seed)
+    tokenizer = load_tokenizer(text.source, text.model)
+    vision = load_tower(tower, dtype)
+    image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
+    tower_facts = probe_tower(vision, image_processor, feature_layer)
+    image_id = image_token_id(tokenizer)
+    expected = _expect(
+        text.model, vision.model, llm_facts, tower_facts, probe_pixels(image_processor), image_id
+    )
+    widen_vocabulary(text.model, tokenizer)
+    model = _join(text.model, vision.model, llm_facts, tower_facts, image_id, projector, seed)
+    template, kind = chat_template(tokenizer)
+    tokenizer.chat_template = None
+    processor = LlavaProcessor(
+        image_processor, tokenizer, chat_template=template, **processor_arguments(tower_facts)
+    )
+    _set_generation(model, text.model, tokenizer)
+    calibrated = _calibrate(model, image_processor, images) if images is not None else 0
+    with quiet():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    unused = (*text.unexpected, *vision.unexpected)
+    return _Built(expected, llm_facts, tower_facts, kind, calibrated, unused)
+
+
+@torch.no_grad()
+def _expect(
+    llm: PreTrainedModel,
+    tower: PreTrainedModel,
+    text: LlmFacts,
+    vision: TowerFacts,
+    values: Tensor,
+    image_id: int,
+) -> Expectation:
+    """What the sources compute by themselves, before anything is joined."""
+    ids = probe_ids(text.rows, 1, text.context, avoid=image_id)
+    output = tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)
+    if vision.kind == "feature-map":
+        features = output.last_hidden_state.flatten(2).transpose(1, 2)
+    else:
+        features = output.hidden_states[vision.feature_layer][:, min(vision.extra_tokens, 1) :]
+    return Expectation(
+        token_ids=ids,
+        logits=llm(input_ids=ids, use_cache=False).logits.clone(),
+        pixel_values=values,
+        features=features.clone(),
+        tower_class=_full_name(tower),
+        llm_class=_full_name(llm.base_model),
+    )
+
+
+def _join(
+    llm: PreTrainedModel,
+    tower: PreTrainedModel,
+    text: LlmFacts,
+    vision: TowerFacts,
+    image_id: int,
+    fusion_used: Projector,
+    seed: int,
+) -> Any:
+    """The stock model around the very modules of the sources: built without weights, then given theirs."""
+    llm.config.tie_word_embeddings = text.keeps_tie
+    config = stock_config(vision, llm.config, tower.config, image_id, fusion_used.activation)
+    with torch.device("meta"), quiet():
+        model: Any = BODIES[vision.kind].model_class(config)
+    _same_structure("LLM", model.model.language_model, llm.base_model)
+    _same_structure("tower", model.model.vision_tower, tower)
+    model.model.language_model, model.model.vision_tower = llm.base_model, tower
+    projector = model.model.multi_modal_projector.to_empty(device="cpu").to(llm.dtype)
+    fusion_used.initialise(projector, torch.Generator().manual_seed(seed))
+    weight = llm.get_output_embeddings().weight
+    model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    table = llm.get_input_embeddings().weight
+    copied = text.tied and not text.keeps_tie
+    model.lm_head.weight = (
+        table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
+    )
+    for part in (model.config, llm.config, tower.config):
+        part.dtype = llm.dtype
+        part.name_or_path = ""  # a path on this machine, and nobody else's business
+    return model.eval()
+
+
+def _same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
+    """The stock class builds this part from its config alone; that must give the class and weights of the source."""
+    theirs, ours = stock_part.state_dict(), source.state_dict()
+    different = {name for name in theirs.keys() | ours.keys() if name not in theirs or name not in ours}
+    different |= {name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape}
+    if type(stock_part) is not type(source) or different:
+        detail = f" (different: {some(different)})" if different else ""
+        raise AssemblyError(
+            f"the stock class would rebuild the {what} as {type(stock_part).__name__}, not {type(source).__name__}{detail}",
+            fix=f"choose another {what}",
+        )
+
+
+def _set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
+    if llm.generation_config is not None:
+        model.generation_config = llm.generation_config
+    settings = model.generation_config
+    for name in ("bos", "eos", "pad"):
+        if getattr(settings, f"{name}_token_id") is None:
+            setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
+
+
+def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) -> int:
+    def features() -> Iterator[Tensor]:
+        source = iter(images)
+        while batch := list(islice(source, CALIBRATION_BATCH)):
+            yield projector_input(model, pixels(image_processor, batch).to(model.dtype))
+
+    return calibrate_projector(model, features(), embedding_rms(model))
+
+
+@torch.no_grad()
+def _prove_here(model: Any, expected: Expectation, dtype: torch.dtype) -> ProofReport:
+    logits = model(input_ids=expected.token_ids).logits
+    features = projector_input(model, expected.pixel_values.to(dtype))
+    return compare(expected, logits, features, dtype, fresh_process=False)
+
+
+def _full_name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

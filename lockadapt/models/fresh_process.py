@@ -1,0 +1,132 @@
+"""Run a stock folder in a process of its own, with torch, Transformers, safetensors and Pillow only. A script, run by path.
+
+    python fresh_process.py REQUEST.json
+
+The request:
+    folder        the stock folder
+    dtype         "float32" … (of the weights); device: "cpu", "cuda"
+    tensors       safetensors file with inputs named `case.argument`, e.g. `text.input_ids`, `text.attention_mask`,
+                  `image.pixel_values`; or null
+    conversations list of {"messages": chat messages with {"type": "image"} parts, "images": [paths]}; may be empty
+    max_new_tokens for the conversations, greedy
+    output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens, vocabulary), for every
+                  case with pixel_values alone `case.features` (images, tokens, channels), what the projector is fed
+    answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys, texts,
+                  prompt_ids (a list of token ids for each conversation), image_token_id, versions, lockadapt (whether
+                  anything imported it)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+# A script's folder comes first on the import path; its neighbours must not be mistaken for libraries.
+sys.path[:] = [
+    entry for entry in sys.path if entry and Path(entry).resolve() != Path(__file__).resolve().parent
+]
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from PIL import Image  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+
+def main() -> None:
+    """Answer the request whose path is the only argument."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    arguments = {"local_files_only": True, "trust_remote_code": False}
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        request["folder"],
+        dtype=getattr(torch, request["dtype"]),
+        use_safetensors=True,
+        output_loading_info=True,
+        **arguments,
+    )
+    model = model.eval().to(request["device"])
+    processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
+    outputs = run_cases(model, load_file(request["tensors"])) if request.get("tensors") else {}
+    save_file(outputs, request["output"])
+    texts, prompts = [], []
+    for conversation in request.get("conversations") or []:
+        text, prompt = converse(model, processor, conversation, request["max_new_tokens"])
+        texts.append(text)
+        prompts.append(prompt)
+    answer = {
+        "model_class": full_name(model),
+        "tower_class": full_name(model.model.vision_tower),
+        "llm_class": full_name(model.model.language_model),
+        "missing_keys": sorted(info["missing_keys"]),
+        "unexpected_keys": sorted(info["unexpected_keys"]),
+        "texts": texts,
+        "prompt_ids": prompts,
+        "image_token_id": model.config.image_token_id,
+        "processor_image_token_id": processor.image_token_id,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "lockadapt": any(name.split(".")[0] == "lockadapt" for name in sys.modules),
+    }
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Logits of every case with input_ids, projector inputs of every case with pixel_values alone, on the CPU."""
+    cases: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        case, argument = name.rsplit(".", 1)
+        tensor = tensor.to(model.device)
+        cases.setdefault(case, {})[argument] = (
+            tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+        )
+    outputs = {}
+    with torch.no_grad():
+        for case, inputs in cases.items():
+            if "input_ids" in inputs:
+                outputs[f"{case}.logits"] = model(**inputs).logits.cpu().contiguous()
+                continue
+            seen: list[torch.Tensor] = []
+            handle = model.model.multi_modal_projector.register_forward_pre_hook(
+                lambda module, given, seen=seen: seen.append(given[0])
+            )
+            model.get_image_features(**inputs)
+            handle.remove()
+            outputs[f"{case}.features"] = seen[0].cpu().contiguous()
+    return outputs
+
+
+def converse(
+    model: Any, processor: Any, conversation: dict[str, Any], max_new_tokens: int
+) -> tuple[str, list[int]]:
+    """Greedy answer to a conversation, as text without special tokens, and the ids of its prompt."""
+    pictures = [Image.open(path).convert("RGB") for path in conversation["images"]]
+    prompt = processor.apply_chat_template(
+        conversation["messages"], add_generation_prompt=True, tokenize=False
+    )
+    bos = processor.tokenizer.bos_token
+    # The same rule as the processor's own: a template that writes bos leaves nothing for the tokenizer to add.
+    special = bos is None or not prompt.startswith(bos)
+    inputs = processor(
+        text=[prompt], images=pictures or None, add_special_tokens=special, return_tensors="pt"
+    ).to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    length = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    text = processor.decode(ids[0, length:], skip_special_tokens=True)
+    return text, inputs["input_ids"][0].tolist()
+
+
+def full_name(thing: object) -> str:
+    """`module.Class` of an object."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+if __name__ == "__main__":
+    main()

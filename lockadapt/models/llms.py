@@ -1,0 +1,177 @@
+"""Load a causal language model and prove by running it that a stock VLM class can hold it exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from lockadapt.errors import AssemblyError
+from lockadapt.models.sources import Source, check_unexpected, find, loading, some, tolerance
+
+PROBE_SHAPE = (2, 12)
+"""Rows and tokens of the random text that an LLM is probed and proved on."""
+
+
+@dataclass(frozen=True)
+class LoadedLlm:
+    """A causal LM in evaluation mode, frozen, and the checkpoint keys that it did not use."""
+
+    model: PreTrainedModel
+    source: Source
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LlmFacts:
+    """What an LLM was measured to be. `rows` is the size of its embedding table, `context` None where unlimited.
+
+    `tied` says that head and embedding are one tensor; `keeps_tie` that the stock class can tie them too (it only
+    finds a table called `embed_tokens`), else the head is stored as a copy.
+    """
+
+    hidden_size: int
+    rows: int
+    context: int | None
+    tied: bool
+    keeps_tie: bool
+
+
+def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
+    """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+        AssemblyError: it is no causal LM, or its checkpoint and its config do not belong together.
+    """
+    source = find(llm, "LLM")
+    with loading(source, "LLM"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise AssemblyError(
+            f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
+        )
+    with loading(source, "LLM"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+        )
+    if info["missing_keys"]:
+        raise AssemblyError(
+            f"the LLM's checkpoint lacks {some(info['missing_keys'])}",
+            where=source.name,
+            fix="use a complete causal language model checkpoint",
+        )
+    unexpected = check_unexpected(model, info["unexpected_keys"], "LLM", source)
+    return LoadedLlm(model.eval().requires_grad_(False), source, unexpected)
+
+
+def probe_ids(rows: int, seed: int, context: int | None = None, avoid: int | None = None) -> Tensor:
+    """Random token ids, (2, up to 12), of a vocabulary of `rows`; `avoid` is never among them."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(PROBE_SHAPE[1], context or PROBE_SHAPE[1])
+    ids = torch.randint(0, rows, (PROBE_SHAPE[0], length), generator=generator)
+    return ids if avoid is None else torch.where(ids == avoid, (ids + 1) % rows, ids)
+
+
+@torch.no_grad()
+def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
+    """Run the LLM and check that `logits == head(body(embedding(ids)))` for a linear head without a bias.
+
+    That is what LLaVA and FastVLM compute, so whatever else the LLM does would be lost silently.
+
+    Raises:
+        AssemblyError: it computes something else; the message names what was measured.
+    """
+    body, table, head = _parts(llm)
+    config = llm.config
+    hidden_size = int(config.hidden_size)
+    if table.weight.shape[1] != hidden_size:
+        raise _cannot(
+            llm, f"an embedding of {table.weight.shape[1]} dimensions beside hidden states of {hidden_size}"
+        )
+    context = getattr(config, "max_position_embeddings", None)
+    ids = probe_ids(table.weight.shape[0], seed, context).to(table.weight.device)
+
+    hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+    allowed = tolerance(hidden.dtype, hidden)
+    embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
+    if not _close(hidden, embedded, allowed):
+        raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
+    seen, plain = _head_input(llm, head, ids, 1.0)
+    if seen.shape != hidden.shape or not _close(hidden, seen, allowed):
+        raise _cannot(llm, "a layer between its body and its head")
+    _check_head(llm, head, ids, seen, plain)
+
+    tied = head.weight.data_ptr() == table.weight.data_ptr()
+    keeps = tied and "embed_tokens.weight" in dict(body.named_parameters())
+    return LlmFacts(hidden_size, table.weight.shape[0], context, tied, keeps)
+
+
+def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:
+    body, table, head = llm.base_model, llm.get_input_embeddings(), llm.get_output_embeddings()
+    if llm.config.is_encoder_decoder:
+        raise _cannot(llm, "an encoder beside its decoder")
+    if body is llm or not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
+        raise _cannot(llm, f"a {type(head).__name__} as head over a {type(table).__name__}")
+    if llm.config.get_text_config() is not llm.config:
+        raise _cannot(llm, "other modalities beside text (to train an existing VLM, start from `model.vlm`)")
+    return body, table, head
+
+
+def _check_head(llm: PreTrainedModel, head: nn.Linear, ids: Tensor, hidden: Tensor, logits: Tensor) -> None:
+    """Compare logits with head(hidden), at the LLM's own scale and at one where a soft-cap cannot hide."""
+    raw = nn.functional.linear(hidden, head.weight)
+    size = float(raw.abs().max()) or 1.0
+    loud_input, loud = _head_input(llm, head, ids, 100.0 / size)
+    loud_raw = nn.functional.linear(loud_input, head.weight)
+    if _close(logits, raw, tolerance(raw.dtype, raw)) and _close(
+        loud, loud_raw, tolerance(raw.dtype, loud_raw)
+    ):
+        return
+    rest = (logits - raw).flatten(0, 1)
+    if head.bias is not None and _close(rest[0], rest, tolerance(raw.dtype, raw)):
+        raise _cannot(llm, f"a head bias (up to {float(rest.abs().max()):.3g})")
+    scale = float((loud * loud_raw).sum() / (loud_raw * loud_raw).sum())
+    if _close(loud, scale * loud_raw, tolerance(raw.dtype, loud_raw)):
+        raise _cannot(llm, f"a logit scale (its logits are {scale:.4g} times head(hidden))")
+    _, louder = _head_input(llm, head, ids, 10_000.0 / size)
+    if float(louder.abs().max()) < 0.1 * 10_000.0:
+        raise _cannot(llm, f"a logit soft-cap (its logits never pass {float(louder.abs().max()):.4g})")
+    raise _cannot(
+        llm, f"logits that differ from head(hidden) by up to {float((loud - loud_raw).abs().max()):.3g}"
+    )
+
+
+def _head_input(llm: PreTrainedModel, head: nn.Linear, ids: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """What the head is given, multiplied by `factor` on its way in, and the logits that come of it."""
+    seen: list[Tensor] = []
+
+    def louder(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(arguments[0] * factor)
+        return (seen[-1], *arguments[1:])
+
+    handle = head.register_forward_pre_hook(louder)
+    try:
+        logits = llm(input_ids=ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if not seen:
+        raise _cannot(llm, "a head that its forward does not call")
+    return seen[0], logits
+
+
+def _close(first: Tensor, second: Tensor, allowed: float) -> bool:
+    return bool(((first - second).abs() <= allowed).all())
+
+
+def _cannot(llm: PreTrainedModel, what: str) -> AssemblyError:
+    return AssemblyError(
+        f"{type(llm).__name__} has {what}, which the stock VLM classes cannot hold",
+        where=str(llm.config.name_or_path) or None,
+        fix="choose an LLM whose logits are a bias-free linear head over its last hidden state "
+        "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)",
+    )

@@ -1,0 +1,75 @@
+"""Load an existing stock VLM folder, and accept it only if every weight found its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.fusions import BODIES
+from lockadapt.models.sources import find, loading, pick_dtype, some
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | torch.dtype = "auto",
+    *,
+    device_map: Any = None,
+    quantization_config: Any = None,
+    meta: bool = False,
+) -> tuple[Any, Any]:
+    """Model (evaluation mode) and processor of a stock LLaVA or FastVLM folder or Hub id.
+
+    Args:
+        folder: safetensors only.
+        dtype: of the weights; `"auto"` is bfloat16 where the GPU has it, else float32.
+        device_map: as `from_pretrained` takes it; `None` for the CPU.
+        quantization_config: as `from_pretrained` takes it.
+        meta: build the model without its weights, on torch's meta device, to look at its structure.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+        AssemblyError: it is another class than LLaVA or FastVLM.
+        VerificationError: a weight is missing or has no place.
+    """
+    source, chosen = find(folder, "VLM"), pick_dtype(dtype)
+    with loading(source, "VLM"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if not isinstance(config, tuple(body.config_class for body in BODIES.values())):
+        raise AssemblyError(
+            f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
+            where=source.name,
+            fix="start from a LLaVA or FastVLM checkpoint in Transformers format, or from an LLM and a tower",
+        )
+    with loading(source, "VLM's processor"):
+        processor = AutoProcessor.from_pretrained(source.name, **source.arguments)
+    if meta:
+        with loading(source, "VLM"), torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, dtype=chosen), processor
+    extra = {"device_map": device_map} if device_map is not None else {}
+    if quantization_config is not None:
+        extra["quantization_config"] = quantization_config
+    with loading(source, "VLM"):
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source.name,
+            dtype=chosen,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source.arguments,
+            **extra,
+        )
+    _check(model, info, source.name)
+    return model.eval(), processor
+
+
+def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    for kind, keys in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
+        if keys:
+            raise VerificationError(
+                f"{type(model).__name__} {kind} {some(keys)}",
+                where=where,
+                fix="the folder's weights and config.json do not belong together: export or download it again",
+            )

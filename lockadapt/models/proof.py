@@ -1,0 +1,194 @@
+"""Prove that a stock folder computes what its sources compute, after reloading in a process that knows no lockadapt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lockadapt.errors import VerificationError
+from lockadapt.models.sources import some, tolerance
+
+SCRIPT = Path(__file__).with_name("fresh_process.py")
+
+
+@dataclass(frozen=True)
+class FreshResult:
+    """What a fresh process saw: its output tensors by `case.logits` / `case.features`, and its JSON answer."""
+
+    tensors: dict[str, Tensor]
+    texts: tuple[str, ...]
+    answer: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the sources compute, to be found again in the stock folder.
+
+    `token_ids` (rows, tokens) gave `logits` (rows, tokens, old vocabulary); `pixel_values` gave `features`
+    (images, tokens, channels) at the projector's entrance. `tower_class` is `module.Class` of the source tower.
+    """
+
+    token_ids: Tensor
+    logits: Tensor
+    pixel_values: Tensor
+    features: Tensor
+    tower_class: str
+    llm_class: str
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The inputs as cases for `run_fresh`."""
+        mask = torch.ones_like(self.token_ids)
+        return {
+            "text.input_ids": self.token_ids,
+            "text.attention_mask": mask,
+            "image.pixel_values": self.pixel_values,
+        }
+
+
+@dataclass(frozen=True)
+class ProofReport:
+    """The largest differences found, and what was allowed."""
+
+    logit_difference: float
+    logit_tolerance: float
+    feature_difference: float
+    feature_tolerance: float
+    missing_keys: tuple[str, ...]
+    unexpected_keys: tuple[str, ...]
+    fresh_process: bool
+
+
+def run_fresh(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    tensors: Mapping[str, Tensor] | None = None,
+    conversations: Sequence[Mapping[str, Any]] = (),
+    max_new_tokens: int = 16,
+    device: str = "cpu",
+) -> FreshResult:
+    """Load a stock folder in a fresh process and run it there; see `fresh_process.py` for the names of inputs.
+
+    Args:
+        folder: the stock folder.
+        dtype: of the weights there.
+        tensors: inputs named `case.argument`.
+        conversations: `{"messages": …, "images": [paths]}`, answered greedily.
+        max_new_tokens: in each answer.
+        device: where the process runs the model.
+
+    Raises:
+        VerificationError: the process fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        room = Path(scratch)
+        request = {
+            "folder": str(Path(folder).resolve()),
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device,
+            "tensors": str(room / "inputs.safetensors") if tensors else None,
+            "conversations": [
+                {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
+                for one in conversations
+            ],
+            "max_new_tokens": max_new_tokens,
+            "output": str(room / "outputs.safetensors"),
+            "answer": str(room / "answer.json"),
+        }
+        if tensors:
+            save_file(
+                {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, request["tensors"]
+            )
+        (room / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        # Offline, whatever the user's settings: a stock folder must need nothing but itself.
+        settings = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        done = subprocess.run(
+            [sys.executable, str(SCRIPT), str(room / "request.json")],
+            cwd=room,
+            env=settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise VerificationError(
+                f"a fresh process cannot load and run the folder: {last}",
+                where=str(folder),
+                fix="please report this",
+            )
+        answer = json.loads((room / "answer.json").read_text(encoding="utf-8"))
+        # Clones, because the file that the tensors are mapped from goes away with the folder.
+        outputs = {name: tensor.clone() for name, tensor in load_file(room / "outputs.safetensors").items()}
+    return FreshResult(outputs, tuple(answer["texts"]), answer)
+
+
+def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> ProofReport:
+    """Reload the folder in a fresh process and compare.
+
+    Raises:
+        VerificationError: keys missing or unexpected, another class, or other numbers than the sources'.
+    """
+    fresh = run_fresh(folder, dtype=dtype, tensors=expected.inputs)
+    answer = fresh.answer
+    for key in ("missing_keys", "unexpected_keys"):
+        if answer[key]:
+            raise VerificationError(
+                f"{key.replace('_', ' ')} after reloading: {some(answer[key])}", where=str(folder)
+            )
+    for part in ("tower_class", "llm_class"):
+        if answer[part] != getattr(expected, part):
+            raise VerificationError(
+                f"{part.split('_')[0]} came back as {answer[part]}, not {getattr(expected, part)}",
+                where=str(folder),
+            )
+    if answer["image_token_id"] != answer["processor_image_token_id"]:
+        raise VerificationError("processor and model disagree about the id of <image>", where=str(folder))
+    return compare(
+        expected, fresh.tensors["text.logits"], fresh.tensors["image.features"], dtype, fresh_process=True
+    )
+
+
+def compare(
+    expected: Expectation, logits: Tensor, features: Tensor, dtype: torch.dtype, *, fresh_process: bool
+) -> ProofReport:
+    """Compare an assembled model's numbers with its sources'; `tolerance` in `sources.py` says what is allowed.
+
+    Raises:
+        VerificationError: they differ by more.
+    """
+    pairs = {
+        "text-only logits": (expected.logits, logits[..., : expected.logits.shape[-1]]),
+        "tower features": (expected.features, features),
+    }
+    found = {}
+    for name, (first, second) in pairs.items():
+        allowed = tolerance(dtype, first)
+        shapes = tuple(first.shape) == tuple(second.shape)
+        difference = float((first.double() - second.double()).abs().max()) if shapes else float("nan")
+        if not difference <= allowed:
+            what = (
+                f"by up to {difference:.3g} (allowed: {allowed:.3g})"
+                if shapes
+                else f"in shape {tuple(second.shape)}"
+            )
+            raise VerificationError(f"the assembled model's {name} differ from the source's {what}")
+        found[name] = (difference, allowed)
+    return ProofReport(*found["text-only logits"], *found["tower features"], (), (), fresh_process)

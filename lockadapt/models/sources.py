@@ -1,0 +1,145 @@
+"""Where models come from: folders and Hub ids, loaded without remote code, pickle or surprises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockadapt.errors import AssemblyError, EnvironmentProblem, LockadaptError, SafetyError
+from lockadapt.models.quiet import quiet
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's folder or Hub id. `local` forbids the network."""
+
+    name: str
+    local: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every `from_pretrained` is called with: no remote code, and no network for a folder."""
+        return {"local_files_only": self.local, "trust_remote_code": False}
+
+
+def find(source: str | Path, what: str) -> Source:
+    """A folder if there is one of that name, else a Hub id if it reads like `org/name`.
+
+    Raises:
+        EnvironmentProblem: it is neither. `what` ("LLM", "tower" …) names it in the message.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise EnvironmentProblem(
+                f"the {what} folder has no config.json",
+                where=str(path),
+                fix="name a folder in Hugging Face format (config.json and *.safetensors)",
+            )
+        return Source(str(path), local=True)
+    if path.is_file():
+        raise EnvironmentProblem(
+            f"the {what} is a file, not a folder",
+            where=str(path),
+            fix="name the folder that holds config.json",
+        )
+    if isinstance(source, str) and HUB_ID.fullmatch(source):
+        return Source(source, local=False)
+    raise EnvironmentProblem(
+        f"the {what} does not exist",
+        where=str(source),
+        fix="check the path, or give a Hub id such as org/name",
+    )
+
+
+@contextmanager
+def loading(source: Source, what: str) -> Iterator[None]:
+    """Quiet block in which whatever a library raises becomes an error that names the source.
+
+    Raises:
+        SafetyError: the checkpoint wants its own code to be run.
+        EnvironmentProblem: anything else that keeps it from loading.
+    """
+    try:
+        with quiet():
+            yield
+    except (LockadaptError, MemoryError):
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        message = f"the {what} cannot be loaded: {type(error).__name__}: {first}"
+        if "trust_remote_code" in str(error):
+            raise SafetyError(
+                f"the {what} wants code from its own repository to be run",
+                where=source.name,
+                fix="use a checkpoint whose architecture Transformers itself has",
+            ) from error
+        fix = "check that the folder is complete and holds *.safetensors (pickled .bin/.pt files are refused)"
+        if not source.local:
+            fix = "check the id, the connection and access rights, or download it and give the folder"
+        raise EnvironmentProblem(message, where=source.name, fix=fix) from error
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """`"auto"` is bfloat16 where the GPU computes with it, else float32; other names are torch's own.
+
+    Raises:
+        EnvironmentProblem: no floating-point dtype of that name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return (
+            torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+        )
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in names:
+        raise EnvironmentProblem(f"unknown dtype {dtype!r}", fix=f"use auto, {', '.join(names)}")
+    return names[dtype]
+
+
+def tolerance(dtype: torch.dtype, reference: torch.Tensor) -> float:
+    """How far two computations of `reference` in `dtype` may lie apart: 1e-4 (fp32) or 3e-2 of its largest value.
+
+    Matrix products of another shape are summed in another order, which is all that this allows for.
+    """
+    size = float(reference.abs().max()) if reference.numel() else 0.0
+    return size * (1e-4 if dtype in (torch.float32, torch.float64) else 3e-2)
+
+
+def check_unexpected(model: Any, keys: Any, what: str, source: Source) -> tuple[str, ...]:
+    """Checkpoint keys without a place must belong to heads or other modalities, not to the body that is kept.
+
+    A key belongs to the body if its first part is a child of the model or of its base model.
+
+    Raises:
+        AssemblyError: the body of the checkpoint holds more than the model: it would compute something else.
+    """
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    children = {name for name, _ in model.base_model.named_children()}
+    lost = [
+        key
+        for key in sorted(keys)
+        if key.removeprefix(prefix).split(".")[0] in children and key.endswith((".weight", ".bias"))
+    ]
+    if lost:
+        raise AssemblyError(
+            f"the {what}'s checkpoint holds weights that {type(model).__name__} has no place for: {some(lost)}",
+            where=source.name,
+            fix="use a checkpoint that matches its config.json",
+        )
+    return tuple(sorted(keys))
+
+
+def some(names: Any) -> str:
+    """The first five names, and how many more."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -1,0 +1,224 @@
+"""Load a vision tower and find out by running it what it returns: tokens or feature maps, how many, how wide."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from lockadapt.errors import AssemblyError
+from lockadapt.models.preprocessing import load_image_processor, pixels
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import Source, check_unexpected, find, loading, some
+
+
+@dataclass(frozen=True)
+class LoadedTower:
+    """A vision model in evaluation mode, frozen; its own image processor; checkpoint keys unused and lacking."""
+
+    model: PreTrainedModel
+    image_processor: Any
+    source: Source
+    unexpected: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TowerFacts:
+    """What a tower was measured to return for a square image of `image_size` pixels.
+
+    `tokens` counts what reaches the projector. For token towers `extra_tokens` counts what the tower puts beside
+    the patches (class token, registers); the first of them is dropped. `patch_size` is what the processor divides
+    the side by: the patch of a ViT, the total stride of a CNN.
+    """
+
+    kind: Literal["tokens", "feature-map"]
+    hidden_size: int
+    tokens: int
+    patch_size: int
+    extra_tokens: int
+    image_size: int
+    feature_layer: int
+
+
+def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
+    """Load a vision model from a folder or Hub id; of a two-tower checkpoint (CLIP, SigLIP) its vision part.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+        AssemblyError: it has no vision model.
+    """
+    source = find(tower, "tower")
+    with loading(source, "tower"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+        model, info = AutoModel.from_pretrained(
+            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+        )
+    unexpected = check_unexpected(model, info["unexpected_keys"], "tower", source)
+    missing, prefix = sorted(info["missing_keys"]), ""
+    if getattr(config, "vision_config", None) is not None:
+        prefix, model = _vision_part(model, source)
+        missing = [name.removeprefix(prefix) for name in missing if name.startswith(prefix)]
+    if model.main_input_name != "pixel_values":
+        raise AssemblyError(
+            f"{type(model).__name__} does not take images",
+            where=source.name,
+            fix="give a vision model as tower",
+        )
+    return LoadedTower(
+        model=model.eval().requires_grad_(False),
+        image_processor=load_image_processor(source),
+        source=source,
+        unexpected=unexpected,
+        missing=tuple(missing),
+    )
+
+
+@torch.no_grad()
+def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) -> TowerFacts:
+    """Run the tower on noise and read from the shapes what it is.
+
+    Args:
+        tower: as loaded.
+        image_processor: one that makes squares (`square_processor`).
+        feature_layer: the hidden layer of a token tower that is projected; feature maps are always the last.
+
+    Raises:
+        AssemblyError: it fails at this size, or returns what neither stock class reads, or the checkpoint lacks
+            weights that the features depend on.
+    """
+    model, where = tower.model, tower.source.name
+    values = probe_pixels(image_processor).to(next(model.parameters()).dtype)
+    side = values.shape[-1]
+    grids: list[tuple[int, int]] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out: grids.append(tuple(out.shape[-2:])))
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    try:
+        with quiet():
+            output = model(values, output_hidden_states=True, return_dict=True)
+    except Exception as error:
+        raise AssemblyError(
+            f"{type(model).__name__} cannot take images of {side} x {side}: {str(error).splitlines()[0]}",
+            where=where,
+            fix="leave `image_size` out, or choose one that the tower's position embeddings fit",
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = getattr(output, "last_hidden_state", None)
+    if isinstance(last, Tensor) and last.ndim == 4:
+        facts, features = _map_facts(model, last, side, where), last
+    elif isinstance(last, Tensor) and last.ndim == 3:
+        facts, features = _token_facts(model, output, grids, side, feature_layer, where)
+    else:
+        raise _unreadable(model, "no last_hidden_state of three or four dimensions", where)
+    _check_missing(tower, values, features, facts)
+    return facts
+
+
+def probe_pixels(image_processor: Any, seed: int = 0) -> Tensor:
+    """Two images of noise as the image processor gives them, (2, channels, side, side), float32."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, 256, (2, 48, 48, 3), generator=generator, dtype=torch.uint8).numpy()
+    return pixels(image_processor, [Image.fromarray(picture) for picture in noise])
+
+
+def _vision_part(full: PreTrainedModel, source: Source) -> tuple[str, PreTrainedModel]:
+    with torch.device("meta"), loading(source, "tower's vision part"):
+        kind = type(AutoModel.from_config(full.config.vision_config))
+    for name, module in full.named_modules():
+        if type(module) is kind:
+            return (f"{name}." if name else ""), module
+    raise AssemblyError(f"{type(full).__name__} has no {kind.__name__} inside", where=source.name)
+
+
+def _map_facts(model: PreTrainedModel, last: Tensor, side: int, where: str) -> TowerFacts:
+    channels, height, width = (int(size) for size in last.shape[1:])
+    if height != width:
+        raise _unreadable(
+            model, f"a feature map of {tuple(last.shape[1:])}, not channels first and square", where
+        )
+    # The processor counts (side // patch) squared; strides that round up make side // height the wrong patch.
+    patch = next((size for size in range(side, 0, -1) if side // size == height), None)
+    if patch is None:
+        raise AssemblyError(
+            f"{height} x {height} features of a {side} x {side} image are no multiple of any stride",
+            where=where,
+            fix="choose an `image_size` that is a multiple of the tower's stride",
+        )
+    if getattr(model.config, "hidden_size", None) is None:
+        # FastVLM reads the width of its projector here, and CNN configs lack it.
+        model.config.hidden_size = channels
+    if model.config.hidden_size != channels:
+        raise _unreadable(
+            model, f"{channels} channels where its config says {model.config.hidden_size}", where
+        )
+    return TowerFacts("feature-map", channels, height * width, patch, 0, side, -1)
+
+
+def _token_facts(
+    model: PreTrainedModel, output: Any, grids: list[tuple[int, int]], side: int, layer: int, where: str
+) -> tuple[TowerFacts, Tensor]:
+    states = getattr(output, "hidden_states", None)
+    if states is None or not -len(states) <= layer < len(states):
+        raise _unreadable(model, f"no hidden layer {layer} (it has {len(states or ())})", where)
+    features = states[layer]
+    width = getattr(model.config, "hidden_size", None)
+    if features.ndim != 3 or features.shape[-1] != width:
+        raise _unreadable(
+            model,
+            f"{tuple(features.shape[1:])} at hidden layer {layer} where its config says {width} wide",
+            where,
+        )
+    total = int(features.shape[1])
+    patches = max((h * w for h, w in grids if h == w and 0 <= total - h * w < 64), default=0)
+    patches = patches or math.isqrt(total) ** 2
+    extra = total - patches
+    patch = side // math.isqrt(patches)
+    if (side // patch) ** 2 != patches:
+        raise _unreadable(
+            model, f"{total} tokens, which is no square grid of patches of {side} pixels", where
+        )
+    facts = TowerFacts("tokens", int(width), total - min(extra, 1), patch, extra, side, layer)
+    return facts, features
+
+
+def _check_missing(tower: LoadedTower, values: Tensor, before: Tensor, facts: TowerFacts) -> None:
+    """Weights that the checkpoint lacks are harmless only if the features do not change with them (a pooler)."""
+    parameters = dict(tower.model.named_parameters()) | dict(tower.model.named_buffers())
+    for name in tower.missing:
+        tensor = parameters.get(name)
+        if tensor is not None and tensor.is_floating_point():
+            tensor.fill_(0.37)
+    if not tower.missing:
+        return
+    output = tower.model(values, output_hidden_states=True, return_dict=True)
+    after = (
+        output.last_hidden_state if facts.kind == "feature-map" else output.hidden_states[facts.feature_layer]
+    )
+    if not torch.equal(before, after):
+        raise AssemblyError(
+            f"the tower's checkpoint lacks {some(tower.missing)}",
+            where=tower.source.name,
+            fix="use a complete vision checkpoint",
+        )
+    for name in tower.missing:
+        if name in parameters:
+            parameters[name].zero_()
+
+
+def _unreadable(model: PreTrainedModel, what: str, where: str) -> AssemblyError:
+    return AssemblyError(
+        f"{type(model).__name__} returns {what}, which neither LLaVA nor FastVLM reads",
+        where=where,
+        fix="choose a ViT (CLIP, SigLIP, DINOv2 …) or a CNN (ConvNeXt, ResNet, MobileNet …), or another feature_layer",
+    )

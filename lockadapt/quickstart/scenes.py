@@ -1,0 +1,161 @@
+"""Invents scenes of coloured shapes and writes them as a data set whose test half shows only unseen combinations."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+
+from lockadapt.errors import DiskError
+from lockadapt.quickstart.drawing import COLOURS, SHAPES, Background, Rgb, Scene, Thing, draw
+from lockadapt.quickstart.grammar import Pair, Question, captions, questions, relation
+
+__all__ = ["HELD_OUT", "SEEN", "draw", "make_dataset", "random_scene"]
+
+# Three of the eight colours of every shape, and every colour in two or three shapes: drawn and asked about
+# in the test half only, so that a model which learned whole pairs by heart has nothing to remember.
+HELD_OUT: frozenset[Pair] = frozenset(
+    (colour, shape)
+    for i, colour in enumerate(COLOURS)
+    for j, shape in enumerate(SHAPES)
+    if (i + 3 * j) % 8 < 3
+)
+SEEN: frozenset[Pair] = frozenset((c, s) for c in COLOURS for s in SHAPES) - HELD_OUT
+
+# How many of a hundred questions are of which kind. Few yes/no: those can be guessed.
+SHARES = {"colour": 28, "shape": 22, "relation": 20, "number": 16, "yes/no": 14}
+
+
+def random_scene(random: Random, pairs: frozenset[Pair], count: int | None = None) -> Scene:
+    """One to three things (or `count`) with pairs from `pairs`, apart from each other, on a random background."""
+    count = count or random.choice((1, 2, 2, 2, 3, 3, 3))
+    while True:
+        things: list[Thing] = []
+        for colour, shape in _choose(random, sorted(pairs), count):
+            size = random.uniform(0.12, 0.18)
+            x, y = (random.uniform(size + 0.03, 0.97 - size) for _ in "xy")
+            things.append(Thing(colour, shape, x, y, size, random.uniform(-12, 12), _shade(random, colour)))
+        if all(_apart(a, b) for i, a in enumerate(things) for b in things[:i]):
+            return Scene(tuple(things), _background(random))
+
+
+def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300, per_image: int = 4) -> None:
+    """Draw `train` + `test` scenes and write them with about `per_image` questions each.
+
+    Writes `train/*.png`, `test/*.png` (RGB, 96 x 96), `train.jsonl` and `test.jsonl` (image, question, answer,
+    answer_type), `captions_train.jsonl` and `captions_test.jsonl` (image, caption, captions). Train scenes and
+    questions use the pairs of SEEN only, test scenes and questions those of HELD_OUT only. For every yes/no and
+    every how-many wording each answer is right equally often. The same arguments give the same bytes.
+
+    Raises:
+        DiskError: the folder cannot be written.
+    """
+    try:
+        for name, count, pairs in (("train", train, SEEN), ("test", test, HELD_OUT)):
+            _write_half(folder, name, Random(f"{seed}-{name}"), count, pairs, per_image)
+    except OSError as error:
+        raise DiskError(
+            f"the quickstart's pictures cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder),
+            fix="choose a folder that can be written and has 30 MB of space",
+        ) from error
+
+
+def _write_half(
+    folder: Path, name: str, random: Random, count: int, pairs: frozenset[Pair], per_image: int
+) -> None:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    asked: list[tuple[str, Question]] = []
+    told: list[dict[str, object]] = []
+    for number in range(count):
+        scene = random_scene(random, pairs)
+        image = f"{name}/{number:05d}.png"
+        draw(scene).save(folder / image, compress_level=1)
+        asked += [(image, question) for question in questions(scene, pairs, random)]
+        sentences = captions(scene)
+        told.append({"image": image, "caption": sentences[0], "captions": sentences})
+    chosen = choose_questions(asked, count * per_image, random)
+    _write_lines(
+        folder / f"{name}.jsonl",
+        [
+            {"image": image, "question": q.text, "answer": q.answer, "answer_type": q.kind}
+            for image, q in chosen
+        ],
+    )
+    _write_lines(folder / f"captions_{name}.jsonl", told)
+
+
+def choose_questions(
+    asked: list[tuple[str, Question]], total: int, random: Random
+) -> list[tuple[str, Question]]:
+    """At most `total` of the (image, question) pairs, mixed by SHARES, guessable wordings with equal answers."""
+    chosen: list[tuple[str, Question]] = []
+    for kind, share in SHARES.items():
+        of_kind = [item for item in asked if item[1].kind == kind]
+        random.shuffle(of_kind)
+        room = total * share // 100
+        chosen += _balanced(of_kind, room, random) if kind in ("number", "yes/no") else of_kind[:room]
+    random.shuffle(chosen)
+    return chosen
+
+
+def _balanced(items: list[tuple[str, Question]], room: int, random: Random) -> list[tuple[str, Question]]:
+    """Sets of one item per answer of the same wording, as many sets as there is room for."""
+    answers: dict[str, dict[str, list[tuple[str, Question]]]] = defaultdict(lambda: defaultdict(list))
+    for item in items:
+        answers[item[1].text][item[1].answer].append(item)
+    sets = [
+        group for by_answer in answers.values() if len(by_answer) > 1 for group in zip(*by_answer.values())
+    ]
+    random.shuffle(sets)
+    chosen: list[tuple[str, Question]] = []
+    for group in sets:
+        if len(chosen) + len(group) <= room:
+            chosen += group
+    return chosen
+
+
+def _choose(random: Random, pairs: list[Pair], count: int) -> list[Pair]:
+    """Distinct pairs: often with a shape or a colour in common, so that counting and binding are needed."""
+    style = random.random()
+    if count > 1 and style < 0.5:
+        part = 1 if style < 0.3 else 0  # which half they share: shape or colour
+        sharing = random.choice((count, 2))
+        common = random.choice(pairs)[part]
+        alike = [p for p in pairs if p[part] == common]
+        group = random.sample(alike, min(sharing, len(alike)))
+        rest = [p for p in pairs if p not in group]
+        chosen = group + random.sample(rest, count - len(group))
+        random.shuffle(chosen)
+        return chosen
+    return random.sample(pairs, count)
+
+
+def _shade(random: Random, colour: str) -> Rgb:
+    red, green, blue = (min(255, max(0, c + random.randint(-14, 14))) for c in COLOURS[colour])
+    return red, green, blue
+
+
+def _background(random: Random) -> Background:
+    light = random.randint(195, 250)
+    first, second = (_pale(random, light) for _ in range(2))
+    return Background(
+        first, second, random.choice(("plain", "gradient", "stripes", "dots")), random.uniform(0, 360)
+    )
+
+
+def _pale(random: Random, light: int) -> Rgb:
+    red, green, blue = (min(255, max(0, light + random.randint(-12, 12))) for _ in range(3))
+    return red, green, blue
+
+
+def _apart(thing: Thing, other: Thing) -> bool:
+    """Neither touching nor at an angle between two directions: every relation in a scene is clear."""
+    distance = ((thing.x - other.x) ** 2 + (thing.y - other.y) ** 2) ** 0.5
+    return distance > 1.15 * (thing.size + other.size) + 0.03 and relation(thing, other) is not None
+
+
+def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")

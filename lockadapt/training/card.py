@@ -1,0 +1,124 @@
+"""The model card of a run or of a merged folder: real numbers only, from `run.json` and `evaluation.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lockadapt.files import write_text
+from lockadapt.training import run_folder
+
+
+def write_card(folder: Path) -> None:
+    """Writes `README.md` into a run folder."""
+    write_text(folder / "README.md", card_text(folder))
+
+
+def card_text(run: Path, merged: Mapping[str, Any] | None = None) -> str:
+    """The card of a run; with `merged` (the proof's numbers), that of the folder merged from it."""
+    facts, recipe = run_folder.read_facts(run), run_folder.read_recipe(run)
+    scores_file = run / "evaluation.json"
+    scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else {}
+    model = recipe.model
+    bases = [model.vlm] if model.vlm else [model.llm, model.tower]
+    lines = [
+        "---",
+        "library_name: " + ("transformers" if merged else "peft"),
+        "pipeline_tag: image-text-to-text",
+        "tags: [lockadapt, locked-image-tuning]",
+        "base_model:",
+        *[f"- {base}" for base in bases],
+        f"base_model_relation: {'merge' if merged else 'adapter'}",
+        "---",
+        f"# {run.name}",
+        "",
+        _sentence(model, recipe.lora is not None),
+        "",
+        *_scores(scores),
+        *_training(facts),
+        *(_merged(merged) if merged else _files()),
+        "## Versions",
+        "",
+        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sentence(model: Any, lora: bool) -> str:
+    trained = "A trained projector" + (" and LoRA adapters" if lora else "")
+    if model.vlm:
+        return f"{trained} on the frozen vision-language model `{model.vlm}`."
+    return f"{trained} bridge the frozen LLM `{model.llm}` and the frozen vision tower `{model.tower}`."
+
+
+def _scores(scores: Mapping[str, Any]) -> list[str]:
+    if not scores:
+        return ["Not evaluated yet: run `lockadapt eval` on the run folder.", ""]
+    lines = ["## Test scores", "", "| objective | images | score | value |", "| --- | --- | --- | --- |"]
+    for sight, objectives in scores.items():
+        for name, values in objectives.items():
+            flat = [(k, v) for k, v in values.items() if not isinstance(v, dict)]
+            flat += [(f"{k}: {a}", b) for k, v in values.items() if isinstance(v, dict) for a, b in v.items()]
+            shown = "real" if sight == "seeing" else "mean image"
+            lines += [f"| {name} | {shown} | {key} | {_number(value)} |" for key, value in flat]
+    return [*lines, ""]
+
+
+def _training(facts: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Training",
+        "",
+        f"{facts['steps']:,} steps in {facts['seconds']:.0f} s ({facts['samples_per_second']:.0f} samples/s) on "
+        f"{facts['versions']['device']}, dtype {facts['dtype']}, quantization {facts['quantization']}, seed {facts['seed']}.",
+        "",
+        "| stage | component | parameters | dtype | state | LoRA modules |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for stage in facts["stages"]:
+        lines += [
+            f"| {stage['name']} | {row['component']} | {row['parameters']:,} | {row['dtype']} | {row['state']} | {row['adapters'] or '-'} |"
+            for row in stage["components"]
+        ]
+    locked = max(stage["locked"] for stage in facts["stages"])
+    return [
+        *lines,
+        "",
+        f"Lock proof: {locked:,} frozen tensors have the same SHA-256 before and after training.",
+        "",
+    ]
+
+
+def _files() -> list[str]:
+    return [
+        "## Files",
+        "",
+        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names, "
+        "`processor/` is the exact processor. `lockadapt merge` folds them into one stock folder.",
+        "",
+    ]
+
+
+def _merged(proof: Mapping[str, Any]) -> list[str]:
+    return [
+        "## Proof",
+        "",
+        "Reloaded by its stock class in a fresh process without lockadapt and compared with the trained model: "
+        f"largest logit difference {proof['max_abs_logit_diff']:.3g}, KL {proof['kl']:.3g} nats, "
+        f"top-1 agreement {proof['top1_agreement']:.4f}, {len(proof['missing_keys'])} missing and "
+        f"{len(proof['unexpected_keys'])} unexpected keys.",
+        "",
+        "```python",
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "",
+        'processor = AutoProcessor.from_pretrained("PATH")',
+        'model = AutoModelForImageTextToText.from_pretrained("PATH")',
+        "```",
+        "",
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,143 @@
+"""`lockadapt check`: everything that can be known without training, and the first samples token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.text import Text
+
+from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.scan import scan_images
+from lockadapt.errors import DataError
+from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
+from lockadapt.models.assemble import assemble
+from lockadapt.models.load import load_model
+from lockadapt.models.locks import component_table, table_json, table_text
+from lockadapt.models.sources import pick_dtype
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.from_recipe import lora_settings, objectives_of, samples_of, stages_of
+from lockadapt.training.progress import Reporter
+from lockadapt.training.rows import context_length
+
+
+def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:
+    """Loads components and rows, opens every image, encodes every row, and shows what will be learned.
+
+    Args:
+        shown: samples of each objective that are shown token by token, learned tokens in colour.
+
+    Returns:
+        `{"ok": True, "components", "objectives": {name: {part: {"rows", "images", "tokens", …}}}, "steps"}`.
+
+    Raises:
+        LockadaptError: whatever would stop the run.
+    """
+    parts = {part: samples_of(recipe, part) for part in ("train", "validation", "test")}
+    data = recipe.data
+    everything = [s for rows in parts.values() for samples in rows.values() for s in samples]
+    scan = scan_images(
+        everything,
+        data.max_pixels,
+        data.on_bad_image,
+        data.max_bad_fraction,
+        progress=reporter.counted("opening images"),
+    )
+    bad = {entry.key for entry in scan.bad}
+    for entry in scan.bad[:20]:
+        reporter.note(f"bad image, its samples are left out: {entry.where}: {entry.reason}")
+    model, processor = _components(recipe)
+    if recipe.lora is not None:
+        model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    set_trainable(model, ["projector", "lora"] if recipe.lora else ["projector"])
+    table = component_table(model)
+    reporter.note(table_text(table))
+    encoder = Encoder(processor, data.max_length or context_length(model))
+    objectives_of(recipe)  # reads the closed lists of answers, which may be wrong
+    counts: dict[str, dict[str, Any]] = {}
+    for part, found in parts.items():
+        for name, samples in found.items():
+            good = [s for s in samples if not bad & {image.key for image in s.images}]
+            counts.setdefault(name, {})[part] = _encode(
+                encoder, name, part, good, reporter, shown if part == "train" else 0
+            )
+    rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
+    stages = stages_of(recipe, rows)
+    for stage in stages:
+        size = stage.batch_size * stage.accumulation
+        reporter.note(f"stage {stage.name}: {stage.steps:,} steps of {size} train {', '.join(stage.train)}")
+    return {
+        "ok": True,
+        "components": table_json(table),
+        "objectives": counts,
+        "bad_images": len(scan.bad),
+        "steps": sum(stage.steps for stage in stages),
+    }
+
+
+def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
+    """One sample: learned tokens in green between brackets (brackets also where there is no colour), images counted."""
+    line, images = Text(), 0
+    for token, label in zip(item.input_ids.tolist(), item.labels.tolist(), strict=True):
+        if token == encoder.image_token_id:
+            images += 1
+            continue
+        if images:
+            line.append(f"<image x{images}>", style="cyan")
+            images = 0
+        text = encoder.tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n")
+        if label == IGNORED:
+            line.append(text + " ", style="dim")
+        else:
+            line.append(f"[{text}] ", style="bold green")
+    reporter.console.print(Text(f"  {item.sample.where}: ").append_text(line), soft_wrap=True)
+
+
+def _components(recipe: Recipe) -> tuple[Any, Any]:
+    section = recipe.model
+    if section.vlm is not None:
+        return load_model(section.vlm, pick_dtype(section.dtype))
+    assert section.llm is not None
+    assert section.tower is not None
+    built = assemble(
+        section.llm,
+        section.tower,
+        None,
+        fusion_name=section.fusion,
+        image_size=section.image_size,
+        feature_layer=section.feature_layer,
+        dtype=section.dtype,
+        prove=False,
+    )
+    return built.model, built.processor
+
+
+def _encode(
+    encoder: Encoder, name: str, part: str, samples: list[Any], reporter: Reporter, shown: int
+) -> dict[str, Any]:
+    report = encoder.encode(samples, reporter.counted(f"encoding {name} {part}"))
+    if not report.encoded:
+        raise DataError("no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length")
+    images = len({image.key for item in report.encoded for image in item.images})
+    lengths = [len(item.input_ids) for item in report.encoded]
+    reporter.note(
+        f"{name} {part}: {len(report.encoded):,} rows, {images:,} images ({encoder.image_tokens} tokens each), "
+        f"{report.tokens:,} tokens (longest {max(lengths):,} of {encoder.max_length:,}), {report.label_tokens:,} learned, "
+        f"{len(report.cut)} cut, {len(report.dropped)} dropped"
+    )
+    if report.merged_boundaries:
+        reporter.note(
+            f"  {len(report.merged_boundaries)} answers share their first token with the prompt, e.g. "
+            f"{report.merged_boundaries[0]}: generation will start differently from training"
+        )
+    for item in report.encoded[:shown]:
+        show_tokens(item, encoder, reporter)
+    return {
+        "rows": len(report.encoded),
+        "images": images,
+        "tokens": report.tokens,
+        "learned_tokens": report.label_tokens,
+        "longest": max(lengths),
+        "cut": len(report.cut),
+        "dropped": len(report.dropped),
+        "merged_boundaries": len(report.merged_boundaries),
+    }

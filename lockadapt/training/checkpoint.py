@@ -1,0 +1,133 @@
+"""Checkpoints without pickle: tensors in safetensors, everything else in JSON, a manifest written last."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lockadapt.errors import VerificationError
+from lockadapt.files import sha256_of, write_json
+
+WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
+
+
+def save_trainable(model: nn.Module, folder: Path) -> None:
+    """Writes every tensor that trains, by its full name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load_trainable(model: nn.Module, folder: Path) -> None:
+    """Reads them back.
+
+    Raises:
+        VerificationError: the checkpoint's tensors are not exactly those that train.
+    """
+    saved = load_file(folder / WEIGHTS)
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if set(saved) != set(wanted):
+        missing, extra = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+        raise VerificationError(
+            f"the checkpoint lacks {missing[:3]} and has {extra[:3]} beyond what trains",
+            where=str(folder),
+            fix="resume with the recipe that wrote it",
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(saved[name])
+
+
+def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
+    """Writes optimiser moments and settings, and the scheduler's counters."""
+    state = optimizer.state_dict()
+    tensors, plain = {}, {}
+    for index, slots in state["state"].items():
+        for slot, value in slots.items():
+            if torch.is_tensor(value):
+                tensors[f"{index}.{slot}"] = value.detach().cpu().contiguous()
+            else:
+                plain[f"{index}.{slot}"] = value
+    save_file(tensors, folder / f"{OPTIMIZER}.safetensors", metadata={"format": "pt"})
+    scheduler_state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
+    write_json(
+        folder / f"{OPTIMIZER}.json",
+        {"param_groups": state["param_groups"], "plain": plain, "scheduler": scheduler_state},
+    )
+
+
+def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
+    """Reads optimiser and scheduler back, bit for bit."""
+    tensors = load_file(folder / f"{OPTIMIZER}.safetensors")
+    other = json.loads((folder / f"{OPTIMIZER}.json").read_text())
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in [*tensors.items(), *other["plain"].items()]:
+        index, _, slot = key.partition(".")
+        state.setdefault(int(index), {})[slot] = value
+    groups = [
+        {**group, "betas": tuple(group["betas"])} if "betas" in group else group
+        for group in other["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.load_state_dict({**scheduler.state_dict(), **other["scheduler"]})
+
+
+def save_rng(folder: Path, process: int) -> None:
+    """Writes the state of Python's, NumPy's and torch's generators, the GPU's too."""
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}  # type: ignore[union-attr]
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.random.get_rng_state()
+    save_file(tensors, folder / f"{RNG}-{process}.safetensors")
+    other = {"python": [version, list(words), gauss], "numpy": [kind, position, has_gauss, cached]}
+    write_json(folder / f"{RNG}-{process}.json", other)
+
+
+def load_rng(folder: Path, process: int) -> None:
+    """Puts all generators back to where they were."""
+    tensors = load_file(folder / f"{RNG}-{process}.safetensors")
+    other = json.loads((folder / f"{RNG}-{process}.json").read_text())
+    version, words, gauss = other["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, position, has_gauss, cached = other["numpy"]
+    np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.random.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.random.set_rng_state(tensors["cuda"])
+
+
+def seal(folder: Path) -> None:
+    """Writes the manifest (size and SHA-256 of every file): a folder without it is not a checkpoint."""
+    files = {
+        p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(folder.iterdir())
+        if p.is_file()
+    }
+    write_json(folder / MANIFEST, {"files": files})
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a checkpoint folder is sealed and its files are what the manifest says."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        return all(
+            (folder / name).stat().st_size == entry["bytes"] and sha256_of(folder / name) == entry["sha256"]
+            for name, entry in files.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint below a folder, if there is one."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    ordered = sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+    return next((p for p in ordered if is_complete(p)), None)

@@ -1,0 +1,109 @@
+"""Refuses to waste a run: no gradient, no movement, no finite number, or no look at the image is an error at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lockadapt.data.batch import Batch
+from lockadapt.errors import BlindError, NoGradientError, NonFiniteLossError, NotMovingError
+
+
+def check_finite(loss: torch.Tensor, objective: str, step: int) -> None:
+    """Raises NonFiniteLossError for a NaN or infinite loss."""
+    if not math.isfinite(float(loss)):
+        raise NonFiniteLossError(
+            f"the loss of {objective!r} is {float(loss)}",
+            where=f"step {step}",
+            fix="lower training.learning_rate and training.projector_learning_rate, or use model.dtype: bfloat16",
+        )
+
+
+class LearningCheck(TrainerCallback):
+    """Every tensor that should train must have had a gradient, and have moved, within the first steps.
+
+    A zero gradient at the very first step is no error: LoRA's A gets none until B has left zero.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._seen = 0
+        self._with_gradient: set[str] = set()
+        self._start: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remembers where the trainable tensors stand."""
+        self._seen, self._with_gradient = 0, set()
+        self._start = {name: p.detach().cpu().clone() for name, p in _trainable(kwargs["model"])}
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes which tensors got a gradient that is not zero."""
+        if self._seen < self.steps:
+            for name, parameter in _trainable(kwargs["model"]):
+                if parameter.grad is not None and bool(parameter.grad.any()):
+                    self._with_gradient.add(name)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judges after `steps` optimiser steps, or at the end of a shorter run."""
+        self._seen += 1
+        if self._seen != min(self.steps, state.max_steps):
+            return
+        names = dict(_trainable(kwargs["model"]))
+        if self._seen >= 3:
+            dry = [name for name in names if name not in self._with_gradient]
+            if dry:
+                raise NoGradientError(
+                    f"{len(dry)} of {len(names)} tensors that should train got no gradient: {', '.join(dry[:3])}",
+                    where=f"step {state.global_step}",
+                    fix="train only parts that the loss depends on (lora.targets, stages[].train)",
+                )
+            still = [name for name, p in names.items() if torch.equal(p.detach().cpu(), self._start[name])]
+            if still:
+                raise NotMovingError(
+                    f"{len(still)} of {len(names)} tensors that should train have not moved: {', '.join(still[:3])}",
+                    where=f"step {state.global_step}",
+                    fix="raise the learning rate, or keep trained tensors in float32",
+                )
+        self._start = {}
+
+
+@torch.no_grad()
+def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
+    """Swaps the images of a batch among each other (a lone image for its negative); gives the change of the loss.
+
+    Raises:
+        BlindError: the loss stays the same to the last bit, so the images never reach it.
+    """
+    name = "image_features" if "image_features" in batch else "pixel_values"
+    if name not in batch:
+        return math.nan
+    images = batch[name]
+    swapped = images.roll(1, dims=0)
+    if torch.equal(swapped, images):
+        swapped = -images
+    training = model.training
+    model.eval()
+    seen, other = float(loss(batch)), float(loss({**batch, name: swapped}))
+    model.train(training)
+    if seen == other:
+        raise BlindError(
+            f"the loss of {batch['objective']!r} is {seen:.6f} with the images and with others in their place",
+            where="before step 1",
+            fix="check that the projector is not zero and that the rows name different images",
+        )
+    return abs(seen - other)
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -1,0 +1,72 @@
+"""GroundingConfig: TRL-style arguments of a GroundingTrainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class GroundingConfig(TrainingArguments):
+    r"""
+    Arguments of [`GroundingTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
+
+    > Parameters that control what trains and how fast
+
+    Args:
+        train_parts (`list[str]`, *optional*, defaults to `["projector", "lora"]`):
+            What trains: `"projector"`, `"lora"`, or both. Everything else is locked, and proved to be.
+        projector_learning_rate (`float`, *optional*, defaults to `2e-5`):
+            Learning rate of the projector; `learning_rate` is that of the LoRA adapters.
+        lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
+            Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354).
+
+    > Parameters that control the data
+
+    Args:
+        max_length (`int` or `None`, *optional*):
+            Longest sample in tokens, defaults to the LLM's context. Text is cut, images never are.
+        max_pixels (`int`, *optional*, defaults to `50_000_000`):
+            Larger images are refused before they are decoded.
+        feature_memory_gib (`float`, *optional*, defaults to `2.0`):
+            Frozen tower outputs are kept in memory if they fit in so many GiB; `0` runs the tower at every step.
+        blind (`bool`, *optional*, defaults to `False`):
+            Replace every image by the mean image, to see what the wording alone is worth.
+
+    > Parameters that control the checks against wasted runs
+
+    Args:
+        check_steps (`int`, *optional*, defaults to `5`):
+            After so many optimiser steps, every tensor that should train must have had a gradient and have moved.
+
+    > [!NOTE]
+    > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-4, `weight_decay` 0, `logging_nan_inf_filter`
+    > False, `remove_unused_columns` False, `lr_scheduler_type` cosine, `warmup_steps` 0.03, `report_to` "none",
+    > `save_strategy` "no", `disable_tqdm` True.
+    """
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the LoRA adapters."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Never hide a non-finite loss."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Batches are made here."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule."})  # type: ignore[assignment]
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or share of the steps if below 1."})
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "trackio, wandb, tensorboard."}
+    )
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})  # type: ignore[assignment]
+    disable_tqdm: bool | None = field(default=True, metadata={"help": "Progress is shown by lockadapt."})
+
+    train_parts: list[str] = field(
+        default_factory=lambda: ["projector", "lora"], metadata={"help": "What trains: projector, lora."}
+    )
+    projector_learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of the projector."})
+    lora_plus_ratio: float = field(default=1.0, metadata={"help": "Learning rate of B over that of A."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens."})
+    max_pixels: int = field(default=50_000_000, metadata={"help": "Largest image in pixels."})
+    feature_memory_gib: float = field(
+        default=2.0, metadata={"help": "Memory for frozen tower outputs, in GiB."}
+    )
+    blind: bool = field(default=False, metadata={"help": "Replace every image by the mean image."})
+    check_steps: int = field(default=5, metadata={"help": "Steps after which every tensor must have moved."})

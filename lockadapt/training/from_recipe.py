@@ -1,0 +1,208 @@
+"""Turns the sections of a recipe into plain objects: the only place where recipe and training meet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lockadapt.data.readers import read_samples
+from lockadapt.data.readers.source import Source
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.models.adapters import LoraSettings
+from lockadapt.objectives import KINDS, Objective
+from lockadapt.recipe.schema import LoraSection, Recipe, SourceSection, StageSection, kind_of
+from lockadapt.training.config import GroundingConfig
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw-8bit": "adamw_8bit",
+    "paged-adamw-8bit": "paged_adamw_8bit",
+}
+CHECKPOINTS_A_STAGE = 5
+"""How often a stage is saved when the recipe does not say."""
+
+
+def objectives_of(recipe: Recipe, names: list[str] | None = None) -> dict[str, Objective]:
+    """The recipe's objectives by name, or some of them."""
+    chosen: dict[str, Objective] = {}
+    for name, section in recipe.objectives.items():
+        if names is None or name in names:
+            chosen[name] = KINDS[kind_of(name, section)](
+                weight=section.weight,
+                ratio=section.ratio,
+                answers=_answers(name, section.answers),
+                max_new_tokens=section.max_new_tokens,
+            )
+    return chosen
+
+
+def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
+    """Samples of `train`, `validation` or `test` by objective; objectives without such rows are left out."""
+    found: dict[str, list[Sample]] = {}
+    for name, section in recipe.objectives.items():
+        source: SourceSection | None = getattr(section, part)
+        if source is None:
+            continue
+        found[name] = read_samples(source.format, _source(source, kind_of(name, section), section.prompt))
+        if part == "validation":
+            found[name] = found[name][: recipe.training.validation_samples]
+        if not found[name]:
+            raise DataError("holds no rows", where=f"objectives.{name}.{part}", fix="name a file with rows")
+    return found
+
+
+def lora_settings(section: LoraSection) -> LoraSettings:
+    """What the adapter is made from."""
+    targets = section.targets if isinstance(section.targets, str) else tuple(section.targets)
+    return LoraSettings(
+        rank=section.rank,
+        alpha=section.alpha,
+        dropout=section.dropout,
+        targets=targets,
+        rslora=section.rslora,
+        dora=section.dora,
+        init=section.init,
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage with every value filled in."""
+
+    name: str
+    train: tuple[str, ...]
+    objectives: tuple[str, ...]
+    steps: int
+    batch_size: int
+    accumulation: int
+    learning_rate: float
+    projector_learning_rate: float
+
+
+def stages_of(recipe: Recipe, rows: Mapping[str, int], processes: int = 1) -> list[Stage]:
+    """The recipe's stages, lengths in optimiser steps.
+
+    Args:
+        rows: training rows by objective; an epoch is one pass over the rows of a stage's objectives.
+    """
+    training = recipe.training
+    whole = StageSection(name="train", train=["projector", "lora"] if recipe.lora else ["projector"])
+    stages = []
+    for section in recipe.stages or [whole]:
+        names = tuple(section.objectives or recipe.objectives)
+        batch_size = section.batch_size or training.batch_size
+        accumulation = section.accumulation or training.accumulation
+        steps, epochs = section.steps, section.epochs
+        if steps is None and epochs is None:
+            steps, epochs = training.steps, training.epochs
+        if steps is None:
+            per_step = batch_size * accumulation * processes
+            steps = max(1, math.ceil((epochs or 1.0) * sum(rows[name] for name in names) / per_step))
+        stages.append(
+            Stage(
+                section.name,
+                tuple(section.train),
+                names,
+                steps,
+                batch_size,
+                accumulation,
+                section.learning_rate or training.learning_rate,
+                section.projector_learning_rate or training.projector_learning_rate,
+            )
+        )
+    return stages
+
+
+def grounding_config(
+    recipe: Recipe, stage: Stage, folder: Path, dtype: torch.dtype, validated: bool
+) -> GroundingConfig:
+    """Trainer arguments of one stage.
+
+    Raises:
+        RecipeError: checkpoints are asked for at steps where nothing is validated, so that no best one can be kept.
+    """
+    training = recipe.training
+    validate_every = min(training.validate_every or stage.steps, stage.steps)
+    save_every = training.save_every or (
+        validate_every if validated else math.ceil(stage.steps / CHECKPOINTS_A_STAGE)
+    )
+    if validated and save_every % validate_every:
+        raise RecipeError(
+            f"save_every is {save_every}, which is no multiple of validate_every, {validate_every}",
+            where="training.save_every",
+            fix="make it a multiple, so that the best model can be kept",
+        )
+    return GroundingConfig(
+        output_dir=str(folder),
+        train_parts=list(stage.train),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.batch_size,
+        per_device_eval_batch_size=recipe.evaluation.batch_size,
+        gradient_accumulation_steps=stage.accumulation,
+        learning_rate=stage.learning_rate,
+        projector_learning_rate=stage.projector_learning_rate,
+        lora_plus_ratio=recipe.lora.plus_ratio if recipe.lora else 1.0,
+        lr_scheduler_type=training.schedule,
+        warmup_steps=_warmup(training.warmup, stage.steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=OPTIMIZERS[training.optimizer],
+        activation_checkpointing=training.gradient_checkpointing,
+        seed=training.seed,
+        logging_steps=training.log_every,
+        eval_strategy="steps" if validated else "no",
+        eval_steps=validate_every,
+        save_strategy="steps",
+        save_steps=save_every,
+        save_total_limit=training.keep_checkpoints,
+        load_best_model_at_end=validated,
+        metric_for_best_model="eval_loss" if validated else None,
+        greater_is_better=False if validated else None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_num_workers=recipe.data.workers,
+        report_to=list(training.report_to) or "none",
+        blind=recipe.blind,
+    )
+
+
+def _warmup(share: float, steps: int) -> float:
+    """Trainer takes 1 or more as steps and less as a share, so a share is turned into steps here."""
+    return float(math.ceil(share * steps))
+
+
+def _source(section: SourceSection, kind: str, prompt: str | None) -> Source:
+    return Source(
+        path=section.path,
+        images=section.images,
+        annotations=section.annotations,
+        split=section.split,
+        columns=dict(section.columns),
+        image_name=section.image_name,
+        limit=section.limit,
+        kind=kind,
+        prompt=prompt,
+    )
+
+
+def _answers(name: str, answers: list[str] | str | None) -> tuple[str, ...] | None:
+    if answers is None:
+        return None
+    if isinstance(answers, str):
+        file = Path(answers)
+        if not file.is_file():
+            raise DataError(
+                "the list of answers is no file",
+                where=f"objectives.{name}.answers: {answers}",
+                fix="name a text file",
+            )
+        answers = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(set(answers)) < 2:
+        raise DataError("a closed list needs two answers or more", where=f"objectives.{name}.answers")
+    return tuple(dict.fromkeys(answers))

@@ -1,0 +1,148 @@
+"""Shows a run while it goes: a live line on a terminal, plain lines elsewhere; always `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+PLAIN_SECONDS = 10.0
+"""Without a terminal, a line is printed at most so often, in seconds."""
+
+
+class Reporter:
+    """Speaks to the user on stderr: notes, counted work, and training metrics.
+
+    Args:
+        quiet: say nothing but errors.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self._last: dict[str, float] = {}
+
+    def note(self, text: str) -> None:
+        """One line, or several."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def counted(self, what: str) -> Any:
+        """A callback (done, total) for long work; prints at most every PLAIN_SECONDS, and nothing for short work."""
+        started = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            now = time.monotonic()
+            if now - self._last.get(what, started) >= PLAIN_SECONDS or (
+                done >= total and now - started > PLAIN_SECONDS
+            ):
+                self._last[what] = now
+                self.note(f"{what}: {done:,} of {total:,}")
+
+        return report
+
+
+class ProgressCallback(TrainerCallback):
+    """Loss, rates, samples a second, time left and data share of one stage.
+
+    Args:
+        reporter: where lines go.
+        metrics: the `metrics.jsonl` that every log is appended to.
+        stage: its name.
+    """
+
+    def __init__(self, reporter: Reporter, metrics: Path, stage: str) -> None:
+        self.reporter, self.metrics, self.stage = reporter, metrics, stage
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._started = self._printed = time.monotonic()
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Opens the live line."""
+        self._started, self._first_step = time.monotonic(), state.global_step
+        if self.reporter.live and state.is_world_process_zero:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[line]}"),
+                console=self.reporter.console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.stage, total=state.max_steps, completed=state.global_step, line=""
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Appends to the metrics file and shows the line."""
+        if not logs or not state.is_world_process_zero:
+            return
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": self.stage, "step": state.global_step, **logs}) + "\n")
+        if "train_runtime" in logs:
+            return
+        line = self._line(logs, state)
+        if self._bar is not None:
+            self._bar.update(self._task, line=line)
+            if "eval_loss" in logs:
+                self.reporter.note(f"{self.stage} step {state.global_step}: {line}")
+        elif "eval_loss" in logs or time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            self.reporter.note(f"{self.stage} step {state.global_step}/{state.max_steps}  {line}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Closes the live line."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, logs: dict[str, Any], state: TrainerState) -> str:
+        if "eval_loss" in logs:
+            return "validation " + "  ".join(
+                f"{key.removeprefix('eval_')} {value:.4f}"
+                for key, value in logs.items()
+                if key.startswith("eval_")
+            )
+        done = state.global_step - self._first_step
+        left = (time.monotonic() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
+        parts = [f"loss {logs.get('loss', float('nan')):.4f}"]
+        parts += [f"{k.removesuffix('/loss')} {v:.4f}" for k, v in logs.items() if k.endswith("/loss")]
+        if "learning_rate" in logs:
+            parts.append(f"lr {logs['learning_rate']:.1e}")
+        if "projector_learning_rate" in logs:
+            parts.append(f"projector {logs['projector_learning_rate']:.1e}")
+        if "samples_per_second" in logs:
+            parts.append(f"{logs['samples_per_second']:.0f} samples/s")
+            parts.append(f"data {logs['data_share']:.0%}")
+        parts.append(f"left {_clock(left)}")
+        return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

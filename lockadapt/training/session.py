@@ -1,0 +1,330 @@
+"""A whole training run, from recipe to run folder: assemble, lock, train stage by stage, prove, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lockadapt.data.images import open_image
+from lockadapt.data.scan import scan_images
+from lockadapt.models.assemble import assemble
+from lockadapt.models.sources import pick_dtype
+from transformers import EarlyStoppingCallback
+
+from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.pixels import ImageInputs, PixelInputs
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.models.adapters import attach_lora, lora_config
+from lockadapt.models.locks import component_table, table_json, table_text
+from lockadapt.models.quantize import load_quantized
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import checkpoint, run_folder
+from lockadapt.training.artifacts import save_artifacts
+from lockadapt.training.card import write_card
+from lockadapt.training.from_recipe import (
+    Stage,
+    grounding_config,
+    lora_settings,
+    objectives_of,
+    samples_of,
+    stages_of,
+)
+from lockadapt.training.plot import plot_losses
+from lockadapt.training.progress import ProgressCallback, Reporter
+from lockadapt.training.rows import context_length, encoded_rows, image_inputs
+from lockadapt.training.trainer import GroundingTrainer
+
+CHECKPOINTS, FINISHED = "checkpoints", "finished"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `lockadapt train --json` prints."""
+
+    output: str
+    steps: int
+    seconds: float
+    samples_per_second: float
+    locked: bool
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training and validation rows of all objectives, encoded, and where their images come from."""
+
+    train: dict[str, list[Encoded]]
+    validation: dict[str, list[Encoded]]
+    images: ImageInputs
+
+
+def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool = False) -> TrainResult:
+    """Runs a recipe and writes the run folder.
+
+    Args:
+        recipe: checked already.
+        output: the run folder; must be new or empty, unless `resume`.
+        resume: go on from the last complete checkpoint in `output`.
+
+    Raises:
+        LockadaptError: children say what and where; what was written before stays for `--resume`.
+    """
+    folder = prepare_folder(recipe, Path(output), resume)
+    samples = load_samples(recipe, reporter)
+    model, processor, dtype = build_model(recipe, folder, samples["train"], reporter)
+    if recipe.lora is not None:
+        model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    rows = encode(recipe, model, processor, samples, reporter)
+    started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
+    steps, seen, locked = 0, 0, 0
+    for stage in stages_of(recipe, {name: len(items) for name, items in rows.train.items()}):
+        outcome = run_stage(recipe, stage, folder, model, processor, rows, dtype, reporter, resume)
+        steps, seen, locked = steps + stage.steps, seen + outcome["samples"], max(locked, outcome["locked"])
+        facts["stages"].append(outcome)
+        facts["base_fingerprint"] = outcome.pop("fingerprint")
+    seconds = time.perf_counter() - started
+    save_artifacts(model, processor, folder, base=run_folder.base_of(folder, facts))
+    run_folder.write_probe(folder, _probe_samples(samples), recipe.data.max_pixels)
+    replacement = (
+        rows.images.pixels.replacement if hasattr(rows.images, "pixels") else rows.images.replacement
+    )  # type: ignore[attr-defined]
+    if replacement is not None:
+        replacement.save(folder / run_folder.MEAN_IMAGE_FILE)
+    plot_losses(folder / run_folder.METRICS, folder / "loss.png")
+    rate = seen / max(seconds, 1e-9)
+    facts.update(
+        {"steps": steps, "seconds": round(seconds, 2), "samples_per_second": round(rate, 2), "locked": True}
+    )
+    run_folder.write_facts(folder, facts)
+    write_card(folder)
+    reporter.note(
+        f"lock proof: {locked:,} frozen tensors unchanged. {steps:,} steps in {seconds:.0f} s: {folder}"
+    )
+    return TrainResult(str(folder), steps, round(seconds, 2), round(rate, 2), True)
+
+
+def prepare_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
+    """Makes the run folder, or checks that the one to resume belongs to this recipe."""
+    same = recipe.model_copy(update={"output": None})
+    if resume:
+        before = run_folder.read_recipe(folder).model_copy(update={"output": None})
+        if before != same:
+            raise RecipeError(
+                "differs from the recipe of the run", where=str(folder), fix="resume with the same recipe"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(
+            "exists and is not empty", where=f"--output {folder}", fix="name a new folder, or add --resume"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_recipe(folder, same)
+    return folder
+
+
+def load_samples(recipe: Recipe, reporter: Reporter) -> dict[str, dict[str, list[Sample]]]:
+    """Rows of training and validation by objective, every image opened once."""
+    found = {part: samples_of(recipe, part) for part in ("train", "validation")}
+    flat = [sample for rows in found.values() for samples in rows.values() for sample in samples]
+    data = recipe.data
+    report = scan_images(
+        flat,
+        data.max_pixels,
+        data.on_bad_image,
+        data.max_bad_fraction,
+        progress=reporter.counted("opening images"),
+    )
+    if report.bad:
+        reporter.note(
+            f"left out {len(report.bad)} bad images: "
+            + "; ".join(f"{b.where}: {b.reason}" for b in report.bad[:5])
+        )
+        kept = {id(sample) for sample in report.good}
+        found = {
+            part: {name: [s for s in samples if id(s) in kept] for name, samples in rows.items()}
+            for part, rows in found.items()
+        }
+    return found
+
+
+def build_model(
+    recipe: Recipe, folder: Path, train_samples: Mapping[str, list[Sample]], reporter: Reporter
+) -> tuple[Any, Any, torch.dtype]:
+    """The stock model as it is trained: assembled (or the given checkpoint), quantized as asked."""
+    section = recipe.model
+    dtype = pick_dtype(section.dtype)
+    base = folder / run_folder.BASE
+    if section.vlm is None and not base.exists():
+        assert section.llm is not None
+        assert section.tower is not None
+        images = {
+            image.key: image for rows in train_samples.values() for sample in rows for image in sample.images
+        }
+        step = max(1, len(images) // max(section.calibration_images, 1))
+        chosen = list(images.values())[::step][: section.calibration_images]
+        reporter.note(f"assembling {section.llm} and {section.tower}")
+        assembled = assemble(
+            section.llm,
+            section.tower,
+            base,
+            fusion_name=section.fusion,
+            image_size=section.image_size,
+            feature_layer=section.feature_layer,
+            dtype=section.dtype,
+            calibration_images=[open_image(image, recipe.data.max_pixels) for image in chosen] or None,
+            seed=recipe.training.seed,
+        )
+        if section.quantization == "none":
+            return assembled.model, assembled.processor, dtype
+    start = section.vlm if section.vlm is not None else str(base)
+    model, processor = load_quantized(start, section.quantization, dtype)
+    return model, processor, dtype
+
+
+def encode(
+    recipe: Recipe,
+    model: Any,
+    processor: Any,
+    samples: dict[str, dict[str, list[Sample]]],
+    reporter: Reporter,
+) -> Rows:
+    """Tokens and labels of all rows, and the frozen tower's outputs where they are kept in memory."""
+    encoder = Encoder(processor, recipe.data.max_length or context_length(model))
+    objectives = objectives_of(recipe)
+    train, reports = encoded_rows(samples["train"], objectives, encoder)
+    validation, _ = encoded_rows(samples["validation"], objectives, encoder)
+    for name, report in reports.items():
+        if report.cut or report.dropped:
+            reporter.note(
+                f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than the limit)"
+            )
+        if not report.encoded:
+            raise DataError(
+                "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
+            )
+    rows = [row for part in (train, validation) for items in part.values() for row in items]
+    uses = sum(
+        stage.steps * stage.batch_size * stage.accumulation
+        for stage in stages_of(recipe, {n: len(r) for n, r in train.items()})
+    )
+    distinct = len({image.key for row in rows for image in row.images})
+    data = recipe.data
+    limit = {"auto": data.feature_memory_gib if uses > distinct else 0.0, "memory": float("inf"), "none": 0.0}
+    images = image_inputs(
+        model,
+        processor,
+        rows,
+        data.max_pixels,
+        limit[data.features],
+        recipe.blind,
+        progress=reporter.counted("running the frozen tower"),
+    )
+    kind = "pixels at every step" if isinstance(images, PixelInputs) else "tower outputs kept in memory"
+    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image; {kind}")
+    return Rows(train, validation, images)
+
+
+def run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    folder: Path,
+    model: Any,
+    processor: Any,
+    rows: Rows,
+    dtype: torch.dtype,
+    reporter: Reporter,
+    resume: bool,
+) -> dict[str, Any]:
+    """Trains one stage, or loads its end where `--resume` finds it finished; proves the lock."""
+    place = folder / CHECKPOINTS / stage.name
+    validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
+    callbacks: list[Any] = [ProgressCallback(reporter, folder / run_folder.METRICS, stage.name)]
+    if recipe.training.patience and validation:
+        callbacks.append(EarlyStoppingCallback(recipe.training.patience))
+    trainer = GroundingTrainer(
+        model,
+        grounding_config(recipe, stage, place, dtype, bool(validation)),
+        {name: rows.train[name] for name in stage.objectives},
+        validation or None,
+        processor,
+        objectives=objectives_of(recipe, list(stage.objectives)),
+        image_inputs=rows.images,
+        callbacks=callbacks,
+    )
+    table = component_table(model)
+    reporter.note(
+        f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size * stage.accumulation}\n{table_text(table)}"
+    )
+    fingerprint = run_folder.fingerprint(trainer.locked)
+    done = place / FINISHED
+    if resume and checkpoint.is_complete(done):
+        checkpoint.load_trainable(model, done)
+        reporter.note(f"stage {stage.name} was finished before")
+        return {**json.loads((done / "outcome.json").read_text()), "fingerprint": fingerprint}
+    last = checkpoint.latest(place) if resume else None
+    if resume:
+        _forget_after(folder / run_folder.METRICS, stage.name, last)
+        reporter.note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
+    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    outcome = {
+        "name": stage.name,
+        "steps": result.global_step,
+        "samples": result.global_step * stage.batch_size * stage.accumulation,
+        "train_loss": result.training_loss,
+        "best_validation_loss": trainer.state.best_metric,
+        "loss_change_by_swapped_images": trainer.sight,
+        "components": table_json(table),
+        "locked": trainer.prove_locked(),
+    }
+    checkpoint.save_trainable(model, done)
+    (done / "outcome.json").write_text(json.dumps(outcome))
+    checkpoint.seal(done)
+    return {**outcome, "fingerprint": fingerprint}
+
+
+def _first_facts(recipe: Recipe, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "command": run_folder.command_line(),
+        "versions": run_folder.versions(),
+        "seed": recipe.training.seed,
+        "base": recipe.model.vlm or str(folder / run_folder.BASE),
+        "llm": recipe.model.llm,
+        "tower": recipe.model.tower,
+        "dtype": str(dtype).removeprefix("torch."),
+        "quantization": recipe.model.quantization,
+        "blind": recipe.blind,
+        "stages": [],
+    }
+
+
+def _probe_samples(samples: dict[str, dict[str, list[Sample]]]) -> list[Sample]:
+    """A few samples, objectives in turn, each with another image where possible; held-out ones first."""
+    chosen: list[Sample] = []
+    seen: set[str] = set()
+    pools = [list(rows) for part in ("validation", "train") for rows in samples[part].values()]
+    for pool in pools:
+        for sample in pool:
+            keys = {image.key for image in sample.images}
+            if keys and not keys & seen:
+                seen |= keys
+                chosen.append(sample)
+            if len(chosen) >= run_folder.PROBE_SAMPLES:
+                return chosen
+    return chosen or [pools[0][0]]
+
+
+def _forget_after(metrics: Path, stage: str, last: Path | None) -> None:
+    """Drops metric lines of steps that will be taken again."""
+    if not metrics.is_file():
+        return
+    step = int(last.name.removeprefix("checkpoint-")) if last else 0
+    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+    kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))

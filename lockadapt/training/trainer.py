@@ -1,0 +1,312 @@
+"""GroundingTrainer: Hugging Face's Trainer over objectives, with locks, checks and pickle-free checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+
+from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.mixture import MixedDataset, MixtureSampler
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.errors import RecipeError
+from lockadapt.models.adapters import attach_lora, set_trainable
+from lockadapt.models.load import load_model
+from lockadapt.models.locks import frozen_digests, prove_locked
+from lockadapt.models.parts import stock
+from lockadapt.objectives import KINDS, Objective
+from lockadapt.training import checkpoint
+from lockadapt.training.artifacts import save_artifacts
+from lockadapt.training.checks import LearningCheck, check_finite, check_sight
+from lockadapt.training.config import GroundingConfig
+from lockadapt.training.rows import context_length, encoded_rows, image_inputs
+
+
+class GroundingTrainer(Trainer):
+    """
+    Trains projector and LoRA of a stock LLaVA or FastVLM on one objective or several.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            What `lockadapt.assemble` returns, or any stock LLaVA or FastVLM folder or object.
+        args ([`GroundingConfig`], *optional*):
+            Arguments of this trainer.
+        train_dataset:
+            [`~datasets.Dataset`] in TRL's formats (`messages` + `images`, or `prompt` + `completion` + `images`), a list of
+            `Sample`, a list of `Encoded`, or a mapping from objective names to any of these.
+        eval_dataset:
+            The same.
+        processing_class ([`~transformers.ProcessorMixin`], *optional*):
+            The model's processor; loaded with the model if that is a path.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            LoRA on the LLM; use `lockadapt.models.adapters.lora_config` to resolve its targets.
+        objectives (`Mapping[str, Objective]`, *optional*):
+            What to learn, by name; defaults to dialogue.
+        image_inputs (`ImageInputs`, *optional*):
+            Where pixels or features come from; defaults to what fits `args.feature_memory_gib`.
+        callbacks, optimizers:
+            As in [`~transformers.Trainer`].
+
+    Raises:
+        LockadaptError: children name a row, tensor or key; see `lockadapt.errors`.
+    """
+
+    _tag_names = ("lockadapt", "locked-image-tuning")
+
+    def __init__(
+        self,
+        model: Any,
+        args: GroundingConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: LoraConfig | None = None,
+        objectives: Mapping[str, Objective] | None = None,
+        image_inputs: ImageInputs | None = None,
+        callbacks: Sequence[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        args = args or GroundingConfig("grounding")
+        # One process drives one device: DataParallel would copy the frozen model at every step.
+        args._n_gpu = min(args.n_gpu, 1)
+        if isinstance(model, str):
+            model, processor = load_model(model, torch.float32)
+            processing_class = processing_class or processor
+        if processing_class is None:
+            raise RecipeError("processing_class is missing", fix="pass the model's processor")
+        if peft_config is not None:
+            model = attach_lora(model, peft_config)
+        set_trainable(model, args.train_parts)
+        _train_in_float32(model)
+        self.objectives = dict(objectives or {"dialogue": KINDS["dialogue"]()})
+        self.encoder = Encoder(processing_class, args.max_length or context_length(model))
+        train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
+        evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
+        self.image_inputs = image_inputs or _image_inputs(model, processing_class, args, train, evaluation)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=MixedDataset(train) if train else None,
+            eval_dataset=evaluation or None,  # type: ignore[arg-type]
+            processing_class=processing_class,
+            data_collator=self._collate,
+            callbacks=[LearningCheck(args.check_steps), *(callbacks or ())],
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.locked = frozen_digests(model)
+        self.sight: dict[str, float] = {}
+        self._notes: dict[str, list[float]] = defaultdict(list)
+        self._data_seconds, self._log_time, self._log_step = 0.0, time.perf_counter(), 0
+
+    # --- data
+
+    def _collate(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
+        name = items[0][0]
+        pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
+        return self.objectives[name].collate([item for _, item in items], self.image_inputs, pad, name)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Micro-batches of one objective each, drawn by ratio; one pass is the whole run."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, MixedDataset):
+            raise RecipeError("train_dataset is missing", fix="pass rows to train on")
+        micro = self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size
+        ratios = {name: objective.ratio for name, objective in self.objectives.items()}
+        sampler = MixtureSampler(dataset, ratios, self._train_batch_size, micro, self.args.seed)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_num_workers > 0,
+        )
+        return self.accelerator.prepare(loader)
+
+    def planned_steps(self) -> int:
+        """Optimiser steps of the run: `max_steps`, or as many as `num_train_epochs` passes over all rows take."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / per_step))  # type: ignore[arg-type]
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """The data loader holds all epochs already, so the run is one pass of `planned_steps`."""
+        steps = self.planned_steps()
+        per_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        micro = steps * args.gradient_accumulation_steps
+        return 1, steps, len(self.train_dataset), steps * per_step, per_step, micro, steps  # type: ignore[arg-type]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
+        """Fetches micro-batches, and measures the time that training waits for data."""
+        start = time.perf_counter()
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._data_seconds += time.perf_counter() - start
+        return batches, None
+
+    # --- loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted loss of the batch's objective; towers stay in eval mode (BatchNorm would move)."""
+        name = inputs["objective"]
+        objective = self.objectives[name]
+        stock(model).get_submodule("model.vision_tower").eval()
+        if model.training and name not in self.sight and not self.args.blind:  # type: ignore[attr-defined]
+            self.sight[name] = check_sight(model, lambda batch: objective.loss(model, batch)[0], inputs)
+        loss, report = objective.loss(model, inputs)
+        check_finite(loss.detach(), name, self.state.global_step + 1)
+        for key, value in {"loss": loss.detach(), **report}.items():
+            self._notes[f"{name}/{key}"].append(float(value))
+        return (loss * objective.weight, None) if return_outputs else loss * objective.weight
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Validation loss by objective (mean over answer tokens), and `eval_loss`, their weighted mean."""
+        sets: Mapping[str, Sequence[Encoded]] = self.eval_dataset  # type: ignore[assignment]
+        if eval_dataset is not None:
+            sets, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
+        if not sets:
+            raise RecipeError("eval_dataset is missing", fix="pass rows to validate on")
+        metrics = {
+            f"{metric_key_prefix}_{name}_loss": self._validate(name, rows) for name, rows in sets.items()
+        }
+        weights = {name: self.objectives[name].weight for name in sets}
+        total = sum(weights[name] * metrics[f"{metric_key_prefix}_{name}_loss"] for name in sets)
+        metrics[f"{metric_key_prefix}_loss"] = total / sum(weights.values())
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _validate(self, name: str, rows: Sequence[Encoded]) -> float:
+        self.model.eval()  # type: ignore[union-attr]
+        loader = self.accelerator.prepare(
+            DataLoader(
+                [(name, row) for row in rows], self.args.eval_batch_size, collate_fn=self.data_collator
+            )  # type: ignore[arg-type]
+        )
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in loader:
+            loss, report = self.objectives[name].loss(self.model, batch)  # type: ignore[arg-type]
+            tokens = float(report["tokens"])
+            sums += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()  # type: ignore[union-attr]
+        return float(sums[0] / sums[1])
+
+    # --- optimiser and metrics
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Three groups: LoRA's A (and what DoRA adds) and B, whose rates differ by the LoRA+ ratio, and the projector."""
+        if self.optimizer is None:
+            args: GroundingConfig = self.args  # type: ignore[assignment]
+            groups: dict[str, dict[str, Any]] = {
+                "lora_A": {"lr": args.learning_rate},
+                "lora_B": {"lr": args.learning_rate * args.lora_plus_ratio},
+                "projector": {"lr": args.projector_learning_rate},
+            }
+            for name, parameter in (model or self.model).named_parameters():  # type: ignore[union-attr]
+                if parameter.requires_grad:
+                    group = "lora_B" if ".lora_B." in name else "lora_A" if ".lora_" in name else "projector"
+                    groups[group].setdefault("params", []).append(parameter)
+            used = [
+                {"weight_decay": args.weight_decay, "group": name, **group}
+                for name, group in groups.items()
+                if "params" in group
+            ]
+            kind, settings = self.get_optimizer_cls_and_kwargs(args, self.model)  # type: ignore[arg-type]
+            self.optimizer = kind(used, **settings)
+        return self.optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each objective's own numbers, the projector's rate, samples a second and the share of time spent on data."""
+        if "loss" in logs:
+            logs.update({key: sum(values) / len(values) for key, values in self._notes.items()})
+            for group in self.optimizer.param_groups:  # type: ignore[union-attr]
+                if group.get("group") == "projector":
+                    logs["projector_learning_rate"] = group["lr"]
+            elapsed = max(time.perf_counter() - self._log_time, 1e-9)
+            steps = self.state.global_step - self._log_step
+            per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            logs["samples_per_second"] = steps * per_step / elapsed
+            logs["data_share"] = self._data_seconds / elapsed
+            self._notes.clear()
+            self._data_seconds, self._log_time, self._log_step = (
+                0.0,
+                time.perf_counter(),
+                self.state.global_step,
+            )
+        super().log(logs, start_time)
+
+    def prove_locked(self) -> int:
+        """The lock proof: number of frozen tensors compared; raises LockError if one changed."""
+        return prove_locked(self.model, self.locked)  # type: ignore[arg-type]
+
+    # --- saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint's tensors when called by the training loop; else adapter, projector and processor."""
+        folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
+        if not self.args.should_save:
+            return
+        if _internal_call:
+            checkpoint.save_trainable(self.model, folder)  # type: ignore[arg-type]
+        else:
+            save_artifacts(self.model, self.processing_class, folder)  # type: ignore[arg-type]
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[arg-type]
+        if self.args.should_save and folder.exists():
+            checkpoint.seal(folder)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            checkpoint.save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint_folder))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        checkpoint.save_rng(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is not None:
+            checkpoint.load_rng(Path(checkpoint_folder), self.args.process_index)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoint.load_trainable(model or self.model, Path(resume_from_checkpoint))  # type: ignore[arg-type]
+
+    def _load_best_model(self) -> None:
+        checkpoint.load_trainable(self.model, Path(self.state.best_model_checkpoint))  # type: ignore[arg-type]
+
+
+def _train_in_float32(model: nn.Module) -> None:
+    """What trains is kept in float32 (autocast does the arithmetic): small steps vanish in 16 bits."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _image_inputs(
+    model: nn.Module,
+    processor: Any,
+    args: GroundingConfig,
+    train: Mapping[str, Sequence[Encoded]],
+    evaluation: Mapping[str, Sequence[Encoded]],
+) -> ImageInputs:
+    rows = [row for rows in [*train.values(), *evaluation.values()] for row in rows]
+    return image_inputs(model, processor, rows, args.max_pixels, args.feature_memory_gib, args.blind)

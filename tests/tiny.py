@@ -1,0 +1,211 @@
+"""Tiny random models for tests: source LLMs and towers in Hugging Face folders, built on the spot in milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.utils import logging
+
+SENTENCES = [
+    "what color is the shape? red green blue yellow",
+    "is there a circle? yes no",
+    "what shape is in the image? a square, a triangle, a rectangle",
+    "once upon a time there was a little dog who liked to play.",
+]
+ROWS = 300
+"""Vocabulary rows of every tiny LLM: more than the tokenizer's, and no multiple of 64."""
+
+SIDE = 32
+"""Pixels that every tiny tower was made for."""
+
+COMMON = {
+    "vocab_size": ROWS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+GROUPED = {**COMMON, "num_key_value_heads": 2}
+GPT2 = {
+    "vocab_size": ROWS,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+OPT = {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32}
+GEMMA = {**GROUPED, "head_dim": 8}
+
+LLMS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, tie_word_embeddings=False)),
+    "llama-tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, tie_word_embeddings=True)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, tie_word_embeddings=False)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**GROUPED, tie_word_embeddings=True)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**GROUPED, head_dim=8, tie_word_embeddings=True)),
+    "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**GROUPED, tie_word_embeddings=True)),
+    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**GEMMA)),
+    "gemma3-text": lambda: hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**GEMMA, sliding_window=16)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**GROUPED)),
+    "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**GROUPED)),
+    "gpt-neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**COMMON)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
+    "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)),
+    "bloom": lambda: hf.BloomForCausalLM(
+        hf.BloomConfig(vocab_size=ROWS, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
+    ),
+}
+"""LLMs that the stock classes can hold."""
+
+ODD_LLMS: dict[str, Callable[[], Any]] = {
+    "phi": lambda: _with_head_bias(hf.PhiForCausalLM(hf.PhiConfig(**GROUPED))),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**GEMMA)),
+    "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**GROUPED, logit_scale=0.0625)),
+    "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**GROUPED, logits_scaling=8.0)),
+    "opt-350m": lambda: hf.OPTForCausalLM(hf.OPTConfig(**{**OPT, "word_embed_proj_dim": 16})),
+    "bert": lambda: hf.BertLMHeadModel(hf.BertConfig(**COMMON, is_decoder=True)),
+}
+"""LLMs that they cannot hold."""
+
+VIT = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
+CLIP_TEXT = {**COMMON, "hidden_size": 16, "max_position_embeddings": 16}
+
+TOWERS: dict[str, Callable[[], Any]] = {
+    "clip-vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**VIT)),
+    "clip": lambda: hf.CLIPModel(
+        hf.CLIPConfig(text_config=hf.CLIPTextConfig(**CLIP_TEXT), vision_config=hf.CLIPVisionConfig(**VIT))
+    ),
+    "siglip-vision": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**VIT)),
+    "siglip": lambda: hf.SiglipModel(
+        hf.SiglipConfig(
+            text_config=hf.SiglipTextConfig(**CLIP_TEXT), vision_config=hf.SiglipVisionConfig(**VIT)
+        )
+    ),
+    "dinov2": lambda: hf.Dinov2Model(hf.Dinov2Config(**_without(VIT, "intermediate_size"))),
+    "dinov2-registers": lambda: hf.Dinov2WithRegistersModel(
+        hf.Dinov2WithRegistersConfig(**_without(VIT, "intermediate_size"), num_register_tokens=4)
+    ),
+    "vit": lambda: hf.ViTModel(hf.ViTConfig(**VIT)),
+    "vit-classifier": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT)),
+    "convnext": lambda: hf.ConvNextModel(
+        hf.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])
+    ),
+    "resnet": lambda: hf.ResNetForImageClassification(
+        hf.ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 12, 16, 20],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            num_labels=3,
+        )
+    ),
+    "mobilenet-v2": lambda: hf.MobileNetV2ForImageClassification(
+        hf.MobileNetV2Config(depth_multiplier=0.25, num_labels=3, image_size=SIDE)
+    ),
+}
+"""Towers that the stock classes can hold; the first letters of the class that holds them follow from the shapes."""
+
+FEATURE_MAPS = ("convnext", "resnet", "mobilenet-v2")
+
+
+def tiny_tokenizer(chat_template: str | None = None, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of under 300 pieces: `<s>` 0, `</s>` 1, `<pad>` 2; `bos` puts `<s>` before texts."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<s>", "</s>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(SENTENCES, trainer)
+    if bos:
+        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template=chat_template,
+    )
+
+
+def tiny_llm(
+    kind: str, folder: Path, *, seed: int = 0, chat_template: str | None = None, bos: bool = True
+) -> Path:
+    """Save a random LLM of `LLMS` or `ODD_LLMS` with a tokenizer to `folder`; return it."""
+    torch.manual_seed(seed)
+    model = (LLMS | ODD_LLMS)[kind]().eval()
+    with _silent():
+        model.save_pretrained(folder)
+        tiny_tokenizer(chat_template, bos=bos).save_pretrained(folder)
+    return folder
+
+
+def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
+    """Save a random tower of `TOWERS` with an image processor to `folder`; return it."""
+    torch.manual_seed(seed)
+    model = TOWERS[kind]().eval()
+    for name, buffer in model.named_buffers():
+        # Random running statistics: with the initial zeros and ones a lost BatchNorm buffer would not show.
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    side = {"height": SIDE, "width": SIDE}
+    if kind in ("clip", "clip-vision"):
+        processor: Any = hf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)
+    elif kind.startswith("dinov2"):
+        processor = hf.BitImageProcessorPil(size={"shortest_edge": SIDE + 8}, crop_size=side)
+    elif kind == "convnext":
+        processor = hf.ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875)
+    elif kind == "mobilenet-v2":
+        processor = hf.MobileNetV2ImageProcessorPil(
+            size={"shortest_edge": 72}, crop_size={"height": 64, "width": 64}
+        )
+    elif kind == "resnet":
+        processor = hf.ViTImageProcessorPil(size={"height": 64, "width": 64})
+    else:
+        processor = hf.ViTImageProcessorPil(size=side)
+    with _silent():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def _with_head_bias(model: Any) -> Any:
+    torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
+def _without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
+
+
+@contextlib.contextmanager
+def _silent() -> Any:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
