@@ -165,10 +165,7 @@ def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
     """Save a random tower of `TOWERS` with an image processor to `folder`; return it."""
     torch.manual_seed(seed)
     model = TOWERS[kind]().eval()
-    for name, buffer in model.named_buffers():
-        # Random running statistics: with the initial zeros and ones a lost BatchNorm buffer would not show.
-        if name.endswith(("running_mean", "running_var")):
-            buffer.uniform_(0.5, 1.5)
+    _wake(model)
     side = {"height": SIDE, "width": SIDE}
     if kind in ("clip", "clip-vision"):
         processor: Any = hf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)
@@ -188,6 +185,25 @@ def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def _wake(model: Any) -> None:
+    """Make a random CNN see: fresh ones return nearly the same for every image, which would hide mistakes."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in model.modules() if norms else ():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    for norm in norms:
+        norm.momentum = 0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith("layer_scale_parameter"):
+            parameter.fill_(1.0)
+    if norms:
+        model.train()
+        for _ in range(6):
+            model(torch.randn(8, 3, 64, 64))
+        model.eval()
 
 
 def _with_head_bias(model: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -51,6 +52,9 @@ def _options(
 
 def main() -> None:
     """Entry point: errors of ours become one message on stderr and the exit code of their kind."""
+    # Deprecations inside the libraries are for their authors and ours, not for whoever trains a model.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     try:
         app()
     except LockadaptError as error:

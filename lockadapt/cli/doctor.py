@@ -33,7 +33,7 @@ def _look() -> dict[str, Any]:
         import torch
         import transformers
 
-        from lockadapt.models.quantize import import_bitsandbytes
+        from lockadapt.models.bitsandbytes import require_bitsandbytes
         from lockadapt.training.run_folder import versions
     except ImportError as error:
         problems.append({"what": str(error), "fix": "pip install lockadapt again", "fatal": True})
@@ -51,7 +51,7 @@ def _look() -> dict[str, Any]:
         fix = "small models train on the CPU; for others install a CUDA build of torch"
         problems.append({"what": "no GPU is visible to torch", "fix": fix, "fatal": False})
     try:
-        import_bitsandbytes()
+        require_bitsandbytes()
         facts["nf4, int8"] = "available"
     except EnvironmentProblem as error:
         problems.append({"what": str(error), "fix": error.fix or "", "fatal": False})

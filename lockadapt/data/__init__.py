@@ -1,1 +1,1 @@
-""""""
+"""Rows become samples, samples become tokens and pixels, tokens become batches."""

@@ -31,7 +31,7 @@ _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
 
 # `warnings.catch_warnings` changes a global, and pictures are opened from several threads. Only headers are
 # read under this lock; decoding happens outside.
-_HEADER = threading.Lock()
+_LOCK = threading.Lock()
 
 
 def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Image.Image:
@@ -52,11 +52,10 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
     """
     place = where or ref.key
     try:
-        opened = _opened(ref)
-        with opened:
-            _check_size(opened, max_pixels)
-            opened.load()
-            return _to_rgb(_upright(opened))
+        if ref.picture is not None:
+            return _decoded(ref.picture, max_pixels)
+        with _header(ref) as picture:
+            return _decoded(picture, max_pixels)
     except LockadaptError as error:
         raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
     except Image.DecompressionBombError as error:
@@ -71,35 +70,38 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         ) from error
 
 
-def _opened(ref: ImageRef) -> Image.Image:
-    """The picture with its header read."""
-    if ref.picture is not None:
-        picture: Image.Image = ref.picture.copy()
-        return picture
+def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
+    _check_size(picture, max_pixels)
+    picture.load()
+    return _to_rgb(_upright(picture))
+
+
+def _header(ref: ImageRef) -> Image.Image:
+    """The picture in a file or in bytes, with nothing but its header read."""
     if ref.path is not None:
-        file: Any = ref.path
         try:
             regular = stat.S_ISREG(ref.path.stat().st_mode)
         except (OSError, ValueError) as error:
             raise DataError("does not exist", fix="check the name and the folder `images`") from error
         if not regular:
             raise DataError("is no file", fix="name an image file")
-        start = ref.path.open("rb").read(64)
-    else:
-        file, start = io.BytesIO(ref.data or b""), (ref.data or b"")[:64]
-    Image.init()
-    with _HEADER, warnings.catch_warnings():
+    with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]
         try:
-            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            return Image.open(ref.path or io.BytesIO(ref.data or b""), formats=formats)
         except UnidentifiedImageError as error:
-            raise DataError(
-                f"is {_kind(start)}", fix="convert it to PNG or JPEG, or fetch it again"
-            ) from error
+            raise DataError(f"is {_kind(ref)}", fix="convert it to PNG or JPEG, or fetch it again") from error
 
 
-def _kind(start: bytes) -> str:
+def _kind(ref: ImageRef) -> str:
     """What a file that is no image is, by its first bytes."""
+    if ref.path is not None:
+        with ref.path.open("rb") as file:
+            start = file.read(64)
+    else:
+        start = (ref.data or b"")[:64]
     text = start.lstrip().lower()
     for mark, kind in (
         (b"<svg", "an SVG drawing, not an image of pixels"),
@@ -155,17 +157,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 def _grey(values: np.ndarray[Any, Any]) -> Image.Image:
     """8-bit grey of 16-bit, 32-bit or float values of shape (height, width)."""
-    exact = values.astype(np.float64)
-    low, high = float(exact.min()), float(exact.max())
+    low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise DataError(
             "holds values that are no numbers (NaN or infinity)", fix="write it again, or remove it"
         )
-    floats = values.dtype.kind == "f"
-    for top in (1, 255, 65535) if floats else (65535,):
+    for top in (1, 255, 65535) if values.dtype.kind == "f" else (65535,):
         if low >= 0 and high <= top:
-            return Image.fromarray(np.rint(exact * (255 / top)).astype(np.uint8))
-    return Image.fromarray(np.rint((exact - low) * (255 / max(high - low, 1e-300))).astype(np.uint8))
+            return Image.fromarray(np.rint(values.astype(np.float32) * (255 / top)).astype(np.uint8))
+    # A constant picture outside of these ranges has nothing to stretch and becomes black.
+    scale = 255 / (high - low) if high > low else 0.0
+    return Image.fromarray(np.rint((values.astype(np.float64) - low) * scale).astype(np.uint8))
 
 
 def _name(ref: ImageRef) -> str:

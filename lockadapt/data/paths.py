@@ -63,8 +63,9 @@ class DataRoot:
             )
         above = "/".join(parts[:-1])
         if above not in self._checked:
-            self._checked[above] = str(self._inside(self.folder.joinpath(*parts[:-1]), name, where))
-        path = os.path.join(self._checked[above], parts[-1])
+            folder = self._inside(self.folder.joinpath(*parts[:-1]), name, where)
+            self._checked[above] = str(folder).rstrip(os.sep)
+        path = f"{self._checked[above]}{os.sep}{parts[-1]}"
         # Only a symlink can still lead out: everything above the file was resolved and checked.
         return self._inside(Path(path), name, where) if os.path.islink(path) else Path(path)
 

@@ -15,7 +15,7 @@ ROW_ERRORS = (DataError, SafetyError)
 """What a single row or image may be refused with."""
 
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 def quote(value: Any) -> str:
@@ -52,14 +52,21 @@ class Problems:
             raise merged(self.errors, self.file, self.things)
 
 
-def merged(errors: Sequence[DataError | SafetyError], file: str, things: str) -> DataError | SafetyError:
-    """One error that says what all of `errors` say; a single one keeps its own place and fix."""
+def merged(
+    errors: Sequence[DataError | SafetyError], file: str | None, things: str
+) -> DataError | SafetyError:
+    """One error that says what all of `errors` say; a single one keeps its own place and fix.
+
+    Args:
+        file: what all places lie in, if it is one file.
+        things: what is refused, in the plural.
+    """
     kind: type[DataError] | type[SafetyError] = DataError
     if any(isinstance(error, SafetyError) for error in errors):
         kind = SafetyError
     if len(errors) == 1:
         (only,) = errors
-        place = "" if only.where and file in only.where else f" (in {file})"
+        place = "" if file is None or file in (only.where or "") else f" (in {file})"
         return kind(only.message + place, where=only.where, fix=only.fix)
     count = f"{len(errors)} {things} cannot be used"
     if len(errors) >= MOST_PROBLEMS:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lockadapt.data.images import open_image
-from lockadapt.data.problems import MOST_PROBLEMS, ROW_ERRORS, merged
+from lockadapt.data.problems import MOST_PROBLEMS, merged
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError, SafetyError
 
@@ -63,9 +63,8 @@ def scan_images(
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(wanted), _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
-            for (ref, _), error in zip(
-                batch, pool.map(lambda row: _error(*row, max_pixels), batch), strict=True
-            ):
+            found = pool.map(lambda row: _error(row[0], row[1], max_pixels), batch)
+            for (ref, _), error in zip(batch, found, strict=True):
                 done += 1
                 if error is not None:
                     errors[ref.key] = error
@@ -74,7 +73,7 @@ def scan_images(
             if on_bad == "error" and len(errors) >= MOST_PROBLEMS:
                 break
     if on_bad == "error" and errors:
-        raise merged(list(errors.values())[:MOST_PROBLEMS], f"{len(wanted)} images", "images")
+        raise merged(list(errors.values())[:MOST_PROBLEMS], None, "images")
     bad = [BadImage(key, rows[key][1], error.message) for key, error in errors.items()]
     good = [sample for sample in samples if not any(ref.key in errors for ref in sample.images)]
     if bad and (len(bad) / len(wanted) > max_bad_fraction or not good):
@@ -89,6 +88,6 @@ def scan_images(
 def _error(ref: ImageRef, where: str, max_pixels: int) -> DataError | SafetyError | None:
     try:
         open_image(ref, max_pixels, where)
-    except ROW_ERRORS as error:
-        return error  # type: ignore[return-value]
+    except (DataError, SafetyError) as error:
+        return error
     return None

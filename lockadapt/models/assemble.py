@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedModel
 
 from lockadapt.errors import AssemblyError
@@ -21,19 +21,18 @@ from lockadapt.models.calibrate import calibrate_projector, embedding_rms
 from lockadapt.models.chat_template import TemplateKind, chat_template
 from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
 from lockadapt.models.fusions import (
-    BODIES,
     Projector,
     get_fusion,
     processor_arguments,
     projector_input,
-    stock_config,
 )
+from lockadapt.models.join import join, set_generation
 from lockadapt.models.llms import LlmFacts, load_llm, probe_ids, probe_llm
 from lockadapt.models.load import load_model
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import pick_dtype, some
+from lockadapt.models.sources import pick_dtype
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
 
 CALIBRATION_BATCH = 16
@@ -77,7 +76,7 @@ def assemble(
     tower: str | Path,
     output: str | Path | None,
     *,
-    fusion: str = "mlp",
+    fusion_name: str = "mlp",
     image_size: int | None = None,
     feature_layer: int = -2,
     dtype: str | torch.dtype = "auto",
@@ -92,7 +91,7 @@ def assemble(
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
         output: folder for the stock model, which must not exist or be empty; written whole or not at all. `None`
             keeps nothing on disk.
-        fusion: `mlp` (two layers) or `linear`.
+        fusion_name: `mlp` (two layers) or `linear`.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
         feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
@@ -108,7 +107,7 @@ def assemble(
         AssemblyError: the stock class cannot hold this LLM or this tower; the message names why.
         VerificationError: a proof failed. Nothing is left at `output`.
     """
-    chosen, projector = pick_dtype(dtype), get_fusion(fusion)
+    chosen, projector = pick_dtype(dtype), get_fusion(fusion_name)
     with _workplace(output) as folder:
         build = _build(
             llm, tower, folder, projector, image_size, feature_layer, chosen, calibration_images, seed
@@ -172,18 +171,24 @@ def _build(
     vision = load_tower(tower, dtype)
     image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
     tower_facts = probe_tower(vision, image_processor, feature_layer)
+    if llm_facts.context is not None and tower_facts.tokens >= llm_facts.context:
+        raise AssemblyError(
+            f"an image takes {tower_facts.tokens} tokens, the LLM's context holds {llm_facts.context}",
+            where=vision.source.name,
+            fix="give a smaller `image_size`, or an LLM with a longer context",
+        )
     image_id = image_token_id(tokenizer)
     expected = _expect(
         text.model, vision.model, llm_facts, tower_facts, probe_pixels(image_processor), image_id
     )
     widen_vocabulary(text.model, tokenizer)
-    model = _join(text.model, vision.model, llm_facts, tower_facts, image_id, projector, seed)
+    model = join(text.model, vision.model, llm_facts, tower_facts, image_id, projector, seed)
     template, kind = chat_template(tokenizer)
     tokenizer.chat_template = None
     processor = LlavaProcessor(
         image_processor, tokenizer, chat_template=template, **processor_arguments(tower_facts)
     )
-    _set_generation(model, text.model, tokenizer)
+    set_generation(model, text.model, tokenizer)
     calibrated = _calibrate(model, image_processor, images) if images is not None else 0
     with quiet():
         model.save_pretrained(folder)
@@ -216,60 +221,6 @@ def _expect(
         tower_class=_full_name(tower),
         llm_class=_full_name(llm.base_model),
     )
-
-
-def _join(
-    llm: PreTrainedModel,
-    tower: PreTrainedModel,
-    text: LlmFacts,
-    vision: TowerFacts,
-    image_id: int,
-    fusion_used: Projector,
-    seed: int,
-) -> Any:
-    """The stock model around the very modules of the sources: built without weights, then given theirs."""
-    llm.config.tie_word_embeddings = text.keeps_tie
-    config = stock_config(vision, llm.config, tower.config, image_id, fusion_used.activation)
-    with torch.device("meta"), quiet():
-        model: Any = BODIES[vision.kind].model_class(config)
-    _same_structure("LLM", model.model.language_model, llm.base_model)
-    _same_structure("tower", model.model.vision_tower, tower)
-    model.model.language_model, model.model.vision_tower = llm.base_model, tower
-    projector = model.model.multi_modal_projector.to_empty(device="cpu").to(llm.dtype)
-    fusion_used.initialise(projector, torch.Generator().manual_seed(seed))
-    weight = llm.get_output_embeddings().weight
-    model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    table = llm.get_input_embeddings().weight
-    copied = text.tied and not text.keeps_tie
-    model.lm_head.weight = (
-        table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
-    )
-    for part in (model.config, llm.config, tower.config):
-        part.dtype = llm.dtype
-        part.name_or_path = ""  # a path on this machine, and nobody else's business
-    return model.eval()
-
-
-def _same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
-    """The stock class builds this part from its config alone; that must give the class and weights of the source."""
-    theirs, ours = stock_part.state_dict(), source.state_dict()
-    different = {name for name in theirs.keys() | ours.keys() if name not in theirs or name not in ours}
-    different |= {name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape}
-    if type(stock_part) is not type(source) or different:
-        detail = f" (different: {some(different)})" if different else ""
-        raise AssemblyError(
-            f"the stock class would rebuild the {what} as {type(stock_part).__name__}, not {type(source).__name__}{detail}",
-            fix=f"choose another {what}",
-        )
-
-
-def _set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
-    if llm.generation_config is not None:
-        model.generation_config = llm.generation_config
-    settings = model.generation_config
-    for name in ("bos", "eos", "pad"):
-        if getattr(settings, f"{name}_token_id") is None:
-            setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
 
 
 def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) -> int:

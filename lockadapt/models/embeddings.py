@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,11 +46,12 @@ def load_tokenizer(source: Source, llm: PreTrainedModel) -> PreTrainedTokenizerB
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of `<image>`."""
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    found: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return int(found)
 
 
 @torch.no_grad()
-def widen_vocabulary(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+def widen_vocabulary(llm: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Give the embedding and the head a row for every token, padded to a multiple of 64; return the rows.
 
     New rows are the mean of the old: a row of zeros would have logit 0, which wins wherever the others are

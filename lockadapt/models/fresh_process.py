@@ -43,13 +43,14 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
     arguments = {"local_files_only": True, "trust_remote_code": False}
-    model, info = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         request["folder"],
         dtype=getattr(torch, request["dtype"]),
         use_safetensors=True,
         output_loading_info=True,
         **arguments,
     )
+    model, info = loaded
     model = model.eval().to(request["device"])
     processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
     outputs = run_cases(model, load_file(request["tensors"])) if request.get("tensors") else {}

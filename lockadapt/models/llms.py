@@ -55,10 +55,17 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
         raise AssemblyError(
             f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise AssemblyError(
+            "the LLM is stored quantized, so its exact weights are not known",
+            where=source.name,
+            fix="give the full-precision checkpoint; `model.quantization` quantizes it for training",
+        )
     with loading(source, "LLM"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )
+    model, info = loaded
     if info["missing_keys"]:
         raise AssemblyError(
             f"the LLM's checkpoint lacks {some(info['missing_keys'])}",

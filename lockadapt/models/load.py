@@ -53,7 +53,7 @@ def load_model(
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     with loading(source, "VLM"):
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source.name,
             dtype=chosen,
             use_safetensors=True,
@@ -61,6 +61,7 @@ def load_model(
             **source.arguments,
             **extra,
         )
+    model, info = loaded
     _check(model, info, source.name)
     return model.eval(), processor
 

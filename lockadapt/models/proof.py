@@ -94,7 +94,7 @@ def run_fresh(
     """
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         room = Path(scratch)
-        request = {
+        request: dict[str, Any] = {
             "folder": str(Path(folder).resolve()),
             "dtype": str(dtype).removeprefix("torch."),
             "device": device,

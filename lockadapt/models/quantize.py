@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from lockadapt.errors import EnvironmentProblem, VerificationError
+from lockadapt.errors import VerificationError
+from lockadapt.models.bitsandbytes import require_bitsandbytes
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import block_linears, blocks_path, stock
 
@@ -31,7 +30,7 @@ def load_quantized(folder: str | Path, quantization: Quantization, dtype: torch.
     """
     if quantization == "none":
         return load_model(folder, dtype)
-    import_bitsandbytes()
+    require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
     plain, _ = load_model(folder, torch.bfloat16, meta=True)
@@ -81,7 +80,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 def dequantized_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
     """The matrix (out, in) that a quantized layer multiplies with."""
-    import_bitsandbytes()
+    require_bitsandbytes()
     import bitsandbytes.functional as bnb
 
     weight: Any = module.weight
@@ -117,21 +116,3 @@ def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modul
     if hasattr(base.config, "quantization_config"):
         del base.config.quantization_config
     return model.to(dtype)
-
-
-def import_bitsandbytes() -> None:
-    """Imports bitsandbytes without the line that it prints about missing CPU kernels.
-
-    Raises:
-        EnvironmentProblem: it is not installed or does not load.
-    """
-    quiet = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            import bitsandbytes  # noqa: F401
-    except Exception as error:
-        raise EnvironmentProblem(
-            f"bitsandbytes does not load: {error}",
-            where="model.quantization",
-            fix="pip install -U bitsandbytes",
-        ) from error

@@ -84,7 +84,7 @@ def loading(source: Source, what: str) -> Iterator[None]:
             ) from error
         fix = "check that the folder is complete and holds *.safetensors (pickled .bin/.pt files are refused)"
         if not source.local:
-            fix = "check the id, the connection and access rights, or download it and give the folder"
+            fix = "check the id, the connection and access rights; only *.safetensors are read, never .bin or .pt"
         raise EnvironmentProblem(message, where=source.name, fix=fix) from error
 
 

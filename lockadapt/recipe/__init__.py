@@ -1,1 +1,1 @@
-""""""
+"""What the user wrote: schema, reading with places, overrides, explanations."""

@@ -12,10 +12,9 @@ import yaml
 from lockadapt.errors import RecipeError, SafetyError
 from lockadapt.recipe.keys import dotted
 from lockadapt.recipe.schema import KeyPath
-from lockadapt.recipe.yaml12 import TAG, RefusedError, compose, scalar
+from lockadapt.recipe.yaml12 import MAX_VALUES, PLAIN_TAGS, TAG, RefusedError, compose, scalar
 
 MAX_BYTES = 1 << 20
-MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class _Walk:
         self.visits += 1  # visits, not nodes: aliases of aliases multiply
         if self.visits > MAX_VALUES:
             raise RefusedError(f"more than {MAX_VALUES:,} values", node.start_mark)
-        line = line or node.start_mark.line + 1
+        line = node.start_mark.line + 1
         self.document.origins[path] = self.origin_at(line)
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self.mapping(node, path)
@@ -128,10 +127,8 @@ class _Walk:
             return scalar(node)
         except KeyError:
             return self.refused_tag(node, path, line)
-        except ValueError:
-            kind = node.tag.removeprefix(TAG)
-            why = {"str": "holds a character that text cannot hold", "int": "is too long for a number"}
-            return self.problem(line, path, why.get(kind, f"cannot be read as {kind}"))
+        except ValueError as error:
+            return self.problem(line, path, str(error))
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         """The plain dict of a mapping node; its keys are unique texts."""
@@ -139,10 +136,10 @@ class _Walk:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.problem(line, path, "a key is a list or a mapping; keys are text")
-            elif not key_node.tag.startswith(TAG) or "python" in key_node.tag:
+            if key_node.tag not in PLAIN_TAGS:
                 self.refused_tag(key_node, path, line)
+            elif not isinstance(key_node, yaml.ScalarNode):
+                self.problem(line, path, "a key is a list or a mapping; keys are text")
             elif key_node.tag != TAG + "str":
                 self.problem(line, path, f"the key {key_node.value or 'null'} is not text; put it in quotes")
             elif key_node.value == "<<":

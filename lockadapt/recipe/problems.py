@@ -10,16 +10,18 @@ from pydantic import ValidationError
 from lockadapt.recipe.keys import at, branches, child, expected, meaning, suggestion
 from lockadapt.recipe.schema import InconsistentError, KeyPath, Recipe
 
+MAX_PROBLEMS = 100
+
 
 def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
-    """All problems of a recipe as (key path, text).
+    """The problems of a recipe, all of them or the first `MAX_PROBLEMS`, as (key path, text).
 
     Each branch of a union complains for itself: of several complaints at one place one is kept, the more telling
     one, and where an item of a list is wrong, the complaint about the list is dropped.
     """
     telling: list[tuple[KeyPath, str]] = []
     mistyped: dict[KeyPath, str] = {}
-    for details in error.errors(include_url=False):
+    for details in error.errors(include_url=False)[:MAX_PROBLEMS]:
         kind, context, value = details["type"], details.get("ctx", {}), details["input"]
         unknown = kind == "extra_forbidden" or details["loc"][-1:] == ("[key]",)
         path = _key_path(details["loc"], unknown)

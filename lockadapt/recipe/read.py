@@ -13,7 +13,7 @@ from lockadapt.errors import RecipeError
 from lockadapt.recipe.document import Document, Origin, Problem, parse, read_text
 from lockadapt.recipe.keys import at, key_path, suggestion
 from lockadapt.recipe.overrides import apply_override, lay_over
-from lockadapt.recipe.problems import in_english, shown
+from lockadapt.recipe.problems import MAX_PROBLEMS, in_english, shown
 from lockadapt.recipe.schema import KeyPath, Recipe
 
 
@@ -86,7 +86,9 @@ def _nearest(document: Document, path: KeyPath) -> Origin:
 def _lines(problems: Sequence[Problem]) -> str:
     """One line for each problem, in the order of the file, then of the overrides."""
     ordered = sorted(problems, key=lambda problem: problem.origin.order)
-    return "\n".join(dict.fromkeys(str(problem) for problem in ordered))
+    lines = list(dict.fromkeys(str(problem) for problem in ordered))
+    more = [f"and {len(lines) - MAX_PROBLEMS} problems more"] if len(lines) > MAX_PROBLEMS else []
+    return "\n".join(lines[:MAX_PROBLEMS] + more)
 
 
 def _not_a_recipe(value: Any) -> str:

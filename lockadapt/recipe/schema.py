@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
+Natural = Annotated[int, Field(ge=0, le=1_000_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 KeyPath = tuple[str | int, ...]
 Kind = Literal["caption", "vqa", "dialogue"]
 Part = Literal["projector", "lora"]
-SampleField = Literal[
-    "image",
-    "images",
-    "question",
-    "answer",
-    "answers",
-    "caption",
-    "captions",
-    "messages",
-    "prompt",
-    "completion",
-    "answer_type",
-    "id",
-]
+SAMPLE_FIELDS = (
+    *("image", "images", "question", "answer", "answers", "caption", "captions"),
+    *("messages", "prompt", "completion", "answer_type", "id"),
+)
+if TYPE_CHECKING:
+    SampleField = str  # for callers any text; for the reader of a recipe a closed list
+else:
+    SampleField = Literal[SAMPLE_FIELDS]
 
 
 class InconsistentError(ValueError):
@@ -68,11 +63,11 @@ class ModelSection(Section):
         default=None,
         description="side of the square that images are resized to, in pixels; default: as the tower's own preprocessing does",
     )
-    feature_layer: int = Field(
+    feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=-2,
         description="which hidden layer of a token tower is projected (feature-map towers always give the last)",
     )
-    calibration_images: Annotated[int, Field(ge=0)] = Field(
+    calibration_images: Natural = Field(
         default=256,
         description="training images that the projector is calibrated on; 0 turns calibration off",
     )
@@ -130,13 +125,17 @@ class SourceSection(Section):
         default=None, description="folder that image names are relative to; default: the folder of `path`"
     )
     annotations: Text | None = Field(default=None, description="vqa-v2: the annotations file")
-    split: Text | None = Field(default=None, description="datasets: which split")
-    columns: dict[SampleField, str | int] = Field(
+    split: Text | None = Field(
+        default=None,
+        description="datasets, imagefolder: which split; vqa-v2: what `{split}` in image names is",
+    )
+    columns: dict[SampleField, Text | Natural] = Field(
         default_factory=dict,
         description="sample field -> column name, or position in a row that is a list; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id",
     )
     image_name: Text | None = Field(
-        default=None, description="how an image value becomes a file name, e.g. `{}.png`"
+        default=None,
+        description="how an image value becomes a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
     )
     limit: Positive | None = Field(default=None, description="use the first N rows only")
 
@@ -146,12 +145,13 @@ class SourceSection(Section):
         if self.format == "vqa-v2" and self.annotations is None:
             problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
         if self.format != "vqa-v2" and self.annotations is not None:
-            problems.append(
-                (("annotations",), f"only format vqa-v2 reads it, but the format is {self.format}")
-            )
-        if self.format != "datasets" and self.split is not None:
-            problems.append((("split",), f"only format datasets reads it, but the format is {self.format}"))
-        if self.image_name is not None and "{}" not in self.image_name:
+            problems.append((("annotations",), f"format {self.format} has no annotations file"))
+        named_by_split = "{split}" in (self.image_name or "")
+        if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
+            problems.append((("split",), f"format {self.format} has no splits: `path` names the file"))
+        if self.columns and self.format in _FIXED_KINDS:
+            problems.append((("columns",), f"format {self.format} has columns of its own; leave this out"))
+        if self.image_name is not None and not _IMAGE_FIELD.search(self.image_name):
             problems.append((("image_name",), "needs `{}` where the image value goes, as in `{}.png`"))
         _refuse(problems)
         return self
@@ -190,7 +190,7 @@ class DataSection(Section):
         default=0.01, description="with `skip`: the largest share of images that may be bad"
     )
     max_pixels: Positive = Field(default=50_000_000, description="larger images are refused before decoding")
-    workers: Annotated[int, Field(ge=0)] = Field(default=0, description="processes that decode images")
+    workers: Natural = Field(default=0, description="processes that decode images")
     features: Literal["auto", "memory", "none"] = Field(
         default="auto",
         description="keep the frozen tower's outputs in memory: when they fit and pay, always, never",
@@ -372,6 +372,9 @@ def kind_of(name: str, objective: ObjectiveSection) -> str:
     return objective.kind or name
 
 
+_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
+_FIXED_KINDS = {"coco": "caption", "vqa-v2": "vqa"}
+_IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")
 # Objective and stage names become folder names and keys of metrics.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _NAME_RULE = "a name is a letter and up to 63 letters, digits, `-` or `_`"
@@ -389,6 +392,11 @@ def _objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[Ke
         problems.append(((name, "prompt"), "needs `{question}` where the question goes"))
     if kind == "dialogue" and objective.prompt is not None:
         problems.append(((name, "prompt"), "a dialogue brings its own prompts; leave this out"))
+    for part in ("train", "validation", "test"):
+        source: SourceSection | None = getattr(objective, part)
+        if source is not None and _FIXED_KINDS.get(source.format, kind) != kind:
+            text = f"format {source.format} holds {_FIXED_KINDS[source.format]} rows, but the kind is {kind}"
+            problems.append(((name, part, "format"), text))
     return problems
 
 

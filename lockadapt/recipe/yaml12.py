@@ -14,7 +14,9 @@ import yaml
 
 MAX_DEPTH = 20
 MAX_ALIASES = 64
+MAX_VALUES = 20_000
 TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = frozenset(TAG + name for name in ("map", "seq", "str", "int", "float", "bool", "null"))
 
 
 class RefusedError(yaml.MarkedYAMLError):
@@ -35,7 +37,8 @@ def compose(text: str) -> yaml.Node | None:
 def scalar(node: yaml.ScalarNode) -> Any:
     """The value of a scalar node.
 
-    Raises KeyError for a tag that is none of YAML's core, ValueError for a text that does not suit its tag.
+    Raises KeyError for a tag that is none of YAML's core, ValueError, saying what is wrong, for a text that does
+    not suit its tag.
     """
     return _SCALARS[node.tag](node.value)
 
@@ -71,11 +74,14 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.aliases = 0
+        self.aliases = self.nodes = 0
         self.open: list[str | None] = []  # the anchors of the nodes around the current one
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
+        self.nodes += 1
+        if self.nodes > MAX_VALUES:
+            raise RefusedError(f"more than {MAX_VALUES:,} values", event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
             if self.aliases > MAX_ALIASES:
@@ -98,33 +104,43 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # Only double quotes keep every kind of line break, U+0085 for one, as it is.
+        broken = "".join(data.splitlines()) != data
+        return self.represent_scalar(TAG + "str", data, style='"' if broken else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 def _bool(text: str) -> bool:
     if not _PLAIN["bool"].match(text):
-        raise ValueError(text)
+        raise ValueError("cannot be read as true or false")
     return text.lower() == "true"
 
 
 def _null(text: str) -> None:
     if not _PLAIN["null"].match(text):
-        raise ValueError(text)
+        raise ValueError("cannot be read as null")
 
 
 def _float(text: str) -> float:
     if not (_PLAIN["float"].match(text) or _PLAIN["int"].match(text)):
-        raise ValueError(text)
+        raise ValueError("cannot be read as a number")
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
 def _int(text: str) -> int:
-    if not _PLAIN["int"].match(text) or len(text) > 30:
-        raise ValueError(text)
+    if not _PLAIN["int"].match(text):
+        raise ValueError("cannot be read as a whole number")
+    if len(text) > 30:
+        raise ValueError("is too long for a number")
     return int(text)
 
 
 def _str(text: str) -> str:
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(text)
+        raise ValueError("holds a character that text cannot hold")
     return text
 
 

@@ -14,7 +14,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.scan import scan_images
 from lockadapt.models.assemble import assemble
 from lockadapt.models.sources import pick_dtype
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import ImageInputs, PixelInputs
@@ -23,6 +23,7 @@ from lockadapt.errors import DataError, RecipeError
 from lockadapt.models.adapters import attach_lora, lora_config
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.quantize import load_quantized
+from lockadapt.models.quiet import quiet
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
@@ -272,7 +273,9 @@ def run_stage(
     if resume:
         _forget_after(folder / run_folder.METRICS, stage.name, last)
         reporter.note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
-    result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.remove_callback(PrinterCallback)
+    with quiet():
+        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     outcome = {
         "name": stage.name,
         "steps": result.global_step,

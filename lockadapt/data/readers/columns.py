@@ -9,7 +9,7 @@ from typing import Any
 
 from lockadapt.data.problems import quote
 from lockadapt.data.readers.pictures import Pictures
-from lockadapt.data.readers.source import IMAGE_MARK, Kind, Source, did_you_mean
+from lockadapt.data.readers.source import IMAGE_MARK, Source, did_you_mean
 from lockadapt.errors import DataError
 
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
@@ -23,7 +23,7 @@ class Absent:
 class RowRules:
     """How the rows of one source are understood; checked once a file. `marks`: `<image>` in text is a marker."""
 
-    kind: Kind
+    kind: str
     columns: Mapping[str, str | int]
     prompt: str | None
     pictures: Pictures
@@ -31,14 +31,16 @@ class RowRules:
     marks: bool = False
 
 
-def rules_for(source: Source, pictures: Pictures, *, marks: bool = False, **defaults: str) -> RowRules:
+def rules_for(
+    source: Source, pictures: Pictures, defaults: Mapping[str, str] | None = None, marks: bool = False
+) -> RowRules:
     """The rules of a source. `defaults` are columns of the format, which `source.columns` override.
 
     Raises:
         RecipeError: as `Source.check`.
     """
     source.check()
-    columns = {**defaults, **source.columns}
+    columns = {**(defaults or {}), **source.columns}
     return RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks)
 
 
@@ -49,7 +51,7 @@ def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = Fal
         DataError: `columns` names a column that the row lacks (unless `optional`), or maps a list by name.
     """
     column = rules.columns.get(field)
-    if isinstance(row, Mapping):
+    if isinstance(row, dict):
         value = row.get(field if column is None else column, Absent)
         if value is Absent and column is not None and not optional:
             raise missing_column(row, str(column), field, where)
@@ -73,8 +75,8 @@ def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = Fal
 
 def missing_column(row: Any, column: str, field: str, where: str) -> DataError:
     """The error for a row without a column: what it has instead, and how to map it."""
-    if not isinstance(row, Mapping):
-        if row and isinstance(row[0], Mapping):
+    if not isinstance(row, dict):
+        if row and isinstance(row[0], dict):
             return DataError(
                 "the line holds a list of rows, not one row",
                 where=where,

@@ -90,7 +90,8 @@ def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
         )
     content = item.get("content", item.get("value"))
     if isinstance(content, str):
-        text, places = _marked(content, name, where) if rules.marks else (content.strip(), ())
+        text, count = _marked(content, name, where) if rules.marks else (content.strip(), 0)
+        places: tuple[ImageRef | None, ...] = (None,) * count
     else:
         text, places = _parts(content, name, rules, where)
     if places and role != "user":
@@ -100,8 +101,8 @@ def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
     return _Said(role, text, places)
 
 
-def _marked(text: str, name: str, where: str) -> tuple[str, tuple[None, ...]]:
-    """Text without the `<image>` markers at its ends, and a place for each."""
+def _marked(text: str, name: str, where: str) -> tuple[str, int]:
+    """Text without the `<image>` markers at its ends, and their count."""
     count = text.count(IMAGE_MARK)
     text = text.strip()
     while text.startswith(IMAGE_MARK):
@@ -110,7 +111,7 @@ def _marked(text: str, name: str, where: str) -> tuple[str, tuple[None, ...]]:
         text = text.removesuffix(IMAGE_MARK).rstrip()
     if IMAGE_MARK in text:
         raise _in_the_midst(name, IMAGE_MARK, where)
-    return text, (None,) * count
+    return text, count
 
 
 def _parts(parts: Any, name: str, rules: RowRules, where: str) -> tuple[str, tuple[ImageRef | None, ...]]:

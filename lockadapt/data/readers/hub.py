@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ SUFFIXES = {
     ".jsonl": "json",
     ".json": "json",
     ".csv": "csv",
-    ".tsv": "csv",
     ".png": "imagefolder",
     ".jpg": "imagefolder",
     ".jpeg": "imagefolder",
@@ -29,6 +29,7 @@ SUFFIXES = {
 }
 """Builder of `datasets` for the files of a folder; where a folder has several kinds, the first of these wins."""
 
+_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _ROWS_AT_ONCE = 256
 
 
@@ -98,7 +99,8 @@ def _from_hub(source: Source) -> Any:
     import datasets
 
     name = str(source.path)
-    if name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name or ":" in name:
+    # A folder that exists up to its last part is a misspelt path: nobody named a Hub id, so no network.
+    if not _HUB_ID.fullmatch(name) or ("/" in name and Path(name).parent.is_dir()):
         raise DataError("there is no such file or folder", where=name, fix="mend `path`")
     try:
         builder = datasets.load_dataset_builder(name)

@@ -28,7 +28,7 @@ def read(source: Source) -> Iterator[Sample]:
     metadata = _metadata(folder)
     pictures = Pictures(source.image_root(folder), source.image_name, source.split)
     own = {} if "images" in source.columns else {"image": "file_name"}
-    rules = rules_for(source, pictures, **own)
+    rules = rules_for(source, pictures, own)
     rows = json_rows(metadata) if metadata.suffix == ".jsonl" else csv_rows(metadata, rules.columns)
     return read_rows(source, rows, rules)
 

@@ -24,5 +24,5 @@ def read(source: Source) -> Iterator[Sample]:
     """
     path = Path(source.path)
     pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
-    rules = rules_for(source, pictures, marks=True, messages="conversations")
+    rules = rules_for(source, pictures, {"messages": "conversations"}, marks=True)
     return read_rows(source, json_rows(path), rules)

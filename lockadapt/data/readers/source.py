@@ -6,12 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lockadapt.data.paths import DataRoot
 from lockadapt.errors import DataError, RecipeError
 
-Kind = Literal["caption", "vqa", "dialogue"]
+KINDS = ("caption", "vqa", "dialogue")
 
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
@@ -28,15 +27,15 @@ IMAGE_MARK = "<image>"
 class Source:
     """One set of rows and the images that they name; the fields mean what they mean in a recipe.
 
-    `path` and `annotations` are files or folders (`path` of the datasets reader: also a Hub id), `images` the
-    folder that image names are relative to (default: the folder of `path`). `columns` maps sample fields
-    (`FIELDS`) to column names, or to positions in rows that are lists. `limit` counts rows: lines, questions,
+    `kind` is one of `KINDS`. `path` and `annotations` are files or folders (`path` of the datasets reader: also
+    a Hub id), `images` the folder that image names are relative to (default: the folder of `path`). `columns`
+    maps sample fields (`FIELDS`) to column names, or to positions in rows that are lists. `limit` counts rows: lines, questions,
     or the images of COCO. With `expand`, an image with several captions becomes one sample each, as training
     wants it; without, one sample, as scoring wants it. Either way `references` holds all of them.
     """
 
     path: str | Path
-    kind: Kind
+    kind: str
     images: str | Path | None = None
     annotations: str | Path | None = None
     split: str | None = None
@@ -50,8 +49,12 @@ class Source:
         """Check what can be wrong before any row is read.
 
         Raises:
-            RecipeError: an unknown sample field, a negative position, or a prompt that cannot be used.
+            RecipeError: an unknown kind or sample field, a negative position, or a prompt that cannot be used.
         """
+        if self.kind not in KINDS:
+            raise RecipeError(
+                f"there is no kind {self.kind!r}", where="kind", fix=did_you_mean(self.kind, KINDS)
+            )
         for name, column in self.columns.items():
             if name not in FIELDS:
                 raise RecipeError(
@@ -82,7 +85,7 @@ class Source:
                 fix="write text only; images are put before it",
             )
 
-    def check_fixed(self, format: str, kind: Kind) -> None:
+    def check_fixed(self, format: str, kind: str) -> None:
         """Check that a format which holds one kind of samples, in columns of its own, is asked for no other.
 
         Raises:

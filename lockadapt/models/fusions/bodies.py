@@ -25,7 +25,7 @@ class Body:
     """A stock class. `pack` turns projected features (images, tokens, hidden) into what its forward expects."""
 
     model_class: type[PreTrainedModel]
-    config_class: type[PreTrainedConfig]
+    config_class: type[Any]
     pack: Callable[[Tensor], Any]
 
 

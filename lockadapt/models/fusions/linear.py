@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 
 from lockadapt.models.fusions.projectors import Projector, normal_
 
 
 @torch.no_grad()
-def initialise(projector: nn.Module, generator: torch.Generator) -> None:
+def initialise(projector: Any, generator: torch.Generator) -> None:
     """First layer from N(0, 1 / inputs) with zero bias, second layer the identity. In place."""
     normal_(projector.linear_1, generator)
     second = projector.linear_2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ class Projector:
 
     name: str
     activation: str
-    initialise: Callable[[nn.Module, torch.Generator], None]
+    initialise: Callable[[Any, torch.Generator], None]
     scaled: str
     trained: tuple[str, ...]
 

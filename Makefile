@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+# Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
+CPU_TORCH := torch==2.13.0
+
+.PHONY: quickstart test lint types check assets clean
+.DEFAULT_GOAL := help
+help:
+	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
+	@echo "make test        install, then run the whole test suite"
+	@echo "make lint types  ruff and mypy"
+	@echo "make assets      make the quickstart's tiny models again (about 15 minutes)"
+
+quickstart: $(VENV)/.installed
+	$(BIN)/lockadapt quickstart
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+assets: $(VENV)/.installed
+	$(BIN)/python scripts/make_quickstart_assets.py
+
+clean:
+	rm -rf $(VENV) quickstart build dist *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Without a GPU the CPU build of torch goes first, so that nothing pulls gigabytes of CUDA.
+$(VENV)/.torch: | $(VENV)/bin/python
+	@$(BIN)/python -c "import torch" 2>/dev/null || command -v nvidia-smi >/dev/null 2>&1 || $(PIP) install $(CPU_TORCH)
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.torch
+	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch
+	$(PIP) install -e ".[dev]"
+	@touch $@ $(VENV)/.installed

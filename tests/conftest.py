@@ -1,0 +1,52 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockadapt.models.assemble import Assembled, assemble
+from tests.tiny import tiny_llm, tiny_tower
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Folder of the real models and data: `../shared/real`, or `LOCKADAPT_REAL`. Skips where there is none."""
+    beside = Path(__file__).resolve().parents[1] / ".." / "shared" / "real"
+    folder = Path(os.environ.get("LOCKADAPT_REAL", beside)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real models and data at {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster without threads that wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source LLMs `llama-tied` and `llama`, and the towers `clip-vision` and `mobilenet-v2`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for kind in ("llama-tied", "llama"):
+        tiny_llm(kind, folder / kind)
+    for kind in ("clip-vision", "mobilenet-v2"):
+        tiny_tower(kind, folder / kind)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["clip-vision", "mobilenet-v2"])
+def assembled(
+    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Assembled:
+    """The tied Llama with a token tower (LLaVA) and with a feature-map tower (FastVLM). Tests must not change it."""
+    output = tmp_path_factory.mktemp("stock") / "model"
+    return assemble(tiny / "llama-tied", tiny / request.param, output, dtype="float32", prove=False)

@@ -1,0 +1,173 @@
+"""Sources that do not exist, are broken or unsafe end in an error that names them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from lockadapt.errors import AssemblyError, EnvironmentProblem, LockadaptError, SafetyError, VerificationError
+from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.models.load import load_model
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import find, pick_dtype
+from tests.tiny import tiny_tower
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./org/name", "/nowhere/at/all", "a/b/c", "~/none-of-this", ""])
+def test_what_is_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentProblem) as caught:
+        find(name, "tower")
+    assert "tower" in caught.value.message
+    assert caught.value.fix
+
+
+def test_hub_ids_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not find("org/name-1.5", "LLM").local
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    with pytest.raises(EnvironmentProblem, match="no config"):
+        find("org/name", "LLM")
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    assert find("org/name", "LLM").local
+    assert find("org/name", "LLM").arguments == {"local_files_only": True, "trust_remote_code": False}
+
+
+def _pickle_instead(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _remote_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "brand-new", "auto_map": {"AutoConfig": "x.Y", "AutoModelForCausalLM": "x.Z"}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+
+    return change
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{ not json")
+
+
+def _no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def _drop(name: str) -> Callable[[Path], None]:
+    def drop(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        del tensors[next(key for key in tensors if key.endswith(name))]
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return drop
+
+
+@pytest.mark.parametrize(
+    ("break_it", "kind", "named"),
+    [
+        (_pickle_instead, EnvironmentProblem, "LLM cannot be loaded"),
+        (_cut, EnvironmentProblem, "LLM cannot be loaded"),
+        (_remote_code, SafetyError, "code from its own repository"),
+        (_no_config, EnvironmentProblem, "LLM cannot be loaded"),
+        (_no_tokenizer, LockadaptError, "tokenizer"),
+        (_drop("model.norm.weight"), AssemblyError, "lacks model.norm.weight"),
+        (_config(num_hidden_layers=1), AssemblyError, "no place for.*model.layers.1"),
+        (_config(quantization_config={"quant_method": "gptq", "bits": 4}), AssemblyError, "stored quantized"),
+        (_config(model_type="t5"), AssemblyError, "no causal language model"),
+    ],
+)
+def test_broken_llms(
+    break_it: Callable[[Path], None], kind: type[LockadaptError], named: str, tiny: Path, tmp_path: Path
+) -> None:
+    llm = tmp_path / "llm"
+    shutil.copytree(tiny / "llama", llm)
+    break_it(llm)
+    with pytest.raises(kind, match=named) as caught:
+        assemble(llm, tiny / "clip-vision", tmp_path / "out", dtype="float32", prove=False)
+    assert caught.value.where == str(llm)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tower", "lost", "fine"),
+    [
+        ("vit", "pooler.dense.weight", True),
+        ("vit", "encoder.layer.0.layernorm_before.weight", False),
+        ("clip", "text_model.final_layer_norm.weight", True),
+        ("clip", "vision_model.embeddings.class_embedding", False),
+    ],
+)
+def test_only_what_features_depend_on_must_be_there(
+    tower: str, lost: str, fine: bool, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tiny_tower(tower, tmp_path / "tower")
+    _drop(lost)(folder)
+    if fine:
+        assert assemble(tiny / "llama", folder, None, dtype="float32", prove=False).model is not None
+    else:
+        with pytest.raises(AssemblyError, match="lacks"):
+            assemble(tiny / "llama", folder, None, dtype="float32", prove=False)
+
+
+def test_a_tower_without_preprocessing(tiny: Path, tmp_path: Path) -> None:
+    folder = tiny_tower("vit", tmp_path / "tower")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(LockadaptError) as caught:
+        assemble(tiny / "llama", folder, None, dtype="float32", prove=False)
+    assert "image processor" in caught.value.message
+
+
+def test_loading_stock_folders(assembled: Assembled, tiny: Path, tmp_path: Path) -> None:
+    model, processor = load_model(assembled.folder or "", "bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    assert processor.chat_template == assembled.processor.chat_template
+    empty, _ = load_model(assembled.folder or "", "float32", meta=True)
+    assert {p.device.type for p in empty.parameters()} == {"meta"}
+    with pytest.raises(AssemblyError, match="LlamaForCausalLM is not a class"):
+        load_model(tiny / "llama", "float32")
+    broken = tmp_path / "broken"
+    shutil.copytree(assembled.folder or "", broken)
+    _drop("multi_modal_projector.linear_1.bias")(broken)
+    with pytest.raises(VerificationError, match=r"lacks model\.multi_modal_projector\.linear_1\.bias"):
+        load_model(broken, "float32")
+
+
+def test_dtypes() -> None:
+    assert pick_dtype("float16") == torch.float16
+    assert pick_dtype(torch.float64) == torch.float64
+    assert pick_dtype("auto") in (torch.float32, torch.bfloat16)
+    with pytest.raises(EnvironmentProblem, match="float12"):
+        pick_dtype("float12")
+
+
+def test_quiet_gives_settings_back() -> None:
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    with contextlib.suppress(KeyError), quiet():
+        assert logging.get_verbosity() == logging.ERROR
+        raise KeyError
+    assert logging.get_verbosity() == logging.INFO
+    assert logging.is_progress_bar_enabled()
+    logging.set_verbosity_warning()

@@ -1,0 +1,84 @@
+"""Small sets of real-looking rows for tests: coloured squares, questions about them, and stock models to train."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
+from lockadapt.models.adapters import LoraSettings, lora_config
+from lockadapt.models.load import load_model
+from lockadapt.objectives import Vqa
+from lockadapt.training.config import GroundingConfig
+from lockadapt.training.trainer import GroundingTrainer
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+
+
+def pictures(folder: Path) -> dict[str, Path]:
+    """One PNG a colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in COLOURS.items():
+        Image.new("RGB", (24, 20), value).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in COLOURS}
+
+
+def vqa_samples(folder: Path, repeat: int = 1) -> list[Sample]:
+    """Colour questions and yes/no questions, two a picture and repetition."""
+    samples = []
+    for number in range(repeat):
+        for name, path in pictures(folder).items():
+            image = ImageRef(key=path.name, path=path)
+            samples.append(question_answer("what color is the shape?", name, [image], f"rows:{len(samples)}"))
+            other = "red" if number % 2 else name
+            truth = "yes" if other == name else "no"
+            text = f"is there a {other} shape?"
+            samples.append(
+                question_answer(text, truth, [image], f"rows:{len(samples)}", answer_type="yes/no")
+            )
+    return samples
+
+
+def dialogue_sample(folder: Path) -> Sample:
+    """Two turns about one picture."""
+    path = pictures(folder)["red"]
+    turns = (
+        Turn("user", "what color is the shape?", images=1),
+        Turn("assistant", "red"),
+        Turn("user", "is there a circle?"),
+        Turn("assistant", "no"),
+    )
+    return Sample((ImageRef(path.name, path=path),), turns, where="rows:0")
+
+
+def trainer(
+    base: Path, rows: Any, output: Path, *, lora: bool = True, validation: Any = None, **changes: Any
+) -> GroundingTrainer:
+    """A small trainer on the stock folder `base`; `changes` are fields of GroundingConfig."""
+    model, processor = load_model(base, "float32")
+    defaults = GroundingConfig(
+        str(output),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        projector_learning_rate=1e-2,
+        logging_steps=1,
+        use_cpu=True,
+        train_parts=["projector", "lora"] if lora else ["projector"],
+    )
+    config = dataclasses.replace(defaults, **changes)
+    peft = lora_config(model, LoraSettings(rank=4)) if lora else None
+    torch.manual_seed(0)
+    return GroundingTrainer(
+        model,
+        config,
+        rows,
+        validation,
+        processor,
+        peft,
+        objectives={"vqa": Vqa()} if not isinstance(rows, dict) else None,
+    )
