@@ -33,7 +33,7 @@ def description(random: Random) -> str:
     asked = questions(scene, ALL_PAIRS, random)
     if "is " not in words and len(scene.things) > 1:  # a mere list does not say where things are
         asked = [q for q in asked if q.kind != "relation" and not any(r in q.text for r in RELATIONS.values())]
-    chosen = random.sample(asked, min(len(asked), random.randint(1, 5)))
+    chosen = random.sample(asked, min(len(asked), random.randint(3, 8)))
     lines = [_turn(random, q.text, q.answer) for q in chosen]
     if random.random() < 0.3:
         lines.append(_turn(random, random.choice(("Describe the picture.", "What do you see?")), captions(scene)[0]))

@@ -16,7 +16,13 @@ MEAN_IMAGE = "<mean image>"
 
 
 class ImageInputs(Protocol):
-    """Gives the image part of a batch: a name that objectives know and a tensor with one entry an image."""
+    """Gives the image part of a batch: a name that objectives know and a tensor with one entry an image.
+
+    Attributes:
+        replacement: shown instead of every image (blind runs), or None.
+    """
+
+    replacement: Image.Image | None
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
         """`{"pixel_values": (images, 3, side, side)}` or `{"image_features": (images, tokens, channels)}`."""
@@ -59,6 +65,7 @@ class FeatureInputs:
         self, pixels: PixelInputs, tower: Callable[[torch.Tensor], torch.Tensor], batch_size: int = 64
     ) -> None:
         self.pixels, self.tower, self.batch_size = pixels, tower, batch_size
+        self.replacement = pixels.replacement
         self._rows: dict[str, int] = {}
         self._store: torch.Tensor | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -17,7 +18,7 @@ TOWER, PROJECTOR, LLM, HEAD = (
 """Where LLaVA and FastVLM keep their parts."""
 
 
-def stock(model: nn.Module) -> nn.Module:
+def stock(model: nn.Module) -> Any:
     """The stock Transformers object inside wrappers. PEFT injects adapters in place, so it is the same object."""
     if isinstance(getattr(model, "module", None), nn.Module):
         model = model.module  # type: ignore[assignment]

@@ -48,8 +48,19 @@ def load_quantized(folder: str | Path, quantization: Quantization, dtype: torch.
         llm_int8_skip_modules=sorted(outside),
     )
     model, processor = load_model(folder, dtype, quantization_config=config)
+    _keep_weights_as_trained(model)
     check_types(model, quantization)
     return model, processor
+
+
+def _keep_weights_as_trained(model: nn.Module) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for good at the first forward in eval mode.
+
+    That rounds their scales to bfloat16 (evaluation would see another model than training) and moves frozen tensors.
+    """
+    for module in model.modules():
+        if is_quantized(module) and hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def check_types(model: nn.Module, quantization: Quantization) -> None:
@@ -86,7 +97,8 @@ def dequantized_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
     weight: Any = module.weight
     if type(weight).__name__ == "Params4bit":
         return bnb.dequantize_4bit(weight.data, weight.quant_state).to(dtype)
-    scale = weight.SCB if weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
+    state: Any = getattr(module, "state", None)
+    scale = weight.SCB if weight.SCB is not None else state.SCB  # type: ignore[union-attr]
     return (weight.data.to(torch.float32) * (scale.to(torch.float32) / 127.0).unsqueeze(1)).to(dtype)
 
 

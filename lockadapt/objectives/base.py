@@ -28,11 +28,20 @@ class Objective(Protocol):
         max_new_tokens: the longest generated answer.
     """
 
-    kind: str
-    weight: float
-    ratio: float
-    answers: tuple[str, ...] | None
-    max_new_tokens: int
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
+
+    @property
+    def ratio(self) -> float: ...
+
+    @property
+    def answers(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
 
     def collate(self, items: Sequence[Encoded], images: ImageInputs, pad_id: int, name: str) -> Batch:
         """Encoded samples -> the batch that `loss` takes."""

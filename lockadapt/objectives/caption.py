@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockadapt.evaluation.metrics.captions import score_captions
+from lockadapt.metrics.captions import score_captions
 from torch import nn
 
 from lockadapt.data.batch import Batch, collate

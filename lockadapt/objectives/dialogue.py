@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockadapt.evaluation.metrics.captions import score_captions
-from lockadapt.evaluation.metrics.vqa import exact_match
+from lockadapt.metrics.captions import score_captions
+from lockadapt.metrics.vqa import exact_match
 from torch import nn
 
 from lockadapt.data.batch import Batch, collate

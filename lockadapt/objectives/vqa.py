@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockadapt.evaluation.metrics.vqa import score_answers
+from lockadapt.metrics.vqa import score_answers
 from torch import nn
 
 from lockadapt.data.batch import Batch, collate

@@ -115,7 +115,7 @@ class _Walk:
         self.visits += 1  # visits, not nodes: aliases of aliases multiply
         if self.visits > MAX_VALUES:
             raise RefusedError(f"more than {MAX_VALUES:,} values", node.start_mark)
-        line = node.start_mark.line + 1
+        line = line or node.start_mark.line + 1
         self.document.origins[path] = self.origin_at(line)
         if isinstance(node, yaml.MappingNode) and node.tag == TAG + "map":
             return self.mapping(node, path)

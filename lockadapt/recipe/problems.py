@@ -35,7 +35,7 @@ def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
             telling.append((path, "should not be empty"))
         elif kind in _BOUNDS:
             word, name = _BOUNDS[kind]
-            telling.append((path, f"should be {word} {context[name]:g}, got {shown(value)}"))
+            telling.append((path, f"should be {word} {context[name]:,.10g}, got {shown(value)}"))
         elif kind == "finite_number":
             telling.append((path, f"should be a finite number, got {shown(value)}"))
         elif kind == "string_unicode":

@@ -82,8 +82,9 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
 def save_rng(folder: Path, process: int) -> None:
     """Writes the state of Python's, NumPy's and torch's generators, the GPU's too."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}  # type: ignore[union-attr]
+    state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = state
+    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.random.get_rng_state()
     save_file(tensors, folder / f"{RNG}-{process}.safetensors")

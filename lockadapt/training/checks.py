@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,6 +61,9 @@ class LearningCheck(TrainerCallback):
             return
         names = dict(_trainable(kwargs["model"]))
         if self._seen >= 3:
+            still = [name for name, p in names.items() if torch.equal(p.detach().cpu(), self._start[name])]
+            if len(still) == len(names):
+                raise _not_moving(still, names, state.global_step)
             dry = [name for name in names if name not in self._with_gradient]
             if dry:
                 raise NoGradientError(
@@ -68,13 +71,8 @@ class LearningCheck(TrainerCallback):
                     where=f"step {state.global_step}",
                     fix="train only parts that the loss depends on (lora.targets, stages[].train)",
                 )
-            still = [name for name, p in names.items() if torch.equal(p.detach().cpu(), self._start[name])]
             if still:
-                raise NotMovingError(
-                    f"{len(still)} of {len(names)} tensors that should train have not moved: {', '.join(still[:3])}",
-                    where=f"step {state.global_step}",
-                    fix="raise the learning rate, or keep trained tensors in float32",
-                )
+                raise _not_moving(still, names, state.global_step)
         self._start = {}
 
 
@@ -107,3 +105,11 @@ def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _not_moving(still: list[str], names: Mapping[str, nn.Parameter], step: int) -> NotMovingError:
+    return NotMovingError(
+        f"{len(still)} of {len(names)} tensors that should train have not moved: {', '.join(still[:3])}",
+        where=f"step {step}",
+        fix="raise the learning rate, or keep trained tensors in float32",
+    )

@@ -15,8 +15,9 @@ class GroundingConfig(TrainingArguments):
     > Parameters that control what trains and how fast
 
     Args:
-        train_parts (`list[str]`, *optional*, defaults to `["projector", "lora"]`):
-            What trains: `"projector"`, `"lora"`, or both. Everything else is locked, and proved to be.
+        train_parts (`list[str]`, *optional*):
+            What trains: `"projector"`, `"lora"`, or both; defaults to the projector, and LoRA if there is any. Everything
+            else is locked, and proved to be.
         projector_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Learning rate of the projector; `learning_rate` is that of the LoRA adapters.
         lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
@@ -49,7 +50,7 @@ class GroundingConfig(TrainingArguments):
     learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the LoRA adapters."})
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Never hide a non-finite loss."})
-    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Batches are made here."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are made here."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule."})  # type: ignore[assignment]
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps, or share of the steps if below 1."})
     report_to: str | list[str] | None = field(
@@ -58,9 +59,7 @@ class GroundingConfig(TrainingArguments):
     save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints."})  # type: ignore[assignment]
     disable_tqdm: bool | None = field(default=True, metadata={"help": "Progress is shown by lockadapt."})
 
-    train_parts: list[str] = field(
-        default_factory=lambda: ["projector", "lora"], metadata={"help": "What trains: projector, lora."}
-    )
+    train_parts: list[str] | None = field(default=None, metadata={"help": "What trains: projector, lora."})
     projector_learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of the projector."})
     lora_plus_ratio: float = field(default=1.0, metadata={"help": "Learning rate of B over that of A."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens."})

@@ -177,7 +177,8 @@ def write_probe(folder: Path, samples: Sequence[Sample], max_pixels: int) -> Non
     """Keeps a few real samples with their images, so that a merge can be proved where the data is not at hand."""
     target = folder / PROBE
     target.mkdir(exist_ok=True)
-    lines, names = [], {}
+    lines: list[str] = []
+    names: dict[str, str] = {}
     for sample in samples[:PROBE_SAMPLES]:
         for image in sample.images:
             if image.key not in names:

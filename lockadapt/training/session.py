@@ -93,9 +93,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     seconds = time.perf_counter() - started
     save_artifacts(model, processor, folder, base=run_folder.base_of(folder, facts))
     run_folder.write_probe(folder, _probe_samples(samples), recipe.data.max_pixels)
-    replacement = (
-        rows.images.pixels.replacement if hasattr(rows.images, "pixels") else rows.images.replacement
-    )  # type: ignore[attr-defined]
+    replacement = rows.images.replacement
     if replacement is not None:
         replacement.save(folder / run_folder.MEAN_IMAGE_FILE)
     plot_losses(folder / run_folder.METRICS, folder / "loss.png")

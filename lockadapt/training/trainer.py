@@ -19,10 +19,10 @@ from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
-from lockadapt.models.adapters import attach_lora, set_trainable
+from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import frozen_digests, prove_locked
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import TOWER, stock
 from lockadapt.objectives import KINDS, Objective
 from lockadapt.training import checkpoint
 from lockadapt.training.artifacts import save_artifacts
@@ -85,7 +85,7 @@ class GroundingTrainer(Trainer):
             raise RecipeError("processing_class is missing", fix="pass the model's processor")
         if peft_config is not None:
             model = attach_lora(model, peft_config)
-        set_trainable(model, args.train_parts)
+        set_trainable(model, args.train_parts or ["projector", *(["lora"] if adapted_paths(model) else [])])
         _train_in_float32(model)
         self.objectives = dict(objectives or {"dialogue": KINDS["dialogue"]()})
         self.encoder = Encoder(processing_class, args.max_length or context_length(model))
@@ -162,9 +162,9 @@ class GroundingTrainer(Trainer):
         """The weighted loss of the batch's objective; towers stay in eval mode (BatchNorm would move)."""
         name = inputs["objective"]
         objective = self.objectives[name]
-        stock(model).get_submodule("model.vision_tower").eval()
         if model.training and name not in self.sight and not self.args.blind:  # type: ignore[attr-defined]
             self.sight[name] = check_sight(model, lambda batch: objective.loss(model, batch)[0], inputs)
+        stock(model).get_submodule(TOWER).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
         for key, value in {"loss": loss.detach(), **report}.items():
@@ -193,10 +193,9 @@ class GroundingTrainer(Trainer):
     @torch.no_grad()
     def _validate(self, name: str, rows: Sequence[Encoded]) -> float:
         self.model.eval()  # type: ignore[union-attr]
+        items: Any = [(name, row) for row in rows]
         loader = self.accelerator.prepare(
-            DataLoader(
-                [(name, row) for row in rows], self.args.eval_batch_size, collate_fn=self.data_collator
-            )  # type: ignore[arg-type]
+            DataLoader(items, self.args.eval_batch_size, collate_fn=self.data_collator)
         )
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in loader:

@@ -37,6 +37,8 @@ ADDED = [
            ":9: stages.0.batchsize: unknown key. Did you mean stages.0.batch_size?"),
     broken("key-of-another-section", "learning_rate: 1e-3\n",
            ":7: learning_rate: unknown key. Did you mean training.learning_rate?"),
+    broken("key-of-another-section-and-like-a-neighbour", "steps: 5\n",
+           ":7: steps: unknown key. Did you mean training.steps?"),
     broken("text-for-whole-number", "lora: {rank: eight}\n",
            ":7: lora.rank: should be a whole number, got 'eight'"),
     broken("quoted-number", 'lora: {rank: "8"}\n',
@@ -199,7 +201,7 @@ WHOLE = [
     broken("laughs-under-one-key", "a: &a {x: 1, x: 1, x: 1, x: 1}\n" + "".join(
            f"{name}: &{name} {{{','.join(['x: *' + below] * 8)}}}\n"
            for below, name in zip("abcdefg", "bcdefgh", strict=True)), ":1: more than 20,000 values"),
-    broken("long-list", "a: [" + "1," * 500_000 + "]\n", ":1: more than 20,000 values"),
+    broken("long-list", "a: [" + "1," * 30_000 + "}\n", ":1: more than 20,000 values"),
 ]  # fmt: skip
 
 
@@ -294,7 +296,7 @@ edits = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(edits=edits, overrides=st.lists(st.text(".=[]{}:*&!1a-\n '\"") | st.just("lora.rank="), max_size=2))
 def test_no_damage_gives_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int, str]], overrides: list[str]

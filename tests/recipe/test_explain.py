@@ -122,7 +122,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("recipe") / "x.yaml"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(values=recipes)
 def test_yaml_reads_back_exactly(file: Path, values: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(values)
@@ -141,7 +141,7 @@ def test_tricky_text_reads_back(file: Path, text: str) -> None:
     assert load_recipe(file).recipe == recipe
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(values=recipes)
 def test_every_value_is_shown_on_one_line(values: dict[str, Any]) -> None:
     loaded = load_recipe(None, values=values)

@@ -132,7 +132,12 @@ def test_python_objects_are_a_matter_of_safety(file: Path) -> None:
 
 
 def test_what_stands_in_the_way_is_reported_where_it_stands(file: Path) -> None:
-    file.write_text(TEXT.replace("lora:\n  rank: 8\n", "lora: 5\n"))
+    file.write_text(
+        TEXT.replace("lora:\n  rank: 8\n", "lora: 5\n").replace("    train:\n", "    test: 6\n    train:\n")
+    )
     with pytest.raises(RecipeError) as caught:
-        load_recipe(file, ["lora.rank=8"])
-    assert str(caught.value) == f"{file}:2: lora: should be a section of keys and values, got 5"
+        load_recipe(file, ["lora.rank=8", "objectives.vqa.test.columns.image=0"])
+    assert str(caught.value).splitlines() == [
+        f"{file}:2: lora: should be a section of keys and values, got 5",
+        f"{file}:5: objectives.vqa.test: should be a section of keys and values, got 6",
+    ]

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from lockadapt.errors import DataError
-from lockadapt.evaluation.metrics.bleu import corpus_bleu
-from tests.evaluation.metrics.coco import CocoOracle
+from lockadapt.metrics.bleu import corpus_bleu
+from tests.metrics.coco import CocoOracle
 
 
 def words(*texts: str) -> list[list[str]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lockadapt.evaluation.metrics.bleu import corpus_bleu
-from lockadapt.evaluation.metrics.cider import cider_d
-from lockadapt.evaluation.metrics.pairs import check_pairs
-from lockadapt.evaluation.metrics.ptb import tokenize
-from lockadapt.evaluation.metrics.rouge import rouge_l
+from lockadapt.metrics.bleu import corpus_bleu
+from lockadapt.metrics.cider import cider_d
+from lockadapt.metrics.pairs import check_pairs
+from lockadapt.metrics.ptb import tokenize
+from lockadapt.metrics.rouge import rouge_l
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockadapt.errors import DataError
-from lockadapt.evaluation.metrics.rouge import rouge_l
-from tests.evaluation.metrics.coco import CocoOracle
+from lockadapt.metrics.rouge import rouge_l
+from tests.metrics.coco import CocoOracle
 
 TOKENS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from lockadapt.errors import DataError
-from lockadapt.evaluation.metrics.cider import cider_d
-from tests.evaluation.metrics.coco import CocoOracle
+from lockadapt.metrics.cider import cider_d
+from tests.metrics.coco import CocoOracle
 
 
 def scores(*items: tuple[str, list[str]]) -> list[float]:
@@ -31,8 +31,8 @@ def test_equal_captions() -> None:
     assert scores(("a b c d", ["a b c d"]), OTHER)[0] == pytest.approx(10.0)
 
 
-def test_length_is_penalised_in_bigrams() -> None:
-    # One word: 2 / (√2 √5); two: 1 / (1 · √4); one bigram against four: exp(−3² / (2 · 6²)).
+def test_length_is_penalised() -> None:
+    # One word: 2 / (√2 √5); two: 1 / (1 · √4); two words against five: exp(−3² / (2 · 6²)).
     expected = 10 / 4 * (2 / math.sqrt(10) + 1 / 2) * math.exp(-9 / 72)
     assert scores(("a b", ["a b c d e"]), OTHER)[0] == pytest.approx(expected)
 

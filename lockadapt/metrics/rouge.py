@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lockadapt.evaluation.metrics.pairs import check_pairs
+from lockadapt.metrics.pairs import check_pairs
 
 Tokens = Sequence[str]
 BETA = 1.2

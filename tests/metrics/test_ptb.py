@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockadapt.evaluation.metrics.ptb import PUNCTUATION, tokenize
+from lockadapt.metrics.ptb import PUNCTUATION, tokenize
 
 # Right-hand sides were written by pycocoevalcap 1.2's PTBTokenizer, run in Java.
 JAVA = [
@@ -79,9 +79,3 @@ def test_any_text_gives_clean_tokens(text: str) -> None:
         assert token
         assert token not in PUNCTUATION
         assert token == token.lower()
-
-
-@pytest.mark.parametrize("piece", [".", "a'", "n't", "<a", "A&", "a.", "1.", "@", "www.", "-", "_", "\u0301"])
-def test_long_strange_text_takes_linear_time(piece: str) -> None:
-    # Quadratic matching would take minutes here, linear takes milliseconds.
-    assert isinstance(tokenize(piece * 50_000 + "(é!"), list)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockadapt.errors import DataError
-from lockadapt.evaluation.metrics.vqa import exact_match, normalize_answer, score_answers, vqa_accuracy
+from lockadapt.metrics.vqa import exact_match, normalize_answer, score_answers, vqa_accuracy
 
 
 def one(answer: str, people: list[str]) -> float:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lockadapt.evaluation.metrics.ngrams import NGrams, count_ngrams
-from lockadapt.evaluation.metrics.pairs import check_pairs
+from lockadapt.metrics.ngrams import NGrams, count_ngrams
+from lockadapt.metrics.pairs import check_pairs
 
 Tokens = Sequence[str]
 ORDER, SIGMA = 4, 6.0
@@ -67,8 +67,7 @@ def _vector(tokens: Tokens, rarity: _Rarity) -> _Vector:
         for n in range(ORDER)
     ]
     norms = [math.sqrt(sum(weight**2 for weight in group.values())) for group in weights]
-    # The official code counts the length in bigrams, hence no difference between no word and one.
-    return _Vector(weights, norms, max(0, len(tokens) - 1))
+    return _Vector(weights, norms, len(tokens))
 
 
 def _similarity(candidate: _Vector, reference: _Vector) -> float:

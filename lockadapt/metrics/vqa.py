@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lockadapt.errors import DataError
-from lockadapt.evaluation.metrics.pairs import check_pairs
+from lockadapt.metrics.pairs import check_pairs
 
 ANNOTATORS = 10
 

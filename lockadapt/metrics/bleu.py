@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lockadapt.evaluation.metrics.ngrams import NGrams, count_ngrams
-from lockadapt.evaluation.metrics.pairs import check_pairs
+from lockadapt.metrics.ngrams import NGrams, count_ngrams
+from lockadapt.metrics.pairs import check_pairs
 
 Tokens = Sequence[str]
 # pycocoevalcap's guards against 0 / 0, kept so that even a set without any match scores the same.

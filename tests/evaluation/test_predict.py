@@ -1,0 +1,96 @@
+"""Ranking from a shared cache equals scoring every whole text by itself; generation equals the stock `generate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockadapt.data.encode import IGNORED, Encoder
+from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.sample import Turn
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.evaluate import predict
+from lockadapt.evaluation.predict import Predictor
+from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.models.load import load_model
+from lockadapt.objectives import Vqa
+from lockadapt.training.rows import tower_outputs
+from tests.rows import dialogue_sample, vqa_samples
+from tests.tiny import tiny_llm
+
+CANDIDATES = ["red", "a very long yellow answer", "no", "green"]
+
+
+def predictor(folder: Path, remembered: bool = False) -> Predictor:
+    model, processor = load_model(folder, "float32")
+    pixels = PixelInputs(processor.image_processor, 10**6)
+    images = FeatureInputs(pixels, lambda v: tower_outputs(model, v)) if remembered else pixels
+    return Predictor(model, Encoder(processor, 250), images, batch_size=3)
+
+
+def plain_scores(own: Predictor, sample, candidates) -> list[float]:
+    """Sum of log-probabilities of every answer token, one whole text at a time."""
+    scores = []
+    for candidate in candidates:
+        turns = (*sample.turns[:-1], Turn("assistant", candidate))
+        item = own.encoder.encode([dataclasses.replace(sample, turns=turns)]).encoded[0]
+        prompt = len(own.encoder.prompt_ids(sample))
+        ids = torch.tensor(item.input_ids[None].astype("int64"))
+        with torch.no_grad():
+            logits = own.model(input_ids=ids, **own.images(sample.images)).logits.log_softmax(-1)
+        learned = [i for i in range(prompt, ids.shape[1]) if item.labels[i] != IGNORED]
+        scores.append(sum(float(logits[0, i - 1, ids[0, i]]) for i in learned))
+    return scores
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_rank_equals_plain_scoring(remembered: bool, assembled: Assembled, tmp_path: Path) -> None:
+    own = predictor(assembled.folder, remembered)
+    samples = [*vqa_samples(tmp_path), dialogue_sample(tmp_path)]
+    plain = [plain_scores(predictor(assembled.folder), sample, CANDIDATES) for sample in samples]
+    tails = [own._tail(samples[0], c) for c in CANDIDATES]
+    found = {}
+    for part, inputs in own._batches(samples, 4):
+        for index, row in zip(part, own._scores(inputs, tails), strict=True):
+            found[index] = row.tolist()
+    for index, expected in enumerate(plain):
+        assert found[index] == pytest.approx(expected, abs=1e-4)
+    best = [CANDIDATES[max(range(4), key=lambda c: row[c])] for row in plain]
+    assert own.rank(samples, CANDIDATES) == best
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt-neox", "qwen3", "gemma"])
+def test_rank_holds_for_other_llms(kind: str, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stock"
+    assemble(tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
+    own = predictor(folder)
+    samples = vqa_samples(tmp_path)[:3]
+    plain = [plain_scores(own, sample, CANDIDATES) for sample in samples]
+    assert own.rank(samples, CANDIDATES) == [CANDIDATES[max(range(4), key=lambda c: row[c])] for row in plain]
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_generation_equals_stock(remembered: bool, assembled: Assembled, tmp_path: Path) -> None:
+    own = predictor(assembled.folder, remembered)
+    samples = [*vqa_samples(tmp_path)[:4], dialogue_sample(tmp_path)]
+    answers = own.generate(samples, 5)
+    plain = predictor(assembled.folder)
+    for sample, answer in zip(samples, answers, strict=True):
+        ids = torch.tensor([plain.encoder.prompt_ids(sample)])
+        made = plain.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **plain.images(sample.images),
+            max_new_tokens=5,
+            do_sample=False,
+        )
+        text = plain.encoder.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        assert answer == text.strip()
+
+
+def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="closed list"):
+        predict(predictor(assembled.folder), Vqa(), vqa_samples(tmp_path), "rank")
