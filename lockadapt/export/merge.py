@@ -13,7 +13,6 @@ from lockadapt.evaluation.evaluate import SCORES, SIDECAR
 from lockadapt.export.proof import prove_merge, reference_answers
 from lockadapt.files import new_folder, sha256_of, write_json
 from lockadapt.models.parts import stock
-from lockadapt.models.quantize import dequantize
 from lockadapt.models.quiet import quiet
 from lockadapt.training import run_folder
 from lockadapt.training.card import card_text
@@ -36,13 +35,9 @@ def merge_run(run: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
     Raises:
         VerificationError: the reloaded folder differs from the trained model; nothing is left at `output`.
     """
-    loaded = run_folder.load_run(run)
+    loaded = run_folder.load_run(run, dequantized=True)
     model, processor = loaded.model.cpu(), loaded.processor
-    quantized = loaded.facts["quantization"] != "none"
     dtype = getattr(torch, loaded.facts["dtype"])
-    if quantized:
-        # In float32, so that the sum below is rounded once.
-        model = dequantize(model, torch.float32)
     samples = run_folder.read_probe(run)
     reference = reference_answers(model, processor, samples)
     reporter.note("merging")

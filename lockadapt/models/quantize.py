@@ -104,10 +104,13 @@ def dequantized_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
 
 @torch.no_grad()
 def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Replaces every quantized layer by a plain Linear with the dequantized weight, in place; works under LoRA too."""
+    """Replaces every quantized layer by a plain Linear with the dequantized weight, in place.
+
+    To be called before LoRA is attached: PEFT chooses its layer, and how that merges, by what it finds then.
+    """
     base = stock(model)
     for name, module in list(base.named_modules()):
-        if not is_quantized(module) or hasattr(module, "lora_A"):
+        if not is_quantized(module):
             continue
         bias = module.bias
         plain = nn.Linear(module.in_features, module.out_features, bias=bias is not None, dtype=dtype)  # type: ignore[arg-type]

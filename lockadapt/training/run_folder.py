@@ -23,7 +23,7 @@ from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import EnvironmentProblem, RecipeError, VerificationError
 from lockadapt.files import write_json, write_text
-from lockadapt.models.quantize import load_quantized
+from lockadapt.models.quantize import dequantize, load_quantized
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.artifacts import ADAPTER, PROJECTOR_FILE, load_projector
 from lockadapt.version import __version__
@@ -119,8 +119,11 @@ def base_of(folder: Path, facts: Mapping[str, Any]) -> str:
     return str(own) if own.is_dir() else str(facts["base"])
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, dequantized: bool = False) -> Run:
     """Loads a finished run: base as it was trained on, LoRA attached, projector in place, eval mode.
+
+    Args:
+        dequantized: turn a quantized base into float32 matrices of the same values.
 
     Raises:
         RecipeError: the folder is no finished run.
@@ -129,15 +132,17 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder)
     recipe, facts = read_recipe(folder), read_facts(folder)
-    model, processor = load_trained(folder, facts)
+    model, processor = load_trained(folder, facts, dequantized)
     return Run(folder, recipe, facts, model, processor)
 
 
-def load_trained(folder: Path, facts: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+def load_trained(folder: Path, facts: Mapping[str, Any], dequantized: bool = False) -> tuple[nn.Module, Any]:
     """The trained model and its processor, from the artefacts in a run folder."""
     base = base_of(folder, facts)
     dtype = getattr(torch, facts["dtype"])
     model, processor = load_quantized(base, facts["quantization"], dtype)
+    if dequantized and facts["quantization"] != "none":
+        model = dequantize(model, torch.float32)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)
     load_projector(model, folder / PROJECTOR_FILE)

@@ -14,7 +14,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.scan import scan_images
 from lockadapt.models.assemble import assemble
 from lockadapt.models.sources import pick_dtype
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import ImageInputs, PixelInputs
@@ -78,6 +78,8 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     folder = prepare_folder(recipe, Path(output), resume)
     samples = load_samples(recipe, reporter)
     model, processor, dtype = build_model(recipe, folder, samples["train"], reporter)
+    # Directly before the adapter is initialised, so that a resumed run starts from the same one.
+    set_seed(recipe.training.seed)
     if recipe.lora is not None:
         model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
     if torch.cuda.is_available():

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
@@ -83,6 +83,7 @@ class GroundingTrainer(Trainer):
             processing_class = processing_class or processor
         if processing_class is None:
             raise RecipeError("processing_class is missing", fix="pass the model's processor")
+        set_seed(args.seed)
         if peft_config is not None:
             model = attach_lora(model, peft_config)
         set_trainable(model, args.train_parts or ["projector", *(["lora"] if adapted_paths(model) else [])])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from lockadapt.errors import VerificationError
@@ -85,16 +86,21 @@ def test_evaluating_moves_no_quantized_tensor(folder: Path) -> None:
     torch.testing.assert_close(trained, evaluated, rtol=0, atol=0)
 
 
-def test_dequantizing_under_lora(folder: Path) -> None:
+def test_an_adapter_on_the_dequantized_base_merges_exactly(folder: Path) -> None:
     model, _ = load_quantized(folder, "nf4", torch.float32)
-    model = attach_lora(model, lora_config(model, LoraSettings(rank=2, init="gaussian")))
-    for name, parameter in model.named_parameters():
+    trained = attach_lora(model, lora_config(model, LoraSettings(rank=2, init="gaussian")))
+    for name, parameter in trained.named_parameters():
         if ".lora_B." in name:
             nn.init.normal_(parameter, std=0.1)
+    adapter = get_peft_model_state_dict(trained)
     with torch.no_grad():
-        before = model(input_ids=IDS).logits
-        after = dequantize(model)(input_ids=IDS).logits
-        merged = model.merge_and_unload()(input_ids=IDS).logits
+        before = trained(input_ids=IDS).logits
+    again, _ = load_quantized(folder, "nf4", torch.float32)
+    plain = attach_lora(dequantize(again), lora_config(again, LoraSettings(rank=2)))
+    set_peft_model_state_dict(plain, adapter)
+    with torch.no_grad():
+        after = plain(input_ids=IDS).logits
+        merged = plain.merge_and_unload()(input_ids=IDS).logits
     torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
     torch.testing.assert_close(after, merged, rtol=0, atol=1e-5)
 
