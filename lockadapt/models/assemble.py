@@ -115,6 +115,10 @@ def assemble(
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
         here = _prove_here(model, build.expected, chosen)
+    if output is not None:
+        # Loaded from the temporary sibling that has become `output` since; adapters point at their base by it.
+        model.name_or_path = str(output)
+        model.config._name_or_path = str(output)
     report = AssemblyReport(
         model_class=type(model).__name__,
         llm=str(llm),

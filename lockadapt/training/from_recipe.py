@@ -48,7 +48,9 @@ def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
         source: SourceSection | None = getattr(section, part)
         if source is None:
             continue
-        found[name] = read_samples(source.format, _source(source, kind_of(name, section), section.prompt))
+        found[name] = read_samples(
+            source.format, _source(source, kind_of(name, section), section.prompt, part)
+        )
         if part == "validation":
             found[name] = found[name][: recipe.training.validation_samples]
         if not found[name]:
@@ -177,7 +179,7 @@ def _warmup(share: float, steps: int) -> float:
     return float(math.ceil(share * steps))
 
 
-def _source(section: SourceSection, kind: str, prompt: str | None) -> Source:
+def _source(section: SourceSection, kind: str, prompt: str | None, part: str) -> Source:
     return Source(
         path=section.path,
         images=section.images,
@@ -188,6 +190,8 @@ def _source(section: SourceSection, kind: str, prompt: str | None) -> Source:
         limit=section.limit,
         kind=kind,
         prompt=prompt,
+        # An image with five captions is five lessons, but one question.
+        expand=part == "train",
     )
 
 

@@ -1,16 +1,19 @@
-"""`docs/recipes.md` is what its script writes from the schema, and holds every key."""
+"""`docs/recipes.md` is what its script writes from the schema, and whole recipes in the documentation are well formed."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from lockadapt.recipe.keys import every_key
+from lockadapt.recipe.read import load_recipe
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "make_recipe_docs.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "make_recipe_docs.py"
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,13 @@ def test_prose_is_left_alone_and_markers_are_needed(script: ModuleType) -> None:
     assert "| `rank` | whole number > 0 | `16` |" in new
     with pytest.raises(ValueError, match="lacks"):
         script.updated("no markers")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_whole_recipes_in_the_documentation_are_well_formed(page: str, tmp_path: Path) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    recipes = re.findall(r"^```yaml\n(model:\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert recipes
+    for recipe in recipes:
+        (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        load_recipe(tmp_path / "recipe.yaml")

@@ -1,0 +1,193 @@
+"""The command line as a script sees it: speed of help, streams, JSON contracts, exit codes, no tracebacks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lockadapt.cli import main
+from tests.export.test_merge import rows_file, values
+from tests.tiny import tiny_llm, tiny_tower
+
+SINGLE = "import torch; torch.set_num_threads(1); from lockadapt.cli import main; main()"
+
+
+def process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command line of its own process, as users have it."""
+    command = [sys.executable, "-c", SINGLE, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def lockadapt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same entry point in this process, which saves the seconds that importing torch takes."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    before = Path.cwd()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["lockadapt", *map(str, arguments)])
+        os.chdir(cwd or before)
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        finally:
+            os.chdir(before)
+    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
+
+
+def recipe_file(folder: Path, recipe: dict) -> Path:
+    import yaml
+
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    recipe_file(folder, values(tiny, folder))
+    return folder
+
+
+def test_help_and_version_import_neither_torch_nor_transformers() -> None:
+    script = (
+        "import sys\nfrom lockadapt.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'pydantic', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), code)"
+    )
+    for argument in ("--help", "-h", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-c", script, argument], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.endswith("HEAVY [] 0\n")
+        assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "verb", ["train", "eval", "merge", "check", "chat", "assemble", "schema", "doctor", "quickstart"]
+)
+def test_every_verb_has_help(verb: str) -> None:
+    done = lockadapt(verb, "-h")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+def test_schema_and_print_config(place: Path) -> None:
+    schema = json.loads(lockadapt("schema").stdout)
+    assert {"model", "lora", "objectives", "training", "stages"} <= set(schema["properties"])
+    shown = lockadapt("train", place / "recipe.yaml", "lora.rank=7", "--print-config").stdout
+    line = next(line for line in shown.splitlines() if line.startswith("lora.rank"))
+    assert "7" in line
+    assert "override" in line
+
+
+@pytest.mark.slow
+def test_train_eval_merge_chat(place: Path) -> None:
+    run, merged = place / "run", place / "merged"
+    trained = process("train", place / "recipe.yaml", "--output", run, "--json")
+    assert trained.returncode == 0, trained.stderr
+    result = json.loads(trained.stdout)
+    assert set(result) == {"output", "steps", "seconds", "samples_per_second", "locked"}
+    assert result["locked"] is True
+    assert "lora" in trained.stderr
+    assert "Failed to load" not in trained.stderr
+    assert "Warning" not in trained.stderr
+    scores = json.loads(lockadapt("eval", run, "--json").stdout)
+    assert set(scores["vqa"]) == {"accuracy", "by_answer_type", "n"}
+    assert set(scores["vqa"]["by_answer_type"]) == {"other", "yes/no"}
+    done = lockadapt("merge", run, "--output", merged, "--json")
+    assert done.returncode == 0, done.stderr
+    contract = {"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys"}
+    assert contract <= set(json.loads(done.stdout))
+    again = json.loads(lockadapt("eval", merged, "--json").stdout)
+    assert again == scores
+    image = place / "picture.png"
+    Image.new("RGB", (30, 30), "red").save(image)
+    said = [
+        lockadapt("chat", target, "--image", image, "--question", "what?").stdout for target in (run, merged)
+    ]
+    assert said[0] == said[1] != ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "nowhere.yaml", "-o", "out"], 2, "nowhere.yaml"),
+        (["train", "recipe.yaml", "lora.rnak=3", "-o", "out"], 2, "Did you mean lora.rank"),
+        (["train", "recipe.yaml"], 2, "no run folder is named"),
+        (["train"], 2, "Missing argument"),
+        (["nonsense"], 2, "nonsense"),
+        (["train", "recipe.yaml", "-o", "."], 2, "not empty"),
+        (["train", "recipe.yaml", "-o", "out", "lora.targets=[q_porj]"], 2, "did you mean 'q_proj'"),
+        (["train", "recipe.yaml", "-o", "out", "objectives.vqa.train.path=no.jsonl"], 3, "no.jsonl"),
+        (["train", "recipe.yaml", "-o", "out", "objectives.vqa.answers=no.txt"], 3, "no.txt"),
+        (["train", "recipe.yaml", "-o", "out", "model.llm=./nowhere"], 4, "nowhere"),
+        (["train", "recipe.yaml", "-o", "out", "training.learning_rate=1e30"], 6, "step"),
+        (["train", "recipe.yaml", "-o", "out", "data.max_pixels=100"], 10, "pixels"),
+        (["eval", "."], 2, "not finished"),
+        (["merge", ".", "-o", "out"], 2, "no finished run"),
+        (["chat", ".", "--image", "none.png", "--question", "?"], 3, "none.png"),
+    ],
+)
+def test_failures_end_in_one_message_and_their_code(
+    arguments: list[str], code: int, said: str, place: Path, tmp_path: Path, tiny: Path
+) -> None:
+    recipe_file(tmp_path, values(tiny, tmp_path))
+    done = lockadapt(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_check_says_yes_and_shows_what_is_learned(place: Path) -> None:
+    done = lockadapt("check", place / "recipe.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ok"] is True
+    assert found["objectives"]["vqa"]["train"]["rows"] == 8
+    assert found["steps"] == 5
+    assert "[<|end" in done.stderr or "[</s>]" in done.stderr
+
+
+def test_check_says_no(place: Path) -> None:
+    rows = rows_file(place)
+    broken = place / "broken.jsonl"
+    broken.write_text(rows.read_text() + '{"image": "gone.png", "question": "?", "answer": "no"}\n')
+    done = lockadapt("check", place / "recipe.yaml", f"objectives.vqa.train.path={broken}")
+    assert done.returncode == 3
+    assert "broken.jsonl:9" in done.stderr
+
+
+def test_structure_check_needs_no_model(place: Path) -> None:
+    done = lockadapt("check", place / "recipe.yaml", "model.llm=org/absent", "--structure", "--json")
+    assert json.loads(done.stdout)["ok"] is True
+
+
+@pytest.mark.slow
+def test_assemble_verb(tmp_path: Path) -> None:
+    tiny_llm("llama", tmp_path / "llm")
+    tiny_tower("mobilenet-v2", tmp_path / "tower")
+    done = lockadapt(
+        "assemble", "--llm", tmp_path / "llm", "--tower", tmp_path / "tower", "-o", tmp_path / "out", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["model_class"] == "FastVlmForConditionalGeneration"
+    assert report["proof"]["logit_difference"] < 1e-4
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_doctor(tmp_path: Path) -> None:
+    done = lockadapt("doctor", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["facts"]["transformers"]
