@@ -9,7 +9,6 @@ The same seed, versions and thread count give the same weights.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -46,7 +45,9 @@ def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def make_llm(folder: Path, seed: int, steps: int, batch: int = 48, length: int = 128, width: int = 128) -> float:
+def make_llm(
+    folder: Path, seed: int, steps: int, batch: int = 48, length: int = 128, width: int = 128
+) -> float:
     """Train a small Llama on `steps` batches of invented text; returns the mean loss of the last 50 steps."""
     random = Random(seed)
     torch.manual_seed(seed)
@@ -64,7 +65,9 @@ def make_llm(folder: Path, seed: int, steps: int, batch: int = 48, length: int =
     return loss
 
 
-def _rows(random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int) -> Iterator[torch.Tensor]:
+def _rows(
+    random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int
+) -> Iterator[torch.Tensor]:
     """Batches of token ids (batch, length): documents one after the other, each between <s> and </s>."""
     texts, stream = documents(random), []
     while True:
@@ -91,5 +94,8 @@ def _train(model: torch.nn.Module, steps: int, rate: float, loss_of) -> float:
         optimizer.zero_grad()
         last = [*last[-49:], loss.item()]
         if step % 50 == 0:
-            print(f"  step {step}/{steps}  loss {sum(last) / len(last):.4f}  {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"  step {step}/{steps}  loss {sum(last) / len(last):.4f}  {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
     return sum(last) / len(last)

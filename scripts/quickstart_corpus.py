@@ -11,7 +11,22 @@ from lockadapt.quickstart.grammar import RELATIONS, captions, pair, questions, r
 from lockadapt.quickstart.scenes import random_scene
 
 ALL_PAIRS = frozenset((colour, shape) for colour in COLOURS for shape in SHAPES)
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hugo", "Ida", "Jon", "Kim", "Leo", "Mia", "Nora")
+NAMES = (
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gina",
+    "Hugo",
+    "Ida",
+    "Jon",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Nora",
+)
 TOYS = ("ball", "kite", "boat", "drum", "cup", "book", "hat", "lamp", "box", "key", "coat", "bell")
 PLACES = ("garden", "kitchen", "school", "forest", "shop", "park", "river", "house", "field", "station")
 ANIMALS = ("dog", "cat", "bird", "horse", "fish", "mouse", "cow", "fox", "frog", "duck")
@@ -32,11 +47,15 @@ def description(random: Random) -> str:
     words = random.choice(told)(scene, random)
     asked = questions(scene, ALL_PAIRS, random)
     if "is " not in words and len(scene.things) > 1:  # a mere list does not say where things are
-        asked = [q for q in asked if q.kind != "relation" and not any(r in q.text for r in RELATIONS.values())]
+        asked = [
+            q for q in asked if q.kind != "relation" and not any(r in q.text for r in RELATIONS.values())
+        ]
     chosen = random.sample(asked, min(len(asked), random.randint(3, 8)))
     lines = [_turn(random, q.text, q.answer) for q in chosen]
     if random.random() < 0.3:
-        lines.append(_turn(random, random.choice(("Describe the picture.", "What do you see?")), captions(scene)[0]))
+        lines.append(
+            _turn(random, random.choice(("Describe the picture.", "What do you see?")), captions(scene)[0])
+        )
     return "\n".join([words, *lines])
 
 
@@ -55,7 +74,7 @@ def story(random: Random) -> str:
         (f"Who has the {toy}?", who),
         (f"What colour is the {toy}?", colour),
         (f"Who is {mood}?", other),
-        (f"Which animal is it?", f"the {animal}"),
+        ("Which animal is it?", f"the {animal}"),
         (f"What does {who} have?", f"a {colour} {toy}"),
     ]
     lines = [_turn(random, *both) for both in random.sample(asked, random.randint(0, 2))]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-from lockadapt.data.images import open_image
 from PIL import Image
 
+from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef
 
 MEAN_IMAGE = "<mean image>"

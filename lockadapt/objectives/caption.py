@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lockadapt.metrics.captions import score_captions
 from torch import nn
 
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
+from lockadapt.metrics.captions import score_captions
 from lockadapt.objectives.answer_tokens import answer_loss
 from lockadapt.objectives.base import Report
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lockadapt.data.readers.rows import row_to_samples
 from torch import nn
 
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
+from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.models.fusions import projector_input

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lockadapt.data.images import open_image
-from lockadapt.recipe.explain import as_yaml
-from lockadapt.recipe.read import load_recipe
 from torch import nn
 
+from lockadapt.data.images import open_image
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import EnvironmentProblem, RecipeError, VerificationError
 from lockadapt.files import write_json, write_text
 from lockadapt.models.quantize import dequantize, load_quantized
+from lockadapt.recipe.explain import as_yaml
+from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.artifacts import ADAPTER, PROJECTOR_FILE, load_projector
 from lockadapt.version import __version__

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lockadapt.data.images import open_image
-from lockadapt.data.scan import scan_images
-from lockadapt.models.assemble import assemble
-from lockadapt.models.sources import pick_dtype
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs, PixelInputs
 from lockadapt.data.sample import Sample
+from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.models.adapters import attach_lora, lora_config
+from lockadapt.models.assemble import assemble
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.quantize import load_quantized
 from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts

@@ -18,8 +18,8 @@ from lockadapt.errors import (
     DataError,
     LockError,
     NoGradientError,
-    NonFiniteLossError,
     NoLabelError,
+    NonFiniteLossError,
     NotMovingError,
 )
 from lockadapt.models.adapters import LoraSettings, lora_config
