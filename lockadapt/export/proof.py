@@ -89,6 +89,7 @@ def prove_merge(folder: Path, reference: Reference, dtype: torch.dtype) -> dict[
     )
     result: dict[str, Any] = {
         **found,
+        "model_class": fresh.answer["model_class"].rsplit(".", 1)[-1],
         "missing_keys": fresh.answer["missing_keys"],
         "unexpected_keys": fresh.answer["unexpected_keys"],
         "answers_equal": sum(a.strip() == b for a, b in zip(fresh.texts, reference.texts, strict=True)),

@@ -12,6 +12,7 @@ from lockadapt.quickstart.drawing import Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three")
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+SIDES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
 ANSWER_TYPES = ("colour", "shape", "relation", "number", "yes/no")
 Pair = tuple[str, str]  # colour and shape
 
@@ -47,7 +48,7 @@ def questions(scene: Scene, pairs: frozenset[Pair], random: Random) -> list[Ques
     """
     return [
         *_colours_and_shapes(scene, random),
-        *_relations(scene, random),
+        *_relations(scene),
         *_numbers(scene, random),
         *_yes_or_no(scene, pairs, random),
     ]
@@ -78,26 +79,22 @@ def _colours_and_shapes(scene: Scene, random: Random) -> Iterator[Question]:
             yield Question(random.choice(words), thing.shape, "shape")
 
 
-def _relations(scene: Scene, random: Random) -> Iterator[Question]:
-    for thing, other in permutations(scene.things, 2):
+def _relations(scene: Scene) -> Iterator[Question]:
+    """Where two things are to each other; with three, too much could be meant."""
+    if len(scene.things) != 2:
+        return
+    for thing, other in permutations(scene.things):
         place = relation(thing, other)
         if place is None:
             continue
-        words = (
-            f"Where is the {_name(thing)}, seen from the {_name(other)}?",
-            f"On which side of the {_name(other)} is the {_name(thing)}?",
-        )
-        yield Question(random.choice(words), place, "relation")
-        # Only where nothing else could be meant: one thing in that direction, and none that is half in it.
-        alone = all(third in (thing, other) or _opposite(third, other, place) for third in scene.things)
-        if alone:
-            where = f"{RELATIONS[place]} the {_name(other)}"
-            yield random.choice(
-                (
-                    Question(f"What colour is the thing {where}?", thing.colour, "colour"),
-                    Question(f"What shape is the thing {where}?", thing.shape, "shape"),
-                )
-            )
+        if thing.shape != other.shape:
+            text = f"Where is the {thing.shape}, seen from the {other.shape}?"
+            yield Question(text, place, "relation")
+            yield Question(f"Which shape is {SIDES[place]}?", thing.shape, "relation")
+        if thing.colour != other.colour:
+            text = f"Where is the {thing.colour} thing, seen from the {other.colour} thing?"
+            yield Question(text, place, "relation")
+            yield Question(f"What colour is the thing {SIDES[place]}?", thing.colour, "relation")
 
 
 def _numbers(scene: Scene, random: Random) -> Iterator[Question]:
@@ -130,12 +127,6 @@ def _yes_or_no(scene: Scene, pairs: frozenset[Pair], random: Random) -> Iterator
 
 def _counts(scene: Scene) -> tuple[Counter[str], Counter[str]]:
     return Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
-
-
-def _opposite(thing: Thing, other: Thing, place: str) -> bool:
-    """Whether `thing` lies wholly on the other side of `other` than `place`, so that nobody could mean it."""
-    dx, dy = thing.x - other.x, thing.y - other.y
-    return {"left": dx > 0, "right": dx < 0, "above": dy > 0, "below": dy < 0}[place]
 
 
 def _name(thing: Thing) -> str:

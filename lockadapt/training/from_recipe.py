@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
-from lockadapt.errors import DataError, RecipeError
+from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings
 from lockadapt.objectives import KINDS, Objective
 from lockadapt.recipe.schema import LoraSection, Recipe, SourceSection, StageSection, kind_of
@@ -126,9 +127,17 @@ def grounding_config(
     """Trainer arguments of one stage.
 
     Raises:
+        EnvironmentProblem: a package that `report_to` names is not installed.
         RecipeError: checkpoints are asked for at steps where nothing is validated, so that no best one can be kept.
     """
     training = recipe.training
+    for package in training.report_to:
+        if find_spec(package) is None:
+            raise EnvironmentProblem(
+                f"{package} is not installed",
+                where="training.report_to",
+                fix=f"pip install {package}, or leave it out",
+            )
     validate_every = min(training.validate_every or stage.steps, stage.steps)
     save_every = training.save_every or (
         validate_every if validated else math.ceil(stage.steps / CHECKPOINTS_A_STAGE)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lockadapt.data.readers.source import Source
-from lockadapt.errors import DataError, RecipeError
+from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
+from lockadapt.training import from_recipe
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.from_recipe import (
     Stage,
@@ -140,11 +141,6 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
     ),
     "training.save_every": ("training.save_every=3", lambda r: config(r, validated=False).save_steps, 3),
     "training.keep_checkpoints": ("training.keep_checkpoints=5", lambda r: config(r).save_total_limit, 5),
-    "training.report_to": (
-        "training.report_to=[tensorboard]",
-        lambda r: config(r).report_to,
-        ["tensorboard"],
-    ),
     "data.workers": ("data.workers=2", lambda r: config(r).dataloader_num_workers, 2),
     "evaluation.batch_size": ("evaluation.batch_size=3", lambda r: config(r).per_device_eval_batch_size, 3),
     "blind": ("blind=true", lambda r: config(r).blind, True),
@@ -184,6 +180,7 @@ ELSEWHERE = {
     "data.features": "tests/training/test_session.py::test_features_key",
     "data.feature_memory_gib": "tests/training/test_session.py::test_features_key",
     "training.patience": "tests/training/test_session.py::test_early_stopping",
+    "training.report_to": "tests/training/test_from_recipe.py::test_report_to_reaches_the_trainer",
     "evaluation.method": "tests/training/test_session.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_session.py::test_evaluation_keys",
     "stages.objectives": "tests/training/test_from_recipe.py::test_a_stage_may_take_some_objectives",
@@ -214,6 +211,16 @@ def test_named_tests_exist(key: str) -> None:
     file, _, name = ELSEWHERE[key].partition("::")
     assert (ROOT / file).exists(), file
     assert not name or f"def {name}(" in (ROOT / file).read_text()
+
+
+def test_report_to_reaches_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = recipe(tmp_path, "training.report_to=[trackio, wandb]")
+    monkeypatch.setattr(from_recipe, "find_spec", lambda package: None if package == "wandb" else object())
+    with pytest.raises(EnvironmentProblem, match="wandb is not installed"):
+        config(own)
+    monkeypatch.setattr(from_recipe, "find_spec", lambda package: object())
+    assert config(own).report_to == ["trackio", "wandb"]
+    assert config(recipe(tmp_path)).report_to == []
 
 
 def test_a_stage_may_take_some_objectives(tmp_path: Path) -> None:

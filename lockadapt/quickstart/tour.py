@@ -1,0 +1,121 @@
+"""The whole way on built-in models and pictures: draw, bridge, train, evaluate, merge, prove, show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.export.merge import merge_run
+from lockadapt.files import write_json
+from lockadapt.quickstart.scenes import make_dataset
+from lockadapt.quickstart.show import contact_sheet, quickstart_recipe
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training.progress import Reporter
+from lockadapt.training.session import train
+
+ASSETS = Path(__file__).parent / "assets"
+MARK = "quickstart.json"
+SHOWN = 12
+
+
+def tour(output: Path, reporter: Reporter, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Fills a folder with data, run, merged model and `unseen.png`; gives scores, proof and lines to print.
+
+    Args:
+        output: a new folder, or one that an earlier tour has left, which is emptied first.
+        overrides: recipe overrides, e.g. fewer steps.
+
+    Raises:
+        RecipeError: `output` holds something else.
+    """
+    started = time.perf_counter()
+    _make_room(output)
+    reporter.note("drawing scenes")
+    make_dataset(output / "data")
+    loaded = load_recipe(None, overrides, quickstart_recipe(output / "data", ASSETS, output / "run"))
+    trained = train(loaded.recipe, output / "run", reporter)
+    reporter.note("answering questions about combinations that training never showed")
+    scores = evaluate_folder(output / "run", None, (), False, output / "answers.jsonl", reporter)
+    blind = evaluate_folder(output / "run", None, (), True, output / "answers_blind.jsonl", reporter)
+    proof = merge_run(output / "run", output / "merged", reporter)
+    rows = [json.loads(line) for line in (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    _show(rows, output)
+    result: dict[str, Any] = {
+        "vqa": scores["vqa"],
+        "caption": scores["caption"],
+        "blind": blind["vqa"],
+        "wording_alone": wording_alone(output / "data" / "train.jsonl", output / "data" / "test.jsonl"),
+        "merge": proof,
+        "train_seconds": trained.seconds,
+        "seconds": round(time.perf_counter() - started, 1),
+        "picture": str(output / "unseen.png"),
+    }
+    write_json(output / MARK, result)
+    return {**result, "summary": _summary(result, output)}
+
+
+def wording_alone(train_rows: Path, test_rows: Path) -> float:
+    """Accuracy on the test rows of the commonest training answer to each wording: the most that blindness can know."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for line in train_rows.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        answers[row["question"]][row["answer"]] += 1
+    common = Counter(answer for counts in answers.values() for answer in counts.elements()).most_common(1)[0][
+        0
+    ]
+    rows = [json.loads(line) for line in test_rows.read_text(encoding="utf-8").splitlines()]
+    guesses = [
+        answers[r["question"]].most_common(1)[0][0] if answers[r["question"]] else common for r in rows
+    ]
+    return sum(guess == row["answer"] for guess, row in zip(guesses, rows, strict=True)) / len(rows)
+
+
+def _make_room(output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        if not (output / MARK).is_file():
+            raise RecipeError("holds something else", where=f"--output {output}", fix="name a new folder")
+        shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    # Marked from the start, so that an interrupted tour can be repeated.
+    write_json(output / MARK, {})
+
+
+def _show(rows: list[dict[str, Any]], output: Path) -> None:
+    """One question on each of the first pictures, the kinds of questions in turn."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["objective"] == "vqa" and row["images"][0] not in chosen and len(chosen) < SHOWN:
+            chosen[row["images"][0]] = row
+    items = [
+        (Image.open(_picture(output, name)).convert("RGB"), row["question"], row["answer"], row["truth"])
+        for name, row in chosen.items()
+    ]
+    contact_sheet(items, output / "unseen.png", "Pictures of combinations that training never showed")
+
+
+def _picture(output: Path, name: str) -> Path:
+    return next(path for path in (Path(name), output / "data" / name) if path.is_file())
+
+
+def _summary(result: dict[str, Any], output: Path) -> list[str]:
+    types = ", ".join(f"{name} {value:.2f}" for name, value in result["vqa"]["by_answer_type"].items())
+    caption, merge = result["caption"], result["merge"]
+    return [
+        f"questions about unseen combinations: {result['vqa']['accuracy']:.3f} right ({types}; n = {result['vqa']['n']})",
+        f"  the same model shown the mean image: {result['blind']['accuracy']:.3f}; best guess from the wording: "
+        f"{result['wording_alone']:.3f}",
+        f"captions of unseen combinations: CIDEr {caption['cider']:.2f}, BLEU-4 {caption['bleu4']:.2f}, "
+        f"ROUGE-L {caption['rouge_l']:.2f} (n = {caption['n']})",
+        f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
+        f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",
+        f"trained in {result['train_seconds']:.0f} s, {result['seconds']:.0f} s in all",
+        f"picture: {result['picture']}   run: {output / 'run'}   stock model: {output / 'merged'}",
+    ]
