@@ -65,17 +65,22 @@ def make_llm(
     return loss
 
 
-def _rows(
-    random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int
-) -> Iterator[torch.Tensor]:
-    """Batches of token ids (batch, length): documents one after the other, each between <s> and </s>."""
-    texts, stream = documents(random), []
+def _rows(random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int) -> Iterator[torch.Tensor]:
+    """Batches of token ids (batch, length). A row begins with a document and is filled up with further ones."""
+    encoded = (ids for texts in _chunks(documents(random), 200) for ids in tokenizer(texts)["input_ids"])
     while True:
-        while len(stream) < batch * length:
-            for ids in tokenizer(list(islice(texts, 200)))["input_ids"]:
-                stream += [*ids, tokenizer.eos_token_id]
-        yield torch.tensor(stream[: batch * length]).view(batch, length)
-        stream = stream[batch * length :]
+        rows = []
+        for _ in range(batch):
+            row: list[int] = []
+            while len(row) < length:
+                row += [*next(encoded), tokenizer.eos_token_id]
+            rows.append(row[:length])
+        yield torch.tensor(rows)
+
+
+def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    while True:
+        yield list(islice(texts, size))
 
 
 def _train(model: torch.nn.Module, steps: int, rate: float, loss_of) -> float:

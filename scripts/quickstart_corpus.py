@@ -43,14 +43,14 @@ def documents(random: Random) -> Iterator[str]:
 def description(random: Random) -> str:
     """A picture in words, questions that these words answer, and the answers."""
     scene = random_scene(random, ALL_PAIRS)
-    told = [_plain_list, _sentences, lambda scene, random: random.choice(captions(scene)) + "."]
+    told = [_plain_list, _sentences, _properties, lambda scene, random: random.choice(captions(scene)) + "."]
     words = random.choice(told)(scene, random)
     asked = questions(scene, ALL_PAIRS, random)
     if "is " not in words and len(scene.things) > 1:  # a mere list does not say where things are
         asked = [
             q for q in asked if q.kind != "relation" and not any(r in q.text for r in RELATIONS.values())
         ]
-    chosen = random.sample(asked, min(len(asked), random.randint(3, 8)))
+    chosen = random.sample(asked, min(len(asked), random.randint(2, 6)))
     lines = [_turn(random, q.text, q.answer) for q in chosen]
     if random.random() < 0.3:
         lines.append(
@@ -83,6 +83,13 @@ def story(random: Random) -> str:
 
 def _plain_list(scene: Scene, random: Random) -> str:
     return ", ".join(" ".join(pair(thing)) for thing in random.sample(scene.things, len(scene.things))) + "."
+
+
+def _properties(scene: Scene, random: Random) -> str:
+    lines = []
+    for thing in random.sample(scene.things, len(scene.things)):
+        lines.append(f"The {thing.shape} is {thing.colour}.")
+    return " ".join(lines)
 
 
 def _sentences(scene: Scene, random: Random) -> str:

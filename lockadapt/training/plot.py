@@ -41,7 +41,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
             markersize=3,
         )
     values = [value for points in curves.values() for _, value in points if value > 0]
-    if values and max(values) > 20 * min(values):
+    if values and max(values) > 5 * min(values):
         axes.set_yscale("log")
     for name, start in list(offsets.items())[1:]:
         axes.axvline(start, color="grey", linewidth=0.8, linestyle=":")

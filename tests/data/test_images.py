@@ -196,6 +196,7 @@ BROKEN = {
     "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     "pickle": b"\x80\x04K\x01.",
     "EPS, which would run Ghostscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n",
+    "PCX, which Pillow opens and we do not": encoded(Image.new("RGB", (4, 4)), "PCX"),
     "no width": png(0, 1, 8, 0, b"\0"),
     "NaN": uneven_float(),
 }

@@ -110,9 +110,11 @@ def test_class_labels_are_names(tmp_path: Path) -> None:
     assert [sample.answer for sample in samples] == ["cat", "dog", "cat"]
 
 
-def test_paths_in_cells_stay_inside(tmp_path: Path) -> None:
+def test_paths_in_cells_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, outside = tmp_path / "set", tmp_path / "secret.png"
-    inside.mkdir()
+    (inside / "here").mkdir(parents=True)
+    pictures()[0].save(inside / "here" / "0.png")
+    monkeypatch.chdir(inside / "here")  # relative names mean the data set's folder, wherever one stands
     pictures()[0].save(outside)
     pictures()[1].save(inside / "0.png")
     forged = [str(outside), "../secret.png", "https://example.com/x.png", "/etc/passwd"]
