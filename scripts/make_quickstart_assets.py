@@ -1,10 +1,10 @@
 """Makes the two models that the package carries: a language model from text only, a vision tower from images only.
 
-    python scripts/make_quickstart_assets.py            # both, into lockadapt/quickstart/assets
+    python scripts/make_quickstart_assets.py             # both, into lockadapt/quickstart/assets
     python scripts/make_quickstart_assets.py --only llm
 
 Neither ever sees what the other is made from: no image has a caption or a label here, no text has an image.
-The same seed, versions and thread count give the same weights.
+The same seed, versions and thread count give the same weights. Needs torch 2.9 or newer (its Muon).
 """
 
 from __future__ import annotations
@@ -16,12 +16,32 @@ from pathlib import Path
 from random import Random
 
 import torch
+import typer
 from quickstart_corpus import documents
+from quickstart_tower import make_tower
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ASSETS = Path(__file__).parents[1] / "lockadapt" / "quickstart" / "assets"
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+
+
+def main(
+    only: str = typer.Option("both", help="llm, tower or both"),
+    output: Path = typer.Option(ASSETS, help="where to"),
+    seed: int = 0,
+    llm_steps: int = 700,
+    tower_steps: int = 1500,
+    threads: int = 1,
+) -> None:
+    """Make the assets."""
+    torch.set_num_threads(threads)
+    for name, make, steps in (("llm", make_llm, llm_steps), ("tower", make_tower, tower_steps)):
+        if only in (name, "both"):
+            start = time.monotonic()
+            loss = make(output / name, seed, steps)
+            size = sum(path.stat().st_size for path in (output / name).glob("*.safetensors"))
+            print(f"{name}: loss {loss:.4f}, {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s")
 
 
 def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
@@ -46,7 +66,7 @@ def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
 
 
 def make_llm(
-    folder: Path, seed: int, steps: int, batch: int = 48, length: int = 128, width: int = 128
+    folder: Path, seed: int, steps: int, batch: int = 24, length: int = 128, width: int = 128
 ) -> float:
     """Train a small Llama on `steps` batches of invented text; returns the mean loss of the last 50 steps."""
     random = Random(seed)
@@ -58,14 +78,42 @@ def make_llm(
         bos_token_id=1, eos_token_id=2, pad_token_id=3,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    rows = _rows(random, tokenizer, batch, length)
-    loss = _train(model, steps, 3e-3, lambda: model(input_ids=(ids := next(rows)), labels=ids).loss)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    chosen = {id(p) for p in matrices}
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW([p for p in model.parameters() if id(p) not in chosen], 3e-3, betas=(0.9, 0.98)),
+        torch.optim.Muon(matrices, 5e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            o, o.param_groups[0]["lr"], total_steps=steps, pct_start=0.08, cycle_momentum=False
+        )
+        for o in optimizers
+    ]
+    rows, last, start = _rows(random, tokenizer, batch, length), [0.0], time.monotonic()
+    for step in range(1, steps + 1):
+        ids = next(rows)
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        last = [*last[-49:], loss.item()]
+        if step % 50 == 0:
+            print(
+                f"  step {step}/{steps}  loss {sum(last) / len(last):.4f}  {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return loss
+    return sum(last) / len(last)
 
 
-def _rows(random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int) -> Iterator[torch.Tensor]:
+def _rows(
+    random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int
+) -> Iterator[torch.Tensor]:
     """Batches of token ids (batch, length). A row begins with a document and is filled up with further ones."""
     encoded = (ids for texts in _chunks(documents(random), 200) for ids in tokenizer(texts)["input_ids"])
     while True:
@@ -83,24 +131,5 @@ def _chunks(texts: Iterator[str], size: int) -> Iterator[list[str]]:
         yield list(islice(texts, size))
 
 
-def _train(model: torch.nn.Module, steps: int, rate: float, loss_of) -> float:
-    """AdamW with a one-cycle schedule; `loss_of()` gives the loss of the next batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    model.train()
-    last: list[float] = []
-    start = time.monotonic()
-    for step in range(1, steps + 1):
-        loss = loss_of()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        last = [*last[-49:], loss.item()]
-        if step % 50 == 0:
-            print(
-                f"  step {step}/{steps}  loss {sum(last) / len(last):.4f}  {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
-    return sum(last) / len(last)
+if __name__ == "__main__":
+    typer.run(main)

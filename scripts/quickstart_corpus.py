@@ -50,13 +50,14 @@ def description(random: Random) -> str:
         asked = [
             q for q in asked if q.kind != "relation" and not any(r in q.text for r in RELATIONS.values())
         ]
-    chosen = random.sample(asked, min(len(asked), random.randint(2, 6)))
+    chosen = random.sample(asked, min(len(asked), random.randint(1, 2)))
     lines = [_turn(random, q.text, q.answer) for q in chosen]
     if random.random() < 0.3:
         lines.append(
-            _turn(random, random.choice(("Describe the picture.", "What do you see?")), captions(scene)[0])
+            _turn(random, random.choice(("Describe the image.", "What do you see?")), captions(scene)[0])
         )
-    return "\n".join([words, *lines])
+    # Some questions come without a text that answers them: the model learns how answers look, not what is right.
+    return "\n".join(lines if lines and random.random() < 0.3 else [words, *lines])
 
 
 def story(random: Random) -> str:
@@ -104,7 +105,6 @@ def _sentences(scene: Scene, random: Random) -> str:
 
 
 def _turn(random: Random, question: str, answer: str) -> str:
-    style = random.random()
-    if style < 0.6:
-        return f"USER: {question} ASSISTANT: {answer}"
-    return f"Question: {question} Answer: {answer}" if style < 0.8 else f"{question} {answer}"
+    if random.random() < 0.9:
+        return f"{question}\n{answer}"
+    return f"Question: {question} Answer: {answer}"

@@ -13,15 +13,13 @@ Point = tuple[float, float]
 
 COLOURS: dict[str, Rgb] = {
     "red": (214, 40, 40),
-    "orange": (245, 140, 20),
     "yellow": (240, 215, 30),
     "green": (45, 160, 65),
     "blue": (35, 90, 215),
     "purple": (130, 50, 170),
-    "pink": (250, 130, 190),
     "black": (25, 25, 30),
 }
-SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
 SIDE = 96  # pixels
 _OVERSAMPLING = 4
 
@@ -119,16 +117,6 @@ def _star(points: int = 5, inner: float = 0.45) -> list[Point]:
     return corners
 
 
-def _heart(corners: int = 40) -> list[Point]:
-    """The classic curve 16 sin³t, 13 cos t - 5 cos 2t - 2 cos 3t - cos 4t, scaled and centred."""
-    points = []
-    for i in range(corners):
-        t = 2 * math.pi * i / corners
-        height = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
-        points.append((math.sin(t) ** 3 * 1.05, -height / 16 - 0.1))
-    return points
-
-
 _ARM = 0.34  # half the width of a bar of the cross
 _OUTLINES: dict[str, list[Point]] = {
     "circle": _round(48),
@@ -139,5 +127,4 @@ _OUTLINES: dict[str, list[Point]] = {
         (-_ARM, -1.0), (_ARM, -1.0), (_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM), (_ARM, _ARM),
         (_ARM, 1.0), (-_ARM, 1.0), (-_ARM, _ARM), (-1.0, _ARM), (-1.0, -_ARM), (-_ARM, -_ARM),
     ],
-    "heart": _heart(),
 }  # fmt: skip

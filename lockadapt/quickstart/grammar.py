@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
@@ -55,78 +54,63 @@ def questions(scene: Scene, pairs: frozenset[Pair], random: Random) -> list[Ques
 
 
 def captions(scene: Scene) -> list[str]:
-    """All right captions, the one to learn first: things from left to right, or from above where that is clearer."""
+    """All right captions, the one to learn first."""
     things = sorted(scene.things, key=lambda thing: thing.x)
-    if len(things) == 1:
-        return [_one(things[0])]
-    if len(things) == 2:
-        first, second = things
-        spoken = [(a, b) for a, b in ((first, second), (second, first)) if relation(a, b)]
-        spoken.sort(key=lambda two: relation(*two) not in ("left", "above"))
-        related = [f"{_one(a)} {RELATIONS[relation(a, b) or '']} {_one(b)}" for a, b in spoken]
-        return [*related, *(f"{_one(a)} and {_one(b)}" for a, b in permutations(things))]
-    return [_listed(order) for order in permutations(things)]
+    if len({pair(thing) for thing in things}) == 1:
+        if len(things) == 1:
+            return [_one(things[0])]
+        plural = f"{_name(things[0])}es" if things[0].shape == "cross" else f"{_name(things[0])}s"
+        return [f"{NUMBERS[len(things)]} {plural}"]
+    first, second = things
+    spoken = [(a, b) for a, b in ((first, second), (second, first)) if relation(a, b)]
+    spoken.sort(key=lambda two: relation(*two) not in ("left", "above"))
+    related = [f"{_one(a)} {RELATIONS[relation(a, b) or '']} {_one(b)}" for a, b in spoken]
+    return [*related, *(f"{_one(a)} and {_one(b)}" for a, b in permutations(things))]
 
 
 def _colours_and_shapes(scene: Scene, random: Random) -> Iterator[Question]:
-    colours, shapes = _counts(scene)
-    for thing in scene.things:
-        if shapes[thing.shape] == 1:
-            words = (f"What colour is the {thing.shape}?", f"Which colour does the {thing.shape} have?")
-            yield Question(random.choice(words), thing.colour, "colour")
-        if colours[thing.colour] == 1:
-            words = (f"What shape is the {thing.colour} thing?", f"Which shape is {thing.colour}?")
-            yield Question(random.choice(words), thing.shape, "shape")
+    """What all things have in common: a scene holds one thing, things of one kind, or two that differ in everything."""
+    if len({pair(thing) for thing in scene.things}) > 1:
+        return
+    thing, alone = scene.things[0], len(scene.things) == 1
+    it, verb = ("it", "is") if alone else ("they", "are")
+    shapes = "shape is" if alone else "shapes are"
+    yield Question(
+        random.choice((f"What colour {verb} {it}?", f"What colour {verb} the {shapes.split()[0]}?")),
+        thing.colour,
+        "colour",
+    )
+    yield Question(f"Which shape {verb} {it}?", thing.shape, "shape")
+    if alone:
+        yield Question(f"What colour is the {thing.shape}?", thing.colour, "colour")
+        yield Question(f"Which shape is {thing.colour}?", thing.shape, "shape")
 
 
 def _relations(scene: Scene) -> Iterator[Question]:
-    """Where two things are to each other; with three, too much could be meant."""
-    if len(scene.things) != 2:
+    """What stands on which side of two different things."""
+    if len({pair(thing) for thing in scene.things}) != 2:
         return
     for thing, other in permutations(scene.things):
         place = relation(thing, other)
-        if place is None:
-            continue
-        if thing.shape != other.shape:
-            text = f"Where is the {thing.shape}, seen from the {other.shape}?"
-            yield Question(text, place, "relation")
+        if place is not None:
             yield Question(f"Which shape is {SIDES[place]}?", thing.shape, "relation")
-        if thing.colour != other.colour:
-            text = f"Where is the {thing.colour} thing, seen from the {other.colour} thing?"
-            yield Question(text, place, "relation")
             yield Question(f"What colour is the thing {SIDES[place]}?", thing.colour, "relation")
 
 
 def _numbers(scene: Scene, random: Random) -> Iterator[Question]:
-    colours, shapes = _counts(scene)
     words = ("How many things are there?", "How many shapes do you see?")
     yield Question(random.choice(words), NUMBERS[len(scene.things)], "number")
-    for shape, count in shapes.items():
-        plural = f"{shape}es" if shape == "cross" else f"{shape}s"
-        yield Question(f"How many {plural} are there?", NUMBERS[count], "number")
-    for colour, count in colours.items():
-        yield Question(f"How many {colour} things are there?", NUMBERS[count], "number")
 
 
 def _yes_or_no(scene: Scene, pairs: frozenset[Pair], random: Random) -> Iterator[Question]:
+    """Claims about pairs; false ones are right in colour or in shape where that can be had."""
     present = {pair(thing) for thing in scene.things}
-    colours, shapes = _counts(scene)
+    colours, shapes = {c for c, _ in present}, {s for _, s in present}
     absent = sorted(pairs - present)
-    # The hard kind of absence first: the colour is there and the shape is there, but not together.
-    swapped = [(colour, shape) for colour, shape in absent if colour in colours and shape in shapes]
-    near = [(colour, shape) for colour, shape in absent if (colour in colours) != (shape in shapes)]
-    lies = swapped + random.sample(near, min(2, len(near)))
-    for truth, claimed in (("yes", sorted(present)), ("no", lies)):
+    near = [(colour, shape) for colour, shape in absent if (colour in colours) != (shape in shapes)] or absent
+    for truth, claimed in (("yes", sorted(present)), ("no", random.sample(near, min(2, len(near))))):
         for colour, shape in claimed:
-            yield Question(
-                f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?", truth, "yes/no"
-            )
-            if shapes[shape] == 1:
-                yield Question(f"Is the {shape} {colour}?", truth, "yes/no")
-
-
-def _counts(scene: Scene) -> tuple[Counter[str], Counter[str]]:
-    return Counter(t.colour for t in scene.things), Counter(t.shape for t in scene.things)
+            yield Question(f"Is there a {colour} {shape}?", truth, "yes/no")
 
 
 def _name(thing: Thing) -> str:
@@ -135,8 +119,3 @@ def _name(thing: Thing) -> str:
 
 def _one(thing: Thing) -> str:
     return f"{'an' if thing.colour[0] in 'aeiou' else 'a'} {_name(thing)}"
-
-
-def _listed(things: tuple[Thing, ...]) -> str:
-    names = [_one(thing) for thing in things]
-    return f"{', '.join(names[:-1])} and {names[-1]}"

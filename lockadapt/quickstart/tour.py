@@ -26,12 +26,15 @@ MARK = "quickstart.json"
 SHOWN = 12
 
 
-def tour(output: Path, reporter: Reporter, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+def tour(
+    output: Path, reporter: Reporter, overrides: tuple[str, ...] = (), scenes: tuple[int, int] = (3000, 300)
+) -> dict[str, Any]:
     """Fills a folder with data, run, merged model and `unseen.png`; gives scores, proof and lines to print.
 
     Args:
         output: a new folder, or one that an earlier tour has left, which is emptied first.
         overrides: recipe overrides, e.g. fewer steps.
+        scenes: how many are drawn for training and for testing.
 
     Raises:
         RecipeError: `output` holds something else.
@@ -39,7 +42,7 @@ def tour(output: Path, reporter: Reporter, overrides: tuple[str, ...] = ()) -> d
     started = time.perf_counter()
     _make_room(output)
     reporter.note("drawing scenes")
-    make_dataset(output / "data")
+    make_dataset(output / "data", train=scenes[0], test=scenes[1])
     loaded = load_recipe(None, overrides, quickstart_recipe(output / "data", ASSETS, output / "run"))
     trained = train(loaded.recipe, output / "run", reporter)
     reporter.note("answering questions about combinations that training never showed")

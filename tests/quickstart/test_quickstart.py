@@ -1,0 +1,135 @@
+"""The built-in example: scenes and answers are right, combinations are disjoint, blindness cannot win, models load."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from PIL import Image
+
+from lockadapt.errors import RecipeError
+from lockadapt.models.llms import load_llm
+from lockadapt.quickstart.drawing import COLOURS, SHAPES
+from lockadapt.quickstart.grammar import NUMBERS, captions, pair, questions, relation
+from lockadapt.quickstart.scenes import HELD_OUT, SEEN, draw, make_dataset, random_scene
+from lockadapt.quickstart.show import contact_sheet, quickstart_recipe
+from lockadapt.quickstart.tour import ASSETS, tour, wording_alone
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training.progress import Reporter
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    make_dataset(folder, seed=0, train=240, test=80)
+    return folder
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_same_seed_same_bytes(data: Path, tmp_path: Path) -> None:
+    make_dataset(tmp_path, seed=0, train=240, test=80)
+    for name in ("train.jsonl", "captions_test.jsonl", "train/00007.png"):
+        assert (data / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_combinations_are_disjoint(data: Path) -> None:
+    assert len(HELD_OUT) == len(SHAPES)
+    assert not HELD_OUT & SEEN
+    assert {shape for _, shape in HELD_OUT} == set(SHAPES)
+    assert len({colour for colour, _ in HELD_OUT}) == len(HELD_OUT)
+    told = {
+        half: " ".join(row["caption"] for row in lines(data / f"captions_{half}.jsonl"))
+        for half in ("train", "test")
+    }
+    for colour, shape in HELD_OUT:
+        assert f"{colour} {shape}" not in told["train"]
+    for colour, shape in SEEN:
+        assert f"{colour} {shape}" not in told["test"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_answers_follow_from_the_scene(seed: int) -> None:
+    random = Random(seed)
+    scene = random_scene(random, SEEN)
+    things = scene.things
+    kinds = {pair(thing) for thing in things}
+    asked = questions(scene, SEEN, random)
+    assert asked
+    for question in asked:
+        if question.kind == "number":
+            assert question.answer == NUMBERS[len(things)]
+        elif question.kind == "yes/no":
+            colour, shape = question.text.rstrip("?").split()[-2:]
+            assert question.answer == ("yes" if (colour, shape) in kinds else "no")
+        elif question.kind == "relation":
+            first, second = things
+            side = next(s for s in ("left", "right", "top", "bottom") if s in question.text)
+            place = {"top": "above", "bottom": "below"}.get(side, side)
+            thing = first if relation(first, second) == place else second
+            assert relation(thing, second if thing is first else first) == place
+            assert question.answer == (thing.shape if "shape" in question.text else thing.colour)
+        else:
+            assert len(kinds) == 1
+            assert question.answer in pair(things[0])
+            assert question.answer in (COLOURS if question.kind == "colour" else SHAPES)
+    assert all(colour in captions(scene)[0] for colour, _ in kinds)
+    assert draw(scene).tobytes() == draw(scene).tobytes()
+
+
+def test_wording_alone_is_worth_less_than_half(tmp_path: Path) -> None:
+    make_dataset(tmp_path, seed=0, train=600, test=200)
+    assert wording_alone(tmp_path / "train.jsonl", tmp_path / "test.jsonl") < 0.5
+    counts = Counter(row["answer_type"] for row in lines(tmp_path / "train.jsonl"))
+    assert counts["colour"] + counts["shape"] > 0.6 * sum(counts.values())
+    yes = [row["answer"] for row in lines(tmp_path / "train.jsonl") if row["answer_type"] == "yes/no"]
+    assert abs(yes.count("yes") - yes.count("no")) <= 0.2 * len(yes)
+
+
+def test_carried_models_load_and_are_small() -> None:
+    from transformers import AutoModelForCausalLM, ViTModel
+
+    for kind, folder in ((AutoModelForCausalLM, ASSETS / "llm"), (ViTModel, ASSETS / "tower")):
+        _, info = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*.safetensors")) < 8_000_000
+    assert load_llm(ASSETS / "llm", "float32").model.config.vocab_size > 300
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (96, 96), "red")
+    items = [
+        (picture, "What colour is it?", "red", "red"),
+        (picture, "Which shape is it?", "star", "square"),
+    ] * 3
+    contact_sheet(items, tmp_path / "sheet.png", "Unseen")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+
+
+def test_recipe_is_well_formed(tmp_path: Path) -> None:
+    recipe = load_recipe(None, (), quickstart_recipe(tmp_path, ASSETS, tmp_path / "run")).recipe
+    assert set(recipe.objectives) == {"vqa", "caption"}
+
+
+@pytest.mark.slow
+def test_tour_from_end_to_end(tmp_path: Path) -> None:
+    """Far too few steps to learn much; everything else as users have it."""
+    result = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=4",), scenes=(60, 20))
+    assert 0 <= result["vqa"]["accuracy"] <= 1
+    assert result["wording_alone"] < 0.6
+    assert result["merge"]["missing_keys"] == []
+    assert Path(result["picture"]).is_file()
+    assert any("unseen" in line for line in result["summary"])
+    again = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=4",), scenes=(60, 20))
+    assert again["vqa"] == result["vqa"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("keep")
+    with pytest.raises(RecipeError, match="something else"):
+        tour(tmp_path / "mine", Reporter(quiet=True))
