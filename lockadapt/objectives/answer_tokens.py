@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lockadapt.data.batch import Batch
-from lockadapt.data.encode import IGNORED
+from lockadapt.data.batch import Batch, collate
+from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.pixels import ImageInputs
 from lockadapt.models.fusions import image_outputs
 from lockadapt.models.parts import stock
 from lockadapt.objectives.base import Report
+
+
+@dataclass(frozen=True)
+class AnswerObjective:
+    """What captioning, VQA and dialogue have in common; each adds its kind and its score. See `Objective`."""
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    answers: tuple[str, ...] | None = None
+    max_new_tokens: int = 32
+
+    def collate(self, items: Sequence[Encoded], images: ImageInputs, pad_id: int, name: str) -> Batch:
+        """See `Objective.collate`."""
+        return collate(items, images, pad_id, name)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
+        """See `Objective.loss`."""
+        return answer_loss(model, batch)
 
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:

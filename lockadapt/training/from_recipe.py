@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings
+from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.objectives import KINDS, Objective
-from lockadapt.recipe.schema import LoraSection, Recipe, SourceSection, StageSection, kind_of
+from lockadapt.recipe.schema import LoraSection, ModelSection, Recipe, SourceSection, StageSection, kind_of
 from lockadapt.training.config import GroundingConfig
 
 OPTIMIZERS = {
@@ -57,6 +59,26 @@ def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
         if not found[name]:
             raise DataError("holds no rows", where=f"objectives.{name}.{part}", fix="name a file with rows")
     return found
+
+
+def assembled(
+    section: ModelSection, output: Path | None, images: Sequence[Image.Image], seed: int, *, prove: bool
+) -> Assembled:
+    """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any."""
+    assert section.llm is not None
+    assert section.tower is not None
+    return assemble(
+        section.llm,
+        section.tower,
+        output,
+        fusion_name=section.fusion,
+        image_size=section.image_size,
+        feature_layer=section.feature_layer,
+        dtype=section.dtype,
+        calibration_images=images or None,
+        seed=seed,
+        prove=prove,
+    )
 
 
 def lora_settings(section: LoraSection) -> LoraSettings:
