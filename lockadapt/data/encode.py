@@ -71,7 +71,6 @@ class Encoder:
                 "the processor has no chat template", fix="assemble with lockadapt, which writes one"
             )
         self.image_tokens = count_image_tokens(processor)
-        self.special_ids = frozenset(self.tokenizer.all_special_ids)
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
         """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak."""
@@ -169,16 +168,15 @@ class Encoder:
         return start
 
     def _answer_end(self, sample: Sample, number: int, text: str, start: int) -> int:
-        if number + 1 < len(sample.turns):
-            until = self.render(sample, number + 1)
-            end = len(until) if text.startswith(until) else text.find(sample.turns[number].text, start)
-            if not text.startswith(until):
-                end += len(sample.turns[number].text)
-                end = self._past_special(text, end)
-        else:
+        if number + 1 == len(sample.turns):
             end = len(text)
+        elif text.startswith(until := self.render(sample, number + 1)):
+            end = len(until)
+        else:
+            answer = sample.turns[number].text
+            end = self._past_special(text, text.find(answer, start) + len(answer))
         # The line break that templates put behind the end-of-turn marker teaches nothing.
-        return start + len(text[start:end].rstrip()) if end > start else end
+        return start + len(text[start:end].rstrip())
 
     def _past_special(self, text: str, end: int) -> int:
         for token in self.tokenizer.all_special_tokens:

@@ -12,13 +12,12 @@ from lockadapt.quickstart.drawing import Scene, Thing
 NUMBERS = ("zero", "one", "two", "three")
 RELATIONS = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 SIDES = {"left": "on the left", "right": "on the right", "above": "at the top", "below": "at the bottom"}
-ANSWER_TYPES = ("colour", "shape", "relation", "number", "yes/no")
 Pair = tuple[str, str]  # colour and shape
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene, its only right answer and the kind of answer (one of ANSWER_TYPES)."""
+    """A question about one scene, its only right answer and the kind of answer (a key of `scenes.SHARES`)."""
 
     text: str
     answer: str

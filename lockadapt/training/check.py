@@ -10,12 +10,11 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import assemble
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.from_recipe import lora_settings, objectives_of, samples_of, stages_of
+from lockadapt.training.from_recipe import assembled, lora_settings, objectives_of, samples_of, stages_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 
@@ -96,18 +95,7 @@ def _components(recipe: Recipe) -> tuple[Any, Any]:
     section = recipe.model
     if section.vlm is not None:
         return load_model(section.vlm, pick_dtype(section.dtype))
-    assert section.llm is not None
-    assert section.tower is not None
-    built = assemble(
-        section.llm,
-        section.tower,
-        None,
-        fusion_name=section.fusion,
-        image_size=section.image_size,
-        feature_layer=section.feature_layer,
-        dtype=section.dtype,
-        prove=False,
-    )
+    built = assembled(section, None, [], recipe.training.seed, prove=False)
     return built.model, built.processor
 
 

@@ -15,7 +15,7 @@ from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import LLM, stock
+from lockadapt.models.parts import LLM, TOWER, stock
 from lockadapt.objectives import Objective
 
 
@@ -90,7 +90,7 @@ def image_inputs(
 
 def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """Projector inputs (images, tokens, channels) for pixel values on any device, without gradient."""
-    tower = model.get_submodule("model.vision_tower")
+    tower = model.get_submodule(TOWER)
     tower.eval()
     reference = next(tower.parameters())
     return projector_input(model, pixel_values.to(reference.device, reference.dtype))

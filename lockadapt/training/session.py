@@ -19,7 +19,6 @@ from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.models.adapters import attach_lora, lora_config
-from lockadapt.models.assemble import assemble
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.quantize import load_quantized
 from lockadapt.models.quiet import quiet
@@ -30,6 +29,7 @@ from lockadapt.training.artifacts import save_artifacts
 from lockadapt.training.card import write_card
 from lockadapt.training.from_recipe import (
     Stage,
+    assembled,
     grounding_config,
     lora_settings,
     objectives_of,
@@ -163,27 +163,16 @@ def build_model(
     dtype = pick_dtype(section.dtype)
     base = folder / run_folder.BASE
     if section.vlm is None and not base.exists():
-        assert section.llm is not None
-        assert section.tower is not None
         images = {
             image.key: image for rows in train_samples.values() for sample in rows for image in sample.images
         }
         step = max(1, len(images) // max(section.calibration_images, 1))
         chosen = list(images.values())[::step][: section.calibration_images]
         reporter.note(f"assembling {section.llm} and {section.tower}")
-        assembled = assemble(
-            section.llm,
-            section.tower,
-            base,
-            fusion_name=section.fusion,
-            image_size=section.image_size,
-            feature_layer=section.feature_layer,
-            dtype=section.dtype,
-            calibration_images=[open_image(image, recipe.data.max_pixels) for image in chosen] or None,
-            seed=recipe.training.seed,
-        )
+        pictures = [open_image(image, recipe.data.max_pixels) for image in chosen]
+        built = assembled(section, base, pictures, recipe.training.seed, prove=True)
         if section.quantization == "none":
-            return assembled.model, assembled.processor, dtype
+            return built.model, built.processor, dtype
     start = section.vlm if section.vlm is not None else str(base)
     model, processor = load_quantized(start, section.quantization, dtype)
     return model, processor, dtype

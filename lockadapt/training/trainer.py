@@ -106,7 +106,7 @@ class GroundingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.locked = frozen_digests(model)
         self.sight: dict[str, float] = {}
-        self._notes: dict[str, list[float]] = defaultdict(list)
+        self._notes: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._data_seconds, self._log_time, self._log_step = 0.0, time.perf_counter(), 0
 
     # --- data
@@ -169,7 +169,7 @@ class GroundingTrainer(Trainer):
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
         for key, value in {"loss": loss.detach(), **report}.items():
-            self._notes[f"{name}/{key}"].append(float(value))
+            self._notes[f"{name}/{key}"].append(value)
         return (loss * objective.weight, None) if return_outputs else loss * objective.weight
 
     def evaluate(
@@ -233,7 +233,9 @@ class GroundingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each objective's own numbers, the projector's rate, samples a second and the share of time spent on data."""
         if "loss" in logs:
-            logs.update({key: sum(values) / len(values) for key, values in self._notes.items()})
+            logs.update(
+                {key: float(torch.stack(values).float().mean()) for key, values in self._notes.items()}
+            )
             for group in self.optimizer.param_groups:  # type: ignore[union-attr]
                 if group.get("group") == "projector":
                     logs["projector_learning_rate"] = group["lr"]

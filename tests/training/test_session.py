@@ -13,7 +13,7 @@ from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.models.assemble import Assembled
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import session
+from lockadapt.training import from_recipe, session
 from lockadapt.training.progress import Reporter
 from lockadapt.training.session import build_model, encode, load_samples, train
 from tests.export.test_merge import rows_file, values
@@ -43,7 +43,7 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
         seen.update(named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "assemble", noted)
+    monkeypatch.setattr(from_recipe, "assemble", noted)
     overrides = (
         "model.feature_layer=-1",
         "model.calibration_images=3",
