@@ -78,7 +78,7 @@ class LearningCheck(TrainerCallback):
 
 @torch.no_grad()
 def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
-    """Swaps the images of a batch among each other (a lone image for its negative); gives the change of the loss.
+    """Swaps the images of a batch among each other, or for their negatives; gives the change of the loss.
 
     Raises:
         BlindError: the loss stays the same to the last bit, so the images never reach it.
@@ -87,12 +87,13 @@ def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: 
     if name not in batch:
         return math.nan
     images = batch[name]
-    swapped = images.roll(1, dims=0)
-    if torch.equal(swapped, images):
-        swapped = -images
     training = model.training
     model.eval()
-    seen, other = float(loss(batch)), float(loss({**batch, name: swapped}))
+    seen = other = float(loss(batch))
+    # Images that are alike may change a mean by less than its last bit; negatives are unlike any of them.
+    for swapped in (images.roll(1, dims=0), -images):
+        if other == seen and not torch.equal(swapped, images):
+            other = float(loss({**batch, name: swapped}))
     model.train(training)
     if seen == other:
         raise BlindError(

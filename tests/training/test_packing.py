@@ -1,0 +1,112 @@
+"""A run packs where that is exact and pays, says why or why not, and learns the same as a run that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockadapt.errors import RecipeError
+from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.training.packing import choose_packing, packed_tokens, padded_tokens
+from tests.rows import encoded, trainer, vqa_samples
+from tests.tiny import tiny_llm
+
+
+def losses(own) -> list[float]:
+    own.train()
+    return [line["loss"] for line in own.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_same_samples_give_the_same_curve(accumulation: int, assembled: Assembled, tmp_path: Path) -> None:
+    """With all rows in every step, packed and plain runs see the same samples, so the curves must be one."""
+    rows = vqa_samples(tmp_path, repeat=2)
+    common = {"per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation}
+    plain = trainer(assembled.folder, rows, tmp_path / "plain", packing="none", **common)
+    packed = trainer(
+        assembled.folder, rows, tmp_path / "packed", packing="shared", samples_per_image=4, **common
+    )
+    assert plain.packing.row_tokens is None
+    assert packed.packing.row_tokens == 2048
+    assert packed.packing.tokens < 0.6 * plain.packing.tokens
+    if accumulation == 1:
+        assert losses(packed) == pytest.approx(losses(plain), rel=1e-3)
+    else:
+        assert losses(packed)[0] == pytest.approx(losses(plain)[0], rel=1e-2)
+
+
+def test_validation_loss_is_the_same(assembled: Assembled, tmp_path: Path) -> None:
+    rows = vqa_samples(tmp_path, repeat=2)
+    found = [
+        trainer(assembled.folder, rows, tmp_path / packing, validation=rows, packing=packing).evaluate()[
+            "eval_loss"
+        ]
+        for packing in ("shared", "none")
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_resumed_packed_run_is_the_same_run(assembled: Assembled, tmp_path: Path) -> None:
+    rows = vqa_samples(tmp_path, repeat=3)
+    common = {"packing": "shared", "samples_per_image": 2, "save_strategy": "steps", "save_steps": 3}
+    whole = trainer(assembled.folder, rows, tmp_path / "whole", **common)
+    expected = losses(whole)
+    again = trainer(assembled.folder, rows, tmp_path / "whole", **common)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert [line["loss"] for line in again.state.log_history if "loss" in line][-3:] == expected[-3:]
+
+
+def test_rows_are_divided_at_the_budget(assembled: Assembled, tmp_path: Path) -> None:
+    rows = vqa_samples(tmp_path, repeat=2)
+    own = trainer(
+        assembled.folder, rows, tmp_path / "out", packing="shared", row_tokens=70, samples_per_image=4
+    )
+    widths = {batch["input_ids"].shape[1] for batch in own.get_train_dataloader()}
+    longest = max(len(item.input_ids) for item in own.train_dataset.rows["vqa"])
+    assert max(widths) <= max(70, longest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [("bloom", "takes no positions"), ("gemma3-text", "looks back 16 tokens")]
+)
+def test_llms_that_cannot_be_packed(kind: str, reason: str, tiny: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stock"
+    assemble(tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
+    rows = vqa_samples(tmp_path, repeat=2)
+    common = {"per_device_train_batch_size": 16, "samples_per_image": 4}
+    own = trainer(folder, rows, tmp_path / "auto", packing="auto", **common)
+    assert own.packing.row_tokens is None
+    assert reason in own.packing.why
+    with pytest.raises(RecipeError, match=reason):
+        _ = trainer(folder, rows, tmp_path / "shared", packing="shared", **common).packing
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(assembled: Assembled, tmp_path: Path) -> None:
+    """Nothing in the config says so: only computing samples both ways shows it."""
+    own = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "out", packing="shared")
+    llm = own.model.get_base_model().model.language_model
+    llm.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "attention_mask": None}), with_kwargs=True
+    )
+    with pytest.raises(RecipeError, match="packed and alone, differ"):
+        _ = own.packing
+
+
+def test_auto_leaves_rows_that_share_nothing() -> None:
+    rows = {"caption": [encoded(f"image-{n}", [], [3, 4], [5]) for n in range(8)]}
+    chosen = choose_packing("auto", 100, 4, rows, 4, lambda _: None, lambda: 0.0, 1e-4)
+    assert chosen.row_tokens is None
+    assert "save only 0%" in chosen.why
+    assert choose_packing("shared", 100, 4, rows, 4, lambda _: None, lambda: 0.0, 1e-4).row_tokens == 100
+
+
+def test_tokens_are_counted_as_they_are_run() -> None:
+    items = [encoded("image-0", [3], [4, n + 5], [9]) for n in range(4)]
+    assert padded_tokens(items, 2) == 4 * 5
+    assert packed_tokens(items, 4) == 3 + 4 * 2
+    assert packed_tokens(items, 2) == 2 * (3 + 2 * 2)
+    longer = dataclasses.replace(items[0], input_ids=torch.arange(10).numpy().astype("int32"))
+    assert padded_tokens([*items, longer], 5) > 5 * 6
