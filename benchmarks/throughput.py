@@ -101,6 +101,7 @@ class Bench:
             "batch": batch,
             "steps": steps,
             "packing": arguments.packing,
+            "together": None if case.rows == "easy-vqa" else case.samples,
         }
         plan = self.work(f"{case.name}-plan", task="plan", **common)
         results: dict[str, list[dict[str, Any]]] = {"trl": [], "lockadapt": []}

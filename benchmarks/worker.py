@@ -24,18 +24,19 @@ from useful import count, flops, gemm_peak
 
 from lockadapt import GroundingConfig, GroundingTrainer
 from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.files import write_json
 from lockadapt.models.adapters import LoraSettings, lora_config
+from lockadapt.models.fusions import projector_input
 from lockadapt.models.load import load_model
 from lockadapt.objectives import KINDS
-from lockadapt.training.rows import context_length, distinct_images, encoded_rows, image_inputs
+from lockadapt.training.rows import context_length, distinct_images, encoded_rows
 
 LORA = LoraSettings(rank=16)
 TRL_TARGETS = r"model\.language_model\.layers\..*_proj"
 """Every linear layer of a Llama's blocks, which is what `LORA` resolves to; a run fails if it is not."""
 LEARNING_RATE = 2e-4
-FEATURE_GIB = 8.0
+MAX_PIXELS = 50_000_000
 MIB = 2**20
 
 
@@ -44,7 +45,8 @@ class Job:
     """What a worker does. `order` arranges the rows (as lockadapt draws them); None: as they are.
 
     `compare`: also compute the loss of the first batch, whose rows are `first`, before training; TRL's side writes its
-    tokens to this file, lockadapt's reads them there.
+    tokens to this file, lockadapt's reads them there. `together`: the most samples of one image that lockadapt draws
+    together (None: its default).
     """
 
     task: str
@@ -59,6 +61,7 @@ class Job:
     dtype: str = "float32"
     device: str = "cpu"
     packing: str = "auto"
+    together: int | None = None
     checkpointing: bool = False
     compare: str = ""
     first: list[int] | None = None
@@ -113,7 +116,7 @@ def plan(job: Job) -> dict[str, Any]:
     """How lockadapt draws the rows, what an average timed batch needs, and what this machine can do."""
     model, processor, rows, encoder = _prepared(job)
     items = rows["dialogue"]
-    trainer = _grounding(job, model, processor, items, PixelInputs(processor.image_processor, 50_000_000))
+    trainer = _grounding(job, model, processor, items, PixelInputs(processor.image_processor, MAX_PIXELS))
     batches = [list(batch) for batch in trainer.get_train_dataloader().batch_sampler]
     counts = [count([items[i] for i in batch], encoder.image_tokens) for batch in batches[1 : job.steps + 1]]
     totals = {
@@ -140,10 +143,12 @@ def run_lockadapt(job: Job) -> dict[str, Any]:
     model, processor, rows, _ = _prepared(job)
     loaded, items = _memory(job, "VmRSS"), rows["dialogue"]
     start = time.perf_counter()
-    images = image_inputs(model, processor, items, 50_000_000, FEATURE_GIB)
+    images = FeatureInputs(
+        PixelInputs(processor.image_processor, MAX_PIXELS),
+        lambda values: projector_input(model, values.to(model.device, model.dtype)),
+    )
+    images.fill(distinct_images(items).values())
     filling = time.perf_counter() - start
-    if isinstance(images, PixelInputs):
-        raise RuntimeError(f"the tower's outputs take more than {FEATURE_GIB} GiB")
     trainer = _grounding(job, model, processor, items, images)
     compared: dict[str, Any] = {}
     if job.compare and job.first is not None:
@@ -237,8 +242,13 @@ def _prepared(job: Job) -> tuple[Any, Any, dict[str, Any], Encoder]:
 
 
 def _grounding(job: Job, model: Any, processor: Any, items: Any, images: Any) -> GroundingTrainer:
+    known = {field.name for field in dataclasses.fields(GroundingConfig)}
+    packing = {"packing": job.packing, "samples_per_image": job.together} if "packing" in known else {}
     config = GroundingConfig(
-        f"{job.folder}/lockadapt", projector_learning_rate=LEARNING_RATE, **_common_arguments(job)
+        f"{job.folder}/lockadapt",
+        projector_learning_rate=LEARNING_RATE,
+        **packing,
+        **_common_arguments(job),
     )
     return GroundingTrainer(
         model,
