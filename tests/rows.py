@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.models.adapters import LoraSettings, lora_config
 from lockadapt.models.load import load_model
@@ -53,6 +56,28 @@ def dialogue_sample(folder: Path) -> Sample:
         Turn("assistant", "no"),
     )
     return Sample((ImageRef(path.name, path=path),), turns, where="rows:0")
+
+
+IMAGE_TOKEN = 1
+"""What `encoded` writes for an image."""
+
+
+def encoded(image: str | None, prefix: list[int], question: list[int], answer: list[int]) -> Encoded:
+    """A sample made of token ids: text, one image token where there is an image, a question, and a learned answer."""
+    shown = [] if image is None else [ImageRef(image)]
+    ids = np.array([*prefix, *[IMAGE_TOKEN] * len(shown), *question, *answer], np.int32)
+    labels = np.full(len(ids), IGNORED, np.int32)
+    labels[-len(answer) :] = answer
+    end = len(prefix) + 1 if shown else 0
+    return Encoded(ids, labels, tuple(shown), question_answer("q", "a", shown, "rows:1"), end)
+
+
+def padded_labels(items: Sequence[Encoded]) -> torch.Tensor:
+    """Labels as the stock class takes them, int64 (samples, longest)."""
+    labels = torch.full((len(items), max(len(item.labels) for item in items)), IGNORED)
+    for row, item in enumerate(items):
+        labels[row, : len(item.labels)] = torch.from_numpy(item.labels.astype("int64"))
+    return labels
 
 
 def trainer(

@@ -44,8 +44,11 @@ GPT2 = {
     "n_positions": 256,
     "bos_token_id": 0,
     "eos_token_id": 1,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
 }
-OPT = {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32}
+OPT = {**COMMON, "dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32}
 GEMMA = {**GROUPED, "head_dim": 8}
 
 LLMS: dict[str, Callable[[], Any]] = {

@@ -1,39 +1,86 @@
-"""Encoded samples -> a batch: right-padded token tensors, and the images in reading order."""
+"""Encoded samples -> a batch: what the model is called with, and which of its logits are scored against what."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.pack import pack
 from lockadapt.data.pixels import ImageInputs
 
 Batch = dict[str, Any]
-"""`objective` (its name), `input_ids`, `attention_mask`, `labels` int64 (batch, tokens), and, where there are images,
-`pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels)."""
+"""What an objective gets; packed and plain batches look the same to it.
+
+- `objective`: its name.
+- `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens, tokens) with
+  `position_ids` int64 (rows, tokens).
+- `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels), where there are images.
+- `predicting` bool (rows, tokens): the positions whose logits are needed.
+- `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in reading order)
+  predicts it, its id, and the sample that it belongs to.
+"""
 
 
-def collate(items: Sequence[Encoded], images: ImageInputs, pad_id: int, objective: str) -> Batch:
-    """Pads to the longest sample. Padding is told by the attention mask alone: pad, unk and eos may share an id."""
+def collate(
+    items: Sequence[Encoded], images: ImageInputs, pad_id: int, objective: str, row_tokens: int | None = None
+) -> Batch:
+    """Makes a batch of samples.
+
+    Args:
+        row_tokens: None: one row a sample, padded to the longest. Else samples about the same images share a row, see
+            `lockadapt.data.pack.pack`.
+    """
+    batch = _plain(items, pad_id) if row_tokens is None else _packed(items, pad_id, row_tokens)
+    shown = batch.pop("images")
+    return {"objective": objective, **batch, **images(shown)}
+
+
+def _packed(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Batch:
+    rows = pack(items, pad_id, row_tokens)
+    names = (
+        "input_ids",
+        "position_ids",
+        "attention_mask",
+        "predicting",
+        "logit_index",
+        "targets",
+        "owners",
+    )
+    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": rows.images}
+
+
+def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
+    """Padding is told by the attention mask alone: pad, unk and eos may share an id."""
     longest = max(len(item.input_ids) for item in items)
-    input_ids = torch.full((len(items), longest), pad_id, dtype=torch.long)
-    labels = torch.full((len(items), longest), IGNORED, dtype=torch.long)
-    attention_mask = torch.zeros((len(items), longest), dtype=torch.long)
+    input_ids = np.full((len(items), longest), pad_id, np.int64)
+    labels = np.full((len(items), longest), IGNORED, np.int64)
+    attention_mask = np.zeros((len(items), longest), np.int64)
     for row, item in enumerate(items):
         length = len(item.input_ids)
-        input_ids[row, :length] = torch.from_numpy(item.input_ids.astype("int64"))
-        labels[row, :length] = torch.from_numpy(item.labels.astype("int64"))
-        attention_mask[row, :length] = 1
-    batch: Batch = {
-        "objective": objective,
+        input_ids[row, :length], labels[row, :length], attention_mask[row, :length] = (
+            item.input_ids,
+            item.labels,
+            1,
+        )
+    predicting = np.zeros((len(items), longest), bool)
+    predicting[:, :-1] = labels[:, 1:] != IGNORED
+    owners, places = np.nonzero(predicting)
+    arrays = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "labels": labels,
+        "predicting": predicting,
+        "logit_index": np.arange(len(owners)),
+        "targets": labels[owners, places + 1],
+        "owners": owners,
     }
-    batch.update(images([image for item in items for image in item.images]))
-    return batch
+    return {
+        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        "images": [image for item in items for image in item.images],
+    }
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,12 +18,20 @@ IGNORED = -100
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A sample as arrays of equal length: `input_ids` and `labels` int32 (tokens,); `labels` is IGNORED off the answers."""
+    """A sample as arrays of equal length.
+
+    Attributes:
+        input_ids, labels: int32 (tokens,); `labels` is IGNORED off the answers.
+        images: one entry an image span, in order.
+        sample: what it was made from.
+        image_end: the place behind the last image token, 0 without images.
+    """
 
     input_ids: np.ndarray
     labels: np.ndarray
     images: tuple[ImageRef, ...]
     sample: Sample
+    image_end: int = 0
 
 
 @dataclass
@@ -210,7 +218,10 @@ class Encoder:
                 return
             report.cut.append(sample.where)
             ids, labels = ids[: self.max_length], labels[: self.max_length]
-        report.encoded.append(Encoded(ids, labels, sample.images, sample))
+        seen = np.flatnonzero(ids == self.image_token_id)
+        report.encoded.append(
+            Encoded(ids, labels, sample.images, sample, int(seen[-1]) + 1 if len(seen) else 0)
+        )
 
 
 def count_image_tokens(processor: Any) -> int:

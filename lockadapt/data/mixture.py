@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from lockadapt.data.encode import Encoded
+from lockadapt.data.pack import groups
 
 
 class MixedDataset(Dataset):
@@ -35,7 +36,8 @@ class MixtureSampler(Sampler[list[int]]):
 
     Which objective comes next is decided by credit (every objective earns its ratio, the richest pays 1), so that
     after any number of batches each has had its share to within one batch. Within an objective, permutations follow
-    each other without a gap, so that every batch is full and every row is seen once before any is seen again.
+    each other without a gap, so that every batch is full and every row is seen once before any is seen again. Rows about
+    the same images can be drawn together, so that packing finds them in one batch.
 
     Args:
         dataset: what the indices point into.
@@ -43,10 +45,17 @@ class MixtureSampler(Sampler[list[int]]):
         batch_size: rows in a micro-batch.
         batches: how many micro-batches there are in all, over all processes.
         seed: same seed, same order.
+        together: the most rows about the same images that follow each other; 1 draws every row by itself.
     """
 
     def __init__(
-        self, dataset: MixedDataset, ratios: Mapping[str, float], batch_size: int, batches: int, seed: int
+        self,
+        dataset: MixedDataset,
+        ratios: Mapping[str, float],
+        batch_size: int,
+        batches: int,
+        seed: int,
+        together: int = 1,
     ) -> None:
         self.dataset, self.ratios, self.batch_size, self.batches, self.seed = (
             dataset,
@@ -55,6 +64,7 @@ class MixtureSampler(Sampler[list[int]]):
             batches,
             seed,
         )
+        self.together = together
 
     def __len__(self) -> int:
         return self.batches
@@ -73,8 +83,20 @@ class MixtureSampler(Sampler[list[int]]):
             yield [next(streams[chosen]) for _ in range(self.batch_size)]
 
     def _rows(self, name: str, number: int) -> Iterator[int]:
-        offset, count = self.dataset.offsets[name], len(self.dataset.rows[name])
+        offset, items = self.dataset.offsets[name], self.dataset.rows[name]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        same = groups(items) if self.together > 1 else [[row] for row in range(len(items))]
         while True:
-            for row in torch.randperm(count, generator=generator).tolist():
-                yield offset + row
+            runs = [run for group in same for run in _runs(group, self.together, generator)]
+            for chosen in torch.randperm(len(runs), generator=generator).tolist():
+                for row in runs[chosen]:
+                    yield offset + row
+
+
+def _runs(group: list[int], longest: int, generator: torch.Generator) -> list[list[int]]:
+    """A group in new order, cut into runs of nearly equal length, none longer than `longest`."""
+    if len(group) == 1:
+        return [group]
+    count = -(-len(group) // longest)
+    order = [group[i] for i in torch.randperm(len(group), generator=generator).tolist()]
+    return [order[part::count] for part in range(count)]

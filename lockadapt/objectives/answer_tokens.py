@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lockadapt.data.batch import Batch, collate
-from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.models.fusions import image_outputs
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import HEAD, stock
 from lockadapt.objectives.base import Report
+from lockadapt.objectives.head import chunked_cross_entropy, head_input
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,16 @@ class AnswerObjective:
     answers: tuple[str, ...] | None = None
     max_new_tokens: int = 32
 
-    def collate(self, items: Sequence[Encoded], images: ImageInputs, pad_id: int, name: str) -> Batch:
+    def collate(
+        self,
+        items: Sequence[Encoded],
+        images: ImageInputs,
+        pad_id: int,
+        name: str,
+        row_tokens: int | None = None,
+    ) -> Batch:
         """See `Objective.collate`."""
-        return collate(items, images, pad_id, name)
+        return collate(items, images, pad_id, name, row_tokens)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
         """See `Objective.loss`."""
@@ -46,23 +53,31 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
     Returns:
         The loss (scalar, float32, with graph); a report with `tokens` and `token_accuracy`.
     """
-    labels = batch["labels"]
-    targets = labels[:, 1:]
-    learned = targets != IGNORED
-    predicting = torch.zeros_like(labels, dtype=torch.bool)
-    predicting[:, :-1] = learned
-    logits = model(**model_inputs(model, batch), logits_to_keep=predicting, use_cache=False).logits.float()
-    answers = targets[learned]
-    loss = F.cross_entropy(logits, answers)
-    accuracy = (logits.detach().argmax(-1) == answers).float().mean()
-    return loss, {"tokens": torch.tensor(float(len(answers))), "token_accuracy": accuracy}
+    loss, losses, correct = _token_losses(model, batch)
+    tokens = torch.tensor(float(len(losses)))
+    return loss, {"tokens": tokens, "token_accuracy": correct.float() / len(losses)}
+
+
+@torch.no_grad()
+def sample_losses(model: nn.Module, batch: Batch, samples: int) -> torch.Tensor:
+    """Negative log-likelihood of each sample's labelled tokens together, float32 (samples,), without graph."""
+    _, losses, _ = _token_losses(model, batch)
+    sums = torch.zeros(samples, dtype=torch.float32, device=losses.device)
+    return sums.index_add_(0, batch["owners"].to(losses.device), losses)
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What the stock forward is called with: tokens and mask, and images as pixels or as remembered features."""
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    """What the stock forward is called with: tokens, mask and positions, and images as pixels or remembered features."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "image_features" in batch:
         inputs["mm_encoder_outputs"] = image_outputs(stock(model), batch["image_features"])
     elif "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"]
     return inputs
+
+
+def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    head = stock(model).get_submodule(HEAD)
+    hidden = head_input(model, head, model_inputs(model, batch), batch["predicting"])
+    return chunked_cross_entropy(hidden, head.weight, head.bias, batch["logit_index"], batch["targets"])

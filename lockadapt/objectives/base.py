@@ -43,8 +43,15 @@ class Objective(Protocol):
     @property
     def max_new_tokens(self) -> int: ...
 
-    def collate(self, items: Sequence[Encoded], images: ImageInputs, pad_id: int, name: str) -> Batch:
-        """Encoded samples -> the batch that `loss` takes."""
+    def collate(
+        self,
+        items: Sequence[Encoded],
+        images: ImageInputs,
+        pad_id: int,
+        name: str,
+        row_tokens: int | None = None,
+    ) -> Batch:
+        """Encoded samples -> the batch that `loss` takes; `row_tokens` as in `lockadapt.data.batch.collate`."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:

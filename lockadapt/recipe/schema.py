@@ -191,6 +191,17 @@ class DataSection(Section):
     )
     max_pixels: Positive = Field(default=50_000_000, description="larger images are refused before decoding")
     workers: Natural = Field(default=0, description="processes that decode images")
+    packing: Literal["auto", "shared", "none"] = Field(
+        default="auto",
+        description="samples about the same images share a row in which common beginnings stand once: where it is exact and saves a tenth of the tokens, always, never",
+    )
+    row_tokens: Positive = Field(
+        default=2048, description="longest packed row; more samples of one image are divided"
+    )
+    samples_per_image: Positive | None = Field(
+        default=None,
+        description="the most samples of one image that packing draws together; default: a quarter of an optimiser step's, so that a step sees four images or more",
+    )
     features: Literal["auto", "memory", "none"] = Field(
         default="auto",
         description="keep the frozen tower's outputs in memory: when they fit and pay, always, never",

@@ -201,6 +201,9 @@ def grounding_config(
         use_cpu=not torch.cuda.is_available(),
         dataloader_num_workers=recipe.data.workers,
         report_to=list(training.report_to) or "none",
+        packing=recipe.data.packing,
+        row_tokens=recipe.data.row_tokens,
+        samples_per_image=recipe.data.samples_per_image,
         blind=recipe.blind,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -252,6 +253,7 @@ def run_stage(
     reporter.note(
         f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size * stage.accumulation}\n{table_text(table)}"
     )
+    reporter.note(trainer.packing.why)
     fingerprint = run_folder.fingerprint(trainer.locked)
     done = place / FINISHED
     if resume and checkpoint.is_complete(done):
@@ -273,6 +275,7 @@ def run_stage(
         "best_validation_loss": trainer.state.best_metric,
         "loss_change_by_swapped_images": trainer.sight,
         "components": table_json(table),
+        "packing": dataclasses.asdict(trainer.packing),
         "locked": trainer.prove_locked(),
     }
     checkpoint.save_trainable(model, done)

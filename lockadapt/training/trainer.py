@@ -6,6 +6,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
+from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
 from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
@@ -28,6 +30,14 @@ from lockadapt.training import checkpoint
 from lockadapt.training.artifacts import save_artifacts
 from lockadapt.training.checks import LearningCheck, check_finite, check_sight
 from lockadapt.training.config import GroundingConfig
+from lockadapt.training.packing import (
+    Packing,
+    attention_window,
+    choose_packing,
+    exact_within,
+    packing_difference,
+    to_be_tried,
+)
 from lockadapt.training.rows import context_length, encoded_rows, image_inputs
 
 
@@ -113,8 +123,43 @@ class GroundingTrainer(Trainer):
 
     def _collate(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
         name = items[0][0]
+        return self._batch(name, [item for _, item in items], self.packing.row_tokens)
+
+    def _batch(self, name: str, items: Sequence[Encoded], row_tokens: int | None) -> dict[str, Any]:
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
-        return self.objectives[name].collate([item for _, item in items], self.image_inputs, pad, name)
+        return self.objectives[name].collate(items, self.image_inputs, pad, name, row_tokens)
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How rows are made: decided once, on the training rows and on this model; see `lockadapt.training.packing`."""
+        args: GroundingConfig = self.args  # type: ignore[assignment]
+        dataset = self.train_dataset
+        rows: Mapping[str, Sequence[Encoded]] = (
+            dataset.rows if isinstance(dataset, MixedDataset) else self.eval_dataset  # type: ignore[assignment]
+        )
+        step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        tried = to_be_tried(rows)
+        name = next(name for name, items in rows.items() if tried[0] in items)
+
+        def difference() -> float:
+            with self.compute_loss_context_manager():
+                return packing_difference(
+                    self.model,  # type: ignore[arg-type]
+                    tried,
+                    lambda items, limit: self._prepare_inputs(self._batch(name, items, limit)),
+                    args.row_tokens,
+                )
+
+        return choose_packing(
+            args.packing,
+            args.row_tokens,
+            max(1, min(args.samples_per_image or step // 4, self._train_batch_size)),
+            rows,
+            self._train_batch_size,
+            attention_window(self.model),  # type: ignore[arg-type]
+            difference,
+            exact_within(self.model, args.bf16 or args.fp16),  # type: ignore[arg-type]
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of one objective each, drawn by ratio; one pass is the whole run."""
@@ -123,7 +168,8 @@ class GroundingTrainer(Trainer):
             raise RecipeError("train_dataset is missing", fix="pass rows to train on")
         micro = self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size
         ratios = {name: objective.ratio for name, objective in self.objectives.items()}
-        sampler = MixtureSampler(dataset, ratios, self._train_batch_size, micro, self.args.seed)
+        together = self.packing.together
+        sampler = MixtureSampler(dataset, ratios, self._train_batch_size, micro, self.args.seed, together)
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -194,7 +240,8 @@ class GroundingTrainer(Trainer):
     @torch.no_grad()
     def _validate(self, name: str, rows: Sequence[Encoded]) -> float:
         self.model.eval()  # type: ignore[union-attr]
-        items: Any = [(name, row) for row in rows]
+        # Samples of one image side by side, where packing finds them.
+        items: Any = [(name, rows[number]) for group in groups(rows) for number in group]
         loader = self.accelerator.prepare(
             DataLoader(items, self.args.eval_batch_size, collate_fn=self.data_collator)
         )

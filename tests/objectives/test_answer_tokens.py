@@ -15,7 +15,7 @@ from lockadapt.models.assemble import Assembled
 from lockadapt.models.load import load_model
 from lockadapt.objectives.answer_tokens import answer_loss
 from lockadapt.training.rows import tower_outputs
-from tests.rows import dialogue_sample, vqa_samples
+from tests.rows import dialogue_sample, padded_labels, vqa_samples
 
 
 @pytest.mark.parametrize("remembered", [False, True])
@@ -46,11 +46,11 @@ def test_same_loss_and_gradients_as_the_stock_class(
         input_ids=plain["input_ids"],
         attention_mask=plain["attention_mask"],
         pixel_values=plain["pixel_values"],
-        labels=plain["labels"],
+        labels=(labels := padded_labels(items)),
     ).loss
     stock.backward()
     torch.testing.assert_close(loss, stock, rtol=1e-6, atol=1e-6)
-    assert float(report["tokens"]) == float((plain["labels"] != -100).sum())
+    assert float(report["tokens"]) == float((labels != -100).sum())
     theirs = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert ours.keys() == theirs.keys()
     assert len(ours) > 8

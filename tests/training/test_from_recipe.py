@@ -67,6 +67,9 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
     "lora.dora": ("lora.dora=true", lambda r: lora(r).dora, True),
     "lora.init": ("lora.init=gaussian", lambda r: lora(r).init, "gaussian"),
     "lora.plus_ratio": ("lora.plus_ratio=16.0", lambda r: config(r).lora_plus_ratio, 16.0),
+    "data.packing": ("data.packing=none", lambda r: config(r).packing, "none"),
+    "data.row_tokens": ("data.row_tokens=64", lambda r: config(r).row_tokens, 64),
+    "data.samples_per_image": ("data.samples_per_image=3", lambda r: config(r).samples_per_image, 3),
     "lora": ("lora=null", lambda r: stage(r).train, ("projector",)),
     "objectives.train.columns": (
         "objectives.vqa.train.columns={question: q}",

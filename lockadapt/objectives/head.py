@@ -1,0 +1,109 @@
+"""The head and its cross-entropy, on the positions that are scored and in chunks: never all logits at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK_BYTES = 128 * 2**20
+"""Float32 logits that exist at a time."""
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Mean cross-entropy of a frozen head, with its gradient made in the forward pass.
+
+    A head that does not train needs only the gradient of its input, (softmax - one-hot) W, which is at hand while a
+    chunk's logits are: nothing as wide as the vocabulary is kept, and nothing is computed twice.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        logit_index: Tensor,
+        targets: Tensor,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradient = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        # Targets in the order of the logits that predict them; a logit row may predict several.
+        order = torch.argsort(logit_index, stable=True)
+        rows, wanted = logit_index[order], targets[order]
+        counts = torch.bincount(rows, minlength=len(hidden))
+        ends = counts.cumsum(0)
+        starts = range(0, len(hidden), chunk)
+        # One wait for the device, not one a chunk.
+        stops = ends[[min(start + chunk, len(hidden)) - 1 for start in starts]].tolist()
+        before = 0
+        for start, after in zip(starts, stops, strict=True):
+            part = hidden[start : start + chunk]
+            logits = F.linear(part, weight, bias).float()
+            log_probs = logits.log_softmax(-1)
+            row, token = rows[before:after] - start, wanted[before:after]
+            losses[order[before:after]] = -log_probs[row, token]
+            correct += (logits.argmax(-1)[row] == token).sum()
+            if gradient is not None:
+                d_logits = log_probs.exp_().mul_(counts[start : start + chunk, None])
+                d_logits.index_put_((row, token), d_logits.new_tensor(-1.0), accumulate=True)
+                gradient[start : start + chunk] = (d_logits.to(weight.dtype) @ weight).float()
+            before = after
+        if gradient is not None:
+            ctx.save_for_backward(gradient.div_(len(targets)))
+            ctx.dtype = hidden.dtype
+        ctx.mark_non_differentiable(losses, correct)
+        return losses.mean(), losses, correct
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
+
+
+def chunked_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    logit_index: Tensor,
+    targets: Tensor,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean negative log-likelihood of targets under `softmax(hidden @ weight.T + bias)`, in float32.
+
+    Args:
+        hidden: (positions, hidden), any floating dtype.
+        weight, bias: of the frozen head, (vocabulary, hidden) and (vocabulary,) or None; they get no gradient.
+        logit_index, targets: int64 (labels,): target i is predicted by position `logit_index[i]`.
+        chunk: positions at a time; by default as many as keep the logits below `CHUNK_BYTES`.
+
+    Returns:
+        The mean (scalar, with graph), every target's own loss (labels,) and the number of targets that were the
+        likeliest token, both without graph.
+    """
+    chunk = chunk or max(1, CHUNK_BYTES // (4 * len(weight)))
+    return _ChunkedLoss.apply(hidden, weight, bias, logit_index, targets, chunk)  # type: ignore[no-any-return]
+
+
+def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> Tensor:
+    """What the stock class would feed its head at the positions that count, (positions, hidden), with graph.
+
+    The whole model is called, wrappers included (DDP synchronises gradients in its forward), and the head is left
+    with no position to do.
+    """
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(arguments[0])
+        return (arguments[0][:0],)
+
+    handle = head.register_forward_pre_hook(take)
+    try:
+        model(**inputs, logits_to_keep=predicting, use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]

@@ -1,0 +1,169 @@
+"""Decides whether a run packs: what it saves, counted on its rows, and whether it is exact, tried on its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lockadapt.data.batch import Batch
+from lockadapt.data.encode import Encoded
+from lockadapt.data.pack import count_tokens, groups
+from lockadapt.errors import RecipeError
+from lockadapt.models.parts import LLM, stock
+from lockadapt.objectives.answer_tokens import sample_losses
+
+WORTH = 0.9
+"""`auto` packs if that leaves at most this share of the tokens that padded rows have."""
+
+TRIED = 3
+"""Samples that are computed both ways before step 1."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a run makes its rows.
+
+    Attributes:
+        row_tokens: longest row, or None: one row a sample.
+        together: samples of one image that are drawn together.
+        tokens, plain_tokens: of an epoch, as it is run and in padded rows of one sample each.
+        why: one sentence for the user.
+    """
+
+    row_tokens: int | None
+    together: int
+    tokens: int
+    plain_tokens: int
+    why: str
+
+
+def choose_packing(
+    wish: str,
+    row_tokens: int,
+    together: int,
+    rows: Mapping[str, Sequence[Encoded]],
+    batch_size: int,
+    window: int | None,
+    difference: Callable[[], float],
+    limit: float,
+) -> Packing:
+    """What to do about a wish for `shared`, `none` or `auto` packing.
+
+    Args:
+        rows: all training rows by objective.
+        window: of the LLM's attention, see `attention_window`.
+        difference: computes samples packed and alone, and gives the largest relative difference of their losses; called
+            only if packing would be used.
+        limit: largest difference that counts as exact.
+
+    Raises:
+        RecipeError: `shared` is asked for and is not exact with this LLM.
+    """
+    plain = sum(padded_tokens(items, batch_size) for items in rows.values())
+    if wish == "none":
+        return Packing(None, 1, plain, plain, "packing: none, as asked")
+    packed = sum(packed_tokens(items, together) for items in rows.values())
+    if wish == "auto" and packed > WORTH * plain:
+        why = f"packing: none, as it would save only {_saved(packed, plain)} of the tokens"
+        return Packing(None, 1, plain, plain, why)
+    problem = _problem(rows, window, difference, limit)
+    if problem and wish == "shared":
+        raise RecipeError(
+            f"cannot be exact: {problem}", where="data.packing: shared", fix="use packing: none, or auto"
+        )
+    if problem:
+        return Packing(None, 1, plain, plain, f"packing: none, as it cannot be exact: {problem}")
+    why = f"packing: {packed:,} tokens an epoch instead of {plain:,} ({_saved(packed, plain)} saved)"
+    return Packing(row_tokens, together, packed, plain, why)
+
+
+def _problem(
+    rows: Mapping[str, Sequence[Encoded]],
+    window: int | None,
+    difference: Callable[[], float],
+    limit: float,
+) -> str | None:
+    longest = max(len(item.input_ids) for items in rows.values() for item in items)
+    if window is not None and longest > window:
+        return f"this LLM looks back {window} tokens, the longest sample has {longest}"
+    found = difference()
+    if not found <= limit:
+        return f"the losses of the same samples, packed and alone, differ by {found:.1e} (does the LLM use ALiBi?)"
+    return None
+
+
+def padded_tokens(items: Sequence[Encoded], batch_size: int, trials: int = 64) -> int:
+    """Tokens of an epoch in rows padded to the longest of a random batch; estimated on seeded draws."""
+    lengths = np.array([len(item.input_ids) for item in items])
+    draws = np.random.default_rng(0).choice(lengths, (trials, min(batch_size, len(lengths))))
+    return round(float(draws.max(1).mean()) * len(lengths))
+
+
+def packed_tokens(items: Sequence[Encoded], together: int) -> int:
+    """Tokens of an epoch when up to `together` samples of an image share a row."""
+    total = 0
+    for group in groups(items):
+        count = -(-len(group) // together)
+        total += sum(count_tokens([items[n] for n in group[part::count]])[1] for part in range(count))
+    return total
+
+
+def packing_difference(
+    model: nn.Module,
+    items: Sequence[Encoded],
+    collate: Callable[[Sequence[Encoded], int | None], Batch],
+    row_tokens: int,
+) -> float:
+    """Largest relative difference between the losses of samples packed and alone, in eval mode.
+
+    Args:
+        items: see `to_be_tried`.
+        collate: samples and `row_tokens` -> batch on the model's device.
+    """
+    training = model.training
+    model.eval()
+    found = []
+    for limit in (row_tokens, None):
+        found.append(sample_losses(model, collate(items, limit), len(items)))
+    model.train(training)
+    packed, alone = found
+    return float(((packed - alone).abs() / alone.abs().clamp(min=1.0)).max())
+
+
+def exact_within(model: nn.Module, mixed: bool) -> float:
+    """Relative difference of a loss that rounding explains: 1e-4, or 3e-2 where 16-bit numbers (or autocast) take part."""
+    sixteen = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
+    return 3e-2 if sixteen or mixed else 1e-4
+
+
+def attention_window(model: nn.Module) -> int | None:
+    """How far back some layer of the LLM looks, in tokens, by its config; None: as far as there are tokens."""
+    config = stock(model).get_submodule(LLM).config
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
+    windows = []
+    if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
+        windows.append(getattr(config, "sliding_window", None))
+    if "chunked_attention" in kinds:
+        windows.append(getattr(config, "attention_chunk_size", None))
+    return min((int(window) for window in windows if window), default=None)
+
+
+def to_be_tried(rows: Mapping[str, Sequence[Encoded]]) -> list[Encoded]:
+    """A few samples whose packed form differs most from standing alone: the longest of the largest group."""
+    best: list[Encoded] = []
+    for items in rows.values():
+        group = max(groups(items), key=len)
+        chosen = sorted((items[n] for n in group), key=lambda item: -len(item.input_ids))[: TRIED - 1]
+        # One of another image, so that trees in one row are tried too, and the longest of all, for sliding windows.
+        longest = max(items, key=lambda item: len(item.input_ids))
+        chosen += [item for item in (longest, items[0], items[-1]) if item not in chosen][:1]
+        best = max(best, chosen, key=lambda some: sum(len(item.input_ids) for item in some))
+    return best
+
+
+def _saved(packed: int, plain: int) -> str:
+    return f"{max(0.0, 1 - packed / plain):.0%}"
