@@ -104,6 +104,7 @@ class Bench:
             "together": None if case.rows == "easy-vqa" else case.samples,
         }
         plan = self.work(f"{case.name}-plan", task="plan", **common)
+        note(f"{case.name}: {batch} samples a batch, {plan['packing']}")
         results: dict[str, list[dict[str, Any]]] = {"trl": [], "lockadapt": []}
         rounds = arguments.rounds or (1 if arguments.small else 3)
         for number in range(rounds):
@@ -150,6 +151,7 @@ def summary(
         "gemm_fraction": plan["flops"] / median / plan["gemm_flops_per_second"],
         "batch": batch,
         "images_per_batch": plan["images"],
+        "packing": plan["packing"],
         "tokens": plan["tokens"],
         "parameters": plan["parameters"],
         "useful_flops": plan["flops"],

@@ -126,6 +126,7 @@ def plan(job: Job) -> dict[str, Any]:
     images = sum(len(distinct_images([items[i] for i in batch])) for batch in batches[1 : job.steps + 1])
     return {
         "order": [index for batch in batches for index in batch],
+        "packing": trainer.packing.why,
         "tokens": totals,
         "flops": sum(flops(trainer.model, c) for c in counts) / len(counts),
         "images": images / len(counts),
@@ -152,6 +153,8 @@ def run_lockadapt(job: Job) -> dict[str, Any]:
     trainer = _grounding(job, model, processor, items, images)
     compared: dict[str, Any] = {}
     if job.compare and job.first is not None:
+        if job.first != next(iter(trainer.get_train_dataloader().batch_sampler)):
+            raise RuntimeError("lockadapt draws other rows than it planned: TRL would not see the same")
         own = [items[index] for index in job.first]
         theirs = json.loads(Path(job.compare).read_text(encoding="utf-8"))
         compared = {
@@ -242,12 +245,11 @@ def _prepared(job: Job) -> tuple[Any, Any, dict[str, Any], Encoder]:
 
 
 def _grounding(job: Job, model: Any, processor: Any, items: Any, images: Any) -> GroundingTrainer:
-    known = {field.name for field in dataclasses.fields(GroundingConfig)}
-    packing = {"packing": job.packing, "samples_per_image": job.together} if "packing" in known else {}
     config = GroundingConfig(
         f"{job.folder}/lockadapt",
         projector_learning_rate=LEARNING_RATE,
-        **packing,
+        packing=job.packing,
+        samples_per_image=job.together,
         **_common_arguments(job),
     )
     return GroundingTrainer(
