@@ -63,7 +63,7 @@ def measure(way: str, vocabulary: int, arguments: argparse.Namespace) -> dict[st
         "vocabulary": vocabulary,
         "seconds": statistics.median(seconds[1:]),
         "peak_mib": _memory("VmHWM") - before,
-        "loss": float(loss),
+        "loss": float(loss.detach()),
         "gradient_norm": float(hidden.grad.float().norm()),
     }
 

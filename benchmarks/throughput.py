@@ -25,6 +25,8 @@ from typing import Any
 
 from cases import CASES, Case, drawn_rows, easy_vqa_rows
 
+from lockadapt.files import write_json
+
 HERE = Path(__file__).resolve().parent
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 KEYS = (
@@ -73,16 +75,6 @@ class Bench:
             raise WorkerError(f"{name} ended with exit code {code}:\n{tail}")
         return json.loads(target.read_text(encoding="utf-8"))
 
-    def model(self, case: Case) -> Path:
-        """The stock folder of a case, made once."""
-        real = case.rows == "easy-vqa"
-        folder = self.folder / ("model-easy-vqa" if real else f"model-{self.arguments.shape}")
-        if not folder.exists():
-            note(f"assembling {folder.name}")
-            source = {"real": str(self.arguments.real)} if real else {"shape": self.arguments.shape}
-            self.work(f"make-{folder.name}", task="model", model=str(folder), **source)
-        return folder
-
     def case(self, case: Case) -> dict[str, Any]:
         """All rounds of a case; see `summary`."""
         arguments = self.arguments
@@ -95,8 +87,12 @@ class Bench:
             rows = drawn_rows(case, images, batches, self.folder / f"pictures-{case.name}")
         place = self.folder / f"{case.name}.rows.json"
         place.write_text(json.dumps(rows), encoding="utf-8")
+        if case.rows == "easy-vqa":
+            source = {"real": str(arguments.real), "model": str(self.folder / "model-easy-vqa")}
+        else:
+            source = {"shape": arguments.shape, "model": str(self.folder / "model")}
         common = {
-            "model": str(self.model(case)),
+            **source,
             "rows": str(place),
             "batch": batch,
             "steps": steps,
@@ -157,7 +153,7 @@ def summary(
         "useful_flops": plan["flops"],
         "gemm_flops_per_second": plan["gemm_flops_per_second"],
         "threads": plan["threads"],
-        "device": plan["device"],
+        "versions": plan["versions"],
         "timed_steps": len(seconds),
         "seconds": {"median": median, "minimum": min(seconds)},
         "peer_seconds": {"median": peer_median, "minimum": min(peer_seconds)},
@@ -214,7 +210,7 @@ def machine(cases: list[dict[str, Any]]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "threads": max((case["threads"] for case in cases), default=None),
-        "device": next((case["device"] for case in cases), None),
+        "device": next((case["versions"]["device"] for case in cases), None),
         "gemm_flops_per_second": max((case["gemm_flops_per_second"] for case in cases), default=None),
     }
 
@@ -291,22 +287,19 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, measured: list[dict[str, Any]]) -> None:
     """Prints the results, and writes them with all details if asked to."""
-    # Imported late: it takes seconds, and memory beside the workers.
-    from lockadapt.files import write_json
-    from lockadapt.training.run_folder import versions
-
     where = machine(measured)
+    versions = measured[0]["versions"] if measured else {}
     settings = {
         name: getattr(arguments, name) for name in ("dtype", "packing", "checkpointing", "shape", "small")
     }
     if arguments.details:
         write_json(
             arguments.details,
-            {"cases": measured, "machine": where, "versions": versions(), "settings": settings},
+            {"cases": measured, "machine": where, "versions": versions, "settings": settings},
         )
     if arguments.json:
         cases = [{key: case[key] for key in KEYS} for case in measured]
-        print(json.dumps({"cases": cases, "machine": where, "versions": versions()}, indent=1))
+        print(json.dumps({"cases": cases, "machine": where, "versions": versions}, indent=1))
     elif measured:
         print(table(measured))
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image, List
+from shapes import build, build_easy_vqa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from useful import count, flops, gemm_peak
 
@@ -31,6 +32,7 @@ from lockadapt.models.fusions import projector_input
 from lockadapt.models.load import load_model
 from lockadapt.objectives import KINDS
 from lockadapt.training.rows import context_length, distinct_images, encoded_rows
+from lockadapt.training.run_folder import versions
 
 LORA = LoraSettings(rank=16)
 TRL_TARGETS = r"model\.language_model\.layers\..*_proj"
@@ -101,19 +103,16 @@ class Stopwatch(TrainerCallback):
         return time.perf_counter()
 
 
-def make_model(job: Job) -> dict[str, Any]:
-    """Writes the stock folder that all other tasks of a case load."""
-    from shapes import build, build_easy_vqa
-
-    if job.real:
-        build_easy_vqa(Path(job.real), Path(job.model))
-    else:
-        build(job.shape, Path(job.model))
-    return {}
-
-
 def plan(job: Job) -> dict[str, Any]:
-    """How lockadapt draws the rows, what an average timed batch needs, and what this machine can do."""
+    """How lockadapt draws the rows, what an average timed batch needs, and what this machine can do.
+
+    Writes the stock folder that all tasks load first, if it is not there.
+    """
+    if not Path(job.model).exists():
+        if job.real:
+            build_easy_vqa(Path(job.real), Path(job.model))
+        else:
+            build(job.shape, Path(job.model))
     model, processor, rows, encoder = _prepared(job)
     items = rows["dialogue"]
     trainer = _grounding(job, model, processor, items, PixelInputs(processor.image_processor, MAX_PIXELS))
@@ -135,7 +134,7 @@ def plan(job: Job) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "gemm_flops_per_second": gemm_peak(getattr(torch, job.dtype), job.device),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if job.device == "cuda" else "cpu",
+        "versions": versions(),
     }
 
 
@@ -210,7 +209,6 @@ def run_trl(job: Job) -> dict[str, Any]:
 
 
 TASKS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "model": make_model,
     "plan": plan,
     "lockadapt": run_lockadapt,
     "trl": run_trl,
