@@ -166,7 +166,8 @@ def _predictor(
 
         inputs = FeatureInputs(pixels, lambda values: tower_outputs(stock(target.model), values))  # type: ignore[arg-type]
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
-    return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size)
+    row_tokens = None if recipe.data.packing == "none" else recipe.data.row_tokens
+    return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size, row_tokens)
 
 
 def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str]) -> Recipe:

@@ -1,25 +1,30 @@
-"""Answers of a model: generated greedily, or the likeliest of a closed list, images from pixels or remembered features."""
+"""Answers of a model: generated greedily, or the likeliest of a closed list; each image is read once for all its questions."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from lockadapt.data.batch import left_padded
-from lockadapt.data.encode import Encoder
+from lockadapt.data.batch import Batch, collate
+from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.evaluation.prefill import generate_from_shared_prefix
+from lockadapt.objectives.answer_tokens import sample_losses
+from lockadapt.training.packing import exact_within, packing_difference, why_not_exact
 
 Progress = Callable[[int, int], None]
-RANK_ROWS = 8
-"""Candidate rows scored at a time, as a multiple of the batch size."""
+RANK_ROWS = 16
+"""Texts (prompt and candidate) scored at a time, as a multiple of the batch size."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,14 @@ class Predictor:
         encoder: of the model's processor.
         images: where pixels or features come from.
         batch_size: prompts at a time.
+        row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is shared.
     """
 
     model: nn.Module
     encoder: Encoder
     images: ImageInputs
     batch_size: int = 64
+    row_tokens: int | None = 2048
 
     @torch.no_grad()
     def generate(
@@ -44,20 +51,23 @@ class Predictor:
     ) -> list[str]:
         """Greedy answers to the last turn of each sample, in order, without special tokens and outer spaces."""
         self.model.eval()
-        tokenizer = self.encoder.tokenizer
+        prompts = [self._prompt(sample) for sample in samples]
+        # Prompts of one image side by side; all prompts of a batch have as many tokens up to their images' end.
+        order = [number for group in groups(prompts) for number in group]
+        order.sort(key=lambda number: prompts[number].image_end)
+        longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
+        share = self.row_tokens is not None and why_not_exact(self.model, longest) is None
         answers: dict[int, str] = {}
-        for part, inputs in self._batches(samples, self.batch_size):
-            produced = self.model.generate(  # type: ignore[operator]
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=tokenizer.pad_token_id,
-                use_cache=True,
+        for part in _parts(order, self.batch_size, lambda number: prompts[number].image_end):
+            texts = generate_from_shared_prefix(
+                self.model,
+                [prompts[number] for number in part],
+                self.images,
+                self.encoder.tokenizer,
+                max_new_tokens,
+                share,
             )
-            new = produced[:, inputs["input_ids"].shape[1] :]
-            for index, text in zip(part, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-                answers[index] = text.strip()
+            answers.update(zip(part, texts, strict=True))
             if progress:
                 progress(len(answers), len(samples))
         return [answers[i] for i in range(len(samples))]
@@ -66,35 +76,59 @@ class Predictor:
     def rank(
         self, samples: Sequence[Sample], candidates: Sequence[str], progress: Progress | None = None
     ) -> list[str]:
-        """The candidate with the highest log-likelihood, end-of-turn token included, for the last turn of each sample.
+        """The candidate with the highest log-likelihood, end-of-turn token included, for the last turn of each sample."""
+        scores = self.scores(samples, candidates, progress)
+        return [candidates[choice] for choice in scores.argmax(-1).tolist()]
 
-        The prompt runs once; all candidates continue from its key-value cache.
+    @torch.no_grad()
+    def scores(
+        self, samples: Sequence[Sample], candidates: Sequence[str], progress: Progress | None = None
+    ) -> torch.Tensor:
+        """Log-likelihoods of candidates as answers to the last turn, float32 (samples, candidates).
+
+        Prompts and candidates are packed: an image stands once for all its questions, a question once for all candidates.
         """
         self.model.eval()
+        found = torch.zeros(len(samples), len(candidates))
         if not samples:
-            return []
+            return found
         tails = [self._tail(samples[0], candidate) for candidate in candidates]
-        prompts = max(1, self.batch_size * RANK_ROWS // len(candidates))
-        best: dict[int, str] = {}
-        for part, inputs in self._batches(samples, prompts):
-            scores = self._scores(inputs, tails)
-            for index, choice in zip(part, scores.argmax(-1).tolist(), strict=True):
-                best[index] = candidates[choice]
+        prompts = [self._prompt(sample) for sample in samples]
+        order = [number for group in groups(prompts) for number in group]
+        at_once = max(1, self.batch_size * RANK_ROWS // len(candidates))
+        row_tokens, done = None, 0
+        for part in _parts(order, at_once, lambda _: 0):
+            items = [_answered(prompts[number], tail) for number in part for tail in tails]
+            if not done:
+                row_tokens = self._exact_row_tokens(prompts, tails, items)
+            losses = sample_losses(self.model, self._batch(items, row_tokens), len(items))
+            found[part] = -losses.view(len(part), len(tails)).cpu()
+            done += len(part)
             if progress:
-                progress(len(best), len(samples))
-        return [best[i] for i in range(len(samples))]
+                progress(done, len(samples))
+        return found
 
-    def _batches(self, samples: Sequence[Sample], size: int) -> Any:
+    def _exact_row_tokens(
+        self, prompts: Sequence[Encoded], tails: Sequence[Sequence[int]], items: Sequence[Encoded]
+    ) -> int | None:
+        """The row length to pack to, or None where this LLM gives other scores when packed."""
+        longest = max(len(prompt.input_ids) for prompt in prompts) + max(len(tail) for tail in tails)
+        if self.row_tokens is None or why_not_exact(self.model, longest):
+            return None
+        tried = [*items[:2], items[-1]]
+        difference = packing_difference(self.model, tried, self._batch, self.row_tokens)
+        return self.row_tokens if difference <= exact_within(self.model, False) else None
+
+    def _batch(self, items: Sequence[Encoded], row_tokens: int | None) -> Batch:
         device = next(self.model.parameters()).device
-        prompts = [self.encoder.prompt_ids(sample) for sample in samples]
-        order = sorted(range(len(samples)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            ids, mask = left_padded([prompts[i] for i in part], self.encoder.tokenizer.pad_token_id)
-            batch = {"input_ids": ids, "attention_mask": mask}
-            batch.update(self.images([image for i in part for image in samples[i].images]))
-            moved = {key: value.to(device) for key, value in batch.items()}
-            yield part, model_inputs(self.model, moved)
+        batch = collate(items, self.images, self.encoder.tokenizer.pad_token_id, "scores", row_tokens)
+        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+    def _prompt(self, sample: Sample) -> Encoded:
+        ids = np.asarray(self.encoder.prompt_ids(sample), np.int32)
+        seen = np.flatnonzero(ids == self.encoder.image_token_id)
+        end = int(seen[-1]) + 1 if len(seen) else 0
+        return Encoded(ids, np.full(len(ids), IGNORED, np.int32), sample.images, sample, end)
 
     def _tail(self, sample: Sample, candidate: str) -> list[int]:
         """Token ids of a candidate answer with its end-of-turn token, as they follow the prompt."""
@@ -112,35 +146,20 @@ class Predictor:
         last = max(i for i, label in enumerate(encoded.labels.tolist()) if label >= 0)
         return tail[: last + 1 - len(prompt)]
 
-    def _scores(self, inputs: dict[str, Any], tails: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Log-likelihoods (prompts, candidates) in float32."""
-        mask = inputs["attention_mask"]
-        device, prompts, count = mask.device, len(mask), len(tails)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        out = self.model(**inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
-        first = out.logits[:, -1].float().log_softmax(-1)
-        longest = max(len(tail) for tail in tails)
-        ids = torch.zeros((count, longest), dtype=torch.long, device=device)
-        real = torch.zeros((count, longest), dtype=torch.bool, device=device)
-        for row, tail in enumerate(tails):
-            ids[row, : len(tail)] = torch.tensor(list(tail), device=device)
-            real[row, : len(tail)] = True
-        scores = first[:, ids[:, 0]]
-        if longest == 1:
-            return scores
-        cache = out.past_key_values
-        cache.batch_repeat_interleave(count)
-        following = self.model(
-            input_ids=ids[:, :-1].repeat(prompts, 1),
-            attention_mask=torch.cat(
-                [mask.repeat_interleave(count, 0), real[:, :-1].long().repeat(prompts, 1)], dim=1
-            ),
-            position_ids=mask.sum(-1, keepdim=True).repeat_interleave(count, 0)
-            + torch.arange(longest - 1, device=device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits.float()
-        targets = ids[:, 1:].repeat(prompts, 1)
-        tokens = following.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        rest = (tokens * real[:, 1:].repeat(prompts, 1)).sum(-1)
-        return scores + rest.view(prompts, count)
+
+def _answered(prompt: Encoded, tail: Sequence[int]) -> Encoded:
+    """A prompt with a candidate answer behind it, of which only the answer is scored."""
+    answer = np.asarray(tail, np.int32)
+    return dataclasses.replace(
+        prompt,
+        input_ids=np.concatenate([prompt.input_ids, answer]),
+        labels=np.concatenate([prompt.labels, answer]),
+    )
+
+
+def _parts(order: Sequence[int], size: int, key: Callable[[int], Any]) -> Iterator[list[int]]:
+    """Consecutive parts of up to `size` entries whose keys are equal."""
+    for _, same in itertools.groupby(order, key):
+        run = list(same)
+        for start in range(0, len(run), size):
+            yield run[start : start + size]

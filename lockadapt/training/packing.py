@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,7 @@ def choose_packing(
     together: int,
     rows: Mapping[str, Sequence[Encoded]],
     batch_size: int,
-    window: int | None,
+    obstacle: Callable[[int], str | None],
     difference: Callable[[], float],
     limit: float,
 ) -> Packing:
@@ -55,7 +56,7 @@ def choose_packing(
 
     Args:
         rows: all training rows by objective.
-        window: of the LLM's attention, see `attention_window`.
+        obstacle: longest sample in tokens -> why this LLM cannot pack, see `why_not_exact`.
         difference: computes samples packed and alone, and gives the largest relative difference of their losses; called
             only if packing would be used.
         limit: largest difference that counts as exact.
@@ -70,7 +71,7 @@ def choose_packing(
     if wish == "auto" and packed > WORTH * plain:
         why = f"packing: none, as it would save only {_saved(packed, plain)} of the tokens"
         return Packing(None, 1, plain, plain, why)
-    problem = _problem(rows, window, difference, limit)
+    problem = _problem(rows, obstacle, difference, limit)
     if problem and wish == "shared":
         raise RecipeError(
             f"cannot be exact: {problem}", where="data.packing: shared", fix="use packing: none, or auto"
@@ -83,17 +84,17 @@ def choose_packing(
 
 def _problem(
     rows: Mapping[str, Sequence[Encoded]],
-    window: int | None,
+    obstacle: Callable[[int], str | None],
     difference: Callable[[], float],
     limit: float,
 ) -> str | None:
-    longest = max(len(item.input_ids) for items in rows.values() for item in items)
-    if window is not None and longest > window:
-        return f"this LLM looks back {window} tokens, the longest sample has {longest}"
+    known = obstacle(max(len(item.input_ids) for items in rows.values() for item in items))
+    if known:
+        return known
     found = difference()
-    if not found <= limit:
-        return f"the losses of the same samples, packed and alone, differ by {found:.1e} (does the LLM use ALiBi?)"
-    return None
+    return (
+        None if found <= limit else f"the losses of the same samples, packed and alone, differ by {found:.1e}"
+    )
 
 
 def padded_tokens(items: Sequence[Encoded], batch_size: int, trials: int = 64) -> int:
@@ -138,6 +139,18 @@ def exact_within(model: nn.Module, mixed: bool) -> float:
     """Relative difference of a loss that rounding explains: 1e-4, or 3e-2 where 16-bit numbers (or autocast) take part."""
     sixteen = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
     return 3e-2 if sixteen or mixed else 1e-4
+
+
+def why_not_exact(model: nn.Module, longest: int) -> str | None:
+    """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: it can."""
+    llm = stock(model).get_submodule(LLM)
+    takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
+    if not takes_positions or getattr(llm.config, "alibi", False):
+        return f"{type(llm).__name__} takes no positions (ALiBi)"
+    window = attention_window(model)
+    if window is not None and longest > window:
+        return f"{type(llm).__name__} looks back {window} tokens, the longest sample has {longest}"
+    return None
 
 
 def attention_window(model: nn.Module) -> int | None:

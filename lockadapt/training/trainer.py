@@ -32,11 +32,11 @@ from lockadapt.training.checks import LearningCheck, check_finite, check_sight
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.packing import (
     Packing,
-    attention_window,
     choose_packing,
     exact_within,
     packing_difference,
     to_be_tried,
+    why_not_exact,
 )
 from lockadapt.training.rows import context_length, encoded_rows, image_inputs
 
@@ -156,7 +156,7 @@ class GroundingTrainer(Trainer):
             max(1, min(args.samples_per_image or step // 4, self._train_batch_size)),
             rows,
             self._train_batch_size,
-            attention_window(self.model),  # type: ignore[arg-type]
+            lambda longest: why_not_exact(self.model, longest),  # type: ignore[arg-type]
             difference,
             exact_within(self.model, args.bf16 or args.fp16),  # type: ignore[arg-type]
         )

@@ -51,25 +51,24 @@ def test_rank_equals_plain_scoring(remembered: bool, assembled: Assembled, tmp_p
     own = predictor(assembled.folder, remembered)
     samples = [*vqa_samples(tmp_path), dialogue_sample(tmp_path)]
     plain = [plain_scores(predictor(assembled.folder), sample, CANDIDATES) for sample in samples]
-    tails = [own._tail(samples[0], c) for c in CANDIDATES]
-    found = {}
-    for part, inputs in own._batches(samples, 4):
-        for index, row in zip(part, own._scores(inputs, tails), strict=True):
-            found[index] = row.tolist()
-    for index, expected in enumerate(plain):
-        assert found[index] == pytest.approx(expected, abs=1e-4)
+    for part in (own, dataclasses.replace(own, row_tokens=None), dataclasses.replace(own, row_tokens=70)):
+        torch.testing.assert_close(
+            part.scores(samples, CANDIDATES), torch.tensor(plain), rtol=1e-5, atol=1e-4
+        )
     best = [CANDIDATES[max(range(4), key=lambda c: row[c])] for row in plain]
     assert own.rank(samples, CANDIDATES) == best
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt-neox", "qwen3", "gemma"])
-def test_rank_holds_for_other_llms(kind: str, tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "gpt-neox", "qwen3", "gemma", "gemma3-text", "bloom"])
+def test_rank_and_generation_hold_for_other_llms(kind: str, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stock"
     assemble(tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
     own = predictor(folder)
     samples = vqa_samples(tmp_path)[:3]
     plain = [plain_scores(own, sample, CANDIDATES) for sample in samples]
     assert own.rank(samples, CANDIDATES) == [CANDIDATES[max(range(4), key=lambda c: row[c])] for row in plain]
+    shared, alone = own.generate(samples, 6), dataclasses.replace(own, row_tokens=None).generate(samples, 6)
+    assert shared == alone
 
 
 @pytest.mark.parametrize("remembered", [False, True])

@@ -1,0 +1,71 @@
+"""Greedy generation that reads an image once: its key-value cache is shared by all questions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lockadapt.data.batch import left_padded
+from lockadapt.data.encode import Encoded
+from lockadapt.data.pack import groups
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.objectives.answer_tokens import model_inputs
+
+
+@torch.no_grad()
+def generate_from_shared_prefix(
+    model: nn.Module,
+    prompts: Sequence[Encoded],
+    images: ImageInputs,
+    tokenizer: Any,
+    max_new_tokens: int,
+    share: bool = True,
+) -> list[str]:
+    """Greedy continuations of prompts, without special tokens and outer spaces.
+
+    Args:
+        prompts: all with the same `image_end`.
+        share: whether everything up to `image_end` is read once for all prompts that have it in common.
+    """
+    device = next(model.parameters()).device
+    same, end = groups(prompts), prompts[0].image_end
+    if not share or len(same) == len(prompts) or any(len(prompt.input_ids) == end for prompt in prompts):
+        ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
+        shown = images([image for prompt in prompts for image in prompt.images])
+        inputs = _on(device, {"input_ids": ids, "attention_mask": mask, **shown})
+        return _generate(model, model_inputs(model, inputs), tokenizer, max_new_tokens)
+    firsts = [prompts[group[0]] for group in same]
+    owner = torch.empty(len(prompts), dtype=torch.long)
+    for number, group in enumerate(same):
+        owner[group] = number
+    prefix = torch.from_numpy(np.stack([first.input_ids[:end] for first in firsts]).astype("int64"))
+    shown = images([image for first in firsts for image in first.images])
+    inputs = _on(device, {"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown})
+    cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_select_indices(owner.to(device))
+    rest, mask = left_padded([prompt.input_ids[end:].tolist() for prompt in prompts], tokenizer.pad_token_id)
+    ids = torch.cat([prefix[owner], rest], 1)
+    mask = torch.cat([torch.ones_like(prefix)[owner], mask], 1)
+    inputs = _on(device, {"input_ids": ids, "attention_mask": mask})
+    return _generate(model, {**inputs, "past_key_values": cache}, tokenizer, max_new_tokens)
+
+
+def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
+    made = model.generate(  # type: ignore[operator]
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=True,
+    )
+    new = made[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.to(device) for key, value in batch.items()}
