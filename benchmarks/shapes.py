@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def build(shape: str, folder: Path) -> None:
         tower.save_pretrained(sources / "tower")
         processor.save_pretrained(sources / "tower")
     assemble(sources / "llm", sources / "tower", folder, dtype="float32", prove=False)
+    shutil.rmtree(sources)
 
 
 def build_easy_vqa(real: Path, folder: Path) -> None:
