@@ -6,12 +6,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test lint types check assets clean
+.PHONY: quickstart test lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
 	@echo "make lint types  ruff and mypy"
+	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 15 minutes)"
 
 quickstart: $(VENV)/.installed
@@ -28,6 +29,13 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+BENCH ?=
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/throughput.py $(BENCH) --details benchmarks/results/throughput-fp32.json
+	$(BIN)/python benchmarks/throughput.py $(BENCH) --dtype bf16 --case vqa-5 --case caption-1 --details benchmarks/results/throughput-bf16.json
+	$(BIN)/python benchmarks/head.py --details benchmarks/results/head.json
+	$(BIN)/python benchmarks/report.py
 
 assets: $(VENV)/.installed
 	$(BIN)/python scripts/make_quickstart_assets.py
