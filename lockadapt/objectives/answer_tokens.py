@@ -62,7 +62,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What the stock forward is called with: tokens and mask, and images as pixels or as remembered features."""
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if "image_features" in batch:
-        inputs["mm_encoder_outputs"] = image_outputs(stock(model), batch["image_features"])
+        inputs["mm_encoder_outputs"] = image_outputs(
+            stock(model), batch["image_features"], batch.get("image_scales")
+        )
     elif "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"]
     return inputs

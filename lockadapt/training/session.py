@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.images import open_image
-from lockadapt.data.pixels import ImageInputs, PixelInputs
+from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
@@ -27,9 +27,11 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
 from lockadapt.training.card import write_card
+from lockadapt.training.features import image_inputs
 from lockadapt.training.from_recipe import (
     Stage,
     assembled,
+    feature_settings,
     grounding_config,
     lora_settings,
     objectives_of,
@@ -38,7 +40,7 @@ from lockadapt.training.from_recipe import (
 )
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
-from lockadapt.training.rows import context_length, encoded_rows, image_inputs
+from lockadapt.training.rows import context_length, encoded_rows
 from lockadapt.training.trainer import GroundingTrainer
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
@@ -185,7 +187,7 @@ def encode(
     samples: dict[str, dict[str, list[Sample]]],
     reporter: Reporter,
 ) -> Rows:
-    """Tokens and labels of all rows, and the frozen tower's outputs where they are kept in memory."""
+    """Tokens and labels of all rows, and the frozen tower's outputs where they are kept."""
     encoder = Encoder(processor, recipe.data.max_length or context_length(model))
     objectives = objectives_of(recipe)
     train, reports = encoded_rows(samples["train"], objectives, encoder)
@@ -205,19 +207,18 @@ def encode(
         for stage in stages_of(recipe, {n: len(r) for n, r in train.items()})
     )
     distinct = len({image.key for row in rows for image in row.images})
-    data = recipe.data
-    limit = {"auto": data.feature_memory_gib if uses > distinct else 0.0, "memory": float("inf"), "none": 0.0}
+    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     images = image_inputs(
         model,
         processor,
         rows,
-        data.max_pixels,
-        limit[data.features],
-        recipe.blind,
+        recipe.data.max_pixels,
+        feature_settings(recipe.data),
+        pays=uses > distinct,
+        blind=recipe.blind,
+        note=reporter.note,
         progress=reporter.counted("running the frozen tower"),
     )
-    kind = "pixels at every step" if isinstance(images, PixelInputs) else "tower outputs kept in memory"
-    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image; {kind}")
     return Rows(train, validation, images)
 
 
