@@ -1,0 +1,162 @@
+"""The feature cache in whole runs: the same losses, the choice and its reason, the recipe's keys, the verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lockadapt.data.features import DEFAULT_CACHE, DiskFeatures, FeatureSettings
+from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.errors import DiskError
+from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.models.assemble import Assembled
+from lockadapt.models.load import load_model
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training.features import image_inputs
+from lockadapt.training.from_recipe import feature_settings
+from lockadapt.training.progress import Reporter
+from lockadapt.training.session import train
+from tests.cli.test_cli import lockadapt, recipe_file
+from tests.export.test_merge import values
+from tests.rows import trainer, vqa_samples
+from tests.training.test_from_recipe import recipe
+
+QUIET = Reporter(quiet=True)
+TINY = 1e-9
+
+
+def losses(assembled: Assembled, folder: Path, name: str, **changes: Any) -> list[float]:
+    # Every batch shows all four images, as the batch does that the cache is built from.
+    rows = vqa_samples(folder)[::2]
+    changes = {"feature_cache": str(folder / "cache"), "feature_disk_gib": 1.0, **changes}
+    run = trainer(assembled.folder, rows, folder / name, **changes)
+    run.train()
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def test_float32_cache_gives_bit_identical_losses(assembled: Assembled, tmp_path: Path) -> None:
+    pixels = losses(assembled, tmp_path, "none", features="none")
+    memory = losses(assembled, tmp_path, "memory", features="memory")
+    disk = losses(assembled, tmp_path, "disk", features="disk", feature_dtype="float32")
+    assert disk == memory
+    assert disk == pixels
+    assert len(set(disk)) == 6
+
+
+@pytest.mark.parametrize(("stored", "close"), [("bfloat16", 0.03), ("int8", 0.03)])
+def test_smaller_dtypes_train_nearly_the_same(
+    stored: str, close: float, assembled: Assembled, tmp_path: Path
+) -> None:
+    exact = losses(assembled, tmp_path, "memory", features="memory")
+    rounded = losses(assembled, tmp_path, "disk", features="disk", feature_dtype=stored)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, abs=close)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pays", "kind", "why"),
+    [
+        ({}, True, FeatureInputs, "kept in memory"),
+        ({}, False, PixelInputs, "used once only"),
+        ({"memory_gib": TINY}, True, DiskFeatures, "on disk in"),
+        ({"memory_gib": TINY}, False, PixelInputs, "used once only"),
+        ({"memory_gib": TINY, "disk_gib": TINY}, True, PixelInputs, "feature_disk_gib allows"),
+        ({"memory_gib": TINY, "disk_gib": 0.0}, True, PixelInputs, "more than feature_memory_gib"),
+        ({"choice": "memory", "memory_gib": TINY}, False, FeatureInputs, "kept in memory"),
+        ({"choice": "disk"}, False, DiskFeatures, "on disk in"),
+        ({"choice": "none"}, True, PixelInputs, "pixels at every step"),
+    ],
+)
+def test_the_choice_and_its_reason(
+    settings: dict[str, Any], pays: bool, kind: type, why: str, assembled: Assembled, tmp_path: Path
+) -> None:
+    rows = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run").train_dataset.rows["vqa"]
+    told: list[str] = []
+    chosen = image_inputs(
+        assembled.model,
+        assembled.processor,
+        rows,
+        10**6,
+        FeatureSettings(**{"cache": tmp_path / "cache", "disk_gib": 1.0, **settings}),
+        pays=pays,
+        note=told.append,
+    )
+    assert type(chosen) is kind
+    assert why in told[-1]
+    assert (tmp_path / "cache").exists() == (kind is DiskFeatures)
+
+
+def test_disk_that_does_not_fit_is_an_error(assembled: Assembled, tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="feature_disk_gib"):
+        losses(assembled, tmp_path, "run", features="disk", feature_disk_gib=TINY)
+
+
+def test_a_changed_tower_is_served_no_old_feature(assembled: Assembled, tmp_path: Path) -> None:
+    model, processor = load_model(assembled.folder, "float32")
+    rows = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run").train_dataset.rows["vqa"]
+    settings = FeatureSettings("disk", stored="float32", cache=tmp_path / "cache")
+
+    def features() -> torch.Tensor:
+        images = image_inputs(model, processor, rows, 10**6, settings)
+        return images([rows[0].images[0]])["image_features"]
+
+    before = features()
+    with torch.no_grad():
+        for parameter in model.model.vision_tower.parameters():
+            parameter.mul_(1.5)
+    assert not torch.equal(features(), before)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_keys_reach_the_settings(tmp_path: Path) -> None:
+    assert feature_settings(recipe(tmp_path).data) == FeatureSettings(cache=DEFAULT_CACHE)
+    changed = recipe(
+        tmp_path,
+        "data.features=disk",
+        "data.feature_memory_gib=3.0",
+        "data.feature_disk_gib=4.0",
+        "data.feature_dtype=int8",
+        "data.cache=/elsewhere",
+        "data.workers=2",
+    )
+    wanted = FeatureSettings("disk", 3.0, 4.0, "int8", Path("/elsewhere"), 2)
+    assert feature_settings(changed.data) == wanted
+
+
+def test_a_run_and_its_evaluation_share_the_cache(tiny: Path, tmp_path: Path) -> None:
+    own = values(tiny, tmp_path, data={"features": "disk", "cache": str(tmp_path / "cache")})
+    train(load_recipe(None, (), own).recipe, tmp_path / "run", QUIET)
+    (folder,) = (tmp_path / "cache").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    scores = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
+    assert 0 <= scores["vqa"]["accuracy"] <= 1
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["locked"] is True
+
+
+def test_cache_verb(tiny: Path, tmp_path: Path) -> None:
+    own = values(tiny, tmp_path)
+    file = recipe_file(tmp_path, own)
+    keys = ["data.cache=" + str(tmp_path / "cache"), "data.feature_dtype=int8"]
+    done = lockadapt("cache", file, *keys, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found) == {"folder", "stored", "images", "computed", "bytes", "seconds", "drift"}
+    assert (found["images"], found["computed"], found["stored"]) == (4, 4, "int8")
+    assert 0 < found["drift"]["relative"] < 0.01
+    assert Path(found["folder"]).parent == tmp_path / "cache"
+    assert "train with data.features=disk" in done.stderr
+    again = lockadapt("cache", file, *keys)
+    assert "0 computed now" in again.stdout
+    refused = lockadapt("cache", file, *keys, "data.feature_disk_gib=0.0", "data.feature_dtype=float32")
+    assert refused.returncode == 7
+    assert "data.feature_disk_gib allows 0 GiB" in refused.stderr
+    assert lockadapt("cache", file, "blind=true").returncode == 2
+    trained = lockadapt("train", file, *keys, "data.features=disk", "-o", tmp_path / "run", "--json")
+    assert trained.returncode == 0, trained.stderr
+    assert "(0 computed" in trained.stderr
