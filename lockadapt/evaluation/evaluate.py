@@ -25,7 +25,7 @@ from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.card import write_card
-from lockadapt.training.features import disk_features, image_side, tower_outputs
+from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
@@ -169,7 +169,8 @@ def _predictor(
     elif recipe.data.features != "none" and (blind or uses > len(images)):
         from lockadapt.models.parts import stock
 
-        inputs = FeatureInputs(pixels, lambda values: tower_outputs(stock(target.model), values))  # type: ignore[arg-type]
+        base = stock(target.model)
+        inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
     return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size)
 
