@@ -65,9 +65,11 @@ def measured(place: Path, layout: Layout, batch: int) -> dict[str, Any]:
         [(shards[i % SHARDS], i // SHARDS) for i in _random(dice, batch, SHARDS * SHARD_IMAGES)]
         for _ in range(BATCHES)
     ]
-    source = torch.ones(batch * layout.image_bytes, dtype=torch.uint8)
+    # As large as the shards together, so that neither side reads from the processor's caches what the other cannot.
+    source = torch.ones((SHARDS * SHARD_IMAGES, layout.image_bytes), dtype=torch.uint8)
+    starts = _random(dice, BATCHES, max(1, SHARDS * SHARD_IMAGES - batch))
     gathering = _median([_seconds(lambda part=part: gather(part, layout)) for part in picks])
-    copying = _median([_seconds(lambda: torch.empty_like(source).copy_(source)) for _ in picks])
+    copying = _median([_seconds(lambda at=at: source[at : at + batch].clone()) for at in starts])
     with profile(use_kineto=False) as seen:
         gather(picks[0], layout)
     return {

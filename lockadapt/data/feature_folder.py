@@ -76,6 +76,15 @@ class FeatureFolder:
         index = self._read()
         return index.layout if index else None
 
+    def holds(self, keys: Iterable[str]) -> bool:
+        """Whether the features of all these images are there, in undamaged shards."""
+        index = self._read()
+        if index is None:
+            return False
+        shard_of = {key: number for number, part in enumerate(index.shards) for key in part}
+        needed = {shard_of.get(key, -1) for key in keys}
+        return -1 not in needed and all(self._complete(n, index.shards[n]) for n in sorted(needed))
+
     def refusal(self, keys: Iterable[str], layout: Layout) -> DiskError | None:
         """Why features of these images may not be stored, if so: beyond the limit, or no room on the disk."""
         index = self._read()

@@ -37,12 +37,17 @@ def feature_identity(model: nn.Module, image_processor: Any, stored: str) -> dic
         image_processor: measured as well as read: resizing and decoding differ between library versions.
         stored: dtype of the stored features.
     """
+    return with_preprocessing(tower_identity(model), image_processor, stored)
+
+
+def tower_identity(model: nn.Module) -> dict[str, Any]:
+    """The model's part of `feature_identity`: weights, buffers and config of the tower, and what of it is projected."""
     base = stock(model)
     tower = base.get_submodule(TOWER)
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     config = {k: v for k, v in tower.config.to_dict().items() if k not in _BESIDE_THE_POINT}
-    identity = {
+    return {
         "format": FORMAT,
         "model": type(base).__name__,
         "tower": type(tower).__name__,
@@ -50,6 +55,13 @@ def feature_identity(model: nn.Module, image_processor: Any, stored: str) -> dic
         "tower_tensors": _hash(digests),
         "feature_layer": base.config.vision_feature_layer,
         "feature_strategy": base.config.vision_feature_select_strategy,
+    }
+
+
+def with_preprocessing(tower: dict[str, Any], image_processor: Any, stored: str) -> dict[str, Any]:
+    """`feature_identity` from its model's part."""
+    identity = {
+        **tower,
         "image_processor": image_processor.to_dict(),
         "preprocessing": _preprocessing(image_processor),
         "stored": stored,

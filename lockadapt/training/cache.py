@@ -15,6 +15,7 @@ from lockadapt.errors import RecipeError
 from lockadapt.models.load import load_model
 from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
+from lockadapt.training.cached import remember
 from lockadapt.training.features import disk_features
 from lockadapt.training.from_recipe import assembled, feature_settings, samples_of
 from lockadapt.training.progress import Reporter
@@ -60,6 +61,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     disk = disk_features(model, processor, pixels, settings, reporter.note, thorough=True)
     reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
     computed = disk.fill(images.values(), reporter.counted("shards"))
+    remember(recipe, None, model, disk, pick_dtype(recipe.model.dtype))
     drift = disk.folder.drift()
     assert drift is not None
     if data.features != "disk":

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lockadapt.data.features import DEFAULT_CACHE, DiskFeatures, FeatureSettings
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
-from lockadapt.errors import DiskError
+from lockadapt.errors import DiskError, LockError, VerificationError
 from lockadapt.evaluation.evaluate import evaluate_folder
-from lockadapt.models.assemble import Assembled
+from lockadapt.models.adapters import set_trainable
+from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
+from lockadapt.models.locks import component_table, frozen_digests, prove_locked
+from lockadapt.models.quantize import load_quantized
+from lockadapt.models.tower_records import recall_tower, remember_tower
 from lockadapt.recipe.read import load_recipe
+from lockadapt.training.cache import cache_recipe
+from lockadapt.training.cached import cached_features
 from lockadapt.training.features import image_inputs
 from lockadapt.training.from_recipe import feature_settings
 from lockadapt.training.progress import Reporter
-from lockadapt.training.session import train
+from lockadapt.training.session import load_samples, train
 from tests.cli.test_cli import lockadapt, recipe_file
 from tests.export.test_merge import values
 from tests.rows import trainer, vqa_samples
@@ -127,16 +135,23 @@ def test_keys_reach_the_settings(tmp_path: Path) -> None:
     assert feature_settings(changed.data) == wanted
 
 
+@pytest.mark.slow
 def test_a_run_and_its_evaluation_share_the_cache(tiny: Path, tmp_path: Path) -> None:
     own = values(tiny, tmp_path, data={"features": "disk", "cache": str(tmp_path / "cache")})
     train(load_recipe(None, (), own).recipe, tmp_path / "run", QUIET)
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = {path.parent for path in (tmp_path / "cache").rglob("shard-*")}
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     scores = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
     assert 0 <= scores["vqa"]["accuracy"] <= 1
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    told: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.note = told.append  # type: ignore[method-assign]
+    before_facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    train(load_recipe(None, (), own).recipe, tmp_path / "run", reporter, resume=True)
+    assert any("the tower is not loaded" in note for note in told)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["locked"] is True
+    assert facts["base_fingerprint"] == before_facts["base_fingerprint"]
 
 
 def test_cache_verb(tiny: Path, tmp_path: Path) -> None:
@@ -160,3 +175,107 @@ def test_cache_verb(tiny: Path, tmp_path: Path) -> None:
     trained = lockadapt("train", file, *keys, "data.features=disk", "-o", tmp_path / "run", "--json")
     assert trained.returncode == 0, trained.stderr
     assert "(0 computed" in trained.stderr
+
+
+def test_with_all_images_cached_the_tower_is_not_loaded(
+    assembled: Assembled, tiny: Path, tmp_path: Path
+) -> None:
+    """Same losses, same lock proof, same fingerprint as with the tower; and the run it leaves is a whole one."""
+    model = {"vlm": str(assembled.folder), "dtype": "float32"}
+    data = {"features": "disk", "feature_dtype": "float32", "cache": str(tmp_path / "cache")}
+    own = load_recipe(None, (), values(tiny, tmp_path, model=model, data=data)).recipe
+    told: dict[str, list[str]] = {"first": [], "second": []}
+    facts, curves = {}, {}
+    for name, notes in told.items():
+        reporter = Reporter(quiet=True)
+        reporter.note = notes.append  # type: ignore[method-assign]
+        train(own, tmp_path / name, reporter)
+        facts[name] = json.loads((tmp_path / name / "run.json").read_text())
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        curves[name] = [json.loads(line).get("vqa/loss") for line in lines]
+    assert not any("not loaded" in note for note in told["first"])
+    assert any("the tower is not loaded" in note for note in told["second"])
+    assert curves["first"] == curves["second"]
+    first, second = (facts[name] for name in told)
+    assert first["base_fingerprint"] == second["base_fingerprint"]
+    assert first["stages"][0]["locked"] == second["stages"][0]["locked"]
+    assert first["stages"][0]["components"] == second["stages"][0]["components"]
+    for name in ("projector.safetensors", "adapter/adapter_config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert evaluate_folder(tmp_path / "second", None, (), False, None, QUIET)["vqa"]["n"] == 8
+
+
+@pytest.mark.parametrize(
+    ("quantization", "llm", "tower"),
+    [
+        ("none", "llama", "clip-vision"),
+        ("nf4", "llama-tied", "clip-vision"),
+        ("nf4", "llama", "mobilenet-v2"),
+        ("none", "llama-tied", "mobilenet-v2"),
+    ],
+)
+def test_an_absent_tower_has_no_weights_and_is_proved_by_its_files(
+    quantization: Any, llm: str, tower: str, tiny: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    assembled = assemble(tiny / llm, tiny / tower, base, dtype="float32", prove=False)
+    remember_tower(tmp_path / "cache", assembled.model, base, torch.float32)
+    record = recall_tower(tmp_path / "cache", base, torch.float32)
+    assert record is not None
+    assert recall_tower(tmp_path / "cache", base, torch.bfloat16) is None
+    model, _ = load_quantized(base, quantization, torch.float32, record)
+    whole, _ = load_quantized(base, quantization, torch.float32)
+    assert type(model) is type(whole)
+    for either in (model, whole):
+        set_trainable(either, ["projector"])
+    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    assert names == {
+        n for n, _ in [*whole.named_parameters(), *whole.named_buffers()] if "vision_tower" not in n
+    }
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    assert frozen_digests(model) == frozen_digests(whole)
+    assert component_table(model) == component_table(whole)
+    with pytest.raises(VerificationError, match="was not loaded"):
+        model.get_image_features(pixel_values=torch.zeros(1, 3, 32, 32))
+    before = frozen_digests(model)
+    (file,) = base.glob("*.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(LockError, match="vision_tower"):
+        prove_locked(model, before)
+    assert recall_tower(tmp_path / "cache", base, torch.float32) is None
+
+
+@pytest.mark.parametrize("gap", ["new image", "damaged shard", "no shard", "other processor", "other dtype"])
+def test_the_tower_is_loaded_where_anything_is_missing(
+    gap: str, assembled: Assembled, tiny: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(assembled.folder, base)
+    data = {"features": "disk", "cache": str(tmp_path / "cache")}
+    recipe_values = values(tiny, tmp_path, model={"vlm": str(base), "dtype": "float32"}, data=data)
+    own = load_recipe(None, (), recipe_values).recipe
+    cache_recipe(own, QUIET)
+
+    def cached(recipe: Any = own) -> Any:
+        return cached_features(recipe, tmp_path / "run", load_samples(recipe, QUIET), QUIET)
+
+    assert cached() is not None
+    shard = next((tmp_path / "cache").rglob("shard-*"))
+    if gap == "new image":
+        Image.new("RGB", (9, 9), "white").save(tmp_path / "pictures" / "red.png")
+    elif gap == "damaged shard":
+        shard.write_bytes(shard.read_bytes()[:-1])
+    elif gap == "no shard":
+        shard.unlink()
+    elif gap == "other processor":
+        files = [f for f in base.glob("*processor*.json") if "image_mean" in f.read_text()]
+        for file in files:
+            file.write_text(
+                file.read_text().replace('"image_mean": [\n', '"image_mean": [\n 0.1, 0.1, 0.1], "x": [\n')
+            )
+        assert files
+    else:
+        own = own.model_copy(update={"data": own.data.model_copy(update={"feature_dtype": "int8"})})
+    assert cached(own) is None
