@@ -65,9 +65,10 @@ def disk(
     replacement: Image.Image | None = None,
     workers: int = 0,
     thorough: bool = False,
+    tower_name: str = "a",
 ) -> DiskFeatures:
     """A cache with `each` float32 images in a shard."""
-    folder = FeatureFolder(root, {"stored": stored}, limit, note, each * IMAGE, thorough)
+    folder = FeatureFolder(root, {"stored": stored, "tower": tower_name}, limit, note, each * IMAGE, thorough)
     return DiskFeatures(PixelInputs(processor, 10_000, replacement), seen, folder, workers, batch_size=2)
 
 
@@ -208,7 +209,7 @@ def test_damage_is_told_and_mended(damage: str, tmp_path: Path) -> None:
 def test_a_shard_of_another_fingerprint_is_not_believed(tmp_path: Path) -> None:
     images = refs(tmp_path / "images", 2)
     disk(tmp_path / "a").fill(images)
-    disk(tmp_path / "b", stored="bfloat16").fill(images)
+    disk(tmp_path / "b", tower_name="b", seen=lambda values: tower(values) + 1).fill(images)
     target = _shard(tmp_path / "a", 0)
     target.write_bytes(_shard(tmp_path / "b", 0).read_bytes())
     told: list[str] = []
@@ -306,7 +307,7 @@ def _start(root: Path, images: list[ImageRef], batches: int) -> tuple[Any, Any]:
     leave, given = context.Pipe(duplex=False)
     for _ in range(batches):
         given.send_bytes(b"x")
-    process = context.Process(target=_build, args=(root, images, its, leave))
+    process = context.Process(target=_build, args=(root, images, its, leave), daemon=True)
     process.start()
     its.close()
     return process, mine
@@ -359,5 +360,5 @@ def test_builders_at_once_share_the_work(tmp_path: Path) -> None:
 def test_the_index_says_what_the_features_depend_on(tmp_path: Path) -> None:
     disk(tmp_path / "cache").fill(refs(tmp_path / "images", 2))
     index = json.loads(next(tmp_path.rglob("index.json")).read_text())
-    assert index["identity"] == {"stored": "float32"}
+    assert index["identity"] == {"stored": "float32", "tower": "a"}
     assert index["layout"] == {"tokens": TOKENS, "channels": CHANNELS, "stored": "float32"}
