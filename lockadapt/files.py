@@ -38,6 +38,30 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def write_bytes(path: Path, data: bytes, *, fix: str) -> None:
+    """Writes a file atomically over a temporary of a fixed name, so that a killed writer leaves no litter behind.
+
+    Only for a caller who holds a claim on `path`: two writers would share the temporary.
+
+    Raises:
+        DiskError: the disk is full, or the place cannot be written; `fix` says what to do about it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _disk_errors(path, fix):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -115,14 +139,12 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, fix: str = "free space, or choose another --output") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(
-                "the disk is full", where=str(path), fix="free space, or choose another --output"
-            ) from error
+            raise DiskError("the disk is full", where=str(path), fix=fix) from error
         if error.errno in (
             errno.EACCES,
             errno.EROFS,

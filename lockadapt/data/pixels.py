@@ -25,7 +25,11 @@ class ImageInputs(Protocol):
     replacement: Image.Image | None
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
-        """`{"pixel_values": (images, 3, side, side)}` or `{"image_features": (images, tokens, channels)}`."""
+        """`{"pixel_values": (images, 3, side, side)}` or `{"image_features": (images, tokens, channels)}`.
+
+        Features may come in the dtype that they are stored in; int8 ones with `"image_scales"`, float32
+        (images, 1, channels).
+        """
         ...
 
 
@@ -48,8 +52,11 @@ class PixelInputs:
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
         if not images:
             return {}
-        pictures = [self.picture(image) for image in images]
-        return {"pixel_values": self.image_processor(images=pictures, return_tensors="pt")["pixel_values"]}
+        return {"pixel_values": self.values([self.picture(image) for image in images])}
+
+    def values(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Pixel values (pictures, 3, side, side) of RGB pictures."""
+        return self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
 
 
 class FeatureInputs:

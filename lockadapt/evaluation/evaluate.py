@@ -25,9 +25,10 @@ from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.card import write_card
-from lockadapt.training.from_recipe import objectives_of, samples_of
+from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
+from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
 from lockadapt.training.progress import Reporter
-from lockadapt.training.rows import context_length, image_side, tower_outputs
+from lockadapt.training.rows import context_length
 
 SIDECAR, SCORES = "lockadapt.json", "evaluation.json"
 
@@ -161,10 +162,15 @@ def _predictor(
     pixels = PixelInputs(target.processor.image_processor, recipe.data.max_pixels, mean)
     inputs: Any = pixels
     uses = sum(len(sample.images) for sample in samples)
-    if recipe.data.features != "none" and (blind or uses > len(images)):
+    if recipe.data.features == "disk" and images:
+        settings = feature_settings(recipe.data)
+        inputs = disk_features(target.model, target.processor, pixels, settings, reporter.note)
+        inputs.fill(images.values(), reporter.counted("running the frozen tower"))
+    elif recipe.data.features != "none" and (blind or uses > len(images)):
         from lockadapt.models.parts import stock
 
-        inputs = FeatureInputs(pixels, lambda values: tower_outputs(stock(target.model), values))  # type: ignore[arg-type]
+        base = stock(target.model)
+        inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
     row_tokens = None if recipe.data.packing == "none" else recipe.data.row_tokens
     return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size, row_tokens)

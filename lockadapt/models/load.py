@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.models.fusions import BODIES
 from lockadapt.models.sources import find, loading, pick_dtype, some
 
@@ -20,6 +21,7 @@ def load_model(
     device_map: Any = None,
     quantization_config: Any = None,
     meta: bool = False,
+    without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
     """Model (evaluation mode) and processor of a stock LLaVA or FastVLM folder or Hub id.
 
@@ -29,6 +31,7 @@ def load_model(
         device_map: as `from_pretrained` takes it; `None` for the CPU.
         quantization_config: as `from_pretrained` takes it.
         meta: build the model without its weights, on torch's meta device, to look at its structure.
+        without_tower: leave the tower's weights on the disk, and put an `AbsentTower` with this record in its place.
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be read.
@@ -44,8 +47,7 @@ def load_model(
             where=source.name,
             fix="start from a LLaVA or FastVLM checkpoint in Transformers format, or from an LLM and a tower",
         )
-    with loading(source, "VLM's processor"):
-        processor = AutoProcessor.from_pretrained(source.name, **source.arguments)
+    processor = load_processor(folder)
     if meta:
         with loading(source, "VLM"), torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, dtype=chosen), processor
@@ -53,7 +55,8 @@ def load_model(
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     with loading(source, "VLM"):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        kind: Any = AutoModelForImageTextToText if without_tower is None else towerless_class(config)
+        loaded: Any = kind.from_pretrained(
             source.name,
             dtype=chosen,
             use_safetensors=True,
@@ -63,7 +66,20 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
+    if without_tower is not None:
+        put_absent_tower(model, without_tower)
     return model.eval(), processor
+
+
+def load_processor(folder: str | Path) -> Any:
+    """The processor of a stock folder or Hub id.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+    """
+    source = find(folder, "VLM")
+    with loading(source, "VLM's processor"):
+        return AutoProcessor.from_pretrained(source.name, **source.arguments)
 
 
 def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:

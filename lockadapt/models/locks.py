@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lockadapt.errors import LockError
+from lockadapt.models.absent_tower import absent_tower
 from lockadapt.models.parts import component_of, stock
 
 
@@ -36,6 +37,13 @@ def component_table(model: nn.Module) -> list[ComponentRow]:
         row["dtypes"][_dtype_name(parameter)] = None
         if component == "lora":
             row["adapters"].add(name.split(".lora_")[0])
+    absent = absent_tower(model)
+    if absent is not None:
+        rows["tower", False] = {
+            "count": absent.record.parameters,
+            "dtypes": {absent.record.dtype: None},
+            "adapters": (),
+        }
     order = ["tower", "projector", "llm", "head", "lora", "other"]
     return [
         ComponentRow(
@@ -72,6 +80,8 @@ def table_json(rows: list[ComponentRow]) -> list[dict]:
 def frozen_digests(model: nn.Module) -> dict[str, str]:
     """SHA-256 of every tensor that must not move: frozen parameters, quantization state, buffers (BatchNorm's too).
 
+    A tower that is not loaded is judged by its files.
+
     Returns:
         Full name -> hex digest over dtype, shape and bytes.
     """
@@ -85,7 +95,9 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
             if state is not None:
                 tensors[f"{name}#absmax"] = state.absmax
     tensors.update({name: buffer for name, buffer in base.named_buffers() if ".lora_" not in name})
-    return {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    absent = absent_tower(model)
+    return digests if absent is None else {**digests, **absent.digests()}
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

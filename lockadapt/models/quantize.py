@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lockadapt.errors import VerificationError
+from lockadapt.models.absent_tower import TowerRecord
 from lockadapt.models.bitsandbytes import require_bitsandbytes
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import block_linears, blocks_path, stock
@@ -16,20 +17,26 @@ from lockadapt.models.parts import block_linears, blocks_path, stock
 Quantization = Literal["none", "nf4", "int8"]
 
 
-def load_quantized(folder: str | Path, quantization: Quantization, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_quantized(
+    folder: str | Path,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    without_tower: TowerRecord | None = None,
+) -> tuple[Any, Any]:
     """Model and processor of a stock folder, quantized as asked, every linear layer's type checked.
 
     Args:
         folder: a LLaVA or FastVLM folder or Hub id.
         quantization: `nf4` (double quantisation, QLoRA, arXiv 2305.14314), `int8` (LLM.int8(), arXiv 2208.07339), `none`.
         dtype: of everything that is not quantized, and of the arithmetic.
+        without_tower: as `load_model` takes it.
 
     Raises:
         EnvironmentProblem: bitsandbytes is missing, or cannot do this here.
         VerificationError: something else than the blocks was quantized, or a block was not.
     """
     if quantization == "none":
-        return load_model(folder, dtype)
+        return load_model(folder, dtype, without_tower=without_tower)
     require_bitsandbytes()
     from transformers import BitsAndBytesConfig
 
@@ -47,7 +54,7 @@ def load_quantized(folder: str | Path, quantization: Quantization, dtype: torch.
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=sorted(outside),
     )
-    model, processor = load_model(folder, dtype, quantization_config=config)
+    model, processor = load_model(folder, dtype, quantization_config=config, without_tower=without_tower)
     _keep_weights_as_trained(model)
     check_types(model, quantization)
     return model, processor

@@ -71,7 +71,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     names = ("input_ids", "attention_mask", "position_ids")
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "image_features" in batch:
-        inputs["mm_encoder_outputs"] = image_outputs(stock(model), batch["image_features"])
+        inputs["mm_encoder_outputs"] = image_outputs(
+            stock(model), batch["image_features"], batch.get("image_scales")
+        )
     elif "pixel_values" in batch:
         inputs["pixel_values"] = batch["pixel_values"]
     return inputs

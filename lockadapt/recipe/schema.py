@@ -202,11 +202,20 @@ class DataSection(Section):
         default=None,
         description="the most samples of one image that packing draws together; default: a quarter of an optimiser step's, so that a step sees four images or more",
     )
-    features: Literal["auto", "memory", "none"] = Field(
+    features: Literal["auto", "memory", "disk", "none"] = Field(
         default="auto",
-        description="keep the frozen tower's outputs in memory: when they fit and pay, always, never",
+        description="where the frozen tower's outputs are kept; auto: in memory, or else on disk, if they fit and pay",
     )
-    feature_memory_gib: Rate = Field(default=2.0, description="the most memory for that, in GiB")
+    feature_memory_gib: Rate = Field(default=2.0, description="auto: the most memory for them, in GiB")
+    feature_disk_gib: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="the most disk for those of one tower, in GiB; more is refused"
+    )
+    feature_dtype: Literal["bfloat16", "float32", "int8"] = Field(
+        default="bfloat16", description="how they are stored on disk"
+    )
+    cache: Text | None = Field(
+        default=None, description="folder for them; default: `~/.cache/lockadapt/features`"
+    )
 
 
 class TrainingSection(Section):

@@ -31,7 +31,16 @@ class GroundingConfig(TrainingArguments):
         max_pixels (`int`, *optional*, defaults to `50_000_000`):
             Larger images are refused before they are decoded.
         feature_memory_gib (`float`, *optional*, defaults to `2.0`):
-            Frozen tower outputs are kept in memory if they fit in so many GiB; `0` runs the tower at every step.
+            Frozen tower outputs are kept in memory if they fit in so many GiB.
+        features (`str`, *optional*, defaults to `"auto"`):
+            Where they are kept: `"memory"`, `"disk"`, `"none"` (the tower runs at every step), or `"auto"`: in memory or
+            else on disk, where they fit.
+        feature_disk_gib (`float`, *optional*, defaults to `0.0`):
+            The most disk for them in GiB; with `0`, `"auto"` writes none.
+        feature_dtype (`str`, *optional*, defaults to `"bfloat16"`):
+            How they are stored on disk: `"bfloat16"`, `"float32"` or `"int8"`.
+        feature_cache (`str`, *optional*, defaults to `"~/.cache/lockadapt/features"`):
+            The folder on disk.
         packing (`str`, *optional*, defaults to `"auto"`):
             `"shared"`: samples about the same images share a row in which common beginnings stand once; exact, checked on
             the model before step 1. `"none"`: one row a sample. `"auto"`: shared where it is exact and saves a tenth of
@@ -80,6 +89,12 @@ class GroundingConfig(TrainingArguments):
     row_tokens: int = field(default=2048, metadata={"help": "Longest packed row in tokens."})
     samples_per_image: int | None = field(
         default=None, metadata={"help": "Samples of one image that are drawn together."}
+    )
+    features: str = field(default="auto", metadata={"help": "Where they are kept."})
+    feature_disk_gib: float = field(default=0.0, metadata={"help": "Disk for them, in GiB."})
+    feature_dtype: str = field(default="bfloat16", metadata={"help": "How they are stored on disk."})
+    feature_cache: str = field(
+        default="~/.cache/lockadapt/features", metadata={"help": "Where on disk they are kept."}
     )
     blind: bool = field(default=False, metadata={"help": "Replace every image by the mean image."})
     check_steps: int = field(default=5, metadata={"help": "Steps after which every tensor must have moved."})

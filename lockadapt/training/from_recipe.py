@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lockadapt.data.features import DEFAULT_CACHE, FeatureSettings
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
@@ -18,7 +19,15 @@ from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.objectives import KINDS, Objective
-from lockadapt.recipe.schema import LoraSection, ModelSection, Recipe, SourceSection, StageSection, kind_of
+from lockadapt.recipe.schema import (
+    DataSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    SourceSection,
+    StageSection,
+    kind_of,
+)
 from lockadapt.training.config import GroundingConfig
 
 OPTIMIZERS = {
@@ -92,6 +101,18 @@ def lora_settings(section: LoraSection) -> LoraSettings:
         rslora=section.rslora,
         dora=section.dora,
         init=section.init,
+    )
+
+
+def feature_settings(section: DataSection) -> FeatureSettings:
+    """Where the frozen tower's outputs are kept."""
+    return FeatureSettings(
+        section.features,
+        section.feature_memory_gib,
+        section.feature_disk_gib,
+        section.feature_dtype,
+        Path(section.cache) if section.cache else DEFAULT_CACHE,
+        section.workers,
     )
 
 

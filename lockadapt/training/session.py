@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.images import open_image
-from lockadapt.data.pixels import ImageInputs, PixelInputs
+from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
@@ -27,10 +27,13 @@ from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
+from lockadapt.training.cached import Cached, cached_features, remember
 from lockadapt.training.card import write_card
+from lockadapt.training.features import image_inputs
 from lockadapt.training.from_recipe import (
     Stage,
     assembled,
+    feature_settings,
     grounding_config,
     lora_settings,
     objectives_of,
@@ -39,7 +42,7 @@ from lockadapt.training.from_recipe import (
 )
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
-from lockadapt.training.rows import context_length, encoded_rows, image_inputs
+from lockadapt.training.rows import context_length, encoded_rows
 from lockadapt.training.trainer import GroundingTrainer
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
@@ -78,14 +81,16 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     """
     folder = prepare_folder(recipe, Path(output), resume)
     samples = load_samples(recipe, reporter)
-    model, processor, dtype = build_model(recipe, folder, samples["train"], reporter)
+    cached = cached_features(recipe, folder, samples, reporter)
+    model, processor, dtype = build_model(recipe, folder, samples["train"], reporter, cached)
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     if recipe.lora is not None:
         model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
     if torch.cuda.is_available():
         model = model.to("cuda")
-    rows = encode(recipe, model, processor, samples, reporter)
+    rows = encode(recipe, model, processor, samples, reporter, cached)
+    remember(recipe, folder, model, rows.images, dtype)
     started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
     steps, seen, locked = 0, 0, 0
     for stage in stages_of(recipe, {name: len(items) for name, items in rows.train.items()}):
@@ -157,9 +162,15 @@ def load_samples(recipe: Recipe, reporter: Reporter) -> dict[str, dict[str, list
 
 
 def build_model(
-    recipe: Recipe, folder: Path, train_samples: Mapping[str, list[Sample]], reporter: Reporter
+    recipe: Recipe,
+    folder: Path,
+    train_samples: Mapping[str, list[Sample]],
+    reporter: Reporter,
+    cached: Cached | None = None,
 ) -> tuple[Any, Any, torch.dtype]:
-    """The stock model as it is trained: assembled (or the given checkpoint), quantized as asked."""
+    """The stock model as it is trained: assembled (or the given checkpoint), quantized as asked; without its tower
+    if all that it would compute is `cached`.
+    """
     section = recipe.model
     dtype = pick_dtype(section.dtype)
     base = folder / run_folder.BASE
@@ -175,7 +186,8 @@ def build_model(
         if section.quantization == "none":
             return built.model, built.processor, dtype
     start = section.vlm if section.vlm is not None else str(base)
-    model, processor = load_quantized(start, section.quantization, dtype)
+    record = cached.tower if cached else None
+    model, processor = load_quantized(start, section.quantization, dtype, record)
     return model, processor, dtype
 
 
@@ -185,8 +197,9 @@ def encode(
     processor: Any,
     samples: dict[str, dict[str, list[Sample]]],
     reporter: Reporter,
+    cached: Cached | None = None,
 ) -> Rows:
-    """Tokens and labels of all rows, and the frozen tower's outputs where they are kept in memory."""
+    """Tokens and labels of all rows, and the frozen tower's outputs where they are kept."""
     encoder = Encoder(processor, recipe.data.max_length or context_length(model))
     objectives = objectives_of(recipe)
     train, reports = encoded_rows(samples["train"], objectives, encoder)
@@ -206,19 +219,20 @@ def encode(
         for stage in stages_of(recipe, {n: len(r) for n, r in train.items()})
     )
     distinct = len({image.key for row in rows for image in row.images})
-    data = recipe.data
-    limit = {"auto": data.feature_memory_gib if uses > distinct else 0.0, "memory": float("inf"), "none": 0.0}
+    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
+    if cached is not None:
+        return Rows(train, validation, cached.images)
     images = image_inputs(
         model,
         processor,
         rows,
-        data.max_pixels,
-        limit[data.features],
-        recipe.blind,
+        recipe.data.max_pixels,
+        feature_settings(recipe.data),
+        pays=uses > distinct,
+        blind=recipe.blind,
+        note=reporter.note,
         progress=reporter.counted("running the frozen tower"),
     )
-    kind = "pixels at every step" if isinstance(images, PixelInputs) else "tower outputs kept in memory"
-    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image; {kind}")
     return Rows(train, validation, images)
 
 

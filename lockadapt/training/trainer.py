@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.features import FeatureSettings
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
@@ -30,6 +31,7 @@ from lockadapt.training import checkpoint
 from lockadapt.training.artifacts import save_artifacts
 from lockadapt.training.checks import LearningCheck, check_finite, check_sight
 from lockadapt.training.config import GroundingConfig
+from lockadapt.training.features import image_inputs
 from lockadapt.training.packing import (
     Packing,
     choose_packing,
@@ -38,7 +40,7 @@ from lockadapt.training.packing import (
     to_be_tried,
     why_not_exact,
 )
-from lockadapt.training.rows import context_length, encoded_rows, image_inputs
+from lockadapt.training.rows import context_length, encoded_rows
 
 
 class GroundingTrainer(Trainer):
@@ -62,7 +64,7 @@ class GroundingTrainer(Trainer):
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
         image_inputs (`ImageInputs`, *optional*):
-            Where pixels or features come from; defaults to what fits `args.feature_memory_gib`.
+            Where pixels or features come from; defaults to what `args.features` says.
         callbacks, optimizers:
             As in [`~transformers.Trainer`].
 
@@ -358,4 +360,12 @@ def _image_inputs(
     evaluation: Mapping[str, Sequence[Encoded]],
 ) -> ImageInputs:
     rows = [row for rows in [*train.values(), *evaluation.values()] for row in rows]
-    return image_inputs(model, processor, rows, args.max_pixels, args.feature_memory_gib, args.blind)
+    settings = FeatureSettings(
+        args.features,  # type: ignore[arg-type]
+        args.feature_memory_gib,
+        args.feature_disk_gib,
+        args.feature_dtype,
+        Path(args.feature_cache),
+        args.dataloader_num_workers,
+    )
+    return image_inputs(model, processor, rows, args.max_pixels, settings, blind=args.blind)

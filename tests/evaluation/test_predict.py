@@ -17,7 +17,7 @@ from lockadapt.evaluation.predict import Predictor
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
 from lockadapt.objectives import Vqa
-from lockadapt.training.rows import tower_outputs
+from lockadapt.training.features import tower_outputs
 from tests.rows import dialogue_sample, vqa_samples
 from tests.tiny import tiny_llm
 

@@ -14,7 +14,7 @@ from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, se
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.load import load_model
 from lockadapt.objectives.answer_tokens import answer_loss
-from lockadapt.training.rows import tower_outputs
+from lockadapt.training.features import tower_outputs
 from tests.rows import dialogue_sample, padded_labels, vqa_samples
 
 

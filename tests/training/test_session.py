@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.models.assemble import Assembled
@@ -65,17 +64,23 @@ def rows_of(recipe: Any, assembled: Assembled) -> session.Rows:
 
 
 def test_features_key(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
+    cache = f"data.cache={tmp_path / 'cache'}"
     kinds = {
-        text: type(rows_of(loaded(tiny, tmp_path, *text.split()), assembled).images)
+        text: type(rows_of(loaded(tiny, tmp_path, *text.split(), cache), assembled).images)
         for text in (
             "data.features=auto",
             "data.features=none",
+            "data.features=auto data.feature_memory_gib=0.000001 data.feature_disk_gib=0.0",
             "data.features=auto data.feature_memory_gib=0.000001",
+            "data.features=disk training.steps=1",
             "data.features=memory data.feature_memory_gib=0.000001",
             "data.features=auto training.steps=1",
         )
     }
-    assert list(kinds.values()) == [FeatureInputs, PixelInputs, PixelInputs, FeatureInputs, PixelInputs]
+    assert [kind.__name__ for kind in kinds.values()] == [
+        *("FeatureInputs", "PixelInputs", "PixelInputs", "DiskFeatures", "DiskFeatures"),
+        *("FeatureInputs", "PixelInputs"),
+    ]
 
 
 def test_data_keys(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:

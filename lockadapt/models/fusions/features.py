@@ -33,12 +33,16 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return seen[0]
 
 
-def image_outputs(model: nn.Module, image_features: Tensor) -> dict[str, BaseModelOutputWithPooling]:
+def image_outputs(
+    model: nn.Module, image_features: Tensor, image_scales: Tensor | None = None
+) -> dict[str, BaseModelOutputWithPooling]:
     """The `mm_encoder_outputs` argument of the stock forward and of `generate`.
 
     Args:
         model: a stock model, or wrapped by PEFT.
-        image_features: from `projector_input`, (images, tokens, channels), in the order of the `<image>` spans.
+        image_features: from `projector_input`, (images, tokens, channels), in the order of the `<image>` spans;
+            in any dtype, which is left only on the model's device.
+        image_scales: what int8 features are multiplied with, float32 (images, 1, channels).
 
     Returns:
         The projected features with gradient to the projector. `pixel_values` must not be passed beside it.
@@ -46,5 +50,8 @@ def image_outputs(model: nn.Module, image_features: Tensor) -> dict[str, BaseMod
     base: Any = stock(model)
     projector = base.get_submodule(PROJECTOR)
     weight = projector.linear_1.weight
-    projected = projector(image_features.to(weight.device, weight.dtype))
+    features = image_features.to(weight.device)
+    if image_scales is not None:
+        features = features * image_scales.to(weight.device)
+    projected = projector(features.to(weight.dtype))
     return {"image": BaseModelOutputWithPooling(pooler_output=body_of(base).pack(projected))}

@@ -1,0 +1,35 @@
+"""`lockadapt cache`: the frozen tower's outputs of all images of a recipe, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def cache(
+    recipe: Path = typer.Argument(help="YAML recipe."),
+    overrides: list[str] = typer.Argument(
+        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+) -> None:
+    """Compute the frozen tower's outputs once, or check that they are there. Goes on where it was interrupted."""
+    from lockadapt.recipe.read import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from lockadapt.training.cache import cache_recipe
+    from lockadapt.training.progress import Reporter
+
+    found = cache_recipe(loaded.recipe, Reporter(quiet))
+    if as_json:
+        print(json.dumps(found))
+        return
+    drift = found["drift"]
+    print(
+        f"{found['folder']}: {found['images']:,} images ({found['computed']:,} computed now), "
+        f"{found['bytes'] / 2**20:,.1f} MiB, {found['seconds']:.0f} s; {found['stored']}: "
+        f"largest difference {drift['largest']:.2g}, relative {drift['relative']:.2g}"
+    )

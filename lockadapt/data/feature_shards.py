@@ -1,0 +1,145 @@
+"""The shard: features of some images in one safetensors file, in bfloat16, float32 or int8, mapped into memory to be read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from lockadapt.errors import VerificationError
+from lockadapt.files import write_bytes
+
+STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
+_NAMES = {"bfloat16": "BF16", "float32": "F32", "int8": "I8"}
+# One entry: safetensors writes several in no fixed order, and equal shards must be equal files.
+_META = "lockadapt"
+_FIX = "it is computed again"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every image takes: `tokens` x `channels` numbers stored as one of `STORED`; int8 has a scale a channel."""
+
+    tokens: int
+    channels: int
+    stored: str
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image in a shard."""
+        scales = 4 * self.channels if self.stored == "int8" else 0
+        return self.tokens * self.channels * STORED[self.stored].itemsize + scales
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far stored features are from the tower's: the largest difference, and the norm of it over that of the features."""
+
+    largest: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Shard:
+    """An open shard. `features` (images, bytes of an image's numbers) uint8 and `scales` (images, channels) float32 or
+    None stay on the disk until they are copied."""
+
+    keys: tuple[str, ...]
+    drift: Drift
+    features: np.ndarray[Any, Any]
+    scales: np.ndarray[Any, Any] | None
+
+
+def packed(features: torch.Tensor, stored: str) -> dict[str, torch.Tensor]:
+    """Features (images, tokens, channels) as they are stored.
+
+    int8 is symmetric, with one float32 scale for each image and channel: a CNN's channels differ by orders of magnitude.
+    """
+    if stored != "int8":
+        return {"features": features.to(STORED[stored]).contiguous()}
+    values = features.float()
+    scales = values.abs().amax(dim=1) / 127
+    codes = (values / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)).round()
+    return {"features": codes.clamp(-127, 127).to(torch.int8).contiguous(), "scales": scales.contiguous()}
+
+
+def unpacked(features: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+    """What `packed` features mean: float32 (images, tokens, channels); scales are (images, channels)."""
+    return features.float() if scales is None else features.float() * scales.unsqueeze(1)
+
+
+def drift_of(features: torch.Tensor, parts: dict[str, torch.Tensor]) -> Drift:
+    """The drift of stored parts from the tower's features."""
+    truth = features.float()
+    difference = unpacked(parts["features"], parts.get("scales")) - truth
+    norm = float(torch.linalg.vector_norm(truth, dtype=torch.float64))
+    moved = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
+    return Drift(float(difference.abs().max()), moved / norm if norm else 0.0)
+
+
+def write_shard(path: Path, fingerprint: str, keys: list[str], features: torch.Tensor, stored: str) -> None:
+    """Writes a shard; the same features give the same bytes. The caller must be the only one who writes it.
+
+    Raises:
+        DiskError: the disk is full, or the place cannot be written; nothing is left at `path`.
+    """
+    parts = packed(features, stored)
+    meta = {
+        "fingerprint": fingerprint,
+        "drift": asdict(drift_of(features, parts)),
+        "sha256": _digest([parts[name].reshape(-1).view(torch.uint8).numpy() for name in sorted(parts)]),
+        "keys": keys,
+    }
+    write_bytes(path, save(parts, metadata={_META: json.dumps(meta)}), fix="free space, or change data.cache")
+
+
+def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = False) -> Shard:
+    """Maps a shard, and checks header, shapes and size.
+
+    Args:
+        thorough: read it all, and compare its SHA-256 too.
+
+    Raises:
+        VerificationError: it is damaged, cut off, or another cache's.
+        FileNotFoundError: it is not there.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if length < size else {}
+        meta = json.loads(header["__metadata__"][_META])
+        keys, drift = tuple(meta["keys"]), Drift(**meta["drift"])
+        found = {name: (part["dtype"], part["shape"]) for name, part in header.items() if name[0] != "_"}
+        spans = {name: header[name]["data_offsets"] for name in found}
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
+    wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
+    if layout.stored == "int8":
+        wanted["scales"] = ("F32", [len(keys), layout.channels])
+    if meta["fingerprint"] != fingerprint or found != wanted:
+        raise VerificationError("it holds other features", where=str(path), fix=_FIX)
+    start, end = 8 + length, max(span[1] for span in spans.values())
+    if size != start + end:
+        raise VerificationError(f"it has {size:,} bytes of {start + end:,}", where=str(path), fix=_FIX)
+    raw = np.memmap(path, mode="r")
+    bodies = {name: np.asarray(raw)[start + a : start + b] for name, (a, b) in spans.items()}
+    if thorough and _digest([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
+        raise VerificationError("its bytes are not those that were written", where=str(path), fix=_FIX)
+    scales = None
+    if "scales" in bodies:
+        scales = bodies["scales"].view(np.float32).reshape(len(keys), layout.channels)
+    return Shard(keys, drift, bodies["features"].reshape(len(keys), -1), scales)
+
+
+def _digest(parts: list[np.ndarray[Any, Any]]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.data)
+    return digest.hexdigest()

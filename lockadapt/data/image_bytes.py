@@ -1,0 +1,77 @@
+"""What an image is, whatever its name: the SHA-256 of its bytes, and the picture that exactly these bytes hold."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+
+from lockadapt.data.images import open_image
+from lockadapt.data.sample import ImageRef
+from lockadapt.errors import DataError
+
+_AT_ONCE = 512
+# Keeps decoded pictures apart from files; no image format begins like this.
+_PICTURE = b"lockadapt picture "
+
+
+def content_key(image: ImageRef, max_pixels: int) -> str:
+    """SHA-256 (hex) of a file's or a value's bytes; of size and RGB pixels where there is only a decoded picture.
+
+    Raises:
+        DataError: the file cannot be read.
+        SafetyError: a decoded picture has more than `max_pixels` pixels.
+    """
+    if image.picture is not None:
+        picture = open_image(image, max_pixels)
+        head = _PICTURE + f"{picture.width}x{picture.height} ".encode()
+        return hashlib.sha256(head + picture.tobytes()).hexdigest()
+    return hashlib.sha256(_bytes(image)).hexdigest()
+
+
+def content_keys(
+    images: Mapping[str, ImageRef], max_pixels: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, str]:
+    """`content_key` of many images by their own keys, every image read once, on several threads."""
+    names, found = list(images), dict[str, str]()
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(names), _AT_ONCE):
+            part = names[start : start + _AT_ONCE]
+            keys = pool.map(lambda name: content_key(images[name], max_pixels), part)
+            found.update(zip(part, keys, strict=True))
+            if progress:
+                progress(len(found), len(names))
+    return found
+
+
+def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
+    """The RGB picture of an image whose content key is `key`, decoded from the very bytes that have that key.
+
+    Raises:
+        DataError: the bytes are others by now, or no picture.
+    """
+    if image.picture is not None:
+        return open_image(image, max_pixels)
+    data = _bytes(image)
+    place = str(image.path or image.key)
+    if hashlib.sha256(data).hexdigest() != key:
+        raise DataError(
+            "the image changed during the run", where=place, fix="leave images alone while they are read"
+        )
+    return open_image(ImageRef(image.key, data=data), max_pixels, place)
+
+
+def _bytes(image: ImageRef) -> bytes:
+    if image.path is None:
+        return image.data or b""
+    try:
+        return image.path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the image cannot be read: {error.strerror}",
+            where=str(image.path),
+            fix="check the name and the folder `images`",
+        ) from error
