@@ -25,9 +25,8 @@ from lockadapt.models.adapters import attach_lora, lora_config
 from lockadapt.models.sizes import named_tensors
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import session
-from lockadapt.training.flops import gemm_speed, training_costs
 from lockadapt.training.from_recipe import grounding_config, lora_settings, objectives_of, stages_of
-from lockadapt.training.plan import plan
+from lockadapt.training.plan import plan_recipe
 from lockadapt.training.progress import Reporter
 from lockadapt.training.trainer import GroundingTrainer
 
@@ -192,7 +191,7 @@ def compared(names: list[str]) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
             recipe = load_recipe(None, case.overrides, recipe_values(case, Path(scratch))).recipe
             start = time.perf_counter()
-            planned = plan(recipe, QUIET)
+            planned = plan_recipe(recipe, QUIET)
             planning = time.perf_counter() - start
             real = measured(recipe, Path(scratch) / "run")
         yield {"name": name, "planned": planned["peak_bytes"], "planning": planning, **real, "plan": planned}

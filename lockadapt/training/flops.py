@@ -37,7 +37,7 @@ class Costs:
         """Operations for a micro-batch of `rows` padded to `length`."""
         return self.tokens(rows * length, length, learned, images)
 
-    def tokens(self, tokens: int, length: float, learned: int, images: int) -> float:
+    def tokens(self, tokens: float, length: float, learned: int, images: int) -> float:
         """Operations for `tokens` in rows of `length`, of which `learned` are learned, with `images` projected."""
         return tokens * (self.token + self.pair * length) + learned * self.learned + images * self.image
 
@@ -47,9 +47,11 @@ def training_costs(model: nn.Module, checkpointing: bool, image_tokens: int) -> 
     sizes = {size.component: size.parameters for size in component_sizes(model)}
     base = stock(model)
     config: Any = base.get_submodule(LLM).config
+    # A quantized weight is packed, so its own number of elements says nothing.
+    layers: list[Any] = list(block_linears(base).values())
     frozen = sum(
-        (layer.in_features * layer.out_features if hasattr(layer, "in_features") else layer.weight.numel())  # type: ignore[operator,union-attr]
-        for layer in block_linears(base).values()
+        layer.in_features * layer.out_features if hasattr(layer, "in_features") else layer.weight.numel()
+        for layer in layers
     )
     head = base.get_output_embeddings().weight.numel()
     again = 2 if checkpointing else 0

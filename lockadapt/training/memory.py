@@ -107,9 +107,9 @@ class FakeFloats(TorchDispatchMode):
         """Runs the operation on fake tensors if one of its inputs is fake or it makes a large one; else as it is."""
         kwargs = kwargs or {}
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
-        if not any(isinstance(item, FakeTensor) for item in tensors):
-            if tensors or not _makes_large(func, args, kwargs):
-                return func(*args, **kwargs)
+        faked = any(isinstance(item, FakeTensor) for item in tensors)
+        if not faked and (tensors or not _makes_large(func, args, kwargs)):
+            return func(*args, **kwargs)
         if func in _INDEXED:
             args = (args[0], _positions(args[1]), *args[2:])
         with self.mode:
@@ -170,7 +170,11 @@ def _positions(indices: Any) -> list[Any]:
     """Real boolean masks as the positions that they select, so that the shape of the result is known."""
     found: list[Any] = []
     for index in indices:
-        if isinstance(index, torch.Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
+        if (
+            isinstance(index, torch.Tensor)
+            and index.dtype == torch.bool
+            and not isinstance(index, FakeTensor)
+        ):
             found += index.nonzero(as_tuple=True)
         else:
             found.append(index)
@@ -180,7 +184,11 @@ def _positions(indices: Any) -> list[Any]:
 def _makes_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     size = args[0] if args and isinstance(args[0], (list, tuple)) else kwargs.get("size")
     dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    return isinstance(size, (list, tuple)) and dtype.is_floating_point and torch.Size(size).numel() > REAL_ELEMENTS
+    return (
+        isinstance(size, (list, tuple))
+        and dtype.is_floating_point
+        and torch.Size(size).numel() > REAL_ELEMENTS
+    )
 
 
 def _gemm_4bit() -> Any:

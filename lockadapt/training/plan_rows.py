@@ -78,10 +78,14 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
         share = len(samples) / len(kept)
         if share > 1:
             whole = False
-            assumptions.append(f"objectives.{name}.train: {len(kept):,} of {len(samples):,} rows are tokenised")
+            assumptions.append(
+                f"objectives.{name}.train: {len(kept):,} of {len(samples):,} rows are tokenised"
+            )
         encoded = encoder.encode(kept, reporter.counted(f"encoding {name}")).encoded
         if not encoded:
-            raise DataError("no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length")
+            raise DataError(
+                "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
+            )
         train[name], counts[name] = encoded, round(len(encoded) * share)
         unpacked, packed = count_tokens(encoded)
         known = [known[0] + unpacked * share, known[1] + packed * share]

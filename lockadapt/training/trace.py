@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockadapt.data.encode import Encoded
 from lockadapt.data.sample import ImageRef
 from lockadapt.models.adapters import LoraSettings, set_trainable
-from lockadapt.models.blueprint import Blueprint, fake, trainable_blueprint
+from lockadapt.models.blueprint import Blueprint, trainable_blueprint
+from lockadapt.models.fake import fake
 from lockadapt.models.fusions import projector_input
 from lockadapt.models.parts import TOWER, stock
 from lockadapt.models.quantize import Quantization
@@ -127,7 +129,7 @@ def _arithmetic(dtype: torch.dtype) -> Any:
 class _FakeImages:
     """Images without pixels; see `ImageInputs`."""
 
-    replacement = None
+    replacement: Image.Image | None = None
 
     def __init__(self, trace: Traced, cached: bool) -> None:
         self.trace, self.cached = trace, cached

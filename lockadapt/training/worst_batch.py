@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 
 MOST_BATCHES = 200_000
 """Longer runs are not walked through for their largest micro-batch: their longest rows are taken together."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A micro-batch that was tried: bytes at its peak, without the optimiser's state, and what was in it.
+
+    On the CPU live tensors are counted, the batch not among them; on CUDA it is what the allocator counts.
+    """
+
+    peak: int
+    objective: str
+    items: list[Encoded]
+
+    @property
+    def text(self) -> str:
+        """In one line."""
+        longest = max(len(item.input_ids) for item in self.items)
+        return f"largest micro-batch: {len(self.items)} rows of {self.objective}, up to {longest:,} tokens"
 
 
 def worst_batches(
@@ -60,7 +79,7 @@ def worst_batches(
     return found
 
 
-def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> int:
+def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> Measured:
     """One forward and backward of the largest micro-batch, before the first step and without a trace of it.
 
     If memory runs out, the micro-batch is halved and the accumulation doubled, so that a step sees the same samples,
@@ -70,9 +89,6 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> i
         trainer: ready to train.
         note: is told what does not fit, and what is done.
 
-    Returns:
-        Peak in bytes of tensors (CPU) or as the CUDA allocator counts it, the optimiser's state not included.
-
     Raises:
         DoesNotFitError: a single sample does not fit.
     """
@@ -81,7 +97,7 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> i
     while True:
         size = args.per_device_train_batch_size
         measured = _measure(trainer)
-        if isinstance(measured, int):
+        if isinstance(measured, Measured):
             return measured
         if size == 1:
             raise DoesNotFitError(
@@ -109,8 +125,8 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def _measure(trainer: GroundingTrainer) -> int | str:
-    """The largest peak of the candidates, or the first line of an out-of-memory error."""
+def _measure(trainer: GroundingTrainer) -> Measured | str:
+    """The largest of the candidates, or the first line of an out-of-memory error."""
     args: Any = trainer.args
     rows: Any = trainer.train_dataset
     micro = trainer.planned_steps() * args.gradient_accumulation_steps * args.world_size
@@ -119,11 +135,11 @@ def _measure(trainer: GroundingTrainer) -> int | str:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model: Any = trainer.model
     training = model.training
-    peaks = []
+    tried: list[Measured] = []
     try:
         with torch.random.fork_rng(devices):
             for name, items in chosen:
-                peaks.append(_one_step(trainer, name, items))
+                tried.append(Measured(_one_step(trainer, name, items), name, items))
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -131,7 +147,7 @@ def _measure(trainer: GroundingTrainer) -> int | str:
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
-    return max(peaks)
+    return max(tried, key=lambda one: one.peak)
 
 
 def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int:
@@ -143,7 +159,8 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
         )
     model.train()
     stock(model).get_submodule(TOWER).eval()
-    batch = trainer._prepare_inputs(trainer.data_collator([(name, item) for item in items]))
+    rows: Any = [(name, item) for item in items]
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
 
     def loss() -> torch.Tensor:
         with trainer.compute_loss_context_manager():
@@ -174,4 +191,3 @@ def _walk(
         start, name = next((s, n) for s, n in reversed(starts) if batch[0] >= s)
         batches[name].append([index - start for index in batch])
     return batches
-
