@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._pytree import tree_flatten
 
 from lockadapt.models.parts import stock
 from lockadapt.models.sizes import named_tensors
@@ -28,15 +29,15 @@ class PeakTracker(TorchDispatchMode):
         vocabulary: floating-point tensors with this last dimension are labelled `logits`, others `activations`.
 
     Attributes:
-        peak: the largest sum of live bytes so far, `hold`'s included.
-        at_peak: the same by label.
+        live: bytes by label now, `hold`'s included.
+        segments: the largest sum so far, and its parts by label, of each stretch that `split` made.
     """
 
     def __init__(self, vocabulary: int | None = None) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.live: dict[str, int] = {}
-        self.peak, self.at_peak = 0, {}  # type: ignore[var-annotated]
+        self.segments: list[tuple[int, dict[str, int]]] = [(0, {})]
         self._labels: dict[int, str] = {}
         self._sizes: dict[int, int] = {}
         self._references: dict[int, Any] = {}
@@ -45,6 +46,11 @@ class PeakTracker(TorchDispatchMode):
         """Counts tensors that are there already, or gives those that are counted another label."""
         for tensor in tensors:
             self._count(tensor, label)
+
+    def split(self) -> None:
+        """Begins another stretch."""
+        self.segments.append((0, {}))
+        self._touch(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,11 +89,31 @@ class PeakTracker(TorchDispatchMode):
 
     def _touch(self, extra: int) -> None:
         total = sum(self.live.values()) + extra
-        if total > self.peak:
-            self.peak = total
-            self.at_peak = {label: size for label, size in self.live.items() if size}
+        if total > self.segments[-1][0]:
+            parts = {label: size for label, size in self.live.items() if size}
             if extra:
-                self.at_peak["activations"] = self.at_peak.get("activations", 0) + extra
+                parts["activations"] = parts.get("activations", 0) + extra
+            self.segments[-1] = (total, parts)
+
+
+@dataclass(frozen=True)
+class StepPeak:
+    """The largest moment of a training step in bytes, and its parts.
+
+    `segments` holds that of the time until a block of the LLM gets its first gradient, and of the time after.
+    """
+
+    segments: tuple[tuple[int, dict[str, int]], ...]
+
+    @property
+    def total(self) -> int:
+        """The larger one."""
+        return max(self.segments, key=lambda one: one[0])[0]
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Its `weights`, `gradients`, `logits` and `activations`."""
+        return max(self.segments, key=lambda one: one[0])[1]
 
 
 class FakeFloats(TorchDispatchMode):
@@ -116,25 +142,24 @@ class FakeFloats(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
-def step_peak(
-    model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False
-) -> tuple[int, dict[str, int]]:
-    """Largest sum of live bytes in one forward and backward, with all of the model's tensors; gradients are dropped after.
+def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:
+    """Live bytes in one forward and backward, with all of the model's tensors; its gradients are dropped after.
 
     Args:
         model: real, or fake inside its modes.
         loss: the forward; gives the scalar that `backward` starts from.
         accumulate: gradients of an earlier micro-batch are there already.
-
-    Returns:
-        The peak in bytes, and its parts: `weights`, `gradients`, `logits` and `activations`.
     """
     tracker = PeakTracker(stock(model).get_output_embeddings().weight.shape[0])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda p: tracker.hold([p.grad], "gradients"))
-        for parameter in trained
-    ]
+
+    def arrived(parameter: torch.Tensor) -> None:
+        if len(tracker.segments) == 1:
+            tracker.split()
+        assert parameter.grad is not None
+        tracker.hold([parameter.grad], "gradients")
+
+    hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
     tracker.hold((tensor for _, tensor in named_tensors(model)), "weights")
     try:
         if accumulate:
@@ -148,14 +173,7 @@ def step_peak(
             hook.remove()
         for parameter in trained:
             parameter.grad = None
-    return tracker.peak, tracker.at_peak
-
-
-def fake_like(mode: FakeTensorMode, value: Any) -> Any:
-    """Floating-point tensors anywhere in a batch as fake ones; the rest as it is."""
-    return tree_map_only(
-        torch.Tensor, lambda tensor: mode.from_tensor(tensor) if tensor.is_floating_point() else tensor, value
-    )
+    return StepPeak(tuple(tracker.segments))
 
 
 _INDEXED = {

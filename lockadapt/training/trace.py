@@ -22,7 +22,8 @@ from lockadapt.models.parts import TOWER, stock
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.sizes import Size, component_sizes
 from lockadapt.objectives import Objective
-from lockadapt.training.memory import FakeFloats, step_peak
+from lockadapt.training.deep import deep_peak
+from lockadapt.training.memory import FakeFloats
 from lockadapt.training.rows import image_side
 
 EIGHT_BIT_BLOCK = 256
@@ -103,7 +104,7 @@ class Traced:
 
         # Dropout of a fake tensor draws no number, but that of a small real one would.
         with torch.random.fork_rng([]), FakeFloats(self.mode):
-            peak, parts = step_peak(self.model, loss, accumulate)
+            peak, parts = deep_peak(self.model, loss, accumulate)
         return peak, parts, sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
 
 

@@ -168,7 +168,7 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
 
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return step_peak(model, loss, args.gradient_accumulation_steps > 1)[0]
+        return step_peak(model, loss, args.gradient_accumulation_steps > 1).total
     torch.cuda.reset_peak_memory_stats(device)
     loss().backward()
     return torch.cuda.max_memory_allocated(device)

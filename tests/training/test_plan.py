@@ -20,7 +20,7 @@ from lockadapt.models.sizes import component_sizes, named_tensors
 from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import plan, session
+from lockadapt.training import deep, plan, session
 from lockadapt.training.flops import training_costs
 from lockadapt.training.from_recipe import assembled, lora_settings, objectives_of
 from lockadapt.training.memory import FakeFloats, PeakTracker, step_peak
@@ -101,7 +101,7 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.dtype == "bfloat16"):
             return objective.loss(model, batch)[0]
 
-    counted, _ = step_peak(model, loss, accumulate)
+    counted = step_peak(model, loss, accumulate).total
     assert planned == pytest.approx(counted, rel=0.03)
     assert sum(parts.values()) == planned
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -116,9 +116,10 @@ def test_counting_bytes_by_hand() -> None:
         logits = torch.zeros(3, 7)
         assert tracker.live == {"activations": 400, "logits": 84}
         del second
-    assert tracker.peak == 800
-    assert tracker.at_peak == {"activations": 800}
+    assert tracker.segments == [(800, {"activations": 800})]
     assert tracker.live == {"activations": 0, "logits": 84}
+    tracker.split()
+    assert tracker.segments[1] == (84, {"logits": 84})
     tracker.hold([logits], "gradients")
     assert tracker.live == {"activations": 0, "logits": 0, "gradients": 84}
 
@@ -266,3 +267,28 @@ def test_fake_floats_leave_values_of_integers_alone(tmp_path: Path) -> None:
         assert bool(mask.any())
         assert weight[torch.ones(len(weight), dtype=torch.bool)].shape == weight.shape
         assert weight[:3][mask[0]].shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("training.gradient_checkpointing=true",),
+        ("lora.rank=64", "training.batch_size=1"),  # gradients outgrow activations
+        ("lora.rank=64", "training.batch_size=1", "training.accumulation=2"),
+    ],
+)
+def test_a_deep_model_is_foretold_from_its_first_blocks(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_llm("llama", tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    (tmp_path / "llama" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 7}))
+    recipe = small(tmp_path, "llama", "clip-vision", *overrides)
+    planner = Planner(recipe, QUIET)
+    foretold = planner.peak(planner.choice)
+    monkeypatch.setattr(deep, "TRACED_WHOLE", 99)
+    traced = Planner(recipe, QUIET).peak(planner.choice)
+    assert foretold.sizes == traced.sizes
+    assert foretold.total == pytest.approx(traced.total, rel=0.01)
+    for name, size in traced.parts.items():
+        assert foretold.parts[name] == pytest.approx(size, abs=0.02 * traced.total)
