@@ -65,13 +65,11 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         **({"fits_memory": fits["memory"]} if memory is not None else {}),
         "changes": _nearest(planner, card, {name: wanted[name] for name, good in fits.items() if not good}),
         "host_feature_bytes": planner.host(),
-        "cache_bytes": len(rows.images) * tokens * channels * CACHE_BYTES,
-        "images": len(rows.images),
+        "cache_bytes": len(rows.images) * tokens * channels * CACHE_BYTES if rows.tokens else None,
+        "images": len(rows.images) if rows.tokens else None,
         "rows": rows.counts,
-        "tokens_per_epoch": rows.tokens[1]
-        if rows.tokens and packs(recipe)
-        else rows.tokens and rows.tokens[0],
-        "tokens_per_epoch_unpacked": rows.tokens and rows.tokens[0],
+        "tokens_per_epoch": rows.tokens[packs(recipe)] if rows.tokens else None,
+        "tokens_per_epoch_unpacked": rows.tokens[0] if rows.tokens else None,
         "learned_tokens_per_epoch": rows.learned if rows.tokens else None,
         **_time(planner),
         "assumptions": list(rows.assumptions),
@@ -113,7 +111,7 @@ def _nearest(planner: Planner, start: Choice, wanted: dict[str, int]) -> dict[st
     for text, choice in changes(planner, start) if wanted else ():
         if all(found.values()):
             break
-        need = planner.peak(choice).total + CARD_RESERVE
+        need = planner.peak(choice, planner.peak(start)).total + CARD_RESERVE
         for name, size in wanted.items():
             if found[name] is None and need <= size:
                 found[name] = text

@@ -19,8 +19,8 @@ def plan_text(found: dict[str, Any]) -> str:
         f"at the largest micro-batch: {batch['rows']} rows of {batch['objective']} in stage {batch['stage']}, "
         f"up to {batch['longest']:,} tokens, {batch['learned_tokens']:,} learned",
         f"tokens an epoch: {_count(found['tokens_per_epoch'])} packed, "
-        f"{_count(found['tokens_per_epoch_unpacked'])} unpacked; {found['images']:,} images",
-        f"features of all images on disk: {found['cache_bytes'] / 1e6:,.1f} MB (bfloat16)",
+        f"{_count(found['tokens_per_epoch_unpacked'])} unpacked; {_count(found['images'])} images",
+        f"features of all images on disk: {_megabytes(found['cache_bytes'])}",
         f"time: {_time(found)}",
         "",
         f"on a card, in {found['card_dtype']}: {found['card_peak_bytes'] / 1e9:.2f} GB",
@@ -34,6 +34,10 @@ def plan_text(found: dict[str, Any]) -> str:
 
 def _count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:,.1f} MB (bfloat16)"
 
 
 def _time(found: dict[str, Any]) -> str:

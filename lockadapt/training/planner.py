@@ -62,7 +62,8 @@ class Planner:
             pick_dtype(section.dtype), section.quantization, recipe.training.gradient_checkpointing
         )
         self._models: dict[tuple[torch.dtype, Quantization], Traced] = {}
-        self._peaks: dict[Choice, Peak] = {}
+        self._peaks: dict[Any, Peak] = {}
+        self._traces: dict[Any, tuple[int, dict[str, int], int]] = {}
         trace = self.model(self.choice)
         self.rows: PlannedRows = planned_rows(recipe, trace.processor, context_length(trace.model), reporter)
         # A stage over rows that are not here is planned for one step.
@@ -92,12 +93,19 @@ class Planner:
             self._models[key] = traced(blueprint, choice.quantization, choice.dtype, lora)
         return self._models[key]
 
-    def peak(self, choice: Choice) -> Peak:
-        """The largest moment of all stages with a choice, on the device; what is kept on the host is not in it."""
-        if choice not in self._peaks:
-            found = [peak for stage in self.stages for peak in self._stage_peaks(stage, choice)]
-            self._peaks[choice] = max(found, key=lambda peak: peak.total)
-        return self._peaks[choice]
+    def peak(self, choice: Choice, like: Peak | None = None) -> Peak:
+        """The largest moment of all stages with a choice, on the device; what is kept on the host is not in it.
+
+        Args:
+            like: look at the stage and the objective of this one only, which were the largest before a change.
+        """
+        key = (choice, like and (like.batch["stage"], like.batch["objective"]))
+        if key not in self._peaks:
+            stages = [stage for stage in self.stages if like is None or stage.name == like.batch["stage"]]
+            only = like.batch["objective"] if like else None
+            found = [peak for stage in stages for peak in self._stage_peaks(stage, choice, only)]
+            self._peaks[key] = max(found, key=lambda peak: peak.total)
+        return self._peaks[key]
 
     def batches(self, stage: Stage, choice: Choice) -> list[tuple[str, list[Encoded]]]:
         """The largest micro-batches of a stage."""
@@ -128,7 +136,7 @@ class Planner:
             return False
         return data.features == "memory" or (fits and uses > distinct)
 
-    def _stage_peaks(self, stage: Stage, choice: Choice) -> Iterator[Peak]:
+    def _stage_peaks(self, stage: Stage, choice: Choice, only: str | None) -> Iterator[Peak]:
         trace = self.model(choice)
         accumulation = stage.accumulation * (stage.batch_size // micro_batch(stage.batch_size, choice.divide))
         eight_bit = self.recipe.training.optimizer != "adamw"
@@ -136,18 +144,25 @@ class Planner:
         sizes = tuple(trace.sizes(stage.train))
         weights = sum(size.bytes for size in sizes)
         for name, items in self.batches(stage, choice):
-            self.reporter.note(
-                f"tracing stage {stage.name}: {len(items)} rows of {name}, {choice_text(choice)}"
-            )
-            peak, parts, batch = trace.peak(
-                stage.train,
-                self.objectives[name],
-                name,
-                items,
-                cached=self.cached,
-                checkpointing=choice.checkpointing,
-                accumulate=accumulation > 1,
-            )
+            if only not in (None, name):
+                continue
+            # What a batch looks like to the memory: rows that are assumed are alike in several objectives.
+            shape = tuple((len(i.input_ids), int((i.labels != IGNORED).sum()), len(i.images)) for i in items)
+            alike = (choice, stage.train, self.objectives[name].kind, shape, accumulation > 1)
+            if alike not in self._traces:
+                self.reporter.note(
+                    f"tracing stage {stage.name}: {len(items)} rows of {name}, {choice_text(choice)}"
+                )
+                self._traces[alike] = trace.peak(
+                    stage.train,
+                    self.objectives[name],
+                    name,
+                    items,
+                    cached=self.cached,
+                    checkpointing=choice.checkpointing,
+                    accumulate=accumulation > 1,
+                )
+            peak, parts, batch = self._traces[alike]
             if peak < weights + gradients:
                 peak, parts = weights + gradients, {"weights": weights, "gradients": gradients}
             # All micro-batches of a step are fetched before it, and one ahead.
