@@ -192,27 +192,21 @@ def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:
 
 def test_the_nearest_change_is_found_by_planning_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "CARD_RESERVE", 0)
-    recipe = small(tmp_path, "llama", "clip-vision", "training.batch_size=8")
+    recipe = small(tmp_path, "llama", "clip-vision", "training.batch_size=2")
     planner = Planner(recipe, QUIET)
     texts = dict(changes(planner, planner.choice))
-    assert list(texts)[:5] == [
+    assert list(texts)[:3] == [
         "training.gradient_checkpointing=true",
-        "training.batch_size=4 training.accumulation=2",
-        "training.batch_size=2 training.accumulation=4",
-        "training.batch_size=1 training.accumulation=8",
+        "training.batch_size=1 training.accumulation=2",
         "model.quantization=nf4",
     ]
     now = planner.peak(planner.choice).total
     peaks = {text: planner.peak(choice).total for text, choice in texts.items()}
     assert now > peaks["training.gradient_checkpointing=true"]
-    assert (
-        now
-        > peaks["training.batch_size=4 training.accumulation=2"]
-        > peaks["training.batch_size=1 training.accumulation=8"]
-    )
+    assert now > peaks["training.batch_size=1 training.accumulation=2"]
     assert now > peaks["model.quantization=nf4"]
 
-    for target in (peaks["training.batch_size=1 training.accumulation=8"], 10):
+    for target in (peaks["training.batch_size=1 training.accumulation=2"], 10):
         enough = [text for text, peak in peaks.items() if peak <= target]
         found = plan_recipe(recipe, QUIET, target)
         assert found["fits_memory"] is False
