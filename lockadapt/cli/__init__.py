@@ -7,7 +7,19 @@ import warnings
 
 import typer
 
-from lockadapt.cli import assemble, cache, chat, check, doctor, evaluate, merge, quickstart, schema, train
+from lockadapt.cli import (
+    assemble,
+    cache,
+    chat,
+    check,
+    doctor,
+    evaluate,
+    merge,
+    plan,
+    quickstart,
+    schema,
+    train,
+)
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
 from lockadapt.version import __version__
 
@@ -24,6 +36,7 @@ app = typer.Typer(
 for name, verb in (
     ("quickstart", quickstart.quickstart),
     ("check", check.check),
+    ("plan", plan.plan),
     ("cache", cache.cache),
     ("train", train.train),
     ("eval", evaluate.evaluate),

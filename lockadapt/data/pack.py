@@ -135,6 +135,14 @@ def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
     return alone, together
 
 
+def packed_area(items: Sequence[Encoded], row_tokens: int | None) -> int:
+    """Tokens that a batch of these samples has, padding included; with None for `row_tokens` it is not packed."""
+    if row_tokens is None:
+        return len(items) * max(len(item.input_ids) for item in items)
+    sizes = [len(tree.tokens) for group in groups(items) for tree in _grow(items, group, row_tokens)]
+    return len(_best_fit(sizes)) * max(sizes)
+
+
 def _grow(items: Sequence[Encoded], group: list[int], limit: int) -> Iterable[Tree]:
     """Trees of one group, none longer than `limit` unless a single sample is.
 

@@ -46,7 +46,12 @@ def join(
     _same_structure("LLM", model.model.language_model, llm.base_model)
     _same_structure("tower", model.model.vision_tower, tower)
     model.model.language_model, model.model.vision_tower = llm.base_model, tower
-    projector = model.model.multi_modal_projector.to_empty(device="cpu").to(llm.dtype)
+    projector = model.model.multi_modal_projector
+    room = {
+        name: torch.empty(tensor.shape, dtype=llm.dtype, device=llm.device)
+        for name, tensor in projector.state_dict().items()
+    }
+    projector.load_state_dict(room, assign=True)
     projector_kind.initialise(projector, torch.Generator().manual_seed(seed))
     weight = llm.get_output_embeddings().weight
     model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

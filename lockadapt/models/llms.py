@@ -113,9 +113,20 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         raise _cannot(llm, "a layer between its body and its head")
     _check_head(llm, head, ids, seen, plain)
 
-    tied = head.weight.data_ptr() == table.weight.data_ptr()
+    return llm_structure(llm)
+
+
+def llm_structure(llm: PreTrainedModel) -> LlmFacts:
+    """What an LLM's modules and config say, nothing of it measured; also for a model without weights.
+
+    Raises:
+        AssemblyError: it has no body, embedding table and linear head.
+    """
+    body, table, head = _parts(llm)
+    tied = head.weight is table.weight
     keeps = tied and "embed_tokens.weight" in dict(body.named_parameters())
-    return LlmFacts(hidden_size, table.weight.shape[0], context, tied, keeps)
+    context = getattr(llm.config, "max_position_embeddings", None)
+    return LlmFacts(int(llm.config.hidden_size), table.weight.shape[0], context, tied, keeps)
 
 
 def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:

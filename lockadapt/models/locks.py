@@ -33,7 +33,7 @@ def component_table(model: nn.Module) -> list[ComponentRow]:
         row = rows.setdefault(
             (component, parameter.requires_grad), {"count": 0, "dtypes": {}, "adapters": set()}
         )
-        row["count"] += _true_size(parameter)
+        row["count"] += true_size(parameter)
         row["dtypes"][_dtype_name(parameter)] = None
         if component == "lora":
             row["adapters"].add(name.split(".lora_")[0])
@@ -128,7 +128,8 @@ def prove_locked(model: nn.Module, before: Mapping[str, str]) -> int:
     return len(before)
 
 
-def _true_size(parameter: nn.Parameter) -> int:
+def true_size(parameter: nn.Parameter) -> int:
+    """Number of weights that a parameter stands for, also where two of them are packed into a byte."""
     state = getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())

@@ -93,9 +93,24 @@ def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) ->
         AssemblyError: it fails at this size, or returns what neither stock class reads, or the checkpoint lacks
             weights that the features depend on.
     """
-    model, where = tower.model, tower.source.name
-    values = probe_pixels(image_processor).to(next(model.parameters()).dtype)
-    side = values.shape[-1]
+    values = probe_pixels(image_processor).to(next(tower.model.parameters()).dtype)
+    facts, features = tower_facts(tower, values, feature_layer)
+    _check_missing(tower, values, features, facts)
+    return facts
+
+
+def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: int) -> tuple[TowerFacts, Tensor]:
+    """What the shapes of a tower's outputs say, and its features; also for a tower without weights.
+
+    Args:
+        tower: as loaded.
+        values: pixel values (2, channels, side, side) in the tower's dtype.
+        feature_layer: as `probe_tower`.
+
+    Raises:
+        AssemblyError: it fails at this size, or returns what neither stock class reads.
+    """
+    model, where, side = tower.model, tower.source.name, values.shape[-1]
     grids: list[tuple[int, int]] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: grids.append(tuple(out.shape[-2:])))
@@ -116,13 +131,10 @@ def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) ->
             hook.remove()
     last = getattr(output, "last_hidden_state", None)
     if isinstance(last, Tensor) and last.ndim == 4:
-        facts, features = _map_facts(model, last, side, where), last
-    elif isinstance(last, Tensor) and last.ndim == 3:
-        facts, features = _token_facts(model, output, grids, side, feature_layer, where)
-    else:
-        raise _unreadable(model, "no last_hidden_state of three or four dimensions", where)
-    _check_missing(tower, values, features, facts)
-    return facts
+        return _map_facts(model, last, side, where), last
+    if isinstance(last, Tensor) and last.ndim == 3:
+        return _token_facts(model, output, grids, side, feature_layer, where)
+    raise _unreadable(model, "no last_hidden_state of three or four dimensions", where)
 
 
 def probe_pixels(image_processor: Any, seed: int = 0) -> Tensor:

@@ -97,6 +97,11 @@ def _problem(
     )
 
 
+def drawn_together(wish: int | None, step: int, batch_size: int) -> int:
+    """Samples of one image that packing draws together: as wished, or a quarter of a step's, and never over a batch."""
+    return max(1, min(wish or step // 4, batch_size))
+
+
 def padded_tokens(items: Sequence[Encoded], batch_size: int, trials: int = 64) -> int:
     """Tokens of an epoch in rows padded to the longest of a random batch; estimated on seeded draws."""
     lengths = np.array([len(item.input_ids) for item in items])

@@ -40,6 +40,7 @@ from lockadapt.training.from_recipe import (
     samples_of,
     stages_of,
 )
+from lockadapt.training.largest_batch import try_largest_batch
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
 from lockadapt.training.rows import context_length, encoded_rows
@@ -279,6 +280,7 @@ def run_stage(
         _forget_after(folder / run_folder.METRICS, stage.name, last)
         reporter.note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     trainer.remove_callback(PrinterCallback)
+    largest = try_largest_batch(trainer, recipe, recipe.model.vlm or folder / run_folder.BASE, reporter)
     with quiet():
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     outcome = {
@@ -288,6 +290,7 @@ def run_stage(
         "train_loss": result.training_loss,
         "best_validation_loss": trainer.state.best_metric,
         "loss_change_by_swapped_images": trainer.sight,
+        "largest_batch_bytes": largest.peak,
         "components": table_json(table),
         "packing": dataclasses.asdict(trainer.packing),
         "locked": trainer.prove_locked(),

@@ -35,6 +35,7 @@ from lockadapt.training.features import image_inputs
 from lockadapt.training.packing import (
     Packing,
     choose_packing,
+    drawn_together,
     exact_within,
     packing_difference,
     to_be_tried,
@@ -155,7 +156,7 @@ class GroundingTrainer(Trainer):
         return choose_packing(
             args.packing,
             args.row_tokens,
-            max(1, min(args.samples_per_image or step // 4, self._train_batch_size)),
+            drawn_together(args.samples_per_image, step, self._train_batch_size),
             rows,
             self._train_batch_size,
             lambda longest: why_not_exact(self.model, longest),  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def test_help_and_version_import_neither_torch_nor_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "eval", "merge", "check", "chat", "assemble", "schema", "doctor", "quickstart"]
+    "verb", ["plan", "train", "eval", "merge", "check", "chat", "assemble", "schema", "doctor", "quickstart"]
 )
 def test_every_verb_has_help(verb: str) -> None:
     done = lockadapt(verb, "-h")

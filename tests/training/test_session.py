@@ -29,6 +29,7 @@ def test_an_existing_vlm_is_a_start(assembled: Assembled, tiny: Path, tmp_path: 
     train(recipe, tmp_path / "run", QUIET)
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["base"] == str(assembled.folder)
+    assert facts["stages"][0]["largest_batch_bytes"] > 100_000
     assert not (tmp_path / "run" / "base").exists()
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(assembled.folder)

@@ -1,0 +1,211 @@
+"""Compares what `lockadapt plan` predicts with what torch's allocator counts while the same recipe trains, on the CPU.
+
+Models have random weights and are made on the spot. Run it as `python benchmarks/plan_accuracy.py [CASE …]`; the
+table that it prints is the one in docs/plan.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+
+import lockadapt.quickstart
+from lockadapt.models.adapters import attach_lora, lora_config
+from lockadapt.models.sizes import named_tensors
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training import session
+from lockadapt.training.from_recipe import grounding_config, lora_settings, objectives_of, stages_of
+from lockadapt.training.plan import plan_recipe
+from lockadapt.training.progress import Reporter
+from lockadapt.training.trainer import GroundingTrainer
+
+TOKENIZER = Path(lockadapt.quickstart.__file__).parent / "assets" / "llm"
+QUIET = Reporter(quiet=True)
+IMAGES, STEPS = 24, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recipe: how its LLM and tower are made, the side of an image, and what its keys are set to."""
+
+    llm: Callable[[], Any]
+    tower: Callable[[], Any]
+    side: int
+    overrides: tuple[str, ...]
+
+
+def llama(hidden: int, layers: int, heads: int, key_heads: int, wide: int, rows: int) -> Any:
+    """A Llama with random weights and a tied head."""
+    return hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            vocab_size=rows,
+            hidden_size=hidden,
+            intermediate_size=wide,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def vit(kind: str, hidden: int, layers: int, side: int, patch: int) -> Any:
+    """A vision transformer with random weights."""
+    common = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 64}
+    sizes = {"image_size": side, "patch_size": patch}
+    if kind == "dinov2":
+        return hf.Dinov2Model(hf.Dinov2Config(**common, **sizes))
+    return hf.SiglipVisionModel(hf.SiglipVisionConfig(**common, **sizes, intermediate_size=4 * hidden))
+
+
+CASES = {
+    "llama-tiny, CNN, cached": Case(
+        lambda: llama(128, 2, 8, 4, 384, 2048),
+        lambda: hf.MobileNetV2Model(hf.MobileNetV2Config(image_size=128)),
+        128,
+        ("training.batch_size=32", "data.features=memory"),
+    ),
+    "qwen3, SigLIP, pixels": Case(
+        lambda: hf.Qwen3ForCausalLM(
+            hf.Qwen3Config(
+                vocab_size=8192,
+                hidden_size=256,
+                intermediate_size=768,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=64,
+                tie_word_embeddings=True,
+            )
+        ),
+        lambda: vit("siglip", 192, 4, 112, 16),
+        112,
+        ("training.batch_size=16", "data.features=none"),
+    ),
+    "gpt2, DINOv2, linear, accumulated": Case(
+        lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=8192, n_embd=256, n_layer=6, n_head=4)),
+        lambda: vit("dinov2", 192, 4, 112, 16),
+        112,
+        ("training.batch_size=8", "training.accumulation=2", "model.fusion=linear", "data.features=memory"),
+    ),
+    "llama, NF4, cached": Case(
+        lambda: llama(512, 8, 8, 4, 1408, 16384),
+        lambda: vit("siglip", 192, 4, 112, 16),
+        112,
+        ("training.batch_size=8", "model.quantization=nf4", "data.features=memory"),
+    ),
+    "llama, NF4, checkpointing, pixels": Case(
+        lambda: llama(512, 8, 8, 4, 1408, 16384),
+        lambda: vit("siglip", 192, 4, 112, 16),
+        112,
+        (
+            "training.batch_size=16",
+            "model.quantization=nf4",
+            "training.gradient_checkpointing=true",
+            "data.features=none",
+        ),
+    ),
+    "135M Llama, SigLIP-base, cached": Case(
+        lambda: llama(576, 30, 9, 3, 1536, 49152),
+        lambda: vit("siglip", 768, 2, 224, 16),
+        224,
+        ("training.batch_size=2", "data.features=memory"),
+    ),
+}
+
+
+def recipe_values(case: Case, folder: Path) -> dict[str, Any]:
+    """Makes models, pictures and rows of uneven length in `folder`."""
+    torch.manual_seed(0)
+    case.llm().save_pretrained(folder / "llm")
+    hf.AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder / "llm")
+    case.tower().save_pretrained(folder / "tower")
+    size = {"height": case.side, "width": case.side}
+    hf.ViTImageProcessorPil(size=size).save_pretrained(folder / "tower")
+    lines = []
+    for number in range(IMAGES):
+        Image.new("RGB", (64, 64), (number * 10, 90, 200)).save(folder / f"{number}.png")
+        words = "what color is the shape in the image? " * (1 + number % 3)
+        answer = "the shape is red and it is large " * (1 + number % 4)
+        lines.append(json.dumps({"image": f"{number}.png", "question": words, "answer": answer}))
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    return {
+        "model": {"llm": str(folder / "llm"), "tower": str(folder / "tower"), "dtype": "float32"},
+        "objectives": {"vqa": {"train": {"format": "jsonl", "path": str(folder / "rows.jsonl")}}},
+        "training": {"steps": STEPS},
+    }
+
+
+def measured(recipe: Any, folder: Path) -> dict[str, float]:
+    """Trains a few steps; the largest number of bytes that torch had allocated."""
+    folder.mkdir()
+    samples = session.load_samples(recipe, QUIET)
+    model, processor, dtype = session.build_model(recipe, folder, samples["train"], QUIET)
+    model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    rows = session.encode(recipe, model, processor, samples, QUIET)
+    stage = stages_of(recipe, {"vqa": len(rows.train["vqa"])})[0]
+    trainer = GroundingTrainer(
+        model,
+        grounding_config(recipe, stage, folder / "out", dtype, False),
+        rows.train,
+        None,
+        processor,
+        objectives=objectives_of(recipe),
+        image_inputs=rows.images,
+    )
+    trainer.args.save_strategy = "no"
+    storages = {}
+    for _, tensor in named_tensors(model):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    before = sum(storages.values())
+    store = getattr(rows.images, "_store", None)
+    before += store.nbytes if store is not None else 0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer.train()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return {"bytes": before + peak}
+
+
+def compared(names: list[str]) -> Iterator[dict[str, Any]]:
+    """Planned and measured for every case."""
+    for name in names:
+        case = CASES[name]
+        with tempfile.TemporaryDirectory() as scratch:
+            recipe = load_recipe(None, case.overrides, recipe_values(case, Path(scratch))).recipe
+            planned = plan_recipe(recipe, QUIET)
+            real = measured(recipe, Path(scratch) / "run")
+        yield {"name": name, "planned": planned["peak_bytes"], **real}
+
+
+def main() -> None:
+    """Prints the table."""
+    hf.logging.set_verbosity_error()
+    hf.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    print("| recipe | planned, MB | measured, MB | difference |")
+    print("| --- | --- | --- | --- |")
+    for row in compared(sys.argv[1:] or list(CASES)):
+        error = row["planned"] / row["bytes"] - 1
+        print(
+            f"| {row['name']} | {row['planned'] / 1e6:.1f} | {row['bytes'] / 1e6:.1f} | {error:+.1%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

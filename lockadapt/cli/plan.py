@@ -1,0 +1,34 @@
+"""`lockadapt plan`: does it fit, how many tokens, how long, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def plan(
+    recipe: Path = typer.Argument(help="YAML recipe."),
+    overrides: list[str] = typer.Argument(
+        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+    ),
+    memory: str = typer.Option(
+        None, "--memory", metavar="SIZE", help="A card that it must fit on, such as 8GB; exit code 5 if not."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+) -> None:
+    """Memory by component, tokens, cache, time and the cards that a run fits on, without loading a weight."""
+    from lockadapt.recipe.read import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    from lockadapt.training.plan import parse_size, plan_recipe, refuse_unless_fits
+    from lockadapt.training.plan_text import plan_text
+    from lockadapt.training.progress import Reporter
+
+    limit = None if memory is None else parse_size(memory)
+    found = plan_recipe(loaded.recipe, Reporter(quiet), limit)
+    print(json.dumps(found) if as_json else plan_text(found))
+    if limit is not None:
+        refuse_unless_fits(found, limit)

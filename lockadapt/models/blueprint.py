@@ -1,0 +1,132 @@
+"""Builds the model of a run without its weights: fake tensors of the right shapes, from configs alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    LlavaProcessor,
+)
+
+from lockadapt.errors import AssemblyError
+from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
+from lockadapt.models.chat_template import chat_template
+from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
+from lockadapt.models.fake import quantize_meta
+from lockadapt.models.fusions import get_fusion, processor_arguments
+from lockadapt.models.join import join
+from lockadapt.models.llms import llm_structure
+from lockadapt.models.load import load_model
+from lockadapt.models.parts import PROJECTOR, stock
+from lockadapt.models.preprocessing import load_image_processor, square_processor
+from lockadapt.models.quantize import Quantization
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import find, loading
+from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A stock model on torch's meta device (shapes, no memory), and its real processor."""
+
+    model: Any
+    processor: Any
+
+
+def assembled_blueprint(
+    llm: str | Path,
+    tower: str | Path,
+    dtype: torch.dtype,
+    *,
+    fusion_name: str = "mlp",
+    image_size: int | None = None,
+    feature_layer: int = -2,
+) -> Blueprint:
+    """What `assemble` would build from these sources, without reading a weight. Arguments as there.
+
+    Raises:
+        EnvironmentProblem: a config, tokenizer or image processor is neither here nor to be had.
+        AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
+    """
+    source = find(llm, "LLM")
+    with loading(source, "LLM"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise AssemblyError(
+            f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
+        )
+    with loading(source, "LLM"), META:
+        text = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    tokenizer = load_tokenizer(source, text)
+    vision = _tower(tower, dtype)
+    image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
+    with torch.no_grad():
+        vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
+        text_facts = llm_structure(text)
+        with quiet():
+            widen_vocabulary(text, tokenizer)
+        # Values are drawn by a generator, which the meta device has none of; it has no values either.
+        projector = replace(get_fusion(fusion_name), initialise=lambda *_: None)
+        model = join(text, vision.model, text_facts, vision_facts, image_token_id(tokenizer), projector, 0)
+    template, _ = chat_template(tokenizer)
+    tokenizer.chat_template = None
+    processor = LlavaProcessor(
+        image_processor, tokenizer, chat_template=template, **processor_arguments(vision_facts)
+    )
+    return Blueprint(model, processor)
+
+
+def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
+    """A stock LLaVA or FastVLM folder or Hub id without its weights.
+
+    Raises:
+        EnvironmentProblem, AssemblyError: as `load_model`.
+    """
+    model, processor = load_model(folder, dtype, meta=True)
+    return Blueprint(model.eval(), processor)
+
+
+def trainable_blueprint(
+    blueprint: Blueprint, quantization: Quantization, dtype: torch.dtype, lora: LoraSettings | None
+) -> Any:
+    """The blueprint as it is trained: blocks quantized, adapter attached, projector in float32. In place.
+
+    Returns:
+        The model, wrapped by PEFT where there is an adapter; still on the meta device.
+    """
+    model = blueprint.model
+    with META, quiet():
+        if quantization != "none":
+            quantize_meta(model, quantization, dtype)
+        model.requires_grad_(False)
+        if lora is not None:
+            # Other ways to draw A need numbers; none of them changes a shape.
+            model = attach_lora(model, lora_config(model, replace(lora, init="default")))
+        stock(model).get_submodule(PROJECTOR).float()
+    return model
+
+
+def _tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
+    source = find(tower, "tower")
+    with loading(source, "tower"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    config = getattr(config, "vision_config", None) or config
+    with loading(source, "tower"), META:
+        model = AutoModel.from_config(config, dtype=dtype)
+    if model.main_input_name != "pixel_values":
+        raise AssemblyError(
+            f"{type(model).__name__} does not take images",
+            where=source.name,
+            fix="give a vision model as tower",
+        )
+    model = model.eval().requires_grad_(False)
+    return LoadedTower(model, load_image_processor(source), source, (), ())

@@ -1,0 +1,55 @@
+"""Before a stage's first step: tries its largest micro-batch, and says what was measured beside what was planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.models.blueprint import stock_blueprint
+from lockadapt.models.sources import pick_dtype
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.from_recipe import lora_settings
+from lockadapt.training.progress import Reporter
+from lockadapt.training.trace import traced
+from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.training.worst_batch import Measured, fit_micro_batch
+
+WORTH_PLANNING = 256 * 2**20
+"""Below so many bytes memory is nobody's question, and the plan's seconds are saved."""
+
+
+def try_largest_batch(
+    trainer: GroundingTrainer, recipe: Recipe, base: str | Path, reporter: Reporter
+) -> Measured:
+    """See `fit_micro_batch`; `base` is the stock folder or Hub id that the model was loaded from.
+
+    Raises:
+        DoesNotFitError: a single sample does not fit.
+    """
+    measured = fit_micro_batch(trainer, reporter.note)
+    line = f"{measured.text}: {measured.peak / 1e9:.2f} GB measured"
+    if measured.peak >= WORTH_PLANNING:
+        try:
+            planned = _planned(trainer, recipe, base, measured)
+            line += f", {planned / 1e9:.2f} GB planned ({measured.peak / planned - 1:+.0%})"
+        except Exception as error:  # what could not be foretold is no reason not to train what fits
+            line += f"; it could not be planned ({type(error).__name__}: {error})"
+    reporter.note(f"{line}, the optimiser's state not included")
+    return measured
+
+
+def _planned(trainer: GroundingTrainer, recipe: Recipe, base: str | Path, measured: Measured) -> int:
+    dtype, args = pick_dtype(recipe.model.dtype), trainer.args
+    lora = lora_settings(recipe.lora) if recipe.lora else None
+    trace = traced(stock_blueprint(base, dtype), recipe.model.quantization, dtype, lora)
+    peak, _, _ = trace.peak(
+        args.train_parts or ["projector"],  # type: ignore[attr-defined]
+        trainer.objectives[measured.objective],
+        measured.objective,
+        measured.items,
+        cached=not isinstance(trainer.image_inputs, PixelInputs),
+        checkpointing=bool(args.activation_checkpointing),
+        accumulate=args.gradient_accumulation_steps > 1,
+        row_tokens=trainer.packing.row_tokens,
+    )
+    return peak
