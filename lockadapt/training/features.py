@@ -64,7 +64,9 @@ def image_inputs(
         return _filled(disk_features(model, processor, pixels, settings, note), images, note, progress)
     base = stock(model)
     kept = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
-    size = kept([next(iter(images.values()))])["image_features"].nbytes * (1 if blind else len(images))
+    # Not kept: images that go through the tower in the same batches as for the disk have the same features to the bit.
+    probe = kept.tower(pixels([next(iter(images.values()))])["pixel_values"])
+    size = probe.nbytes * (1 if blind else len(images))
     if settings.choice == "memory" or size <= settings.memory_gib * 2**30:
         kept.fill(images.values(), progress)
         note(f"images: tower outputs kept in memory, {size / 2**30:.3g} GiB")
