@@ -43,7 +43,7 @@ def quickstart_recipe(data: Path, assets: Path, output: Path) -> dict[str, Any]:
             },
         },
         "training": {
-            "steps": 720,
+            "steps": 960,
             "batch_size": 64,
             "learning_rate": 3e-3,
             "projector_learning_rate": 3e-3,
