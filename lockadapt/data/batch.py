@@ -83,6 +83,11 @@ def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
     }
 
 
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts for `generate`: ids and attention mask, int64 (batch, tokens), padded on the left."""
     longest = max(len(prompt) for prompt in prompts)

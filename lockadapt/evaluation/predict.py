@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockadapt.data.batch import Batch, collate
+from lockadapt.data.batch import Batch, collate, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
@@ -122,7 +122,7 @@ class Predictor:
     def _batch(self, items: Sequence[Encoded], row_tokens: int | None) -> Batch:
         device = next(self.model.parameters()).device
         batch = collate(items, self.images, self.encoder.tokenizer.pad_token_id, "scores", row_tokens)
-        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        return on_device(batch, device)
 
     def _prompt(self, sample: Sample) -> Encoded:
         ids = np.asarray(self.encoder.prompt_ids(sample), np.int32)

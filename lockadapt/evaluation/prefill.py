@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockadapt.data.batch import left_padded
+from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
@@ -36,7 +36,7 @@ def generate_from_shared_prefix(
     if not share or len(same) == len(prompts) or any(len(prompt.input_ids) == end for prompt in prompts):
         ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
         shown = images([image for prompt in prompts for image in prompt.images])
-        inputs = _on(device, {"input_ids": ids, "attention_mask": mask, **shown})
+        inputs = on_device({"input_ids": ids, "attention_mask": mask, **shown}, device)
         return _generate(model, model_inputs(model, inputs), tokenizer, max_new_tokens)
     firsts = [prompts[group[0]] for group in same]
     owner = torch.empty(len(prompts), dtype=torch.long)
@@ -44,13 +44,13 @@ def generate_from_shared_prefix(
         owner[group] = number
     prefix = torch.from_numpy(np.stack([first.input_ids[:end] for first in firsts]).astype("int64"))
     shown = images([image for first in firsts for image in first.images])
-    inputs = _on(device, {"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown})
+    inputs = on_device({"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown}, device)
     cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_select_indices(owner.to(device))
     rest, mask = left_padded([prompt.input_ids[end:].tolist() for prompt in prompts], tokenizer.pad_token_id)
     ids = torch.cat([prefix[owner], rest], 1)
     mask = torch.cat([torch.ones_like(prefix)[owner], mask], 1)
-    inputs = _on(device, {"input_ids": ids, "attention_mask": mask})
+    inputs = on_device({"input_ids": ids, "attention_mask": mask}, device)
     return _generate(model, {**inputs, "past_key_values": cache}, tokenizer, max_new_tokens)
 
 
@@ -65,7 +65,3 @@ def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_
     )
     new = made[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
-
-
-def _on(device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key: value.to(device) for key, value in batch.items()}

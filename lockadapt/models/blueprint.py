@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +21,7 @@ from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vo
 from lockadapt.models.fake import quantize_meta
 from lockadapt.models.fusions import get_fusion, processor_arguments
 from lockadapt.models.join import join
-from lockadapt.models.llms import llm_structure
+from lockadapt.models.llms import llm_config, llm_structure
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import PROJECTOR, stock
 from lockadapt.models.preprocessing import load_image_processor, square_processor
@@ -58,12 +57,7 @@ def assembled_blueprint(
         AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
     """
     source = find(llm, "LLM")
-    with loading(source, "LLM"):
-        config = AutoConfig.from_pretrained(source.name, **source.arguments)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise AssemblyError(
-            f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
-        )
+    config = llm_config(source)
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
     tokenizer = load_tokenizer(source, text)

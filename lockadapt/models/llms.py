@@ -41,14 +41,13 @@ class LlmFacts:
     keeps_tie: bool
 
 
-def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
-    """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
+def llm_config(source: Source) -> Any:
+    """The config of a causal LM that can be bridged; no weight is read.
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be read.
-        AssemblyError: it is no causal LM, or its checkpoint and its config do not belong together.
+        AssemblyError: it is no causal LM, or is stored quantized.
     """
-    source = find(llm, "LLM")
     with loading(source, "LLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -61,6 +60,18 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
             where=source.name,
             fix="give the full-precision checkpoint; `model.quantization` quantizes it for training",
         )
+    return config
+
+
+def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
+    """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+        AssemblyError: it is no causal LM, or its checkpoint and its config do not belong together.
+    """
+    source = find(llm, "LLM")
+    llm_config(source)
     with loading(source, "LLM"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments

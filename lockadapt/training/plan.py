@@ -20,8 +20,6 @@ CARDS = {f"{size}GB": size * 2**30 for size in (8, 12, 16, 24, 48)}
 """Graphics cards by what is printed on them, in bytes."""
 CARD_RESERVE = 800_000_000
 """Bytes of a card that CUDA's context, its libraries and the allocator's gaps take: an estimate, see docs/plan.md."""
-CACHE_BYTES = 2
-"""A cached feature on disk is a bfloat16."""
 
 
 def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -> dict[str, Any]:
@@ -54,7 +52,6 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         components["start_values"] = {"bytes": 4 * trained}
     rows = planner.rows
     packs = planner.packing(planner.stages[0]).row_tokens is not None
-    tokens, channels = planner.model(planner.choice).features
     return {
         "peak_bytes": sum(entry["bytes"] for entry in components.values()),
         "components": components,
@@ -66,7 +63,7 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         **({"fits_memory": fits["memory"]} if memory is not None else {}),
         "changes": _nearest(planner, card, {name: wanted[name] for name, good in fits.items() if not good}),
         "host_feature_bytes": planner.host(),
-        "cache_bytes": len(rows.images) * tokens * channels * CACHE_BYTES if rows.tokens else None,
+        "cache_bytes": planner.on_disk() if rows.tokens else None,
         "images": len(rows.images) if rows.tokens else None,
         "rows": rows.counts,
         "tokens_per_epoch": rows.tokens[packs] if rows.tokens else None,

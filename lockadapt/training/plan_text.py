@@ -37,7 +37,7 @@ def _count(number: int | None) -> str:
 
 
 def _megabytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 1e6:,.1f} MB (bfloat16)"
+    return "unknown" if size is None else f"{size / 1e6:,.1f} MB"
 
 
 def _time(found: dict[str, Any]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.feature_shards import Layout
 from lockadapt.models.blueprint import assembled_blueprint, stock_blueprint
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.sizes import Size
@@ -70,7 +71,9 @@ class Planner:
         # A stage over rows that are not here is planned for one step.
         self.stages = stages_of(recipe, {name: count or 1 for name, count in self.rows.counts.items()})
         self.objectives = objectives_of(recipe)
-        self.cached = self._keeps_features(trace)
+        self._packing: dict[str, Packing] = {}
+        self.features = self._kept_features(trace)
+        self.cached = self.features != "none"
 
     def model(self, choice: Choice) -> Traced:
         """The model without weights for a choice; built once for a dtype and a quantization."""
@@ -124,6 +127,11 @@ class Planner:
 
     def packing(self, stage: Stage) -> Packing:
         """As the trainer decides it, but for the trial on the model, which needs its weights."""
+        if stage.name not in self._packing:
+            self._packing[stage.name] = self._choose_packing(stage)
+        return self._packing[stage.name]
+
+    def _choose_packing(self, stage: Stage) -> Packing:
         data, model = self.recipe.data, self.model(self.choice).model
         step = stage.batch_size * stage.accumulation
         return choose_packing(
@@ -139,19 +147,30 @@ class Planner:
 
     def host(self) -> int:
         """Bytes of features that are kept in the host's memory."""
-        tokens, channels = self.model(self.choice).features
-        size = torch.finfo(self.choice.dtype).bits // 8
-        return len(self.rows.images) * tokens * channels * size if self.cached else 0
+        return self._in_memory(self.model(self.choice)) if self.features == "memory" else 0
 
-    def _keeps_features(self, trace: Traced) -> bool:
-        """As the session decides it."""
+    def on_disk(self) -> int:
+        """Bytes of all features in a cache on disk, in the dtype that the recipe stores."""
+        layout = Layout(*self.model(self.choice).features, self.recipe.data.feature_dtype)
+        return len(self.rows.images) * layout.image_bytes
+
+    def _in_memory(self, trace: Traced) -> int:
+        tokens, channels = trace.features
+        return len(self.rows.images) * tokens * channels * torch.finfo(self.choice.dtype).bits // 8
+
+    def _kept_features(self, trace: Traced) -> Literal["memory", "disk", "none"]:
+        """Where features are kept: as `lockadapt.training.features.image_inputs` decides it, but for a full disk."""
         data, distinct = self.recipe.data, len(self.rows.images)
         uses = sum(stage.steps * stage.batch_size * stage.accumulation for stage in self.stages)
-        self.cached = True
-        fits = self.host() <= data.feature_memory_gib * 2**30
         if not distinct or data.features == "none":
-            return False
-        return data.features == "memory" or (fits and uses > distinct)
+            return "none"
+        if data.features != "auto":
+            return data.features
+        if uses <= distinct:
+            return "none"
+        if self._in_memory(trace) <= data.feature_memory_gib * 2**30:
+            return "memory"
+        return "disk" if self.on_disk() <= data.feature_disk_gib * 2**30 else "none"
 
     def _stage_peaks(self, stage: Stage, choice: Choice, only: str | None) -> Iterator[Peak]:
         trace = self.model(choice)

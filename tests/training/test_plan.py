@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
-from lockadapt.errors import DoesNotFitError, EnvironmentProblem, RecipeError
+from lockadapt.errors import AssemblyError, DoesNotFitError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.models.parts import TOWER, stock
 from lockadapt.models.quantize import load_quantized
@@ -295,3 +295,37 @@ def test_a_deep_model_is_foretold_from_its_first_blocks(
     assert foretold.total == pytest.approx(traced.total, rel=0.01)
     for name, size in traced.parts.items():
         assert foretold.parts[name] == pytest.approx(size, abs=0.02 * traced.total)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        ((), "memory"),
+        (("data.features=disk",), "disk"),
+        (("data.feature_memory_gib=1e-9",), "disk"),
+        (("data.feature_memory_gib=1e-9", "data.feature_disk_gib=0"), "none"),
+        (("data.features=none",), "none"),
+    ],
+)
+def test_a_plan_keeps_features_where_the_run_does(
+    overrides: tuple[str, ...], kept: str, tmp_path: Path
+) -> None:
+    planner = Planner(small(tmp_path, "llama", "clip-vision", *overrides), QUIET)
+    assert planner.features == kept
+    assert planner.cached == (kept != "none")
+    assert (planner.host() > 0) == (kept == "memory")
+
+
+def test_the_cache_is_planned_in_the_dtype_that_is_stored(tmp_path: Path) -> None:
+    planner = Planner(small(tmp_path, "llama", "clip-vision", "data.feature_dtype=int8"), QUIET)
+    assert planner.on_disk() == 4 * (16 * 24 + 4 * 24)
+
+
+def test_an_llm_that_training_refuses_is_not_planned(tmp_path: Path) -> None:
+    recipe = small(tmp_path, "llama", "clip-vision")
+    config = tmp_path / "llama" / "config.json"
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "gptq"}})
+    )
+    with pytest.raises(AssemblyError, match="stored quantized"):
+        Planner(recipe, QUIET)
