@@ -14,15 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lockadapt.recipe.objectives import ObjectiveSection, SourceSection
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
     LoraSection,
     ModelSection,
-    ObjectiveSection,
     Recipe,
     Section,
-    SourceSection,
     StageSection,
     TrainingSection,
 )

@@ -42,29 +42,26 @@ class MixtureSampler(Sampler[list[int]]):
     Args:
         dataset: what the indices point into.
         ratios: share of micro-batches by objective; only their proportions count.
-        batch_size: rows in a micro-batch.
+        batch_size: rows in a micro-batch; or one number by objective.
         batches: how many micro-batches there are in all, over all processes.
         seed: same seed, same order.
-        together: the most rows about the same images that follow each other; 1 draws every row by itself.
+        together: the most rows about the same images that follow each other; 1 draws every row by itself. Or one number
+            by objective.
     """
 
     def __init__(
         self,
         dataset: MixedDataset,
         ratios: Mapping[str, float],
-        batch_size: int,
+        batch_size: int | Mapping[str, int],
         batches: int,
         seed: int,
-        together: int = 1,
+        together: int | Mapping[str, int] = 1,
     ) -> None:
-        self.dataset, self.ratios, self.batch_size, self.batches, self.seed = (
-            dataset,
-            ratios,
-            batch_size,
-            batches,
-            seed,
-        )
-        self.together = together
+        self.dataset, self.ratios, self.batches, self.seed = dataset, ratios, batches, seed
+        names = dataset.rows
+        self.sizes = dict.fromkeys(names, batch_size) if isinstance(batch_size, int) else dict(batch_size)
+        self.together = dict.fromkeys(names, together) if isinstance(together, int) else dict(together)
 
     def __len__(self) -> int:
         return self.batches
@@ -80,14 +77,15 @@ class MixtureSampler(Sampler[list[int]]):
                 credit[name] += share[name]
             chosen = max(names, key=lambda name: credit[name])
             credit[chosen] -= 1.0
-            yield [next(streams[chosen]) for _ in range(self.batch_size)]
+            yield [next(streams[chosen]) for _ in range(self.sizes[chosen])]
 
     def _rows(self, name: str, number: int) -> Iterator[int]:
         offset, items = self.dataset.offsets[name], self.dataset.rows[name]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        same = groups(items) if self.together > 1 else [[row] for row in range(len(items))]
+        together = self.together[name]
+        same = groups(items) if together > 1 else [[row] for row in range(len(items))]
         while True:
-            runs = [run for group in same for run in _runs(group, self.together, generator)]
+            runs = [run for group in same for run in _runs(group, together, generator)]
             for chosen in torch.randperm(len(runs), generator=generator).tolist():
                 for row in runs[chosen]:
                     yield offset + row

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs, mean_image
+from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
-from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.bench import EvaluationBench
 from lockadapt.files import write_json, write_text
 from lockadapt.models.load import load_model
 from lockadapt.models.sources import pick_dtype
@@ -112,48 +112,30 @@ def evaluate(
             samples, recipe.data.max_pixels, recipe.data.on_bad_image, recipe.data.max_bad_fraction
         )
         samples = scan.good
-        predictor = _predictor(target, recipe, samples, blind, reporter)
-        answers = predict(
-            predictor, objectives[name], samples, recipe.evaluation.method, reporter.counted(f"{name} test")
+        objective = objectives[name]
+        objective.prepare(target.model)
+        bench = EvaluationBench(
+            target.model,
+            Encoder(target.processor, recipe.data.max_length or context_length(target.model)),
+            _images(target, objective, recipe, samples, blind, reporter),
+            recipe.evaluation.batch_size,
+            reporter.counted(f"{name} test"),
+            recipe.evaluation.method,
+            None if recipe.data.packing == "none" else recipe.data.row_tokens,
         )
-        scores[name] = objectives[name].score(samples, answers)
-        rows += [
-            {
-                "objective": name,
-                "where": sample.where,
-                "images": [image.key for image in sample.images],
-                "question": next(turn.text for turn in reversed(sample.turns) if turn.role == "user"),
-                "answer": answer,
-                "truth": sample.answer,
-            }
-            for sample, answer in zip(samples, answers, strict=True)
-        ]
+        scores[name], predictions = objective.evaluate(bench, samples)
+        rows += [{"objective": name, **row} for row in predictions]
     return scores, rows
 
 
-def predict(
-    predictor: Predictor, objective: Objective, samples: Sequence[Sample], method: str, progress: Any = None
-) -> list[str]:
-    """Answers by ranking the objective's closed list, or by greedy generation.
-
-    Raises:
-        RecipeError: ranking is asked for without a list.
-    """
-    if method == "rank" and objective.answers is None:
-        raise RecipeError(
-            "ranking needs a closed list of answers",
-            where="evaluation.method",
-            fix="give objectives.….answers",
-        )
-    if objective.answers is not None and method != "generate":
-        return predictor.rank(samples, objective.answers, progress)
-    return predictor.generate(samples, objective.max_new_tokens, progress)
-
-
-def _predictor(
-    target: Target, recipe: Recipe, samples: Sequence[Sample], blind: bool, reporter: Reporter
-) -> Predictor:
-    encoder = Encoder(target.processor, recipe.data.max_length or context_length(target.model))
+def _images(
+    target: Target,
+    objective: Objective,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    blind: bool,
+    reporter: Reporter,
+) -> ImageInputs:
     images = {image.key: image for sample in samples for image in sample.images}
     mean = None
     if blind and images:
@@ -172,8 +154,7 @@ def _predictor(
         base = stock(target.model)
         inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
-    row_tokens = None if recipe.data.packing == "none" else recipe.data.row_tokens
-    return Predictor(target.model, encoder, inputs, recipe.evaluation.batch_size, row_tokens)
+    return inputs
 
 
 def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str]) -> Recipe:

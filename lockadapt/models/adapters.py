@@ -11,9 +11,27 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lockadapt.errors import AdapterError
-from lockadapt.models.parts import PROJECTOR, attention_linears, block_linears, is_linear, stock
+from lockadapt.models.parts import (
+    attention_linears,
+    block_linears,
+    component_of,
+    is_linear,
+    parts_of,
+    stock,
+)
 
 Targets = Literal["all-linear", "attention"] | Sequence[str]
+
+
+TRAINABLE = ("projector", "lora", "retrieval", "generation")
+"""The parts of a model that can train."""
+
+_MISSING = {
+    "lora": "attach an adapter first",
+    "projector": "this stock class has none",
+    "retrieval": "name an objective of the kind itc",
+    "generation": "start from a Janus checkpoint, or give model.image_tokenizer",
+}
 
 
 @dataclass(frozen=True)
@@ -97,26 +115,26 @@ def adapted_paths(model: nn.Module) -> list[str]:
 
 
 def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """Freezes everything but the given parts (`projector`, `lora`); gives the names of what trains.
+    """Freezes everything but the given parts (of `TRAINABLE`); gives the names of what trains.
 
     A linear fusion's second layer is the identity and stays frozen, so that the projector stays linear.
+
+    Raises:
+        AdapterError: the model has nothing of a part.
     """
-    base = stock(model)
-    identity = base.config.projector_hidden_act == "linear"
+    base, places = stock(model), parts_of(model)
+    identity = getattr(base.config, "projector_hidden_act", None) == "linear"
+    found = set()
     for name, parameter in base.named_parameters():
-        is_lora = ".lora_" in name
-        in_projector = name.startswith(PROJECTOR + ".") and not (identity and ".linear_2." in name)
-        parameter.requires_grad_(("lora" in parts and is_lora) or ("projector" in parts and in_projector))
-    trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
-    for part, found in (
-        ("lora", any(".lora_" in name for name in trained)),
-        ("projector", any(name.startswith(PROJECTOR) for name in trained)),
-    ):
-        if part in parts and not found:
-            raise AdapterError(
-                f"nothing of {part} can be trained", where="train", fix="attach an adapter first"
-            )
-    return trained
+        part = component_of(name, places)
+        frozen_layer = part == "projector" and identity and ".linear_2." in name
+        trains = part in parts and part in TRAINABLE and not frozen_layer
+        parameter.requires_grad_(trains)
+        found.update([part] if trains else [])
+    for part in parts:
+        if part not in found:
+            raise AdapterError(f"nothing of {part} can be trained", where="train", fix=_MISSING[part])
+    return [name for name, parameter in base.named_parameters() if parameter.requires_grad]
 
 
 def _unmatched(model: nn.Module, target: str, allowed: dict[str, nn.Module]) -> AdapterError:

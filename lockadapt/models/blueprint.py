@@ -23,7 +23,7 @@ from lockadapt.models.fusions import get_fusion, processor_arguments
 from lockadapt.models.join import join
 from lockadapt.models.llms import llm_config, llm_structure
 from lockadapt.models.load import load_model
-from lockadapt.models.parts import PROJECTOR, stock
+from lockadapt.models.parts import parts_of, stock
 from lockadapt.models.preprocessing import load_image_processor, square_processor
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.quiet import quiet
@@ -105,7 +105,7 @@ def trainable_blueprint(
         if lora is not None:
             # Other ways to draw A need numbers; none of them changes a shape.
             model = attach_lora(model, lora_config(model, replace(lora, init="default")))
-        stock(model).get_submodule(PROJECTOR).float()
+        stock(model).get_submodule(parts_of(model).projector or "").float()
     return model
 
 

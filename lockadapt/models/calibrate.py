@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lockadapt.errors import DataError
 from lockadapt.models.fusions import fusion_of
-from lockadapt.models.parts import PROJECTOR, stock
+from lockadapt.models.parts import parts_of, stock
 
 TOKENS_KEPT = 16
 """Tokens of each image that the output scale is measured on; the statistics use all of them."""
@@ -38,7 +38,8 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     Raises:
         DataError: no images, or features that are not finite.
     """
-    projector, fusion = stock(model).get_submodule(PROJECTOR), fusion_of(stock(model))  # type: ignore[arg-type]
+    base = stock(model)
+    projector, fusion = base.get_submodule(parts_of(base).projector or ""), fusion_of(base)
     batches = [features] if isinstance(features, Tensor) else features
     images, count = 0, 0
     total: Tensor | float = 0.0

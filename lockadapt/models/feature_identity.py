@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import stock, tower_of
 from lockadapt.models.preprocessing import pixels
 
 FORMAT = 1
@@ -43,7 +43,7 @@ def feature_identity(model: nn.Module, image_processor: Any, stored: str) -> dic
 def tower_identity(model: nn.Module) -> dict[str, Any]:
     """The model's part of `feature_identity`: weights, buffers and config of the tower, and what of it is projected."""
     base = stock(model)
-    tower = base.get_submodule(TOWER)
+    tower = tower_of(base)
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     config = {k: v for k, v in tower.config.to_dict().items() if k not in _BESIDE_THE_POINT}
@@ -53,8 +53,8 @@ def tower_identity(model: nn.Module) -> dict[str, Any]:
         "tower": type(tower).__name__,
         "tower_config": config,
         "tower_tensors": _hash(digests),
-        "feature_layer": base.config.vision_feature_layer,
-        "feature_strategy": base.config.vision_feature_select_strategy,
+        "feature_layer": getattr(base.config, "vision_feature_layer", None),
+        "feature_strategy": getattr(base.config, "vision_feature_select_strategy", None),
     }
 
 

@@ -11,7 +11,13 @@ from torch import nn
 
 from lockadapt.errors import LockError
 from lockadapt.models.absent_tower import absent_tower
-from lockadapt.models.parts import component_of, stock
+from lockadapt.models.parts import RETRIEVAL, Parts, component_of, parts_of, stock
+
+ORDER = (
+    *("tower", "projector", "llm", "head", "image tokenizer"),
+    *("retrieval", "generation", "lora", "other"),
+)
+"""Of the component table."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,9 @@ class ComponentRow:
 def component_table(model: nn.Module) -> list[ComponentRow]:
     """Component, parameters (true count, also where 4-bit weights are packed), dtype, frozen or trained, LoRA modules."""
     rows: dict[tuple[str, bool], dict] = {}
+    parts = parts_of(model)
     for name, parameter in stock(model).named_parameters():
-        component = "lora" if ".lora_" in name else component_of(name)
+        component = component_of(name, parts)
         row = rows.setdefault(
             (component, parameter.requires_grad), {"count": 0, "dtypes": {}, "adapters": set()}
         )
@@ -44,7 +51,6 @@ def component_table(model: nn.Module) -> list[ComponentRow]:
             "dtypes": {absent.record.dtype: None},
             "adapters": (),
         }
-    order = ["tower", "projector", "llm", "head", "lora", "other"]
     return [
         ComponentRow(
             component,
@@ -53,7 +59,7 @@ def component_table(model: nn.Module) -> list[ComponentRow]:
             "trained" if trained else "frozen",
             len(row["adapters"]),
         )
-        for (component, trained), row in sorted(rows.items(), key=lambda item: order.index(item[0][0]))
+        for (component, trained), row in sorted(rows.items(), key=lambda item: ORDER.index(item[0][0]))
     ]
 
 
@@ -85,19 +91,30 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     Returns:
         Full name -> hex digest over dtype, shape and bytes.
     """
-    base = stock(model)
+    base, parts = stock(model), parts_of(model)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in base.named_parameters():
-        if name not in trained and ".lora_" not in name:
+        if name not in trained and not _is_trainable_kind(name, parts):
             tensors[name] = parameter
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 tensors[f"{name}#absmax"] = state.absmax
-    tensors.update({name: buffer for name, buffer in base.named_buffers() if ".lora_" not in name})
+    tensors.update(
+        {name: buffer for name, buffer in base.named_buffers() if not _is_trainable_kind(name, parts)}
+    )
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     absent = absent_tower(model)
     return digests if absent is None else {**digests, **absent.digests()}
+
+
+def _is_trainable_kind(name: str, parts: Parts) -> bool:
+    """Whether a tensor is one that lockadapt added, so that no source has it: LoRA, query tokens, retrieval module."""
+    return (
+        ".lora_" in name
+        or ".trainable_tokens_" in name
+        or name.startswith((*parts.retrieval, RETRIEVAL + "."))
+    )
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:

@@ -1,8 +1,9 @@
-"""Finds the parts of a stock VLM by structure: tower, projector, LLM, its blocks, its head; through DDP and PEFT."""
+"""Finds the parts of a stock model by its class and structure: tower, projector, LLM, its blocks, its head, what can train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,71 @@ TOWER, PROJECTOR, LLM, HEAD = (
 )
 """Where LLaVA and FastVLM keep their parts."""
 
+RETRIEVAL = "retrieval"
+"""Name of the module that a contrastive run adds to a stock model; no stock folder holds it."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Paths of the parts of a stock class.
+
+    Attributes:
+        tower, llm: what is frozen.
+        projector: between them, or None.
+        head: the LLM's, or None where the class has none.
+        retrieval: what embeds images and texts.
+        generation: what draws images.
+        image_tokenizer: what turns images into codes and back; frozen.
+    """
+
+    tower: str
+    llm: str
+    projector: str | None
+    head: str | None
+    retrieval: tuple[str, ...] = (RETRIEVAL,)
+    generation: tuple[str, ...] = ()
+    image_tokenizer: tuple[str, ...] = ()
+
+
+LLAVA_PARTS = Parts(TOWER, LLM, PROJECTOR, HEAD)
+JANUS_PARTS = Parts(
+    "model.vision_model",
+    LLM,
+    "model.aligner",
+    HEAD,
+    generation=("model.generation_aligner", "model.generation_head"),
+    image_tokenizer=("model.vqmodel", "model.generation_embeddings"),
+)
+DUAL_PARTS = Parts(
+    "vision_model", "text_model", None, None, retrieval=("visual_projection", "text_projection", RETRIEVAL)
+)
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Where this stock model, or the one inside wrappers, keeps its parts.
+
+    Raises:
+        AssemblyError: it is of no class that lockadapt trains.
+    """
+    from transformers import (
+        FastVlmForConditionalGeneration,
+        JanusForConditionalGeneration,
+        LlavaForConditionalGeneration,
+        VisionTextDualEncoderModel,
+    )
+
+    base = stock(model)
+    if isinstance(base, (LlavaForConditionalGeneration, FastVlmForConditionalGeneration)):
+        return LLAVA_PARTS
+    if isinstance(base, JanusForConditionalGeneration):
+        return JANUS_PARTS
+    if isinstance(base, VisionTextDualEncoderModel):
+        return DUAL_PARTS
+    raise AssemblyError(
+        f"{type(base).__name__} is not one of the classes that lockadapt trains",
+        fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",
+    )
+
 
 def stock(model: nn.Module) -> Any:
     """The stock Transformers object inside wrappers. PEFT injects adapters in place, so it is the same object."""
@@ -27,10 +93,33 @@ def stock(model: nn.Module) -> Any:
     return model
 
 
-def component_of(name: str) -> str:
+def tower_of(model: nn.Module) -> Any:
+    """The vision tower."""
+    return stock(model).get_submodule(parts_of(model).tower)
+
+
+def llm_of(model: nn.Module) -> Any:
+    """The LLM without its head."""
+    return stock(model).get_submodule(parts_of(model).llm)
+
+
+def component_of(name: str, parts: Parts = LLAVA_PARTS) -> str:
     """Which component a parameter, buffer or module of a stock model belongs to."""
-    for component, prefix in (("tower", TOWER), ("projector", PROJECTOR), ("llm", LLM), ("head", HEAD)):
-        if name == prefix or name.startswith(prefix + "."):
+    if ".lora_" in name:
+        return "lora"
+    if ".trainable_tokens_" in name:
+        return "retrieval"
+    places = {
+        "tower": (parts.tower,),
+        "projector": (parts.projector,),
+        "llm": (parts.llm,),
+        "head": (parts.head,),
+        "retrieval": parts.retrieval,
+        "generation": parts.generation,
+        "image tokenizer": parts.image_tokenizer,
+    }
+    for component, prefixes in places.items():
+        if any(prefix and (name == prefix or name.startswith(prefix + ".")) for prefix in prefixes):
             return component
     return "other"
 
@@ -41,12 +130,12 @@ def blocks_path(model: nn.Module) -> str:
     Raises:
         AssemblyError: no list of as many blocks as the config says.
     """
-    llm = stock(model).get_submodule(LLM)
+    path, llm = parts_of(model).llm, llm_of(model)
     depth = llm.config.num_hidden_layers
     for name, module in llm.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return f"{LLM}.{name}"
-    raise AssemblyError(f"{type(llm).__name__} has no list of {depth} blocks", where=LLM)
+            return f"{path}.{name}"
+    raise AssemblyError(f"{type(llm).__name__} has no list of {depth} blocks", where=path)
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
@@ -62,8 +151,8 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         AssemblyError: Transformers does not mark this LLM's attention class.
     """
-    base = stock(model)
-    llm = base.get_submodule(LLM)
+    base, path = stock(model), parts_of(model).llm
+    llm = llm_of(base)
     marked = getattr(llm, "_can_record_outputs", None) or {}
     recorder = marked.get("attentions")
     kind = getattr(recorder, "target_class", recorder)
@@ -73,7 +162,7 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
             where="lora.targets",
             fix="name the layers, or use all-linear",
         )
-    inside = tuple(f"{LLM}.{name}." for name, module in llm.named_modules() if isinstance(module, kind))
+    inside = tuple(f"{path}.{name}." for name, module in llm.named_modules() if isinstance(module, kind))
     return {name: module for name, module in block_linears(base).items() if name.startswith(inside)}
 
 

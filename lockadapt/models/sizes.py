@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from lockadapt.models.locks import true_size
-from lockadapt.models.parts import blocks_path, component_of, stock
+from lockadapt.models.parts import blocks_path, component_of, parts_of, stock
 
-COMPONENTS = ("embeddings", "blocks", "llm", "head", "tower", "projector", "lora", "other")
+COMPONENTS = (
+    *("embeddings", "blocks", "llm", "head", "tower", "projector"),
+    *("image tokenizer", "retrieval", "generation", "lora", "other"),
+)
 """In this order; `llm` is what the LLM has beside embeddings and blocks (its last norm)."""
 
 
@@ -45,7 +48,7 @@ def component_sizes(model: nn.Module) -> list[Size]:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and scale of a quantized weight, with its component; shared ones come again."""
     base = stock(model)
-    table, blocks = base.get_input_embeddings(), blocks_path(base) + "."
+    table, blocks, parts = base.get_input_embeddings(), blocks_path(base) + ".", parts_of(base)
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -57,7 +60,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             elif full.startswith(blocks):
                 component = "blocks"
             else:
-                component = component_of(full)
+                component = component_of(full, parts)
             yield component, tensor
         for tensor in _scales(module):
             yield "blocks", tensor

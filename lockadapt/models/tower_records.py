@@ -14,7 +14,7 @@ from lockadapt.files import write_json
 from lockadapt.models.absent_tower import TowerRecord, files_digest
 from lockadapt.models.feature_identity import tower_identity
 from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import parts_of, stock
 
 RECORDS = "towers"
 
@@ -33,9 +33,10 @@ def remember_tower(cache: Path, model: nn.Module, folder: Path, dtype: torch.dty
     target = _file(cache, files)
     if target.is_file():
         return
-    tower: nn.Module = stock(model).get_submodule(TOWER)
+    path = parts_of(model).tower
+    tower: nn.Module = stock(model).get_submodule(path)
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
-    digests = {f"{TOWER}.{name}": tensor_digest(tensor) for name, tensor in tensors.items()}
+    digests = {f"{path}.{name}": tensor_digest(tensor) for name, tensor in tensors.items()}
     count = sum(parameter.numel() for parameter in tower.parameters())
     write_json(target, asdict(TowerRecord(str(folder), files, name, count, digests, tower_identity(model))))
 

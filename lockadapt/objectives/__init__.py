@@ -1,13 +1,19 @@
 """What a run can learn: one file an objective, all of the shape in `base.py`."""
 
-from collections.abc import Callable
+from typing import Any
 
 from lockadapt.objectives.base import Objective, Objectives
 from lockadapt.objectives.caption import Caption
 from lockadapt.objectives.dialogue import Dialogue
+from lockadapt.objectives.text import PlainText
 from lockadapt.objectives.vqa import Vqa
 
-KINDS: dict[str, Callable[..., Objective]] = {"caption": Caption, "vqa": Vqa, "dialogue": Dialogue}
-"""Recipe kind -> class."""
+KINDS: dict[str, Any] = {
+    "caption": Caption,
+    "vqa": Vqa,
+    "dialogue": Dialogue,
+    "text": PlainText,
+}
+"""Recipe kind -> class; its dataclass fields are the recipe's keys of the same names."""
 
-__all__ = ["KINDS", "Caption", "Dialogue", "Objective", "Objectives", "Vqa"]
+__all__ = ["KINDS", "Caption", "Dialogue", "Objective", "Objectives", "PlainText", "Vqa"]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from lockadapt.data.batch import Batch, collate
-from lockadapt.data.encode import Encoded
+from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import Sample
 from lockadapt.models.fusions import image_outputs
-from lockadapt.models.parts import HEAD, stock
-from lockadapt.objectives.base import Report
+from lockadapt.models.parts import parts_of, stock
+from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
 
 
@@ -24,8 +25,22 @@ class AnswerObjective:
 
     weight: float = 1.0
     ratio: float = 1.0
+    batch_size: int | None = None
     answers: tuple[str, ...] | None = None
     max_new_tokens: int = 32
+
+    parts: ClassVar[tuple[str, ...]] = ("projector",)
+    frozen: ClassVar[Frozen] = "tower"
+    packs: ClassVar[bool] = True
+
+    def prepare(self, model: nn.Module) -> None:
+        """Nothing is missing."""
+
+    def encode(
+        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> EncodeReport:
+        """See `Objective.encode`."""
+        return encoder.encode(samples, progress)
 
     def collate(
         self,
@@ -42,12 +57,25 @@ class AnswerObjective:
         """See `Objective.loss`."""
         return answer_loss(model, batch)
 
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing has bounds."""
+
+    def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
+        """Metrics of predicted answers."""
+        raise NotImplementedError
+
+    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+        """See `Objective.evaluate`."""
+        answers = bench.answers(samples, self.answers, self.max_new_tokens)
+        rows = [prediction_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+        return self.score(samples, answers), rows
+
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
     """Mean negative log-likelihood over the labelled tokens of a batch: what the stock class computes from `labels`.
 
     Args:
-        model: a stock LLaVA or FastVLM, possibly wrapped by PEFT or DDP.
+        model: a stock LLaVA, FastVLM or Janus, possibly wrapped by PEFT or DDP.
         batch: see `lockadapt.data.batch.Batch`.
 
     Returns:
@@ -80,6 +108,6 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    head = stock(model).get_submodule(HEAD)
+    head = stock(model).get_submodule(parts_of(model).head)
     hidden = head_input(model, head, model_inputs(model, batch), batch["predicting"])
     return chunked_cross_entropy(hidden, head.weight, head.bias, batch["logit_index"], batch["targets"])

@@ -1,35 +1,81 @@
-"""The one shape of an objective: its collator, its loss, its evaluator. The trainer only mixes what these give."""
+"""The one shape of an objective: its encoder, its collator, its loss, its evaluator. The trainer only mixes what these give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
 from lockadapt.data.batch import Batch
-from lockadapt.data.encode import Encoded
+from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 
 Report = dict[str, torch.Tensor]
-"""What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics."""
+"""What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics. `tokens` is always there:
+how many terms (answer tokens, image codes, pairs) the loss is the mean of."""
+
+Progress = Callable[[int, int], None]
+Row = dict[str, Any]
+"""One prediction: where, images, question, answer, truth."""
+Frozen = Literal["tower", "codes", "nothing"]
+"""What of an image is computed once: the tower's outputs, the codes of an image tokenizer."""
+
+
+class Bench(Protocol):
+    """What evaluation lends to an objective.
+
+    Attributes:
+        model: in eval mode, possibly wrapped by PEFT.
+        encoder: of the model's processor.
+        images: where pixels, features or codes of the samples' images come from.
+        batch_size: samples at a time.
+        progress: told (done, all).
+    """
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def encoder(self) -> Encoder: ...
+
+    @property
+    def images(self) -> ImageInputs: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def progress(self) -> Progress | None: ...
+
+    def answers(
+        self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
+    ) -> list[str]:
+        """Answers to the last turns: the likeliest of a closed list, or generated greedily."""
+        ...
 
 
 class Objective(Protocol):
     """One thing to learn. Adding an objective is adding one file with one class of this shape.
 
     Attributes:
-        kind: what it is (`caption`, `vqa`, `dialogue`).
+        kind: what it is (`caption`, `vqa`, `itc` …).
+        rows: the kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `text`).
         weight: factor on its loss in a mixed run.
         ratio: its share of micro-batches, relative to the others'.
-        answers: a closed list that evaluation ranks, or None to generate.
-        max_new_tokens: the longest generated answer.
+        batch_size: samples in one of its micro-batches; None: the run's.
+        parts: what it trains beside LoRA: `projector`, `retrieval`, `generation`.
+        frozen: what its images become before a batch is made.
+        packs: whether samples of one image can share a row.
     """
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def rows(self) -> str: ...
 
     @property
     def weight(self) -> float: ...
@@ -38,10 +84,26 @@ class Objective(Protocol):
     def ratio(self) -> float: ...
 
     @property
-    def answers(self) -> tuple[str, ...] | None: ...
+    def batch_size(self) -> int | None: ...
 
     @property
-    def max_new_tokens(self) -> int: ...
+    def parts(self) -> tuple[str, ...]: ...
+
+    @property
+    def frozen(self) -> Frozen: ...
+
+    @property
+    def packs(self) -> bool: ...
+
+    def prepare(self, model: nn.Module) -> None:
+        """Adds to a stock model what only this objective needs (see `parts.RETRIEVAL`); a second call does nothing."""
+        ...
+
+    def encode(
+        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> EncodeReport:
+        """Samples -> token arrays, as this objective's collator wants them."""
+        ...
 
     def collate(
         self,
@@ -58,10 +120,25 @@ class Objective(Protocol):
         """The batch's loss (scalar, normalised by itself, with graph) and a report. `model` may be wrapped."""
         ...
 
-    def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
-        """Metrics of predicted answers, in the shape that `lockadapt eval --json` prints."""
+    def after_step(self, model: nn.Module) -> None:
+        """Called after every optimiser step, for what must stay within bounds."""
+        ...
+
+    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+        """Metrics in the shape that `lockadapt eval --json` prints, and every prediction as a row."""
         ...
 
 
 Objectives = Mapping[str, Objective]
 """The objectives of a run by name."""
+
+
+def prediction_row(sample: Sample, answer: str) -> Row:
+    """One prediction as `lockadapt eval --predictions` writes it."""
+    return {
+        "where": sample.where,
+        "images": [image.key for image in sample.images],
+        "question": next((turn.text for turn in reversed(sample.turns) if turn.role == "user"), ""),
+        "answer": answer,
+        "truth": sample.answer,
+    }

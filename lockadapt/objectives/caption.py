@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lockadapt.data.sample import Sample
 from lockadapt.metrics.captions import score_captions
@@ -15,7 +15,8 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 class Caption(AnswerObjective):
     """Cross-entropy of the caption; scored by CIDEr-D, BLEU-4 and ROUGE-L against all captions of the image."""
 
-    kind: str = "caption"
+    kind: ClassVar[str] = "caption"
+    rows: ClassVar[str] = "caption"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"cider", "bleu4", "rouge_l", "n", "tokenizer"}`; an image with several rows is scored once."""

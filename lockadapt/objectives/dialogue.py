@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lockadapt.data.sample import Sample
 from lockadapt.metrics.captions import score_captions
@@ -16,7 +16,8 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 class Dialogue(AnswerObjective):
     """Cross-entropy of all assistant turns; the last turn is predicted from the true turns before it and scored."""
 
-    kind: str = "dialogue"
+    kind: ClassVar[str] = "dialogue"
+    rows: ClassVar[str] = "dialogue"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"exact_match", "rouge_l", "n"}` of the last turns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lockadapt.data.sample import Sample
 from lockadapt.metrics.vqa import score_answers
@@ -15,7 +15,8 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 class Vqa(AnswerObjective):
     """Cross-entropy of the answer; scored by the official ten-answer accuracy, or exact match with fewer answers."""
 
-    kind: str = "vqa"
+    kind: ClassVar[str] = "vqa"
+    rows: ClassVar[str] = "vqa"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"accuracy", "by_answer_type", "n"}`."""

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
-Natural = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
-Text = Annotated[str, Field(min_length=1)]
-KeyPath = tuple[str | int, ...]
-Kind = Literal["caption", "vqa", "dialogue"]
-Part = Literal["projector", "lora"]
-SAMPLE_FIELDS = (
-    *("image", "images", "question", "answer", "answers", "caption", "captions"),
-    *("messages", "prompt", "completion", "answer_type", "id"),
+from lockadapt.recipe.objectives import ObjectiveSection, SourceSection, kind_of, objective_problems
+from lockadapt.recipe.sections import (
+    NAME,
+    NAME_RULE,
+    Fraction,
+    InconsistentError,
+    KeyPath,
+    Natural,
+    Positive,
+    Rate,
+    Section,
+    Text,
+    refuse,
 )
-if TYPE_CHECKING:
-    SampleField = str  # for callers any text; for the reader of a recipe a closed list
-else:
-    SampleField = Literal[SAMPLE_FIELDS]
 
+__all__ = ["InconsistentError", "Recipe", "Section", "SourceSection", "kind_of"]
 
-class InconsistentError(ValueError):
-    """Values that are each valid but contradict one another.
-
-    `problems` are (key path below the section that was checked, what is wrong) pairs, so that the reader of a
-    recipe can point at the line of each.
-    """
-
-    def __init__(self, problems: Sequence[tuple[KeyPath, str]]) -> None:
-        self.problems = tuple(problems)
-        super().__init__(
-            "; ".join(".".join(map(str, path)) + ": " * bool(path) + text for path, text in problems)
-        )
-
-
-class Section(BaseModel):
-    """Base of all recipe sections: unknown keys are errors, values are never converted from other types."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
-    )
+Part = Literal["projector", "lora", "retrieval", "generation"]
 
 
 class ModelSection(Section):
@@ -114,68 +92,6 @@ class LoraSection(Section):
     )
 
 
-class SourceSection(Section):
-    """One set of rows and the images that they name."""
-
-    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"] = Field(
-        description="which reader opens it"
-    )
-    path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
-    images: Text | None = Field(
-        default=None, description="folder that image names are relative to; default: the folder of `path`"
-    )
-    annotations: Text | None = Field(default=None, description="vqa-v2: the annotations file")
-    split: Text | None = Field(
-        default=None,
-        description="datasets, imagefolder: which split; vqa-v2: what `{split}` in image names is",
-    )
-    columns: dict[SampleField, Text | Natural] = Field(
-        default_factory=dict,
-        description="sample field -> column name, or position in a row that is a list; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id",
-    )
-    image_name: Text | None = Field(
-        default=None,
-        description="how an image value becomes a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
-    )
-    limit: Positive | None = Field(default=None, description="use the first N rows only")
-
-    @model_validator(mode="after")
-    def _keys_of_the_format(self) -> SourceSection:
-        problems: list[tuple[KeyPath, str]] = []
-        if self.format == "vqa-v2" and self.annotations is None:
-            problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
-        if self.format != "vqa-v2" and self.annotations is not None:
-            problems.append((("annotations",), f"format {self.format} has no annotations file"))
-        named_by_split = "{split}" in (self.image_name or "")
-        if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
-            problems.append((("split",), f"format {self.format} has no splits: `path` names the file"))
-        if self.columns and self.format in _FIXED_KINDS:
-            problems.append((("columns",), f"format {self.format} has columns of its own; leave this out"))
-        if self.image_name is not None and not _IMAGE_FIELD.search(self.image_name):
-            problems.append((("image_name",), "needs `{}` where the image value goes, as in `{}.png`"))
-        _refuse(problems)
-        return self
-
-
-class ObjectiveSection(Section):
-    """One thing to learn: its rows, how often it is drawn and how much it counts."""
-
-    kind: Kind | None = Field(default=None, description="default: the objective's name")
-    train: SourceSection = Field(description="rows to learn from")
-    validation: SourceSection | None = Field(default=None, description="rows that choose the best adapter")
-    test: SourceSection | None = Field(default=None, description="rows that are scored after training")
-    ratio: Rate = Field(default=1.0, description="share of micro-batches, relative to the other objectives")
-    weight: Rate = Field(default=1.0, description="factor on its loss")
-    prompt: str | None = Field(
-        default=None, description="caption: what the user asks; vqa: a frame around `{question}`"
-    )
-    answers: Annotated[list[Text], Field(min_length=1)] | Text | None = Field(
-        default=None,
-        description="closed list of answers (or a text file, one a line): evaluation ranks them instead of generating",
-    )
-    max_new_tokens: Positive = Field(default=32, description="longest generated answer at evaluation")
-
-
 class DataSection(Section):
     """How rows become batches."""
 
@@ -227,6 +143,13 @@ class TrainingSection(Section):
     accumulation: Positive = Field(default=1, description="micro-batches in an optimiser step")
     learning_rate: Rate = Field(default=2e-4, description="of the LoRA adapters")
     projector_learning_rate: Rate = Field(default=2e-5, description="of the projector")
+    retrieval_learning_rate: Rate | None = Field(
+        default=None,
+        description="of query tokens, embedding projections and temperature; default: the projector's",
+    )
+    generation_learning_rate: Rate | None = Field(
+        default=None, description="of what draws images; default: the projector's"
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="of the learning rates after the warm-up"
     )
@@ -267,7 +190,7 @@ class TrainingSection(Section):
         problems = _length_problems(self)
         if self.patience is not None and self.validate_every is None:
             problems.append((("patience",), "counts validations: needs `validate_every` too"))
-        _refuse(problems)
+        refuse(problems)
         return self
 
 
@@ -275,10 +198,9 @@ class StageSection(Section):
     """One stage of a run; what it leaves out is taken from `training`."""
 
     name: Text = Field(description="names its folder and its metrics, e.g. align")
-    train: list[Part] = Field(
-        default_factory=lambda: list[Part](("projector", "lora")),
-        min_length=1,
-        description="what learns in it",
+    train: Annotated[list[Part], Field(min_length=1)] | None = Field(
+        default=None,
+        description="what learns in it: of projector, lora, retrieval, generation; default: LoRA, and what its objectives need",
     )
     steps: Positive | None = Field(default=None, description="optimiser steps")
     epochs: Rate | None = Field(default=None, description="passes over the training rows, instead of steps")
@@ -289,26 +211,30 @@ class StageSection(Section):
     objectives: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="names of those that take part; default: all"
     )
+    ratios: dict[str, Rate] = Field(
+        default_factory=dict, description="objective -> its share of micro-batches in this stage"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> StageSection:
         problems = _length_problems(self)
-        if not _NAME.fullmatch(self.name):
-            problems.append((("name",), _NAME_RULE))
-        if len(set(self.train)) != len(self.train):
+        if not NAME.fullmatch(self.name):
+            problems.append((("name",), NAME_RULE))
+        train = self.train if self.train is not None else ["lora", "projector"]
+        if len(set(train)) != len(train):
             problems.append((("train",), "names the same part twice"))
-        if "lora" not in self.train and self.learning_rate is not None:
+        if "lora" not in train and self.learning_rate is not None:
             problems.append(
                 (
                     ("learning_rate",),
                     "is of lora, which this stage does not train; the projector's is `projector_learning_rate`",
                 )
             )
-        if "projector" not in self.train and self.projector_learning_rate is not None:
+        if "projector" not in train and self.projector_learning_rate is not None:
             problems.append(
                 (("projector_learning_rate",), "is of the projector, which this stage does not train")
             )
-        _refuse(problems)
+        refuse(problems)
         return self
 
 
@@ -353,9 +279,9 @@ class Recipe(Section):
         problems = [
             problem
             for name, objective in objectives.items()
-            for problem in _objective_problems(name, objective)
+            for problem in objective_problems(name, objective)
         ]
-        _refuse(problems)
+        refuse(problems)
         return objectives
 
     @field_validator("stages")
@@ -367,11 +293,14 @@ class Recipe(Section):
             unknown = [name for name in stage.objectives or () if names is not None and name not in names]
             if unknown:
                 problems.append(((number, "objectives"), f"`objectives` has no {', '.join(unknown)}"))
-            if "lora" in stage.train and info.data.get("lora", ...) is None:
+            unknown = [name for name in stage.ratios if name not in (stage.objectives or names or ())]
+            if names is not None and unknown:
+                problems.append(((number, "ratios"), f"the stage has no objective {', '.join(unknown)}"))
+            if "lora" in (stage.train or ()) and info.data.get("lora", ...) is None:
                 problems.append(((number, "train"), "trains lora, but `lora` is null"))
             if stage.name in [earlier.name for earlier in stages[:number]]:
                 problems.append(((number, "name"), f"an earlier stage is called {stage.name} too"))
-        _refuse(problems)
+        refuse(problems)
         return stages
 
     @field_validator("evaluation")
@@ -387,47 +316,8 @@ class Recipe(Section):
         return evaluation
 
 
-def kind_of(name: str, objective: ObjectiveSection) -> str:
-    """The kind of an objective: its own, or its name."""
-    return objective.kind or name
-
-
-_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
-_FIXED_KINDS = {"coco": "caption", "vqa-v2": "vqa"}
-_IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")
-# Objective and stage names become folder names and keys of metrics.
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_NAME_RULE = "a name is a letter and up to 63 letters, digits, `-` or `_`"
-
-
-def _objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[KeyPath, str]]:
-    """What is wrong with an objective beyond its single values, as (key path below `objectives`, text)."""
-    problems: list[tuple[KeyPath, str]] = []
-    if not _NAME.fullmatch(name):
-        problems.append(((name,), _NAME_RULE))
-    kind = kind_of(name, objective)
-    if kind not in ("caption", "vqa", "dialogue"):
-        problems.append(((name,), "needs a `kind` (caption, vqa or dialogue), as its name is none of them"))
-    if kind == "vqa" and objective.prompt is not None and "{question}" not in objective.prompt:
-        problems.append(((name, "prompt"), "needs `{question}` where the question goes"))
-    if kind == "dialogue" and objective.prompt is not None:
-        problems.append(((name, "prompt"), "a dialogue brings its own prompts; leave this out"))
-    for part in ("train", "validation", "test"):
-        source: SourceSection | None = getattr(objective, part)
-        if source is not None and _FIXED_KINDS.get(source.format, kind) != kind:
-            text = f"format {source.format} holds {_FIXED_KINDS[source.format]} rows, but the kind is {kind}"
-            problems.append(((name, part, "format"), text))
-    return problems
-
-
 def _length_problems(part: TrainingSection | StageSection) -> list[tuple[KeyPath, str]]:
     """`steps` and `epochs` exclude one another."""
     if part.steps is None or part.epochs is None:
         return []
     return [(("epochs",), "give `steps` or `epochs`, not both (null takes one back)")]
-
-
-def _refuse(problems: Sequence[tuple[KeyPath, str]]) -> None:
-    """Raise what was found, if anything."""
-    if problems:
-        raise InconsistentError(problems)

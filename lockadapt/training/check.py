@@ -13,10 +13,12 @@ from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.sources import pick_dtype
+from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.from_recipe import assembled, lora_settings, objectives_of, samples_of, stages_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
+from lockadapt.training.trainer import default_parts
 
 
 def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:
@@ -47,17 +49,19 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     model, processor = _components(recipe)
     if recipe.lora is not None:
         model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
-    set_trainable(model, ["projector", "lora"] if recipe.lora else ["projector"])
+    objectives = objectives_of(recipe)  # also reads the closed lists of answers, which may be wrong
+    for objective in objectives.values():
+        objective.prepare(model)
+    set_trainable(model, default_parts(model, objectives))
     table = component_table(model)
     reporter.note(table_text(table))
     encoder = Encoder(processor, data.max_length or context_length(model))
-    objectives_of(recipe)  # reads the closed lists of answers, which may be wrong
     counts: dict[str, dict[str, Any]] = {}
     for part, found in parts.items():
         for name, samples in found.items():
             good = [s for s in samples if not bad & {image.key for image in s.images}]
             counts.setdefault(name, {})[part] = _encode(
-                encoder, name, part, good, reporter, shown if part == "train" else 0
+                encoder, objectives[name], name, part, good, reporter, shown if part == "train" else 0
             )
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
     stages = stages_of(recipe, rows)
@@ -100,9 +104,15 @@ def _components(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def _encode(
-    encoder: Encoder, name: str, part: str, samples: list[Any], reporter: Reporter, shown: int
+    encoder: Encoder,
+    objective: Objective,
+    name: str,
+    part: str,
+    samples: list[Any],
+    reporter: Reporter,
+    shown: int,
 ) -> dict[str, Any]:
-    report = encoder.encode(samples, reporter.counted(f"encoding {name} {part}"))
+    report = objective.encode(encoder, samples, reporter.counted(f"encoding {name} {part}"))
     if not report.encoded:
         raise DataError("no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length")
     images = len({image.key for item in report.encoded for image in item.images})

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lockadapt.data.batch import Batch
 from lockadapt.errors import BlindError, NoGradientError, NonFiniteLossError, NotMovingError
+from lockadapt.objectives import Objective
 
 
 def check_finite(loss: torch.Tensor, objective: str, step: int) -> None:
@@ -74,6 +75,20 @@ class LearningCheck(TrainerCallback):
             if still:
                 raise _not_moving(still, names, state.global_step)
         self._start = {}
+
+
+class AfterStep(TrainerCallback):
+    """Lets every objective bring back what must stay within bounds (a temperature) after each optimiser step."""
+
+    def __init__(self, objectives: Mapping[str, Objective]) -> None:
+        self.objectives = objectives
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See `Objective.after_step`."""
+        for objective in self.objectives.values():
+            objective.after_step(kwargs["model"])
 
 
 @torch.no_grad()

@@ -16,10 +16,14 @@ class GroundingConfig(TrainingArguments):
 
     Args:
         train_parts (`list[str]`, *optional*):
-            What trains: `"projector"`, `"lora"`, or both; defaults to the projector, and LoRA if there is any. Everything
-            else is locked, and proved to be.
+            What trains: of `"projector"`, `"lora"`, `"retrieval"`, `"generation"`; defaults to what the objectives need,
+            and LoRA if there is any. Everything else is locked, and proved to be.
         projector_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Learning rate of the projector; `learning_rate` is that of the LoRA adapters.
+        retrieval_learning_rate (`float`, *optional*):
+            Learning rate of query tokens, embedding projections, temperature and bias; defaults to the projector's.
+        generation_learning_rate (`float`, *optional*):
+            Learning rate of what draws images; defaults to the projector's.
         lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
             Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354).
 
@@ -79,6 +83,12 @@ class GroundingConfig(TrainingArguments):
 
     train_parts: list[str] | None = field(default=None, metadata={"help": "What trains: projector, lora."})
     projector_learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of the projector."})
+    retrieval_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of what embeds images and texts."}
+    )
+    generation_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of what draws images."}
+    )
     lora_plus_ratio: float = field(default=1.0, metadata={"help": "Learning rate of B over that of A."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens."})
     max_pixels: int = field(default=50_000_000, metadata={"help": "Largest image in pixels."})

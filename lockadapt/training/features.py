@@ -15,7 +15,7 @@ from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_
 from lockadapt.data.sample import ImageRef
 from lockadapt.models.feature_identity import feature_identity
 from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import stock, tower_of
 from lockadapt.training.rows import distinct_images
 
 GPU_BATCH, CPU_BATCH = 64, 8
@@ -104,7 +104,7 @@ def disk_features(
 
 def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     """Projector inputs (images, tokens, channels) for pixel values on any device, without gradient."""
-    tower = model.get_submodule(TOWER)
+    tower = tower_of(model)
     tower.eval()
     reference = next(tower.parameters())
     return projector_input(model, pixel_values.to(reference.device, reference.dtype))
@@ -112,7 +112,7 @@ def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 
 def tower_batch(model: nn.Module) -> int:
     """How many images the tower of a model should see at a time."""
-    device = next(model.get_submodule(TOWER).parameters()).device
+    device = next(tower_of(model).parameters()).device
     return CPU_BATCH if device.type == "cpu" else GPU_BATCH
 
 

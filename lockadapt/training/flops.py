@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.models.parts import LLM, block_linears, stock
+from lockadapt.models.parts import block_linears, llm_of, stock
 from lockadapt.models.sizes import component_sizes
 
 GEMM_SIDE = 1024
@@ -46,7 +46,7 @@ def training_costs(model: nn.Module, checkpointing: bool, image_tokens: int) -> 
     """Reads the costs off a model as it is trained, on any device."""
     sizes = {size.component: size.parameters for size in component_sizes(model)}
     base = stock(model)
-    config: Any = base.get_submodule(LLM).config
+    config: Any = llm_of(base).config
     # A quantized weight is packed, so its own number of elements says nothing.
     layers: list[Any] = list(block_linears(base).values())
     frozen = sum(

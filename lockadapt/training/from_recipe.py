@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,17 +41,23 @@ CHECKPOINTS_A_STAGE = 5
 """How often a stage is saved when the recipe does not say."""
 
 
-def objectives_of(recipe: Recipe, names: list[str] | None = None) -> dict[str, Objective]:
-    """The recipe's objectives by name, or some of them."""
+def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objective]:
+    """The recipe's objectives by name, or those of a stage with its ratios.
+
+    Every key of an objective's section that its class has a field for becomes that field.
+    """
     chosen: dict[str, Objective] = {}
     for name, section in recipe.objectives.items():
-        if names is None or name in names:
-            chosen[name] = KINDS[kind_of(name, section)](
-                weight=section.weight,
-                ratio=section.ratio,
-                answers=_answers(name, section.answers),
-                max_new_tokens=section.max_new_tokens,
-            )
+        if stage is not None and name not in stage.objectives:
+            continue
+        make: Any = KINDS[kind_of(name, section)]
+        given = {key: value for key, value in section if value is not None}
+        if "answers" in given:
+            given["answers"] = _answers(name, section.answers)
+        if stage is not None:
+            given["ratio"] = stage.ratios.get(name, section.ratio)
+        fields = {field.name for field in dataclasses.fields(make)}
+        chosen[name] = make(**{key: value for key, value in given.items() if key in fields})
     return chosen
 
 
@@ -61,7 +69,7 @@ def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
         if source is None:
             continue
         found[name] = read_samples(
-            source.format, _source(source, kind_of(name, section), section.prompt, part)
+            source.format, _source(source, KINDS[kind_of(name, section)].rows, section.prompt, part)
         )
         if part == "validation":
             found[name] = found[name][: recipe.training.validation_samples]
@@ -128,6 +136,14 @@ class Stage:
     accumulation: int
     learning_rate: float
     projector_learning_rate: float
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    micro_batch: float = 0.0
+    """Samples in a micro-batch on average over the objectives."""
+
+    @property
+    def samples(self) -> int:
+        """That the stage sees, all objectives together."""
+        return round(self.steps * self.micro_batch * self.accumulation)
 
 
 def stages_of(recipe: Recipe, rows: Mapping[str, int], processes: int = 1) -> list[Stage]:
@@ -137,7 +153,7 @@ def stages_of(recipe: Recipe, rows: Mapping[str, int], processes: int = 1) -> li
         rows: training rows by objective; an epoch is one pass over the rows of a stage's objectives.
     """
     training = recipe.training
-    whole = StageSection(name="train", train=["projector", "lora"] if recipe.lora else ["projector"])
+    whole = StageSection(name="train")
     stages = []
     for section in recipe.stages or [whole]:
         names = tuple(section.objectives or recipe.objectives)
@@ -147,21 +163,37 @@ def stages_of(recipe: Recipe, rows: Mapping[str, int], processes: int = 1) -> li
         if steps is None and epochs is None:
             steps, epochs = training.steps, training.epochs
         if steps is None:
-            per_step = batch_size * accumulation * processes
+            per_step = _micro_batch(recipe, names, section.ratios, batch_size) * accumulation * processes
             steps = max(1, math.ceil((epochs or 1.0) * sum(rows[name] for name in names) / per_step))
         stages.append(
             Stage(
                 section.name,
-                tuple(section.train),
+                tuple(section.train or _parts(recipe, names)),
                 names,
                 steps,
                 batch_size,
                 accumulation,
                 section.learning_rate or training.learning_rate,
                 section.projector_learning_rate or training.projector_learning_rate,
+                section.ratios,
+                _micro_batch(recipe, names, section.ratios, batch_size),
             )
         )
     return stages
+
+
+def _micro_batch(recipe: Recipe, names: Sequence[str], ratios: Mapping[str, float], batch_size: int) -> float:
+    """Samples in a micro-batch on average: objectives may have sizes of their own."""
+    sections = {name: recipe.objectives[name] for name in names}
+    shares = {name: ratios.get(name, section.ratio) for name, section in sections.items()}
+    total = sum(shares[name] * (section.batch_size or batch_size) for name, section in sections.items())
+    return total / sum(shares.values())
+
+
+def _parts(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """LoRA if there is any, and what these objectives need."""
+    needed = [part for name, one in objectives_of(recipe).items() if name in names for part in one.parts]
+    return list(dict.fromkeys([*needed, *(["lora"] if recipe.lora else [])]))
 
 
 def grounding_config(
@@ -200,6 +232,8 @@ def grounding_config(
         gradient_accumulation_steps=stage.accumulation,
         learning_rate=stage.learning_rate,
         projector_learning_rate=stage.projector_learning_rate,
+        retrieval_learning_rate=training.retrieval_learning_rate,
+        generation_learning_rate=training.generation_learning_rate,
         lora_plus_ratio=recipe.lora.plus_ratio if recipe.lora else 1.0,
         lr_scheduler_type=training.schedule,
         warmup_steps=_warmup(training.warmup, stage.steps),

@@ -47,7 +47,7 @@ def _planned(trainer: GroundingTrainer, recipe: Recipe, base: str | Path, measur
         trainer.objectives[measured.objective],
         measured.objective,
         measured.items,
-        cached=not isinstance(trainer.image_inputs, PixelInputs),
+        cached=not isinstance(trainer.image_inputs[measured.objective], PixelInputs),
         checkpointing=bool(args.activation_checkpointing),
         accumulate=args.gradient_accumulation_steps > 1,
         row_tokens=trainer.packing.row_tokens,

@@ -14,7 +14,7 @@ from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import count_tokens, groups
 from lockadapt.errors import RecipeError
-from lockadapt.models.parts import LLM, stock
+from lockadapt.models.parts import llm_of
 from lockadapt.objectives.answer_tokens import sample_losses
 
 WORTH = 0.9
@@ -40,6 +40,9 @@ class Packing:
     tokens: int
     plain_tokens: int
     why: str
+
+
+NOTHING_PACKS = Packing(None, 1, 0, 0, "packing: none, as no objective packs")
 
 
 def choose_packing(
@@ -148,7 +151,7 @@ def exact_within(model: nn.Module, mixed: bool) -> float:
 
 def why_not_exact(model: nn.Module, longest: int) -> str | None:
     """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: it can."""
-    llm = stock(model).get_submodule(LLM)
+    llm = llm_of(model)
     takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
     if not takes_positions or getattr(llm.config, "alibi", False):
         return f"{type(llm).__name__} takes no positions (ALiBi)"
@@ -160,7 +163,7 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
 
 def attention_window(model: nn.Module) -> int | None:
     """How far back some layer of the LLM looks, in tokens, by its config; None: as far as there are tokens."""
-    config = stock(model).get_submodule(LLM).config
+    config = llm_of(model).config
     kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
     windows = []
     if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):

@@ -62,6 +62,7 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
     images: set[str] = set()
     assumptions: list[str] = []
     whole, known, learned = True, [0.0, 0.0], 0.0
+    objectives = objectives_of(recipe)  # also reads closed lists of answers, which may be wrong
     for name, section in recipe.objectives.items():
         if not _is_here(section.train):
             length = recipe.data.max_length or min(context, ASSUMED_LENGTH)
@@ -81,7 +82,8 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
             assumptions.append(
                 f"objectives.{name}.train: {len(kept):,} of {len(samples):,} rows are tokenised"
             )
-        encoded = encoder.encode(kept, reporter.counted(f"encoding {name}")).encoded
+        objective = objectives[name]
+        encoded = objective.encode(encoder, kept, reporter.counted(f"encoding {name}")).encoded
         if not encoded:
             raise DataError(
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
@@ -95,7 +97,6 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
         if section.validation is not None and _is_here(section.validation):
             for sample in samples_of(here, "validation")[name]:
                 images |= {image.key for image in sample.images}
-    objectives_of(recipe)  # reads closed lists of answers, which may be wrong
     tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None
     return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions))
 

@@ -161,7 +161,7 @@ class Planner:
     def _kept_features(self, trace: Traced) -> Literal["memory", "disk", "none"]:
         """Where features are kept: as `lockadapt.training.features.image_inputs` decides it, but for a full disk."""
         data, distinct = self.recipe.data, len(self.rows.images)
-        uses = sum(stage.steps * stage.batch_size * stage.accumulation for stage in self.stages)
+        uses = sum(stage.samples for stage in self.stages)
         if not distinct or data.features == "none":
             return "none"
         if data.features != "auto":

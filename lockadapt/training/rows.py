@@ -12,13 +12,13 @@ from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
-from lockadapt.models.parts import LLM, stock
+from lockadapt.models.parts import llm_of
 from lockadapt.objectives import Objective
 
 
 def context_length(model: nn.Module) -> int:
     """The LLM's context in tokens."""
-    config = stock(model).get_submodule(LLM).config
+    config = llm_of(model).config
     return int(getattr(config, "max_position_embeddings", None) or 2048)  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def encoded_rows(
         if len(items) and isinstance(items[0], Encoded):
             rows[name] = list(items)
             continue
-        reports[name] = encoder.encode(_samples(items, objectives[name].kind))
+        reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name].rows))
         rows[name] = reports[name].encoded
     return rows, reports
 

@@ -25,7 +25,8 @@ from lockadapt.models.quantize import dequantize, load_quantized
 from lockadapt.recipe.explain import as_yaml
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.artifacts import ADAPTER, PROJECTOR_FILE, load_projector
+from lockadapt.training.artifacts import ADAPTER, PROCESSOR, load_parts
+from lockadapt.training.from_recipe import objectives_of
 from lockadapt.version import __version__
 
 RECIPE, RUN, METRICS, BASE, PROBE, MEAN_IMAGE_FILE = (
@@ -63,7 +64,7 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is a finished run."""
-    return (folder / RUN).is_file() and (folder / PROJECTOR_FILE).is_file()
+    return (folder / RUN).is_file() and (folder / PROCESSOR).is_dir()
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -132,11 +133,13 @@ def load_run(folder: str | Path, dequantized: bool = False) -> Run:
     """
     folder = Path(folder)
     recipe, facts = read_recipe(folder), read_facts(folder)
-    model, processor = load_trained(folder, facts, dequantized)
+    model, processor = load_trained(folder, recipe, facts, dequantized)
     return Run(folder, recipe, facts, model, processor)
 
 
-def load_trained(folder: Path, facts: Mapping[str, Any], dequantized: bool = False) -> tuple[nn.Module, Any]:
+def load_trained(
+    folder: Path, recipe: Recipe, facts: Mapping[str, Any], dequantized: bool = False
+) -> tuple[nn.Module, Any]:
     """The trained model and its processor, from the artefacts in a run folder."""
     base = base_of(folder, facts)
     dtype = getattr(torch, facts["dtype"])
@@ -145,7 +148,9 @@ def load_trained(folder: Path, facts: Mapping[str, Any], dequantized: bool = Fal
         model = dequantize(model, torch.float32)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)
-    load_projector(model, folder / PROJECTOR_FILE)
+    for objective in objectives_of(recipe).values():
+        objective.prepare(model)
+    load_parts(model, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return model.eval(), processor

@@ -29,7 +29,6 @@ from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
 from lockadapt.training.cached import Cached, cached_features, remember
 from lockadapt.training.card import write_card
-from lockadapt.training.features import image_inputs
 from lockadapt.training.from_recipe import (
     Stage,
     assembled,
@@ -40,6 +39,7 @@ from lockadapt.training.from_recipe import (
     samples_of,
     stages_of,
 )
+from lockadapt.training.inputs import inputs_by_objective
 from lockadapt.training.largest_batch import try_largest_batch
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
@@ -66,7 +66,7 @@ class Rows:
 
     train: dict[str, list[Encoded]]
     validation: dict[str, list[Encoded]]
-    images: ImageInputs
+    images: dict[str, ImageInputs]
 
 
 def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool = False) -> TrainResult:
@@ -91,7 +91,8 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     if torch.cuda.is_available():
         model = model.to("cuda")
     rows = encode(recipe, model, processor, samples, reporter, cached)
-    remember(recipe, folder, model, rows.images, dtype)
+    for images in rows.images.values():
+        remember(recipe, folder, model, images, dtype)
     started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
     steps, seen, locked = 0, 0, 0
     for stage in stages_of(recipe, {name: len(items) for name, items in rows.train.items()}):
@@ -102,7 +103,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     seconds = time.perf_counter() - started
     save_artifacts(model, processor, folder, base=run_folder.base_of(folder, facts))
     run_folder.write_probe(folder, _probe_samples(samples), recipe.data.max_pixels)
-    replacement = rows.images.replacement
+    replacement = next((i.replacement for i in rows.images.values() if i.replacement), None)
     if replacement is not None:
         replacement.save(folder / run_folder.MEAN_IMAGE_FILE)
     plot_losses(folder / run_folder.METRICS, folder / "loss.png")
@@ -214,18 +215,17 @@ def encode(
             raise DataError(
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
             )
-    rows = [row for part in (train, validation) for items in part.values() for row in items]
-    uses = sum(
-        stage.steps * stage.batch_size * stage.accumulation
-        for stage in stages_of(recipe, {n: len(r) for n, r in train.items()})
-    )
-    distinct = len({image.key for row in rows for image in row.images})
-    reporter.note(f"{len(rows):,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
+    rows = {name: [*train[name], *validation.get(name, ())] for name in train}
+    uses = sum(stage.samples for stage in stages_of(recipe, {n: len(r) for n, r in train.items()}))
+    distinct = len({image.key for items in rows.values() for row in items for image in row.images})
+    count = sum(map(len, rows.values()))
+    reporter.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     if cached is not None:
-        return Rows(train, validation, cached.images)
-    images = image_inputs(
+        return Rows(train, validation, dict.fromkeys(objectives, cached.images))
+    images = inputs_by_objective(
         model,
         processor,
+        objectives,
         rows,
         recipe.data.max_pixels,
         feature_settings(recipe.data),
@@ -260,13 +260,13 @@ def run_stage(
         {name: rows.train[name] for name in stage.objectives},
         validation or None,
         processor,
-        objectives=objectives_of(recipe, list(stage.objectives)),
+        objectives=objectives_of(recipe, stage),
         image_inputs=rows.images,
         callbacks=callbacks,
     )
     table = component_table(model)
     reporter.note(
-        f"stage {stage.name}: {stage.steps:,} steps of {stage.batch_size * stage.accumulation}\n{table_text(table)}"
+        f"stage {stage.name}: {stage.steps:,} steps of {stage.micro_batch * stage.accumulation:g}\n{table_text(table)}"
     )
     reporter.note(trainer.packing.why)
     fingerprint = run_folder.fingerprint(trainer.locked)
@@ -286,7 +286,8 @@ def run_stage(
     outcome = {
         "name": stage.name,
         "steps": result.global_step,
-        "samples": result.global_step * stage.batch_size * stage.accumulation,
+        "samples": round(result.global_step * stage.micro_batch * stage.accumulation),
+        "samples_by_objective": dict(trainer.seen),
         "train_loss": result.training_loss,
         "best_validation_loss": trainer.state.best_metric,
         "loss_change_by_swapped_images": trainer.sight,

@@ -18,7 +18,7 @@ from lockadapt.models.adapters import LoraSettings, set_trainable
 from lockadapt.models.blueprint import Blueprint, trainable_blueprint
 from lockadapt.models.fake import fake
 from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import tower_of
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.sizes import Size, component_sizes
 from lockadapt.objectives import Objective
@@ -96,7 +96,7 @@ class Traced:
         switch = "enable" if checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{switch}")()
         self.model.train()
-        stock(self.model).get_submodule(TOWER).eval()
+        tower_of(self.model).eval()
         images = _FakeImages(self, cached)
         batch = objective.collate(items, images, self.processor.tokenizer.pad_token_id, name, row_tokens)
 

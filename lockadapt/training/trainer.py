@@ -25,14 +25,16 @@ from lockadapt.errors import RecipeError
 from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import frozen_digests, prove_locked
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import component_of, parts_of, stock, tower_of
 from lockadapt.objectives import KINDS, Objective
 from lockadapt.training import checkpoint
 from lockadapt.training.artifacts import save_artifacts
-from lockadapt.training.checks import LearningCheck, check_finite, check_sight
+from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_sight
 from lockadapt.training.config import GroundingConfig
-from lockadapt.training.features import image_inputs
+from lockadapt.training.gradients import GradientNotes
+from lockadapt.training.inputs import inputs_by_objective
 from lockadapt.training.packing import (
+    NOTHING_PACKS,
     Packing,
     choose_packing,
     drawn_together,
@@ -43,14 +45,17 @@ from lockadapt.training.packing import (
 )
 from lockadapt.training.rows import context_length, encoded_rows
 
+TEMPERATURE = ("logit_scale", "logit_bias")
+"""Parameters of the retrieval module that weight decay must not touch."""
+
 
 class GroundingTrainer(Trainer):
     """
-    Trains projector and LoRA of a stock LLaVA or FastVLM on one objective or several.
+    Trains projector, LoRA and heads of a stock LLaVA, FastVLM, Janus or dual encoder on one objective or several.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            What `lockadapt.assemble` returns, or any stock LLaVA or FastVLM folder or object.
+            What `lockadapt.assemble` returns, or any stock LLaVA, FastVLM or Janus folder or object.
         args ([`GroundingConfig`], *optional*):
             Arguments of this trainer.
         train_dataset:
@@ -64,8 +69,8 @@ class GroundingTrainer(Trainer):
             LoRA on the LLM; use `lockadapt.models.adapters.lora_config` to resolve its targets.
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
-        image_inputs (`ImageInputs`, *optional*):
-            Where pixels or features come from; defaults to what `args.features` says.
+        image_inputs (`ImageInputs` or a mapping, *optional*):
+            Where pixels, features or codes come from, for all objectives or by name; defaults to what `args.features` says.
         callbacks, optimizers:
             As in [`~transformers.Trainer`].
 
@@ -84,7 +89,7 @@ class GroundingTrainer(Trainer):
         processing_class: Any = None,
         peft_config: LoraConfig | None = None,
         objectives: Mapping[str, Objective] | None = None,
-        image_inputs: ImageInputs | None = None,
+        image_inputs: ImageInputs | Mapping[str, ImageInputs] | None = None,
         callbacks: Sequence[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -99,13 +104,19 @@ class GroundingTrainer(Trainer):
         set_seed(args.seed)
         if peft_config is not None:
             model = attach_lora(model, peft_config)
-        set_trainable(model, args.train_parts or ["projector", *(["lora"] if adapted_paths(model) else [])])
-        _train_in_float32(model)
         self.objectives = dict(objectives or {"dialogue": KINDS["dialogue"]()})
+        for objective in self.objectives.values():
+            objective.prepare(model)
+        set_trainable(model, args.train_parts or default_parts(model, self.objectives))
+        _train_in_float32(model)
         self.encoder = Encoder(processing_class, args.max_length or context_length(model))
         train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
         evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
-        self.image_inputs = image_inputs or _image_inputs(model, processing_class, args, train, evaluation)
+        if image_inputs is None:
+            image_inputs = _image_inputs(model, processing_class, args, self.objectives, train, evaluation)
+        elif not isinstance(image_inputs, Mapping):
+            image_inputs = dict.fromkeys(self.objectives, image_inputs)
+        self.image_inputs = dict(image_inputs)
         super().__init__(
             model=model,
             args=args,
@@ -113,14 +124,16 @@ class GroundingTrainer(Trainer):
             eval_dataset=evaluation or None,  # type: ignore[arg-type]
             processing_class=processing_class,
             data_collator=self._collate,
-            callbacks=[LearningCheck(args.check_steps), *(callbacks or ())],
+            callbacks=[LearningCheck(args.check_steps), AfterStep(self.objectives), *(callbacks or ())],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
         self.locked = frozen_digests(model)
         self.sight: dict[str, float] = {}
+        self.gradients = GradientNotes()
+        self.seen: dict[str, int] = defaultdict(int)
         self._notes: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._data_seconds, self._log_time, self._log_step = 0.0, time.perf_counter(), 0
+        self._data_seconds, self._log_time, self._log_step, self._log_samples = 0.0, time.perf_counter(), 0, 0
 
     # --- data
 
@@ -130,16 +143,19 @@ class GroundingTrainer(Trainer):
 
     def _batch(self, name: str, items: Sequence[Encoded], row_tokens: int | None) -> dict[str, Any]:
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
-        return self.objectives[name].collate(items, self.image_inputs, pad, name, row_tokens)
+        return self.objectives[name].collate(items, self.image_inputs[name], pad, name, row_tokens)
 
     @cached_property
     def packing(self) -> Packing:
         """How rows are made: decided once, on the training rows and on this model; see `lockadapt.training.packing`."""
         args: GroundingConfig = self.args  # type: ignore[assignment]
         dataset = self.train_dataset
-        rows: Mapping[str, Sequence[Encoded]] = (
+        every: Mapping[str, Sequence[Encoded]] = (
             dataset.rows if isinstance(dataset, MixedDataset) else self.eval_dataset  # type: ignore[assignment]
         )
+        rows = {name: items for name, items in every.items() if self.objectives[name].packs}
+        if not rows:
+            return NOTHING_PACKS
         step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
         tried = to_be_tried(rows)
         name = next(name for name, items in rows.items() if tried[0] in items)
@@ -171,8 +187,9 @@ class GroundingTrainer(Trainer):
             raise RecipeError("train_dataset is missing", fix="pass rows to train on")
         micro = self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size
         ratios = {name: objective.ratio for name, objective in self.objectives.items()}
-        together = self.packing.together
-        sampler = MixtureSampler(dataset, ratios, self._train_batch_size, micro, self.args.seed, together)
+        sampler = MixtureSampler(
+            dataset, ratios, self.micro_batches(), micro, self.args.seed, self.drawn_together()
+        )
         loader = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -182,6 +199,16 @@ class GroundingTrainer(Trainer):
             persistent_workers=self.args.dataloader_num_workers > 0,
         )
         return self.accelerator.prepare(loader)
+
+    def micro_batches(self) -> dict[str, int]:
+        """Samples in a micro-batch, by objective."""
+        size = self._train_batch_size
+        return {name: objective.batch_size or size for name, objective in self.objectives.items()}
+
+    def drawn_together(self) -> dict[str, int]:
+        """The most samples of one image that are drawn together, by objective."""
+        together = self.packing.together
+        return {name: together if objective.packs else 1 for name, objective in self.objectives.items()}
 
     def planned_steps(self) -> int:
         """Optimiser steps of the run: `max_steps`, or as many as `num_train_epochs` passes over all rows take."""
@@ -214,12 +241,22 @@ class GroundingTrainer(Trainer):
         objective = self.objectives[name]
         if model.training and name not in self.sight and not self.args.blind:  # type: ignore[attr-defined]
             self.sight[name] = check_sight(model, lambda batch: objective.loss(model, batch)[0], inputs)
-        stock(model).get_submodule(TOWER).eval()
+        tower_of(model).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
         for key, value in {"loss": loss.detach(), **report}.items():
             self._notes[f"{name}/{key}"].append(value)
+        self.seen[name] += self.micro_batches()[name]
         return (loss * objective.weight, None) if return_outputs else loss * objective.weight
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Also measures, once an objective between two lines of metrics, its gradient on what all objectives share."""
+        if len(self.objectives) == 1 or not self.gradients.wants(inputs["objective"]):
+            return super().training_step(model, inputs, num_items_in_batch)
+        before = self.gradients.snapshot(model)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.gradients.note(inputs["objective"], model, before)
+        return loss
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -244,7 +281,9 @@ class GroundingTrainer(Trainer):
     def _validate(self, name: str, rows: Sequence[Encoded]) -> float:
         self.model.eval()  # type: ignore[union-attr]
         # Samples of one image side by side, where packing finds them.
-        items: Any = [(name, rows[number]) for group in groups(rows) for number in group]
+        order = [number for group in groups(rows) for number in group]
+        numbers = order if self.objectives[name].packs else range(len(rows))
+        items: Any = [(name, rows[number]) for number in numbers]
         loader = self.accelerator.prepare(
             DataLoader(items, self.args.eval_batch_size, collate_fn=self.data_collator)
         )
@@ -259,17 +298,23 @@ class GroundingTrainer(Trainer):
     # --- optimiser and metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Three groups: LoRA's A (and what DoRA adds) and B, whose rates differ by the LoRA+ ratio, and the projector."""
+        """Groups with a rate each: LoRA's A (and what DoRA adds) and B, whose rates differ by the LoRA+ ratio, projector,
+        retrieval, generation; and the temperature, which weight decay would pull to 1.
+        """
         if self.optimizer is None:
             args: GroundingConfig = self.args  # type: ignore[assignment]
             groups: dict[str, dict[str, Any]] = {
                 "lora_A": {"lr": args.learning_rate},
                 "lora_B": {"lr": args.learning_rate * args.lora_plus_ratio},
                 "projector": {"lr": args.projector_learning_rate},
+                "retrieval": {"lr": args.retrieval_learning_rate or args.projector_learning_rate},
+                "generation": {"lr": args.generation_learning_rate or args.projector_learning_rate},
             }
-            for name, parameter in (model or self.model).named_parameters():  # type: ignore[union-attr]
+            groups["temperature"] = {"lr": groups["retrieval"]["lr"], "weight_decay": 0.0}
+            base, parts = stock(model or self.model), parts_of(model or self.model)  # type: ignore[arg-type]
+            for name, parameter in base.named_parameters():
                 if parameter.requires_grad:
-                    group = "lora_B" if ".lora_B." in name else "lora_A" if ".lora_" in name else "projector"
+                    group = _group(name, component_of(name, parts))
                     groups[group].setdefault("params", []).append(parameter)
             used = [
                 {"weight_decay": args.weight_decay, "group": name, **group}
@@ -287,12 +332,15 @@ class GroundingTrainer(Trainer):
                 {key: float(torch.stack(values).float().mean()) for key, values in self._notes.items()}
             )
             for group in self.optimizer.param_groups:  # type: ignore[union-attr]
-                if group.get("group") == "projector":
-                    logs["projector_learning_rate"] = group["lr"]
+                if group.get("group") in ("projector", "retrieval", "generation"):
+                    logs[f"{group['group']}_learning_rate"] = group["lr"]
+            logs.update(self.gradients.take())
+            logs.update({f"{name}/samples": float(count) for name, count in self.seen.items()})
             elapsed = max(time.perf_counter() - self._log_time, 1e-9)
             steps = self.state.global_step - self._log_step
-            per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            logs["samples_per_second"] = steps * per_step / elapsed
+            total = sum(self.seen.values()) * self.args.world_size
+            logs["samples_per_second"] = (total - self._log_samples) / elapsed if steps else 0.0
+            self._log_samples = total
             logs["data_share"] = self._data_seconds / elapsed
             self._notes.clear()
             self._data_seconds, self._log_time, self._log_step = (
@@ -353,14 +401,27 @@ def _train_in_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def default_parts(model: nn.Module, objectives: Mapping[str, Objective]) -> list[str]:
+    """LoRA where there is any, and what these objectives need."""
+    parts = [part for objective in objectives.values() for part in objective.parts]
+    return list(dict.fromkeys([*parts, *(["lora"] if adapted_paths(model) else [])]))
+
+
+def _group(name: str, component: str) -> str:
+    if component == "lora":
+        return "lora_B" if ".lora_B." in name else "lora_A"
+    return "temperature" if name.rsplit(".", 1)[-1] in TEMPERATURE else component
+
+
 def _image_inputs(
     model: nn.Module,
     processor: Any,
     args: GroundingConfig,
+    objectives: Mapping[str, Objective],
     train: Mapping[str, Sequence[Encoded]],
     evaluation: Mapping[str, Sequence[Encoded]],
-) -> ImageInputs:
-    rows = [row for rows in [*train.values(), *evaluation.values()] for row in rows]
+) -> dict[str, ImageInputs]:
+    rows = {name: [*train.get(name, ()), *evaluation.get(name, ())] for name in objectives}
     settings = FeatureSettings(
         args.features,  # type: ignore[arg-type]
         args.feature_memory_gib,
@@ -369,4 +430,6 @@ def _image_inputs(
         Path(args.feature_cache),
         args.dataloader_num_workers,
     )
-    return image_inputs(model, processor, rows, args.max_pixels, settings, blind=args.blind)
+    return inputs_by_objective(
+        model, processor, objectives, rows, args.max_pixels, settings, blind=args.blind
+    )

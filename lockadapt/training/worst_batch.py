@@ -13,7 +13,7 @@ from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pack import packed_area
 from lockadapt.errors import DoesNotFitError
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import tower_of
 from lockadapt.training.memory import step_peak
 from lockadapt.training.packing import Packing
 
@@ -46,10 +46,11 @@ class Measured:
 def worst_batches(
     rows: Mapping[str, Sequence[Encoded]],
     ratios: Mapping[str, float],
-    batch_size: int,
+    batch_size: int | Mapping[str, int],
     micro_batches: int,
     seed: int,
     packing: Packing,
+    together: int | Mapping[str, int] | None = None,
 ) -> list[tuple[str, list[Encoded]]]:
     """Of every objective the micro-batches with the most tokens, padding included, and with the most learned ones.
 
@@ -57,17 +58,19 @@ def worst_batches(
         rows, ratios, batch_size, micro_batches, seed: as `MixtureSampler` gets them, whose order is followed; with 0
             or very many `micro_batches` the longest rows are taken together instead, which no batch exceeds.
         packing: how the run makes its rows.
+        together: as `MixtureSampler` gets it; default: what `packing` says.
 
     Returns:
         Objective and rows; one entry where both are the same batch.
     """
     found: list[tuple[str, list[Encoded]]] = []
-    order = _walk(rows, ratios, batch_size, micro_batches, seed, packing.together)
+    order = _walk(rows, ratios, batch_size, micro_batches, seed, together or packing.together)
     for name, items in rows.items():
+        size = batch_size if isinstance(batch_size, int) else batch_size[name]
         lengths = [len(item.input_ids) for item in items]
         learned = [int((item.labels != IGNORED).sum()) for item in items]
         batches = order.get(name) or [
-            sorted(range(len(items)), key=lambda i: (column[i], lengths[i]), reverse=True)[:batch_size]
+            sorted(range(len(items)), key=lambda i: (column[i], lengths[i]), reverse=True)[:size]
             for column in (lengths, learned)
         ]
 
@@ -141,8 +144,8 @@ def _measure(trainer: GroundingTrainer) -> Measured | str:
     rows: Any = trainer.train_dataset
     micro = trainer.planned_steps() * args.gradient_accumulation_steps * args.world_size
     ratios = {name: objective.ratio for name, objective in trainer.objectives.items()}
-    size = args.per_device_train_batch_size
-    chosen = worst_batches(rows.rows, ratios, size, micro, args.seed, trainer.packing)
+    sizes, together = trainer.micro_batches(), trainer.drawn_together()
+    chosen = worst_batches(rows.rows, ratios, sizes, micro, args.seed, trainer.packing, together)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model: Any = trainer.model
     training = model.training
@@ -169,7 +172,7 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
             activation_checkpointing_kwargs=args.activation_checkpointing_kwargs
         )
     model.train()
-    stock(model).get_submodule(TOWER).eval()
+    tower_of(model).eval()
     rows: Any = [(name, item) for item in items]
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
 
@@ -188,10 +191,10 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
 def _walk(
     rows: Mapping[str, Sequence[Encoded]],
     ratios: Mapping[str, float],
-    batch_size: int,
+    batch_size: int | Mapping[str, int],
     micro_batches: int,
     seed: int,
-    together: int,
+    together: int | Mapping[str, int],
 ) -> dict[str, list[list[int]]]:
     """The run's micro-batches by objective, as positions in its rows."""
     if not 0 < micro_batches <= MOST_BATCHES:

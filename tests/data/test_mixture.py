@@ -66,3 +66,9 @@ def test_rows_behind_one_index(index: int) -> None:
     data = dataset(a=3, b=3)
     assert data[index][0] == ("a" if index < 3 else "b")
     assert len(data) == 6
+
+
+def test_an_objective_may_have_a_batch_of_its_own() -> None:
+    data = dataset(a=10, b=10)
+    batches = list(MixtureSampler(data, {"a": 1.0, "b": 1.0}, {"a": 2, "b": 7}, 6, 0, {"a": 1, "b": 1}))
+    assert Counter((data[batch[0]][0], len(batch)) for batch in batches) == {("a", 2): 3, ("b", 7): 3}

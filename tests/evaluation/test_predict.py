@@ -12,11 +12,10 @@ from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import Turn
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.evaluate import predict
+from lockadapt.evaluation.bench import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
-from lockadapt.objectives import Vqa
 from lockadapt.training.features import tower_outputs
 from tests.rows import dialogue_sample, vqa_samples
 from tests.tiny import tiny_llm
@@ -91,5 +90,7 @@ def test_generation_equals_stock(remembered: bool, assembled: Assembled, tmp_pat
 
 
 def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:
+    own = predictor(assembled.folder)
+    bench = EvaluationBench(own.model, own.encoder, own.images, 4, None, method="rank")
     with pytest.raises(RecipeError, match="closed list"):
-        predict(predictor(assembled.folder), Vqa(), vqa_samples(tmp_path), "rank")
+        bench.answers(vqa_samples(tmp_path), None, 4)

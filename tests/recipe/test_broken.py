@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockadapt.errors import LockadaptError, RecipeError, SafetyError
+from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.read import load_recipe
 
 GOOD = """\
@@ -121,8 +122,8 @@ ADDED = [
     broken("too-many-aliases", "lora: &a 1\nstages: [" + "*a," * 65 + "]\n",
            ":8: more than 64 aliases (`*name`)"),
     broken("too-deep", "lora: " + "[" * 500_000 + "\n", ":7: nested more than 20 levels deep"),
-    broken("kind-unknown", "  text:\n    train: {format: csv, path: a.csv}\n",
-           ":7: objectives.text: needs a `kind` (caption, vqa or dialogue), as its name is none of them"),
+    broken("kind-unknown", "  words:\n    train: {format: csv, path: a.csv}\n",
+           f":7: objectives.words: needs a `kind` ({', '.join(KEYS_OF_KINDS)}), as its name is none of them"),
     broken("bad-name", "  a/b:\n    kind: vqa\n    train: {format: csv, path: a.csv}\n",
            ":7: objectives.a/b: a name is a letter and up to 63 letters, digits, `-` or `_`"),
     broken("sample-field", "  caption:\n    train: {format: csv, path: a.csv, columns: {captoin: text}}\n",
@@ -145,15 +146,17 @@ ADDED = [
     broken("prompt-without-question", "    prompt: Answer!\n",
            ":7: objectives.vqa.prompt: needs `{question}` where the question goes"),
     broken("prompt-of-a-dialogue", "    kind: dialogue\n    prompt: Hello\n",
-           ":8: objectives.vqa.prompt: a dialogue brings its own prompts; leave this out"),
+           ":8: objectives.vqa.prompt: an objective of the kind dialogue has no such key; leave this out"),
     broken("steps-and-epochs", "training:\n  steps: 5\n  epochs: 1\n",
            ":9: training.epochs: give `steps` or `epochs`, not both (null takes one back)"),
     broken("patience-alone", "training: {patience: 3}\n",
            ":7: training.patience: counts validations: needs `validate_every` too"),
     broken("stage-of-unknown-objective", "stages:\n  - name: a\n    objectives: [vqa, caption]\n",
            ":9: stages.0.objectives: `objectives` has no caption"),
-    broken("stage-without-lora", "lora: null\nstages:\n  - name: a\n",
-           ":9: stages.0.train: trains lora, but `lora` is null"),
+    broken("stage-without-lora", "lora: null\nstages:\n  - name: a\n    train: [lora]\n",
+           ":10: stages.0.train: trains lora, but `lora` is null"),
+    broken("ratio-of-no-objective", "stages:\n  - name: a\n    ratios: {caption: 2.0}\n",
+           ":9: stages.0.ratios: the stage has no objective caption"),
     broken("stage-name-twice", "stages:\n  - name: a\n  - name: a\n",
            ":9: stages.1.name: an earlier stage is called a too"),
     broken("stage-name-leaves-the-folder", "stages:\n  - name: ../../etc\n",

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from lockadapt.recipe.explain import as_yaml, json_schema, print_config, resolved
 from lockadapt.recipe.keys import FREE, POSITION, at, every_key, expected, meaning
+from lockadapt.recipe.objectives import SAMPLE_FIELDS
 from lockadapt.recipe.read import load_recipe
-from lockadapt.recipe.schema import SAMPLE_FIELDS, Recipe
+from lockadapt.recipe.schema import Recipe
 from tests.recipe.test_read import TEXT
 
 # What YAML likes to read as something else, beside all that hypothesis finds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from lockadapt.data.readers.source import Source
 from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings
+from lockadapt.objectives import KINDS
+from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import from_recipe
@@ -88,6 +91,11 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
     ),
     "objectives.kind": ("objectives.vqa.kind=dialogue", lambda r: objectives_of(r)["vqa"].kind, "dialogue"),
     "objectives.ratio": ("objectives.vqa.ratio=3.0", lambda r: objectives_of(r)["vqa"].ratio, 3.0),
+    "objectives.batch_size": (
+        "objectives.vqa.batch_size=3",
+        lambda r: objectives_of(r)["vqa"].batch_size,
+        3,
+    ),
     "objectives.weight": ("objectives.vqa.weight=3.0", lambda r: objectives_of(r)["vqa"].weight, 3.0),
     "objectives.prompt": (
         "objectives.vqa.prompt='Q: {question} A:'",
@@ -114,6 +122,16 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
     "training.projector_learning_rate": (
         "training.projector_learning_rate=0.5",
         lambda r: config(r).projector_learning_rate,
+        0.5,
+    ),
+    "training.retrieval_learning_rate": (
+        "training.retrieval_learning_rate=0.5",
+        lambda r: config(r).retrieval_learning_rate,
+        0.5,
+    ),
+    "training.generation_learning_rate": (
+        "training.generation_learning_rate=0.5",
+        lambda r: config(r).generation_learning_rate,
         0.5,
     ),
     "training.schedule": ("training.schedule=constant", lambda r: config(r).lr_scheduler_type, "constant"),
@@ -189,6 +207,7 @@ ELSEWHERE = {
     "training.report_to": "tests/training/test_from_recipe.py::test_report_to_reaches_the_trainer",
     "evaluation.method": "tests/training/test_session.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_session.py::test_evaluation_keys",
+    "stages.ratios": "tests/training/test_from_recipe.py::test_a_stage_may_have_ratios_of_its_own",
     "stages.objectives": "tests/training/test_from_recipe.py::test_a_stage_may_take_some_objectives",
     "output": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",
 }
@@ -239,6 +258,31 @@ def test_a_stage_may_take_some_objectives(tmp_path: Path) -> None:
     assert first.objectives == ("vqa",)
     assert second.objectives == ("vqa", "caption")
     assert (first.steps, second.steps) == (5, 15)
+
+
+def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
+    own = recipe(
+        tmp_path,
+        "objectives.caption={train: {format: jsonl, path: captions.jsonl}, batch_size: 48}",
+        "stages=[{name: a, epochs: 1.0, ratios: {vqa: 3.0}}, {name: b, steps: 2}]",
+    )
+    first, second = stages_of(own, {"vqa": 80, "caption": 160})
+    assert {name: one.ratio for name, one in objectives_of(own, first).items()} == {
+        "vqa": 3.0,
+        "caption": 1.0,
+    }
+    assert {name: one.ratio for name, one in objectives_of(own, second).items()} == {
+        "vqa": 1.0,
+        "caption": 1.0,
+    }
+    # Three micro-batches of 16 to one of 48: 24 rows on average.
+    assert (first.micro_batch, first.steps, second.micro_batch) == (24, 10, 32)
+
+
+def test_the_keys_of_a_kind_are_the_fields_of_its_class() -> None:
+    for kind, objective in KINDS.items():
+        fields = {field.name for field in dataclasses.fields(objective)} - {"weight", "ratio", "batch_size"}
+        assert fields == set(KEYS_OF_KINDS[kind]) - {"prompt"}, kind
 
 
 def test_best_cannot_be_kept_between_validations(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_trained_tensors_move_and_frozen_ones_do_not(
     run = trainer(
         assembled.folder, vqa_samples(tmp_path), tmp_path / "run", lora=lora, feature_memory_gib=memory
     )
-    assert isinstance(run.image_inputs, FeatureInputs if memory else PixelInputs)
+    assert isinstance(run.image_inputs["vqa"], FeatureInputs if memory else PixelInputs)
     before = snapshot(run.model)
     run.train()
     after = snapshot(run.model)
@@ -162,7 +162,8 @@ def test_blind_run_is_allowed_when_asked_for(assembled: Assembled, tmp_path: Pat
     run.train()
     assert run.sight == {}
     features = [
-        run.image_inputs([row.images[0]])["image_features"] for row in run.train_dataset.rows["vqa"][:3]
+        run.image_inputs["vqa"]([row.images[0]])["image_features"]
+        for row in run.train_dataset.rows["vqa"][:3]
     ]
     assert torch.equal(features[0], features[1])
 

@@ -24,7 +24,7 @@ from lockadapt.data.readers.columns import (
 from lockadapt.data.readers.conversation import conversation
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
-from lockadapt.data.sample import ImageRef, Sample, question_answer
+from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError, LockadaptError, RecipeError
 
 
@@ -79,8 +79,8 @@ def row_to_samples(
 def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
     """The samples of one row: one, or one a caption with `rules.expand`.
 
-    By kind, a row holds `question` and `answer` or `answers` (vqa), `caption` or `captions` (caption), and an
-    `image` or `images`; or for any kind TRL's `messages`, or `prompt` and `completion`. Images of a dialogue may
+    By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption` or
+    `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and `completion`. Images of a dialogue may
     be absent.
 
     Args:
@@ -100,6 +100,9 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
             where=where,
             fix="write each row as an object with named values, or as a list with `columns` giving positions",
         )
+    if rules.kind == "text":
+        text = clean_text(_required(row, "text", rules, where), "text", where)
+        return [Sample((), (Turn("assistant", text),), where, sample_id=_sample_id(row, rules, where))]
     if "messages" in rules.columns:
         return [_message_row(row, rules, where)]
     if rules.kind == "vqa" and _has(row, rules, "question"):
@@ -108,7 +111,7 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
         return _caption_row(row, rules, where)
     if _has(row, rules, "messages", "prompt", "completion"):
         return [_message_row(row, rules, where)]
-    own = {"vqa": "question", "caption": "caption", "dialogue": "messages"}[rules.kind]
+    own = {"vqa": "question", "caption": "caption", "dialogue": "messages", "text": "text"}[rules.kind]
     raise missing_column(row, str(rules.columns.get(own, own)), own, where)
 
 

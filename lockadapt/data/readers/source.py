@@ -10,11 +10,11 @@ from pathlib import Path
 from lockadapt.data.paths import DataRoot
 from lockadapt.errors import DataError, RecipeError
 
-KINDS = ("caption", "vqa", "dialogue")
+KINDS = ("caption", "vqa", "dialogue", "text")
 
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
-    *("messages", "prompt", "completion", "answer_type", "id"),
+    *("messages", "prompt", "completion", "answer_type", "id", "text"),
 )
 """The sample fields that `columns` may map."""
 
@@ -66,9 +66,9 @@ class Source:
                 raise RecipeError("positions count from 0", where=f"columns.{name}", fix="write 0 or more")
         if self.prompt is None:
             return
-        if self.kind == "dialogue":
+        if self.kind in ("dialogue", "text"):
             raise RecipeError(
-                "a dialogue has its own questions, a prompt has no place in it",
+                f"a {self.kind} has its own words, a prompt has no place in it",
                 where="prompt",
                 fix="remove `prompt`, or choose the kind caption or vqa",
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lockadapt.models.fusions.bodies import body_of
-from lockadapt.models.parts import PROJECTOR, stock
+from lockadapt.models.parts import parts_of, stock
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen.append(arguments[0].detach())
 
-    handle = base.get_submodule(PROJECTOR).register_forward_pre_hook(look)
+    handle = base.get_submodule(parts_of(base).projector).register_forward_pre_hook(look)
     try:
         base.get_image_features(pixel_values=pixel_values)
     finally:
@@ -48,8 +48,8 @@ def image_outputs(
         The projected features with gradient to the projector. `pixel_values` must not be passed beside it.
     """
     base: Any = stock(model)
-    projector = base.get_submodule(PROJECTOR)
-    weight = projector.linear_1.weight
+    projector = base.get_submodule(parts_of(base).projector)
+    weight = next(projector.parameters())
     features = image_features.to(weight.device)
     if image_scales is not None:
         features = features * image_scales.to(weight.device)

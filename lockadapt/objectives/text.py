@@ -1,0 +1,105 @@
+"""Plain text, without images: keeps the LLM's language in a mixed run, and measures whether it was kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from lockadapt.data.batch import Batch, collate, on_device
+from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import Sample
+from lockadapt.errors import NoLabelError
+from lockadapt.objectives.answer_tokens import answer_loss
+from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row
+
+
+@dataclass(frozen=True)
+class PlainText:
+    """Cross-entropy of every token behind the first, as in the LLM's own pre-training; scored by perplexity.
+
+    See `Objective` for the attributes and methods.
+    """
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    batch_size: int | None = None
+
+    kind: ClassVar[str] = "text"
+    rows: ClassVar[str] = "text"
+    parts: ClassVar[tuple[str, ...]] = ()
+    frozen: ClassVar[Frozen] = "nothing"
+    packs: ClassVar[bool] = False
+
+    def prepare(self, model: nn.Module) -> None:
+        """Nothing is missing."""
+
+    def encode(
+        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> EncodeReport:
+        """Without a chat template: as the tokenizer makes it of plain text, cut at `max_length`.
+
+        Raises:
+            NoLabelError: a text of fewer than two tokens.
+        """
+        report = EncodeReport()
+        for number, sample in enumerate(samples, 1):
+            ids = np.asarray(encoder.tokenizer(sample.answer)["input_ids"], np.int32)
+            if len(ids) > encoder.max_length:
+                report.cut.append(sample.where)
+                ids = ids[: encoder.max_length]
+            if len(ids) < 2:
+                raise NoLabelError("the text has no token to predict", where=sample.where, fix="remove it")
+            labels = ids.copy()
+            labels[0] = IGNORED
+            report.encoded.append(Encoded(ids, labels, (), sample))
+            if progress:
+                progress(number, len(samples))
+        return report
+
+    def collate(
+        self,
+        items: Sequence[Encoded],
+        images: ImageInputs,
+        pad_id: int,
+        name: str,
+        row_tokens: int | None = None,
+    ) -> Batch:
+        """One row a text."""
+        return collate(items, images, pad_id, name)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
+        """See `answer_loss`."""
+        return answer_loss(model, batch)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing has bounds."""
+
+    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+        """`{"perplexity", "perplexity_before", "n"}`: with the adapter, and where there is one, without it."""
+        items = self.encode(bench.encoder, samples).encoded
+        scores: dict[str, Any] = {"perplexity": self._perplexity(bench, items), "n": len(items)}
+        if hasattr(bench.model, "disable_adapter"):
+            disabled: Any = bench.model.disable_adapter
+            with disabled():
+                scores["perplexity_before"] = self._perplexity(bench, items)
+        return scores, []
+
+    @torch.no_grad()
+    def _perplexity(self, bench: Bench, items: Sequence[Encoded]) -> float:
+        """exp of the mean negative log-likelihood over all tokens."""
+        bench.model.eval()
+        device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id
+        total = tokens = 0.0
+        for start in range(0, len(items), bench.batch_size):
+            part = items[start : start + bench.batch_size]
+            batch = on_device(self.collate(part, bench.images, pad, self.kind), device)
+            loss, report = self.loss(bench.model, batch)
+            total, tokens = total + float(loss * report["tokens"]), tokens + float(report["tokens"])
+        return math.exp(min(total / tokens, 700.0))

@@ -1,0 +1,137 @@
+"""What a recipe says of its objectives: rows, and the keys of each kind. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lockadapt.recipe.sections import (
+    NAME,
+    NAME_RULE,
+    KeyPath,
+    Natural,
+    Positive,
+    Rate,
+    Section,
+    Text,
+    refuse,
+)
+
+Kind = Literal["caption", "vqa", "dialogue", "text"]
+ANSWERS = ("answers", "max_new_tokens", "prompt")
+KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
+    "caption": ANSWERS,
+    "vqa": ANSWERS,
+    "dialogue": ("answers", "max_new_tokens"),
+    "text": (),
+}
+"""Keys beside those that every objective has."""
+
+SAMPLE_FIELDS = (
+    *("image", "images", "question", "answer", "answers", "caption", "captions"),
+    *("messages", "prompt", "completion", "answer_type", "id", "text"),
+)
+if TYPE_CHECKING:
+    SampleField = str  # for callers any text; for the reader of a recipe a closed list
+else:
+    SampleField = Literal[SAMPLE_FIELDS]
+
+
+class SourceSection(Section):
+    """One set of rows and the images that they name."""
+
+    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"] = Field(
+        description="which reader opens it"
+    )
+    path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
+    images: Text | None = Field(
+        default=None, description="folder that image names are relative to; default: the folder of `path`"
+    )
+    annotations: Text | None = Field(default=None, description="vqa-v2: the annotations file")
+    split: Text | None = Field(
+        default=None,
+        description="datasets, imagefolder: which split; vqa-v2: what `{split}` in image names is",
+    )
+    columns: dict[SampleField, Text | Natural] = Field(
+        default_factory=dict,
+        description="sample field -> column name, or position in a row that is a list; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
+    )
+    image_name: Text | None = Field(
+        default=None,
+        description="how an image value becomes a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
+    )
+    limit: Positive | None = Field(default=None, description="use the first N rows only")
+
+    @model_validator(mode="after")
+    def _keys_of_the_format(self) -> SourceSection:
+        problems: list[tuple[KeyPath, str]] = []
+        if self.format == "vqa-v2" and self.annotations is None:
+            problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
+        if self.format != "vqa-v2" and self.annotations is not None:
+            problems.append((("annotations",), f"format {self.format} has no annotations file"))
+        named_by_split = "{split}" in (self.image_name or "")
+        if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
+            problems.append((("split",), f"format {self.format} has no splits: `path` names the file"))
+        if self.columns and self.format in _FIXED_KINDS:
+            problems.append((("columns",), f"format {self.format} has columns of its own; leave this out"))
+        if self.image_name is not None and not _IMAGE_FIELD.search(self.image_name):
+            problems.append((("image_name",), "needs `{}` where the image value goes, as in `{}.png`"))
+        refuse(problems)
+        return self
+
+
+class ObjectiveSection(Section):
+    """One thing to learn: its rows, how often it is drawn and how much it counts."""
+
+    kind: Kind | None = Field(default=None, description="default: the objective's name")
+    train: SourceSection = Field(description="rows to learn from")
+    validation: SourceSection | None = Field(default=None, description="rows that choose the best adapter")
+    test: SourceSection | None = Field(default=None, description="rows that are scored after training")
+    ratio: Rate = Field(default=1.0, description="share of micro-batches, relative to the other objectives")
+    weight: Rate = Field(default=1.0, description="factor on its loss")
+    batch_size: Positive | None = Field(
+        default=None, description="samples in a micro-batch of this objective; default: the stage's"
+    )
+    prompt: str | None = Field(
+        default=None, description="caption: what the user asks; vqa: a frame around `{question}`"
+    )
+    answers: Annotated[list[Text], Field(min_length=1)] | Text | None = Field(
+        default=None,
+        description="closed list of answers (or a text file, one a line): evaluation ranks them instead of generating",
+    )
+    max_new_tokens: Positive = Field(default=32, description="longest generated answer at evaluation")
+
+
+def kind_of(name: str, objective: ObjectiveSection) -> str:
+    """The kind of an objective: its own, or its name."""
+    return objective.kind or name
+
+
+_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
+_FIXED_KINDS = {"coco": "caption", "vqa-v2": "vqa"}
+_IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")
+
+
+def objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[KeyPath, str]]:
+    """What is wrong with an objective beyond its single values, as (key path below `objectives`, text)."""
+    problems: list[tuple[KeyPath, str]] = []
+    if not NAME.fullmatch(name):
+        problems.append(((name,), NAME_RULE))
+    kind = kind_of(name, objective)
+    if kind not in KEYS_OF_KINDS:
+        kinds = ", ".join(KEYS_OF_KINDS)
+        return [*problems, ((name,), f"needs a `kind` ({kinds}), as its name is none of them")]
+    special = {key for keys in KEYS_OF_KINDS.values() for key in keys}
+    for key in sorted(objective.model_fields_set & special - set(KEYS_OF_KINDS[kind])):
+        if getattr(objective, key) is not None:
+            problems.append(((name, key), f"an objective of the kind {kind} has no such key; leave this out"))
+    if kind == "vqa" and objective.prompt is not None and "{question}" not in objective.prompt:
+        problems.append(((name, "prompt"), "needs `{question}` where the question goes"))
+    for part in ("train", "validation", "test"):
+        source: SourceSection | None = getattr(objective, part)
+        if source is not None and _FIXED_KINDS.get(source.format, kind) != kind:
+            text = f"format {source.format} holds {_FIXED_KINDS[source.format]} rows, but the kind is {kind}"
+            problems.append(((name, part, "format"), text))
+    return problems
