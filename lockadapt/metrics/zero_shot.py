@@ -1,0 +1,84 @@
+"""Zero-shot classification: the class whose text, averaged over prompt templates, is most similar to the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lockadapt.errors import DataError
+from lockadapt.metrics.retrieval import ranks
+
+TEMPLATES = ("{}", "a photo of a {}.", "an image of a {}.", "a picture of the {}.")
+"""Where none are given; `{}` stands for the class."""
+
+
+@torch.no_grad()
+def class_embeddings(
+    embed: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """Each class's text embedding, float32 (classes, size), L2-normalised.
+
+    The mean over templates of normalised embeddings, normalised again (CLIP, arXiv 2103.00020 section 3.1.4).
+
+    Args:
+        embed: texts -> (texts, size); called once for each class with all templates.
+        classes: distinct names.
+        templates: each with one `{}`.
+
+    Raises:
+        DataError: no class, a name twice, no template, or one without exactly one `{}`.
+    """
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if not classes or twice:
+        raise DataError(
+            f"the class {twice[0]!r} is there twice" if twice else "there is no class",
+            where="zero-shot classes",
+            fix="give distinct names",
+        )
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if not templates or wrong:
+        raise DataError(
+            f"the template {wrong[0]!r} has no place, or several, for the class" if wrong else "there is no template",
+            where="zero-shot templates",
+            fix="write {} once, where the class goes: 'a photo of a {}.'",
+        )
+    means = [
+        F.normalize(embed([template.replace("{}", name) for template in templates]).float(), dim=-1).mean(0)
+        for name in classes
+    ]
+    return F.normalize(torch.stack(means), dim=-1)
+
+
+def zero_shot_scores(
+    images: Tensor, classes: Tensor, labels: Tensor, rows: int | None = None
+) -> dict[str, Any]:
+    """`{"accuracy", "top5", "n"}`: images whose class is the most similar, or among the five most similar; in 0..1.
+
+    A tie with a wrong class counts as wrong (`lockadapt.metrics.retrieval.ranks`).
+
+    Args:
+        images: embeddings (images, size).
+        classes: from `class_embeddings`.
+        labels: int64 (images,), the number of each image's class.
+
+    Raises:
+        DataError: no image, a label beyond the classes, not one label an image, or embeddings that are not finite.
+    """
+    if len(labels) != len(images):
+        raise DataError(
+            f"{len(images)} images, but {len(labels)} labels",
+            where="zero-shot scoring",
+            fix="give one label for each image",
+        )
+    labels = labels.to(images.device)
+    pairs = torch.stack([torch.arange(len(labels), device=labels.device), labels], dim=1)
+    found = ranks(images, classes, pairs, rows)
+    return {
+        "accuracy": float((found <= 1).double().mean()),
+        "top5": float((found <= 5).double().mean()),
+        "n": len(labels),
+    }
