@@ -123,7 +123,8 @@ def evaluate(
             recipe.evaluation.method,
             None if recipe.data.packing == "none" else recipe.data.row_tokens,
         )
-        scores[name], predictions = objective.evaluate(bench, samples)
+        label = objective.scored_as if name == objective.kind else name
+        scores[label], predictions = objective.evaluate(bench, samples)
         rows += [{"objective": name, **row} for row in predictions]
     return scores, rows
 

@@ -31,6 +31,7 @@ from lockadapt.models.llms import LlmFacts, load_llm, probe_ids, probe_llm
 from lockadapt.models.load import load_model
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
+from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
@@ -83,6 +84,7 @@ def assemble(
     calibration_images: Iterable[Image.Image] | None = None,
     seed: int = 0,
     prove: bool = True,
+    query_tokens: int = 0,
 ) -> Assembled:
     """Bridge a causal LM and a vision model in a stock class, chosen by what the tower returns.
 
@@ -100,6 +102,7 @@ def assemble(
         seed: of the projector's initial weights.
         prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one, and
             logits and features are compared.
+        query_tokens: how many the vocabulary gets, for a contrastive run.
 
     Raises:
         RecipeError: `output` is not empty, or there is no such fusion.
@@ -110,7 +113,16 @@ def assemble(
     chosen, projector = pick_dtype(dtype), get_fusion(fusion_name)
     with _workplace(output) as folder:
         build = _build(
-            llm, tower, folder, projector, image_size, feature_layer, chosen, calibration_images, seed
+            llm,
+            tower,
+            folder,
+            projector,
+            image_size,
+            feature_layer,
+            chosen,
+            calibration_images,
+            seed,
+            query_tokens,
         )
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
@@ -167,11 +179,13 @@ def _build(
     dtype: torch.dtype,
     images: Iterable[Image.Image] | None,
     seed: int,
+    query_tokens: int,
 ) -> _Built:
     """Load, probe, build, calibrate and save. Only one copy of the weights lives, and none after it."""
     text = load_llm(llm, dtype)
     llm_facts = probe_llm(text.model, seed)
     tokenizer = load_tokenizer(text.source, text.model)
+    add_query_tokens(tokenizer, query_tokens)
     vision = load_tower(tower, dtype)
     image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
     tower_facts = probe_tower(vision, image_processor, feature_layer)

@@ -95,7 +95,9 @@ class _Start:
 
     @classmethod
     def now(cls, parameters: Sequence[Tensor]) -> _Start:
-        elsewhere = {parameter.device: parameter for parameter in parameters if parameter.device.type != "cpu"}
+        elsewhere = {
+            parameter.device: parameter for parameter in parameters if parameter.device.type != "cpu"
+        }
         device = next((place.type for place in elsewhere), "cpu")
         devices, states = get_device_states(*elsewhere.values()) if elsewhere else ([], [])
         casts = {

@@ -18,8 +18,9 @@ from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
-from lockadapt.models.adapters import LoraSettings
+from lockadapt.models.adapters import LoraSettings, attach_adapters
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import KINDS, Objective
 from lockadapt.recipe.schema import (
     DataSection,
@@ -51,7 +52,11 @@ def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objec
         if stage is not None and name not in stage.objectives:
             continue
         make: Any = KINDS[kind_of(name, section)]
-        given = {key: value for key, value in section if value is not None}
+        given = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in section
+            if value is not None
+        }
         if "answers" in given:
             given["answers"] = _answers(name, section.answers)
         if stage is not None:
@@ -79,7 +84,13 @@ def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
 
 
 def assembled(
-    section: ModelSection, output: Path | None, images: Sequence[Image.Image], seed: int, *, prove: bool
+    section: ModelSection,
+    output: Path | None,
+    images: Sequence[Image.Image],
+    seed: int,
+    *,
+    prove: bool,
+    query_tokens: int = 0,
 ) -> Assembled:
     """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any."""
     assert section.llm is not None
@@ -95,7 +106,19 @@ def assembled(
         calibration_images=images or None,
         seed=seed,
         prove=prove,
+        query_tokens=query_tokens,
     )
+
+
+def query_tokens_of(recipe: Recipe) -> int:
+    """How many query tokens the recipe's objectives need."""
+    return max(objective.query_tokens for objective in objectives_of(recipe).values())
+
+
+def adapted(recipe: Recipe, model: Any, processor: Any) -> Any:
+    """The model with the recipe's adapters: LoRA, trained query tokens."""
+    ids = query_token_ids(processor.tokenizer, query_tokens_of(recipe))
+    return attach_adapters(model, lora_settings(recipe.lora) if recipe.lora else None, ids)
 
 
 def lora_settings(section: LoraSection) -> LoraSettings:
