@@ -31,7 +31,9 @@ class Temperature(nn.Module):
         super().__init__()
         self.logit_scale = nn.Parameter(torch.tensor(math.log(first_scale(kind)), dtype=torch.float32))
         self.logit_bias = (
-            nn.Parameter(torch.tensor(first_bias(negatives), dtype=torch.float32)) if kind == "sigmoid" else None
+            nn.Parameter(torch.tensor(first_bias(negatives), dtype=torch.float32))
+            if kind == "sigmoid"
+            else None
         )
 
     def scale(self) -> Tensor:
