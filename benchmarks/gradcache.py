@@ -263,7 +263,11 @@ def main() -> None:
                 sys.exit(f"{case}: exit code {done.returncode}\n{done.stderr[-2000:]}")
             rows[case] = json.loads(done.stdout.splitlines()[-1])
             print(case, file=sys.stderr, flush=True)
-        found = {"rows": list(rows.values()), **compare(rows, Path(folder)), "settings": settings}
+        found = {
+            "rows": list(rows.values()),
+            **compare(rows, Path(folder)),
+            "settings": {**settings, "threads": torch.get_num_threads()},
+        }
     if arguments.details:
         from lockadapt.files import write_json
 

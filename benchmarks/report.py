@@ -135,7 +135,8 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
             *lines,
             "",
             f"Peak memory of `gradcache` over that of `step`: live tensors {ratio['live_mib']:.2f}, process "
-            f"{ratio['rss_mib']:.2f}. Chunks of {settings['chunk']}, loss `{settings['kind']}`, fp32, one thread.",
+            f"{ratio['rss_mib']:.2f}. Chunks of {settings['chunk']}, loss `{settings['kind']}`, fp32, "
+            f"threads: {settings['threads']}.",
         ]
     )
 
