@@ -12,7 +12,7 @@ from lockadapt.errors import DataError
 
 Kind = Literal["infonce", "sigmoid"]
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Float32 similarities that exist at a time; about five tensors of that size do."""
 
 
