@@ -41,17 +41,7 @@ PAIRS = [
 @pytest.fixture(scope="module", params=["clip-vision", "mobilenet-v2"])
 def base(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("itc") / request.param
-    # Calibrated, as features of a random CNN are so large that float32 sums differ.
-    shown = [Image.open(path).convert("RGB") for path in pictures(folder.parent / "pictures").values()]
-    assemble(
-        tiny / "llama-tied",
-        tiny / request.param,
-        folder,
-        dtype="float32",
-        calibration_images=shown,
-        prove=False,
-        query_tokens=2,
-    )
+    assemble(tiny / "llama-tied", tiny / request.param, folder, dtype="float32", prove=False, query_tokens=2)
     return folder
 
 
@@ -121,6 +111,8 @@ def test_equals_a_plain_loss_forward_and_backward(
     )
     model, processor = adapted(base, objective)
     batch = batch_of(objective, processor, tmp_path)
+    # In float64 up to the last step, as features of a random CNN are so uneven that float32 sums differ.
+    model, batch["pixel_values"] = model.double(), batch["pixel_values"].double()
     assert len(batch["pixel_values"]) == 4
     assert len(batch["text_ids"]) == 4
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -131,7 +123,7 @@ def test_equals_a_plain_loss_forward_and_backward(
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), abs=1e-5)
     assert int(report["tokens"]) == 5
     for name, parameter in trained.items():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
     kinds = (
         "lora_",
         "trainable_tokens_delta",
