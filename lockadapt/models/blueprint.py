@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lockadapt.errors import AssemblyError
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
+from lockadapt.models.adapters import LoraSettings, attach_adapters
 from lockadapt.models.chat_template import chat_template
 from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
 from lockadapt.models.fake import quantize_meta
@@ -26,6 +26,7 @@ from lockadapt.models.load import load_model
 from lockadapt.models.parts import parts_of, stock
 from lockadapt.models.preprocessing import load_image_processor, square_processor
 from lockadapt.models.quantize import Quantization
+from lockadapt.models.query_tokens import add_query_tokens, query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, loading
 from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
@@ -49,6 +50,7 @@ def assembled_blueprint(
     fusion_name: str = "mlp",
     image_size: int | None = None,
     feature_layer: int = -2,
+    query_tokens: int = 0,
 ) -> Blueprint:
     """What `assemble` would build from these sources, without reading a weight. Arguments as there.
 
@@ -61,6 +63,7 @@ def assembled_blueprint(
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
     tokenizer = load_tokenizer(source, text)
+    add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
     image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
     with torch.no_grad():
@@ -90,7 +93,11 @@ def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
 
 
 def trainable_blueprint(
-    blueprint: Blueprint, quantization: Quantization, dtype: torch.dtype, lora: LoraSettings | None
+    blueprint: Blueprint,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    query_tokens: int = 0,
 ) -> Any:
     """The blueprint as it is trained: blocks quantized, adapter attached, projector in float32. In place.
 
@@ -102,9 +109,10 @@ def trainable_blueprint(
         if quantization != "none":
             quantize_meta(model, quantization, dtype)
         model.requires_grad_(False)
-        if lora is not None:
-            # Other ways to draw A need numbers; none of them changes a shape.
-            model = attach_lora(model, lora_config(model, replace(lora, init="default")))
+        # Other ways to draw A need numbers; none of them changes a shape.
+        settings = replace(lora, init="default") if lora is not None else None
+        ids = query_token_ids(blueprint.processor.tokenizer, query_tokens)
+        model = attach_adapters(model, settings, ids)
         stock(model).get_submodule(parts_of(model).projector or "").float()
     return model
 

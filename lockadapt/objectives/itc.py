@@ -72,6 +72,7 @@ class ImageText:
     parts: ClassVar[tuple[str, ...]] = ("projector", "retrieval")
     frozen: ClassVar[Frozen] = "tower"
     packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
 
     def prepare(self, model: nn.Module) -> None:
         """Adds the embedding projection, temperature and bias."""
