@@ -14,7 +14,7 @@ from transformers import AutoConfig, JanusImageProcessorPil, JanusVQVAE, JanusVQ
 
 from lockadapt.errors import AssemblyError, RecipeError
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import find, loading, some
+from lockadapt.models.sources import Source, find, loading, some
 
 CHANNEL_STEP = 32
 """The stock class normalises in 32 groups, so that every width is a multiple of it."""
@@ -109,11 +109,13 @@ def janus_image_processor(side: int, **settings: Any) -> Any:
     return JanusImageProcessorPil(size={"height": side, "width": side}, **values)
 
 
-def load_image_tokenizer(folder: str | Path, dtype: torch.dtype = torch.float32) -> ImageTokenizer:
+def load_image_tokenizer(
+    folder: str | Path, dtype: torch.dtype = torch.float32, *, meta: bool = False
+) -> ImageTokenizer:
     """A `JanusVQVAE` from a folder or Hub id, its codebook rows brought to length 1.
 
     The stock `encode` compares what it sees with the rows as they are, `decode` normalises them first: only with
-    rows of length 1 do both mean the same (and nearest is then the same as most alike).
+    rows of length 1 do both mean the same (and nearest is then the same as most alike). With `meta` no weight is read.
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be read.
@@ -128,6 +130,10 @@ def load_image_tokenizer(folder: str | Path, dtype: torch.dtype = torch.float32)
             where=source.name,
             fix="give a JanusVQVAE folder, such as `lockadapt tokenizer train` writes",
         )
+    processor = _image_processor(source)
+    if meta:
+        with torch.device("meta"), quiet():
+            return ImageTokenizer(JanusVQVAE._from_config(config, dtype=dtype).eval(), processor, source.name)
     with loading(source, "image tokenizer"):
         loaded: Any = JanusVQVAE.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
@@ -137,11 +143,14 @@ def load_image_tokenizer(folder: str | Path, dtype: torch.dtype = torch.float32)
         if keys:
             raise AssemblyError(f"the image tokenizer {kind} {some(keys)}", where=source.name)
     unit_codebook(model)
-    processor = None
-    if not source.local or (Path(source.name) / "preprocessor_config.json").is_file():
-        with loading(source, "image tokenizer's image processor"):
-            processor = JanusImageProcessorPil.from_pretrained(source.name, **source.arguments)
     return ImageTokenizer(model.eval().requires_grad_(False), processor, source.name)
+
+
+def _image_processor(source: Source) -> Any:
+    if source.local and not (Path(source.name) / "preprocessor_config.json").is_file():
+        return None
+    with loading(source, "image tokenizer's image processor"):
+        return JanusImageProcessorPil.from_pretrained(source.name, **source.arguments)
 
 
 def image_side(config: Any) -> int:

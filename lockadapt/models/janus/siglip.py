@@ -23,18 +23,17 @@ UNUSED = "head."
 """SigLIP's attention pooling, which stands behind the features that Janus reads."""
 
 
-def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, values: Tensor, where: str) -> Any:
+def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, where: str) -> Any:
     """The stock `JanusVisionModel` that computes what a SigLIP tower computes, around the very same tensors.
 
     Janus's tower is SigLIP's without the pooling head: `out_proj` is called `projection_layer`. Whether that holds
-    for the given tower is not looked up by its name: names and shapes of all tensors must fit, and both must return
-    the same for `values`.
+    for the given tower is not looked up by its name: names and shapes of all tensors must fit, and `prove_tower` runs
+    both.
 
     Args:
         tower: a vision model in evaluation mode.
         projection_dim: width of the LLM, which Janus keeps in the tower's config.
         depth: layers of the projector, likewise.
-        values: pixel values (images, channels, side, side) to compare on.
         where: names the tower in messages.
 
     Returns:
@@ -56,9 +55,27 @@ def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, values:
     # The one buffer that is no part of a state dict.
     places = model.embeddings.num_positions
     model.embeddings.position_ids = torch.arange(places, device=tower.device).expand(1, -1)
-    model = model.eval().requires_grad_(False)
-    _same_features(tower, model, values.to(tower.device, tower.dtype), where)
-    return model
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def prove_tower(tower: Any, model: Any, values: Tensor, where: str) -> None:
+    """Check that a tower and the Janus tower made of it return the same for (images, channels, side, side) pixels.
+
+    Raises:
+        AssemblyError: they do not, or one of them cannot take such images.
+    """
+    values = values.to(tower.device, tower.dtype)
+    try:
+        with quiet():
+            expected = tower(values).last_hidden_state
+            found = model(values).last_hidden_state
+    except Exception as error:
+        reason = f"a forward pass that fails ({str(error).splitlines()[0]})"
+        raise _cannot(type(tower).__name__, reason, where) from error
+    difference = float((expected - found).abs().max()) if expected.shape == found.shape else math.nan
+    if not difference <= tolerance(tower.dtype, expected):
+        raise _cannot(type(tower).__name__, f"features that differ by up to {difference:.3g} in Janus", where)
 
 
 def janus_vision_config(config: Any, projection_dim: int, depth: int, where: str) -> JanusVisionConfig:
@@ -102,20 +119,6 @@ def _same_tensors(tower: Any, theirs: dict[str, Tensor], ours: dict[str, Tensor]
     )
     if odd:
         raise _cannot(type(tower).__name__, f"other weights than SigLIP ({some(odd)})", where)
-
-
-@torch.no_grad()
-def _same_features(tower: Any, model: Any, values: Tensor, where: str) -> None:
-    try:
-        with quiet():
-            expected = tower(values).last_hidden_state
-            found = model(values).last_hidden_state
-    except Exception as error:
-        reason = f"a forward pass that fails ({str(error).splitlines()[0]})"
-        raise _cannot(type(tower).__name__, reason, where) from error
-    difference = float((expected - found).abs().max()) if expected.shape == found.shape else math.nan
-    if not difference <= tolerance(tower.dtype, expected):
-        raise _cannot(type(tower).__name__, f"features that differ by up to {difference:.3g} in Janus", where)
 
 
 def _cannot(kind: str, what: str, where: str) -> AssemblyError:

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from lockadapt.errors import AssemblyError
-from lockadapt.models.janus.siglip import janus_tower, janus_vision_config
+from lockadapt.models.janus.siglip import janus_tower, janus_vision_config, prove_tower
 from tests.tiny import TOWERS, VIT
 
 VALUES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -28,7 +28,7 @@ def test_same_features(changes: dict[str, object], tmp_path: Path) -> None:
     tower = build(**changes)
     with torch.no_grad():
         expected = tower(VALUES).last_hidden_state
-    model = janus_tower(tower, 32, 2, VALUES, "tower")
+    model = janus_tower(tower, 32, 2, "tower")
     with torch.no_grad():
         assert torch.equal(model(VALUES).last_hidden_state, expected)
     model.save_pretrained(tmp_path)
@@ -48,17 +48,17 @@ def test_inner_width_survives_the_ratio(hidden: int, inner: int) -> None:
 @pytest.mark.parametrize("kind", ["clip-vision", "vit", "dinov2", "convnext", "mobilenet-v2"])
 def test_other_towers_are_refused(kind: str) -> None:
     with pytest.raises(AssemblyError, match="Janus") as error:
-        janus_tower(TOWERS[kind]().eval(), 32, 2, VALUES, "the tower")
+        janus_tower(TOWERS[kind]().eval(), 32, 2, "the tower")
     assert "SigLIP" in str(error.value)
 
 
 def test_odd_sizes_are_refused() -> None:
     with pytest.raises(AssemblyError, match="patches of 7"):
-        janus_tower(build(patch_size=7), 32, 2, VALUES, "the tower")
+        janus_tower(build(patch_size=7), 32, 2, "the tower")
 
 
 def test_other_numbers_are_refused() -> None:
     tower = build()
     tower.post_layernorm.eps = 0.5
     with pytest.raises(AssemblyError, match="differ by"):
-        janus_tower(tower, 32, 2, VALUES, "the tower")
+        prove_tower(tower, janus_tower(tower, 32, 2, "the tower"), VALUES, "the tower")
