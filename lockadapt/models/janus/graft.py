@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     JanusConfig,
     JanusForConditionalGeneration,
     JanusProcessor,
@@ -157,11 +158,14 @@ def set_drawing(model: Any, tokenizer: Any) -> None:
     It compares ids with `bos_token_id` and `boi_token_id` to find what an unconditional prompt keeps, and fills the
     rest with `pad_token_id`.
     """
-    settings = model.generation_config
-    settings.bos_token_id = tokenizer.bos_token_id
-    settings.pad_token_id = tokenizer.pad_token_id
-    settings.generation_kwargs = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
-    settings.guidance_scale = GUIDANCE
+    before = model.generation_config.to_diff_dict()
+    # A config that says it was made from a model's keeps nothing that it does not know, so this is a new one.
+    known = {key: value for key, value in before.items() if not key.startswith(("_", "transformers_"))}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
+    drawing = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
+    model.generation_config = GenerationConfig(
+        **{**known, **ids, "guidance_scale": GUIDANCE, "generation_kwargs": drawing}
+    )
 
 
 @torch.no_grad()
