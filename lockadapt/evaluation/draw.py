@@ -104,8 +104,9 @@ def draw_codes(
 def pictures(model: nn.Module, processor: Any, codes: Tensor, batch_size: int = 64) -> list[Image.Image]:
     """The pictures that codes (images, tokens) stand for, as the stock class and processor decode them."""
     base, made = stock(model), list[Image.Image]()
-    for part in codes.split(batch_size):
-        values = base.decode_image_tokens(part.to(base.device)).float().cpu()
+    for part in codes.split(batch_size) if len(codes) else ():
+        # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which it cannot take.
+        values = base.model.vqmodel.decode(part.to(base.device)).float().cpu()
         made += processor.postprocess(list(values), return_tensors="PIL.Image.Image")["pixel_values"]
     return made
 
