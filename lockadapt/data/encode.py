@@ -79,6 +79,9 @@ class Encoder:
                 "the processor has no chat template", fix="assemble with lockadapt, which writes one"
             )
         self.image_tokens = count_image_tokens(processor)
+        # Janus puts a token before an image's tokens and one behind them.
+        start, end = (getattr(processor, f"image_{side}_token", None) or "" for side in ("start", "end"))
+        self.image_text: str = start + self.image_token * self.image_tokens + end
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
         """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak."""
@@ -88,8 +91,8 @@ class Encoder:
         )
 
     def expand(self, text: str) -> str:
-        """Each image marker repeated as often as the tower gives features."""
-        return text.replace(self.image_token, self.image_token * self.image_tokens)
+        """Each image marker repeated as often as the tower gives features, framed as the processor frames it."""
+        return text.replace(self.image_token, self.image_text)
 
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Token ids of everything before the last answer, as `generate` needs them."""
@@ -151,7 +154,7 @@ class Encoder:
             start = self._answer_start(sample, number, text, cursor)
             cursor = self._answer_end(sample, number, text, start)
             spans.append((start, cursor))
-        growth = len(self.image_token) * (self.image_tokens - 1)
+        growth = len(self.image_text) - len(self.image_token)
         shift = [
             (
                 begin + growth * text.count(self.image_token, 0, begin),

@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    JanusForConditionalGeneration,
+    PreTrainedModel,
+)
 
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.models.fusions import BODIES
+from lockadapt.models.image_tokenizer import unit_codebook
 from lockadapt.models.sources import find, loading, pick_dtype, some
 
 
@@ -23,7 +30,9 @@ def load_model(
     meta: bool = False,
     without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """Model (evaluation mode) and processor of a stock LLaVA or FastVLM folder or Hub id.
+    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM or Janus folder or Hub id.
+
+    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`).
 
     Args:
         folder: safetensors only.
@@ -35,7 +44,7 @@ def load_model(
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be read.
-        AssemblyError: it is another class than LLaVA or FastVLM.
+        AssemblyError: it is another class than LLaVA, FastVLM or Janus.
         VerificationError: a weight is missing or has no place.
     """
     source, chosen = find(folder, "VLM"), pick_dtype(dtype)
@@ -45,7 +54,7 @@ def load_model(
         raise AssemblyError(
             f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
             where=source.name,
-            fix="start from a LLaVA or FastVLM checkpoint in Transformers format, or from an LLM and a tower",
+            fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format, or from an LLM and a tower",
         )
     processor = load_processor(folder)
     if meta:
@@ -66,6 +75,8 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
+    if isinstance(model, JanusForConditionalGeneration):
+        unit_codebook(model.model.vqmodel)
     if without_tower is not None:
         put_absent_tower(model, without_tower)
     return model.eval(), processor

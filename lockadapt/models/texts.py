@@ -71,7 +71,9 @@ class TextFacts:
             "last": "its last token is nothing special: every token sees all others",
             "mean": "",
         }[wanted]
-        raise AssemblyError(f"pooling {wanted!r} does not fit this text model: {why}", fix=f"use {allowed[0]!r}")
+        raise AssemblyError(
+            f"pooling {wanted!r} does not fit this text model: {why}", fix=f"use {allowed[0]!r}"
+        )
 
 
 def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
