@@ -84,7 +84,7 @@ def draw_codes(
     with _still(model, settings.seed), _one_dtype(base):
         for start in range(0, len(encoded), settings.batch_size):
             part = encoded[start : start + settings.batch_size]
-            ids, mask = left_padded(part, pad)
+            ids, mask = left_padded([row.tolist() for row in part], pad)
             # A cache of our own: the stock class's default one fails with some LLMs (Qwen).
             drawn = base.generate(
                 ids.to(device),

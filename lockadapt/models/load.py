@@ -12,6 +12,8 @@ from transformers import (
     AutoProcessor,
     JanusForConditionalGeneration,
     PreTrainedModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
 )
 
 from lockadapt.errors import AssemblyError, VerificationError
@@ -30,7 +32,7 @@ def load_model(
     meta: bool = False,
     without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM or Janus folder or Hub id.
+    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM, Janus or dual encoder folder or Hub id.
 
     The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`).
 
@@ -50,7 +52,14 @@ def load_model(
     source, chosen = find(folder, "VLM"), pick_dtype(dtype)
     with loading(source, "VLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
-    if not isinstance(config, tuple(body.config_class for body in BODIES.values())):
+    if isinstance(config, VisionTextDualEncoderConfig):
+        kind: Any = VisionTextDualEncoderModel
+    elif without_tower is not None:
+        kind = towerless_class(config)
+    else:
+        kind = AutoModelForImageTextToText
+    held: tuple[Any, ...] = (VisionTextDualEncoderConfig, *(body.config_class for body in BODIES.values()))
+    if not isinstance(config, held):
         raise AssemblyError(
             f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
             where=source.name,
@@ -59,12 +68,12 @@ def load_model(
     processor = load_processor(folder)
     if meta:
         with loading(source, "VLM"), torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, dtype=chosen), processor
+            make = getattr(kind, "from_config", None) or kind._from_config
+            return make(config, dtype=chosen), processor
     extra = {"device_map": device_map} if device_map is not None else {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     with loading(source, "VLM"):
-        kind: Any = AutoModelForImageTextToText if without_tower is None else towerless_class(config)
         loaded: Any = kind.from_pretrained(
             source.name,
             dtype=chosen,

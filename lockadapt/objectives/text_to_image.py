@@ -50,10 +50,13 @@ class TextToImage:
     drawing_seed: int = 0
 
     kind: ClassVar[str] = "t2i"
+    scored_as: ClassVar[str] = "t2i"
     rows: ClassVar[str] = "caption"
     parts: ClassVar[tuple[str, ...]] = ("generation",)
     frozen: ClassVar[Frozen] = "codes"
     packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
+    query_tokens: ClassVar[int] = 0
 
     def prepare(self, model: nn.Module) -> None:
         """Nothing is missing."""
@@ -105,9 +108,9 @@ class TextToImage:
         Returns:
             `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`.
         """
-        input_ids, attention_mask = left_padded([item.input_ids for item in items], pad_id)
+        input_ids, attention_mask = left_padded([item.input_ids.tolist() for item in items], pad_id)
         unconditional = [
-            np.where(item.kept, item.input_ids, pad_id)  # type: ignore[attr-defined]
+            np.where(item.kept, item.input_ids, pad_id).tolist()  # type: ignore[attr-defined]
             for item in items
         ]
         return {

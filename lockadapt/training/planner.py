@@ -60,6 +60,12 @@ class Planner:
 
     def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
         self.recipe, self.reporter = recipe, reporter
+        if not any(objective.plannable for objective in objectives_of(recipe).values()):
+            raise RecipeError(
+                "no objective can be planned without weights",
+                where="objectives",
+                fix="start `lockadapt train`: it tries its largest micro-batch before step 1",
+            )
         section = recipe.model
         self.choice = Choice(
             pick_dtype(section.dtype), section.quantization, recipe.training.gradient_checkpointing
@@ -94,6 +100,7 @@ class Planner:
                     image_size=section.image_size,
                     feature_layer=section.feature_layer,
                     query_tokens=query_tokens_of(self.recipe),
+                    image_tokenizer=section.image_tokenizer,
                 )
             lora = lora_settings(self.recipe.lora) if self.recipe.lora else None
             objectives = objectives_of(self.recipe)
@@ -111,12 +118,6 @@ class Planner:
             stages = [stage for stage in self.stages if like is None or stage.name == like.batch["stage"]]
             only = like.batch["objective"] if like else None
             found = [peak for stage in stages for peak in self._stage_peaks(stage, choice, only)]
-            if not found:
-                raise RecipeError(
-                    "no objective can be planned without weights",
-                    where="objectives",
-                    fix="start `lockadapt train`: it tries its largest micro-batch before step 1",
-                )
             self._peaks[key] = max(found, key=lambda peak: peak.total)
         return self._peaks[key]
 
