@@ -30,7 +30,8 @@ def main() -> None:
         found = captions(questions)
         images = {row[2] for row in questions}
         lines = [
-            json.dumps({"image": f"{image}.png", "caption": caption}) for image, caption in sorted(found.items())
+            json.dumps({"image": f"{image}.png", "caption": caption})
+            for image, caption in sorted(found.items())
         ]
         file = given.output / f"captions_{split}.jsonl"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")

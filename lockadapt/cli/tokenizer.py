@@ -17,7 +17,9 @@ def _tokenizer() -> None:
 
 @app.command("train")
 def train(
-    images: Path = typer.Option(..., "--images", help="Folder of images (searched through), or a .jsonl of rows."),
+    images: Path = typer.Option(
+        ..., "--images", help="Folder of images (searched through), or a .jsonl of rows."
+    ),
     output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
     size: int = typer.Option(64, "--size", help="Side of the images, in pixels."),
     grid: int = typer.Option(4, "--grid", help="Side of the square of codes; that of the tower's patches."),

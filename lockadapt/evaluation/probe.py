@@ -89,7 +89,9 @@ class Probe:
         columns = []
         for number, (known, layer) in enumerate(zip(self.values, self.layers, strict=True)):
             place = {value: index for index, value in enumerate(known)}
-            wanted = torch.tensor([place.get(_value(caption, self.positions, number), -1) for caption in captions])
+            wanted = torch.tensor(
+                [place.get(_value(caption, self.positions, number), -1) for caption in captions]
+            )
             columns.append(layer(standard).argmax(1) == wanted)
         return torch.stack(columns, dim=1)
 

@@ -178,7 +178,9 @@ class _Rival:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.critic = Critic().to(device)
-        self.optimizer = torch.optim.Adam(self.critic.parameters(), settings.learning_rate / 4, betas=(0.5, 0.9))
+        self.optimizer = torch.optim.Adam(
+            self.critic.parameters(), settings.learning_rate / 4, betas=(0.5, 0.9)
+        )
 
     def step(self, made: Tensor, real: Tensor) -> Tensor:
         """One step of the critic; what the tokenizer is told, a scalar with graph to `made`."""
@@ -210,5 +212,3 @@ def _batches(images: Tensor, settings: TokenizerTraining, generator: torch.Gener
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         yield images[order[:size]]
         order = order[size:]
-
-

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lockadapt.data.codes import CodeInputs, code_inputs
 from lockadapt.data.encode import Encoded
 from lockadapt.data.features import FeatureSettings
 from lockadapt.data.pixels import ImageInputs, PixelInputs
+from lockadapt.errors import AssemblyError
+from lockadapt.models.parts import parts_of, stock
 from lockadapt.objectives import Objective
 from lockadapt.training.features import Note, Progress, image_inputs, silent
 
@@ -27,7 +31,7 @@ def inputs_by_objective(
     note: Note = silent,
     progress: Progress | None = None,
 ) -> dict[str, ImageInputs]:
-    """Image inputs by objective; those that look at images through the tower share one.
+    """Image inputs by objective; those that look at images through the tower share one, as do those that draw.
 
     Args:
         rows: training and validation rows by objective.
@@ -42,4 +46,27 @@ def inputs_by_objective(
         shared = image_inputs(
             model, processor, seen, max_pixels, settings, pays=pays, blind=blind, note=note, progress=progress
         )
-    return dict.fromkeys(objectives, shared)
+    inputs = dict.fromkeys(objectives, shared)
+    drawn = [name for name, objective in objectives.items() if objective.frozen == "codes"]
+    if drawn:
+        folder = settings.cache if settings.choice == "disk" else None
+        codes = codes_of(model, processor, max_pixels, folder)
+        images = [image for name in drawn for row in rows.get(name, ()) for image in row.images]
+        codes.fill(images, progress)
+        inputs.update(dict.fromkeys(drawn, codes))
+    return inputs
+
+
+def codes_of(model: nn.Module, processor: Any, max_pixels: int, folder: Path | None = None) -> CodeInputs:
+    """Codes from the image tokenizer inside a stock model, kept in memory and in a folder.
+
+    Raises:
+        AssemblyError: the model has no image tokenizer.
+    """
+    base = stock(model)
+    if not parts_of(base).image_tokenizer:
+        raise AssemblyError(
+            f"{type(base).__name__} has no image tokenizer",
+            fix="give model.image_tokenizer, or start from a Janus checkpoint",
+        )
+    return code_inputs(base.model.vqmodel, processor.image_processor, max_pixels, folder=folder)

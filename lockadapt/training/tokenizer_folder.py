@@ -30,7 +30,9 @@ from lockadapt.training.image_tokenizer import (
 from lockadapt.training.progress import PLAIN_SECONDS, Reporter
 from lockadapt.training.tokenizer_losses import TowerDistance
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2"}
+)
 MAX_PIXELS = 100_000_000
 SHOWN = 32
 """Held-out images in the picture of originals and reconstructions."""
@@ -146,7 +148,9 @@ def side_by_side(originals: Tensor, back: Tensor, columns: int = 8) -> Image.Ima
 def _split(images: list[ImageRef], held_out: float, place: Path) -> tuple[list[ImageRef], list[ImageRef]]:
     """By a hash of each image's name below the place, so that adding images moves none from one side to the other."""
     if len(images) < 2:
-        raise DataError("one image cannot be held out and trained on", where=str(place), fix="give more images")
+        raise DataError(
+            "one image cannot be held out and trained on", where=str(place), fix="give more images"
+        )
 
     def order(image: ImageRef) -> str:
         name = image.key if image.path is None else image.path.name

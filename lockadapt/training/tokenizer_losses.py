@@ -86,7 +86,9 @@ def _affine(square: Any) -> tuple[Tensor, Tensor]:
     """From values between -1 and 1 to what the tower's image processor makes of the same colours, per channel."""
     from PIL import Image
 
-    black, white = (preprocess(square, [Image.new("RGB", (8, 8), colour)])[0, :, 0, 0] for colour in ("black", "white"))
+    black, white = (
+        preprocess(square, [Image.new("RGB", (8, 8), colour)])[0, :, 0, 0] for colour in ("black", "white")
+    )
     scale = (white - black) / 2
     return scale.view(1, -1, 1, 1), (black + scale).view(1, -1, 1, 1)
 

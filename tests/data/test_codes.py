@@ -48,9 +48,11 @@ def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
     images, encode = files(tmp_path, 5), Counted(codes)
     inputs = CodeInputs(values, encode, codes, 10_000, batch_size=2)
     found = inputs([images[3], images[0], images[3]])["image_codes"]
-    assert found.dtype == torch.int64 and encode.seen == 2
+    assert found.dtype == torch.int64
+    assert encode.seen == 2
     again = inputs(images)["image_codes"]
-    assert encode.seen == 5 and torch.equal(found, again[[3, 0, 3]])
+    assert encode.seen == 5
+    assert torch.equal(found, again[[3, 0, 3]])
     assert {row.dtype for row in inputs._rows.values()} == {np.dtype(dtype)}
     assert inputs([]) == {}
 
@@ -66,7 +68,8 @@ def test_disk(tmp_path: Path) -> None:
     expected = make("a" * 40, first)(images[:3])["image_codes"]
     renamed = ImageRef("another name", data=images[1].path.read_bytes() if images[1].path else b"")
     found = make("a" * 40, second)([images[2], renamed, images[3]])["image_codes"]
-    assert torch.equal(found[:2], expected[[2, 1]]) and (first.seen, second.seen) == (3, 1)
+    assert torch.equal(found[:2], expected[[2, 1]])
+    assert (first.seen, second.seen) == (3, 1)
     make("b" * 40, other)(images)
     assert other.seen == 4
     file = next(cache.glob("codes-aaaa*"))
@@ -82,7 +85,8 @@ def test_is_what_the_stock_tokenizer_says(tmp_path: Path) -> None:
     found = inputs(images)["image_codes"]
     pictures = [Image.open(image.path) for image in images if image.path]
     pixels = tokenizer.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-    assert torch.equal(found, encode_pixels(tokenizer.model, pixels)) and found.shape == (6, 16)
+    assert torch.equal(found, encode_pixels(tokenizer.model, pixels))
+    assert found.shape == (6, 16)
     tokenizer.model.quant_conv.bias.data += 1.0
     other = code_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
     assert other.file != inputs.file

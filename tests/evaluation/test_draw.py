@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import DynamicCache
 
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.draw import Drawing, draw, draw_codes, grid, pictures
+from lockadapt.evaluation.draw import draw, draw_codes, grid, pictures
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.objectives.drawing import Drawing
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 PROMPTS = ["a red circle", "a blue triangle, once upon a time", "yes"]
@@ -31,7 +32,9 @@ def lively(drawing: Assembled) -> Any:
 def test_seeds(lively: Any, drawing: Assembled) -> None:
     state = torch.random.get_rng_state()
     first, again = (draw_codes(lively, drawing.processor, PROMPTS, Drawing(seed=1)) for _ in range(2))
-    assert torch.equal(first, again) and first.shape == (3, 16) and not lively.training
+    assert torch.equal(first, again)
+    assert first.shape == (3, 16)
+    assert not lively.training
     assert not torch.equal(first, draw_codes(lively, drawing.processor, PROMPTS, Drawing(seed=2)))
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -60,7 +63,8 @@ def test_is_what_plain_transformers_draws(lively: Any, drawing: Assembled) -> No
     settings = Drawing(seed=5, temperature=0.9, top_k=10)
     found = draw(lively, processor, PROMPTS[:1], settings)
     assert torch.equal(codes, draw_codes(lively, processor, PROMPTS[:1], settings))
-    assert found[0].size == (16, 16) and found[0].tobytes() == expected[0].tobytes()
+    assert found[0].size == (16, 16)
+    assert found[0].tobytes() == expected[0].tobytes()
 
 
 def test_greedy_rows_do_not_depend_on_their_neighbours(lively: Any, drawing: Assembled) -> None:
@@ -108,7 +112,8 @@ def test_impossible_settings(settings: Drawing, drawing: Assembled) -> None:
 
 def test_nothing_to_draw(drawing: Assembled) -> None:
     codes = draw_codes(drawing.model, drawing.processor, [], Drawing())
-    assert codes.shape == (0, 16) and pictures(drawing.model, drawing.processor, codes) == []
+    assert codes.shape == (0, 16)
+    assert pictures(drawing.model, drawing.processor, codes) == []
 
 
 def test_grid(tmp_path: Path) -> None:
@@ -120,5 +125,7 @@ def test_grid(tmp_path: Path) -> None:
         columns=2,
     )
     with Image.open(tmp_path / "g.png") as picture:
-        assert picture.width == 2 * 134 + 6 and picture.height == 2 * 148 + 6
-        assert picture.getpixel((70, 70)) == (255, 0, 0) and picture.getpixel((70, 218)) == (0, 0, 255)
+        assert picture.width == 2 * 134 + 6
+        assert picture.height == 2 * 148 + 6
+        assert picture.getpixel((70, 70)) == (255, 0, 0)
+        assert picture.getpixel((70, 218)) == (0, 0, 255)

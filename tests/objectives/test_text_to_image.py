@@ -18,7 +18,8 @@ from lockadapt.errors import DataError
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from lockadapt.models.assemble import Assembled
 from lockadapt.objectives import text_to_image
-from lockadapt.objectives.text_to_image import TextToImage, code_losses, drawing_prompts
+from lockadapt.objectives.drawing import drawing_prompts
+from lockadapt.objectives.text_to_image import TextToImage, code_losses
 
 CAPTIONS = ["a red circle", "yes", "what shape is in the image? a blue triangle"]
 
@@ -126,7 +127,8 @@ def test_loss_and_gradients(drawing: Assembled, monkeypatch: pytest.MonkeyPatch,
     assert float(report["tokens"]) == 16 * len(CAPTIONS)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     wanted = trainable(base)
-    assert found.keys() == wanted.keys() and any("generation_head" in name for name in found)
+    assert found.keys() == wanted.keys()
+    assert any("generation_head" in name for name in found)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
@@ -141,7 +143,8 @@ def test_starts_near_ln_codes_and_reads_the_codes(drawing: Assembled) -> None:
         changed, _ = code_losses(drawing.model, ids, mask, other)
     assert float(losses.mean()) == pytest.approx(np.log(24), abs=0.2)
     moved = (losses - changed).view(-1, 16).abs().sum(0)
-    assert not bool(moved[:3].any()) and bool((moved[3:] > 0).all())
+    assert not bool(moved[:3].any())
+    assert bool((moved[3:] > 0).all())
 
 
 def test_drops_only_while_training(drawing: Assembled) -> None:
@@ -165,4 +168,5 @@ def test_needs_one_image_and_a_processor_that_draws(drawing: Assembled, assemble
 
 def test_too_long_captions_are_dropped(drawing: Assembled) -> None:
     report = TextToImage().encode(Encoder(drawing.processor, 30), samples())
-    assert report.dropped == ["r:2"] and len(report.encoded) == 2
+    assert report.dropped == ["r:2"]
+    assert len(report.encoded) == 2

@@ -47,12 +47,17 @@ def test_learns_and_is_what_the_stock_class_does() -> None:
         model, images, TokenizerTraining(steps=60, batch_size=8), report=lambda _, losses: seen.append(losses)
     )
     after, back = score_image_tokenizer(model, images)
-    assert after.l1 < 0.5 * before.l1 and after.psnr > before.psnr + 3
-    assert 1 < after.perplexity <= 12 and 0 < after.codes_used <= 1
-    assert "commitment" not in seen[0] and "commitment" in seen[-1] and len(seen) == 60
+    assert after.l1 < 0.5 * before.l1
+    assert after.psnr > before.psnr + 3
+    assert 1 < after.perplexity <= 12
+    assert 0 < after.codes_used <= 1
+    assert "commitment" not in seen[0]
+    assert "commitment" in seen[-1]
+    assert len(seen) == 60
     rows = model.quantize.embedding.weight.norm(dim=1)
     torch.testing.assert_close(rows, torch.ones(12))
-    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
     with torch.no_grad():
         states = model.quant_conv(model.encoder(scaled(images))).permute(0, 2, 3, 1)
         directions = F.normalize(states, dim=-1).reshape(-1, 4)
@@ -71,7 +76,8 @@ def test_a_seed_says_everything() -> None:
         train_image_tokenizer(model, halves(16), TokenizerTraining(steps=6, batch_size=4, seed=seed))
         return model.post_quant_conv.weight
 
-    assert torch.equal(train(1), train(1)) and not torch.equal(train(1), train(2))
+    assert torch.equal(train(1), train(1))
+    assert not torch.equal(train(1), train(2))
 
 
 def test_optional_terms(tmp_path: Path) -> None:
@@ -82,7 +88,9 @@ def test_optional_terms(tmp_path: Path) -> None:
     assert float(distance(scaled(images), -scaled(images))) > 0.01
     model, _ = new_image_tokenizer(SHAPE)
     wanted = TokenizerTraining(steps=4, batch_size=4, adversarial=0.1, focus=2.0)
-    train_image_tokenizer(model, images, wanted, distance=distance, report=lambda _, losses: seen.append(losses))
+    train_image_tokenizer(
+        model, images, wanted, distance=distance, report=lambda _, losses: seen.append(losses)
+    )
     assert set(seen[-1]) == {"commitment", "reconstruction", "perceptual", "adversarial"}
 
 
@@ -100,7 +108,9 @@ def test_tower_sees_what_its_image_processor_makes(tmp_path: Path) -> None:
 
 
 def test_hinge_and_critic() -> None:
-    assert float(hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0]))) == pytest.approx(0.5 * (0.25 + 0.5))
+    assert float(hinge(torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0]))) == pytest.approx(
+        0.5 * (0.25 + 0.5)
+    )
     assert Critic()(torch.zeros(2, 3, 16, 16)).shape == (2, 1, 4, 4)
 
 
@@ -129,7 +139,8 @@ def test_moving_averages_and_restarts() -> None:
     assert codebook.update(vectors, torch.tensor([0, 1]), revive=True) == 1
     expected = F.normalize(0.5 * torch.tensor([1.0, 0.0]) + 0.5 * vectors[0], dim=0)
     torch.testing.assert_close(table[0], expected)
-    assert any(torch.allclose(table[2], vector) for vector in vectors) and float(codebook.counts[2]) == 1.0
+    assert any(torch.allclose(table[2], vector) for vector in vectors)
+    assert float(codebook.counts[2]) == 1.0
 
 
 def test_perplexity() -> None:
@@ -141,8 +152,8 @@ def test_nonsense_is_refused() -> None:
     model, _ = new_image_tokenizer(SHAPE)
     with pytest.raises(DataError):
         train_image_tokenizer(model, halves(4)[:0], TokenizerTraining())
+    model.post_quant_conv.weight.data.fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="step 0"):
-        model.post_quant_conv.weight.data.fill_(float("nan"))
         train_image_tokenizer(model, halves(4), TokenizerTraining(steps=2))
 
 
@@ -181,13 +192,17 @@ def train(images: Path, output: Path) -> dict[str, Any]:
 
 def test_folder(pictures: Path, tmp_path: Path) -> None:
     result = train(pictures, tmp_path / "vq")
-    assert result["images"] == 3 and result["trained_on"] == 9 and result["size"] == 8
+    assert result["images"] == 3
+    assert result["trained_on"] == 9
+    assert result["size"] == 8
     assert json.loads((tmp_path / "vq" / "report.json").read_text())["psnr"] == result["psnr"]
     model, info = JanusVQVAE.from_pretrained(tmp_path / "vq", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     assert JanusImageProcessorPil.from_pretrained(tmp_path / "vq").size["height"] == 8
     loaded = load_image_tokenizer(tmp_path / "vq")
-    assert loaded.side == 8 and loaded.image_processor is not None
+    assert loaded.side == 8
+    assert loaded.image_processor is not None
     torch.testing.assert_close(loaded.model.quantize.embedding.weight, model.quantize.embedding.weight)
     with Image.open(tmp_path / "vq" / "reconstructions.png") as picture:
         assert picture.size == (24, 16)
