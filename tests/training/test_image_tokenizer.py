@@ -226,3 +226,16 @@ def test_nothing_is_left_of_a_failure(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
         train(tmp_path / "empty", tmp_path / "vq")
+
+
+def test_command(pictures: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from lockadapt.cli import app
+
+    command = ["tokenizer", "train", "--images", str(pictures), "--output", str(tmp_path / "vq"), "--json", "-q"]
+    small = ["--size", "16", "--grid", "4", "--codes", "8", "--width", "32", "--blocks", "0", "--steps", "2"]
+    result = CliRunner().invoke(app, [*command, *small, "--batch-size", "2", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["grid"] == 4
+    assert load_image_tokenizer(tmp_path / "vq").model.config.num_embeddings == 8
