@@ -18,6 +18,7 @@ from lockadapt.cli import (
     plan,
     quickstart,
     schema,
+    tokenizer,
     train,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
@@ -47,6 +48,7 @@ for name, verb in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(verb)
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _version(wanted: bool) -> None:
