@@ -9,7 +9,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.evaluation.evaluate import open_target
+from lockadapt.evaluation.target import open_target
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.training.rows import context_length
 

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.evaluation.evaluate import SCORES, SIDECAR
+from lockadapt.evaluation.evaluate import SCORES
+from lockadapt.evaluation.target import BESIDE, SIDECAR
+from lockadapt.export.embeddings import embed_probe, prove_embeddings
 from lockadapt.export.proof import prove_merge, reference_answers
 from lockadapt.files import new_folder, sha256_of, write_json
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import RETRIEVAL, stock
 from lockadapt.models.quiet import quiet
 from lockadapt.training import run_folder
+from lockadapt.training.artifacts import save_part
 from lockadapt.training.card import card_text
 from lockadapt.training.progress import Reporter
 
@@ -23,14 +26,16 @@ def merge_run(run: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
     """Writes one stock folder and proves it equal to the trained model.
 
     A quantized base is dequantized first: what was trained is the sum of *that* matrix and the adapter (measured:
-    adding the adapter to the original 16-bit weights, or quantizing again, gives another model).
+    adding the adapter to the original 16-bit weights, or quantizing again, gives another model). What a contrastive
+    run added and no stock class holds is kept in a subfolder, `retrieval/`.
 
     Args:
         run: a finished run folder.
         output: a new folder; it appears only when every check has passed.
 
     Returns:
-        `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`.
+        `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`; for a
+        contrastive run `"max_abs_embedding_diff"` too.
 
     Raises:
         VerificationError: the reloaded folder differs from the trained model; nothing is left at `output`.
@@ -40,15 +45,19 @@ def merge_run(run: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
     dtype = getattr(torch, loaded.facts["dtype"])
     samples = run_folder.read_probe(run)
     reference = reference_answers(model, processor, samples)
+    embedded = embed_probe(model, processor, loaded.recipe, samples)
     reporter.note("merging")
-    merged = _folded(model).to(dtype)
+    merged = _folded(model)
     with new_folder(output, what="merging") as folder:
+        _put_beside(merged, folder)
+        merged = merged.to(dtype)  # what embeds stays in float32
         with quiet():
             merged.save_pretrained(folder)  # type: ignore[operator]
             processor.save_pretrained(folder)
         write_json(folder / SIDECAR, _provenance(loaded, folder))
         reporter.note("proving in a fresh process")
         proof = prove_merge(folder, reference, dtype)
+        proof |= prove_embeddings(folder, embedded, loaded.recipe, dtype)
         (folder / "README.md").write_text(card_text(run, merged=proof), encoding="utf-8")
     return {"output": str(output), **proof}
 
@@ -61,6 +70,15 @@ def _folded(model: nn.Module) -> nn.Module:
     return model.float().merge_and_unload(safe_merge=False)  # type: ignore[operator]
 
 
+def _put_beside(merged: Any, folder: Path) -> None:
+    """Takes out of a stock model what a contrastive run added, into a file of its own, in float32."""
+    if not hasattr(merged, RETRIEVAL):
+        return
+    (folder / BESIDE).parent.mkdir()
+    save_part(merged, RETRIEVAL, folder / BESIDE)
+    delattr(merged, RETRIEVAL)
+
+
 def _provenance(run: run_folder.Run, folder: Path) -> dict[str, Any]:
     scores = run.folder / SCORES
     return {
@@ -69,5 +87,7 @@ def _provenance(run: run_folder.Run, folder: Path) -> dict[str, Any]:
         "base_fingerprint": run.facts.get("base_fingerprint"),
         "versions": run.facts["versions"],
         "evaluation": json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
-        "files": {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))},
+        "files": {
+            p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*.safetensors"))
+        },
     }

@@ -95,7 +95,8 @@ def _files() -> list[str]:
     return [
         "## Files",
         "",
-        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names, "
+        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names "
+        "(`retrieval.safetensors` and `generation.safetensors`, where there are any, what embeds and what draws), "
         "`processor/` is the exact processor. `lockadapt merge` folds them into one stock folder.",
         "",
     ]
@@ -110,12 +111,24 @@ def _merged(proof: Mapping[str, Any]) -> list[str]:
         f"top-1 agreement {proof['top1_agreement']:.4f}, {len(proof['missing_keys'])} missing and "
         f"{len(proof['unexpected_keys'])} unexpected keys.",
         "",
+        *_embedding(proof),
         "```python",
         "from transformers import AutoModelForImageTextToText, AutoProcessor",
         "",
         'processor = AutoProcessor.from_pretrained("PATH")',
         'model = AutoModelForImageTextToText.from_pretrained("PATH")',
         "```",
+        "",
+    ]
+
+
+def _embedding(proof: Mapping[str, Any]) -> list[str]:
+    if "max_abs_embedding_diff" not in proof:
+        return []
+    return [
+        "`retrieval/` holds what turns the state behind the query tokens into an embedding; `lockadapt search` and "
+        "`lockadapt eval` read it. Embeddings of images and texts differ from the trained model's by at most "
+        f"{proof['max_abs_embedding_diff']:.3g}.",
         "",
     ]
 
