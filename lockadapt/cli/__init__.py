@@ -18,6 +18,7 @@ from lockadapt.cli import (
     plan,
     quickstart,
     schema,
+    search,
     train,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
@@ -42,6 +43,7 @@ for name, verb in (
     ("eval", evaluate.evaluate),
     ("merge", merge.merge),
     ("chat", chat.chat),
+    ("search", search.search),
     ("assemble", assemble.assemble),
     ("schema", schema.schema),
     ("doctor", doctor.doctor),

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
-from lockadapt.errors import RecipeError
+from lockadapt.errors import DataError, RecipeError, SafetyError
 from lockadapt.evaluation.bench import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready
 from lockadapt.objectives import ImageText, Objective
@@ -20,6 +22,17 @@ from lockadapt.objectives.base import Progress
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.from_recipe import objectives_of
 from lockadapt.training.rows import context_length
+
+
+@dataclass
+class _Opened:
+    """Image inputs of images that were opened and preprocessed before: pixel values (3, side, side) by key."""
+
+    values: dict[str, Tensor]
+    replacement: Image.Image | None = None
+
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([self.values[image.key] for image in images])}
 
 
 @dataclass(frozen=True)
@@ -60,16 +73,39 @@ class Embedder:
         make_ready(target, objective)
         return cls.of(target.model, target.processor, objective, target.recipe)
 
-    def images(self, images: Sequence[ImageRef], progress: Progress | None = None) -> Tensor:
+    def images(self, images: Sequence[ImageRef]) -> Tensor:
         """Float32 (images, dimension) on the CPU, L2-normalised."""
-        return self.objective.image_embeddings(self._bench(progress), images)
+        return self.objective.image_embeddings(self.bench, images)
+
+    def readable(
+        self, images: Sequence[ImageRef], progress: Progress | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Embeddings (dimension,) by key of all that can be opened, and what is wrong with the others, by key.
+
+        Every image is opened once, and no more than a batch of them is in memory.
+        """
+        made: dict[str, Tensor] = {}
+        wrong: dict[str, str] = {}
+        size = self.bench.batch_size
+        for start in range(0, len(images), size):
+            values: dict[str, Tensor] = {}
+            for image in images[start : start + size]:
+                try:
+                    values[image.key] = self.bench.images([image])["pixel_values"][0]
+                except (DataError, SafetyError) as error:
+                    wrong[image.key] = error.message
+            good = [image for image in images[start : start + size] if image.key in values]
+            if good:
+                bench = dataclasses.replace(self.bench, images=_Opened(values))
+                rows = self.objective.image_embeddings(bench, good)
+                made |= dict(zip([image.key for image in good], rows, strict=True))
+            if progress:
+                progress(min(start + size, len(images)), len(images))
+        return made, wrong
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Float32 (texts, dimension) on the CPU, L2-normalised."""
         return self.objective.text_embeddings(self.bench, texts)
-
-    def _bench(self, progress: Progress | None) -> EvaluationBench:
-        return dataclasses.replace(self.bench, progress=progress)
 
 
 def contrastive(objectives: Mapping[str, Objective]) -> ImageText | None:

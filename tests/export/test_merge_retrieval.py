@@ -17,44 +17,28 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.target import open_target
 from lockadapt.export.merge import merge_run
 from lockadapt.models.proof import run_fresh
-from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
-from lockadapt.training.session import train
-from tests.export.test_merge import values
+from tests.rows import train_to_embed
 
 QUIET = Reporter(quiet=True)
-CAPTIONS = {"red": "a red shape", "green": "it is green", "blue": "blue", "yellow": "a yellow square"}
-
-
-def mixed(tiny: Path, folder: Path) -> dict[str, Any]:
-    """A recipe with questions and pairs about four coloured pictures."""
-    recipe = values(tiny, folder)
-    lines = [{"image": f"{name}.png", "caption": text} for name, text in CAPTIONS.items()]
-    file = folder / "pairs.jsonl"
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = {"format": "jsonl", "path": str(file), "images": str(folder / "pictures")}
-    recipe["objectives"]["itc"] = {"train": rows, "test": rows, "dimension": 8, "query_tokens": 2}
-    recipe["objectives"]["itc"]["batch_size"] = 4
-    recipe["training"] |= {"steps": 8, "retrieval_learning_rate": 1e-2}
-    return recipe
 
 
 @pytest.fixture(scope="module", params=["llama-tied", pytest.param("llama", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("mixed")
-    recipe = mixed(tiny, folder)
-    recipe["model"]["llm"] = str(tiny / request.param)
-    train(load_recipe(None, (), recipe).recipe, folder / "run", QUIET)
-    return folder / "run"
+    """A run that answers and embeds, its LLM's head tied and not."""
+    if request.param == "llama-tied":
+        return request.getfixturevalue("embedding_run")
+    return train_to_embed(tiny, tmp_path_factory.mktemp("mixed"), request.param)
 
 
 @pytest.fixture(scope="module")
-def merged(run: Path) -> Path:
-    result = merge_run(run, run.parent / "merged", QUIET)
+def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "model"
+    result = merge_run(run, folder, QUIET)
     assert result["max_abs_embedding_diff"] < 1e-4
     assert result["max_abs_logit_diff"] < 1e-4
     assert result["missing_keys"] == result["unexpected_keys"] == []
-    return run.parent / "merged"
+    return folder
 
 
 def test_merged_folder_is_stock_and_scores_the_same(run: Path, merged: Path) -> None:
