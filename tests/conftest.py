@@ -13,7 +13,7 @@ from lockadapt.export.merge import merge_run
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.training.progress import Reporter
 from tests.rows import train_to_embed
-from tests.tiny import tiny_llm, tiny_tower
+from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +67,12 @@ def embedding_merged(embedding_run: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("embedding") / "merged"
     merge_run(embedding_run, folder, Reporter(quiet=True))
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Assembled:
+    """The tied Llama with a SigLIP tower and an image tokenizer of 4 x 4 codes (Janus). Tests must not change it."""
+    folder = tmp_path_factory.mktemp("drawing")
+    llm, tower = tiny_llm("llama-tied", folder / "llm"), tiny_tower("siglip-vision", folder / "tower")
+    tokenizer = tiny_image_tokenizer(folder / "image-tokenizer")
+    return assemble(llm, tower, folder / "model", image_tokenizer=tokenizer, dtype="float32", prove=False)

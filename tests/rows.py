@@ -134,7 +134,7 @@ def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
         "lora": {"rank": 4},
         "objectives": {
             "vqa": {**rows["vqa"], "answers": list(names)},
-            "itc": {**rows["itc"], "dimension": 8, "query_tokens": 2, "batch_size": 4},
+            "itc": {**rows["itc"], "dimension": 8, "queries": 2, "batch_size": 4},
         },
         "training": {
             **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2},

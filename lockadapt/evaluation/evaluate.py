@@ -21,6 +21,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.card import write_card
 from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
+from lockadapt.training.inputs import codes_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 
@@ -103,6 +104,8 @@ def _images(
     blind: bool,
     reporter: Reporter,
 ) -> ImageInputs:
+    if objective.frozen == "codes":
+        return codes_of(target.model, target.processor, recipe.data.max_pixels, feature_settings(recipe.data))
     images = {image.key: image for sample in samples for image in sample.images}
     mean = None
     if blind and images:

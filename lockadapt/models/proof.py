@@ -92,26 +92,48 @@ def run_fresh(
     Raises:
         VerificationError: the process fails.
     """
+    request: dict[str, Any] = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device,
+        "conversations": [
+            {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
+            for one in conversations
+        ],
+        "max_new_tokens": max_new_tokens,
+    }
+    outputs, answer = run_script(SCRIPT, folder, request, tensors or {})
+    return FreshResult(outputs, tuple(answer["texts"]), answer)
+
+
+def run_script(
+    script: Path, folder: Path, request: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Run one of the package's fresh-process scripts on a folder, offline.
+
+    Args:
+        script: takes the path of a request, JSON, as its only argument.
+        folder: handed on as `folder`.
+        request: handed on; `tensors`, `output` and `answer` (paths of files to read and write) are added.
+        tensors: what the file `tensors` holds; without any, `tensors` is null.
+
+    Returns:
+        The tensors and the JSON answer that the script wrote.
+
+    Raises:
+        VerificationError: the process fails.
+    """
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         room = Path(scratch)
-        request: dict[str, Any] = {
+        places = {
             "folder": str(Path(folder).resolve()),
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": device,
             "tensors": str(room / "inputs.safetensors") if tensors else None,
-            "conversations": [
-                {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
-                for one in conversations
-            ],
-            "max_new_tokens": max_new_tokens,
             "output": str(room / "outputs.safetensors"),
             "answer": str(room / "answer.json"),
         }
         if tensors:
-            save_file(
-                {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, request["tensors"]
-            )
-        (room / "request.json").write_text(json.dumps(request), encoding="utf-8")
+            inputs = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+            save_file(inputs, room / "inputs.safetensors")
+        (room / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
         # Offline, whatever the user's settings: a stock folder must need nothing but itself.
         settings = {
             **os.environ,
@@ -120,7 +142,7 @@ def run_fresh(
             "TOKENIZERS_PARALLELISM": "false",
         }
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), str(room / "request.json")],
+            [sys.executable, str(script), str(room / "request.json")],
             cwd=room,
             env=settings,
             capture_output=True,
@@ -137,7 +159,7 @@ def run_fresh(
         answer = json.loads((room / "answer.json").read_text(encoding="utf-8"))
         # Clones, because the file that the tensors are mapped from goes away with the folder.
         outputs = {name: tensor.clone() for name, tensor in load_file(room / "outputs.safetensors").items()}
-    return FreshResult(outputs, tuple(answer["texts"]), answer)
+    return outputs, answer
 
 
 def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> ProofReport:

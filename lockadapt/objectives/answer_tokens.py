@@ -33,6 +33,7 @@ class AnswerObjective:
     parts: ClassVar[tuple[str, ...]] = ("projector",)
     frozen: ClassVar[Frozen] = "tower"
     packs: ClassVar[bool] = True
+    plannable: ClassVar[bool] = True
     query_tokens: ClassVar[int] = 0
 
     def prepare(self, model: nn.Module) -> None:

@@ -70,6 +70,7 @@ class Objective(Protocol):
         parts: what it trains beside LoRA: `projector`, `retrieval`, `generation`.
         frozen: what its images become before a batch is made.
         packs: whether samples of one image can share a row.
+        plannable: whether its loss can be traced without weights, for `lockadapt plan`.
         query_tokens: how many query tokens it reads embeddings behind.
     """
 
@@ -99,6 +100,9 @@ class Objective(Protocol):
 
     @property
     def packs(self) -> bool: ...
+
+    @property
+    def plannable(self) -> bool: ...
 
     @property
     def query_tokens(self) -> int: ...

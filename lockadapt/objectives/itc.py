@@ -10,19 +10,31 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
-from lockadapt.errors import DataError
+from lockadapt.errors import DataError, RecipeError
 from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
+from lockadapt.models.dual import pooled_image_features
+from lockadapt.models.parts import stock
 from lockadapt.models.query_tokens import query_token, query_token_ids
+from lockadapt.models.texts import Pooling
 from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row
 from lockadapt.objectives.gather import gather
-from lockadapt.objectives.retrieval import Pooling, add_retrieval, embed_sequences, in_chunks, retrieval_of
+from lockadapt.objectives.retrieval import (
+    add_retrieval,
+    embed_pooled,
+    embed_sequences,
+    in_chunks,
+    is_dual,
+    retrieval_of,
+)
 from lockadapt.objectives.similarity import Kind, contrastive_loss
+from lockadapt.objectives.temperature import Temperature
 
 IMAGES = ("pixel_values", "image_features", "image_scales")
 SHOWN = 5
@@ -43,11 +55,15 @@ class ImageText:
     See `Objective` for the other attributes and methods.
 
     Attributes:
-        mode: `vlm` sends both sides through the whole model.
+        mode: `vlm` sends both sides through the whole model; `dual` compares what the frozen tower makes of an image with
+            what the LLM makes of a text (LiT, arXiv 2111.07991), in a dual encoder.
         contrast: the loss, `infonce` (arXiv 2103.00020) or `sigmoid` (arXiv 2303.15343).
         dimension: of embeddings.
-        query_tokens: learned tokens behind image and text.
-        pooling: reads the last token, or the mean over all.
+        queries: learned tokens behind image and text; none in a dual encoder.
+        pooling: reads the last token, the mean over all, or a text encoder's own pooler.
+        scale: the factor on cosines that training starts with.
+        learn_scale: whether it is learned.
+        feature_dropout: share of the tower's outputs that are zeroed in training.
         chunk: images or texts at a time; the loss sees all of a batch.
         image_prompt, text_prompt: what the user says beside an image, and around `{caption}`.
         templates: with `{}` for the class; given, the test rows' texts are classes of a zero-shot classification.
@@ -56,11 +72,14 @@ class ImageText:
     weight: float = 1.0
     ratio: float = 1.0
     batch_size: int | None = 256
-    mode: Literal["vlm"] = "vlm"
+    mode: Literal["vlm", "dual"] = "vlm"
     contrast: Kind = "infonce"
     dimension: int = 128
-    query_tokens: int = 1
-    pooling: Pooling = "last"
+    queries: int = 1
+    pooling: Pooling | None = None
+    scale: float | None = None
+    learn_scale: bool = True
+    feature_dropout: float = 0.0
     chunk: int = 64
     image_prompt: str = ""
     text_prompt: str = "{caption}"
@@ -69,13 +88,34 @@ class ImageText:
     kind: ClassVar[str] = "itc"
     scored_as: ClassVar[str] = "retrieval"
     rows: ClassVar[str] = "caption"
-    parts: ClassVar[tuple[str, ...]] = ("projector", "retrieval")
     frozen: ClassVar[Frozen] = "tower"
     packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """A dual encoder has no projector."""
+        return ("retrieval",) if self.mode == "dual" else ("projector", "retrieval")
+
+    @property
+    def query_tokens(self) -> int:
+        """See `Objective`."""
+        return 0 if self.mode == "dual" else self.queries
 
     def prepare(self, model: nn.Module) -> None:
-        """Adds the embedding projection, temperature and bias."""
-        add_retrieval(model, self.dimension, self.contrast, (self.batch_size or 2) - 1)
+        """Adds the embedding projection, temperature and bias.
+
+        Raises:
+            RecipeError: a dual encoder where the whole model shall embed, or the other way round.
+        """
+        if is_dual(model) != (self.mode == "dual"):
+            raise RecipeError(
+                f"{type(stock(model)).__name__} cannot be trained in this mode",
+                where=f"objectives.….mode: {self.mode}",
+                fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
+            )
+        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale)
+        add_retrieval(model, self.dimension, temperature, self.pooling)
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -85,7 +125,8 @@ class ImageText:
         Raises:
             DataError: a row without exactly one image, or a caption that fills the context.
         """
-        report, image_ids = EncodeReport(), self._image_ids(encoder)
+        report = EncodeReport()
+        image_ids = np.zeros(0, np.int32) if self.mode == "dual" else self._image_ids(encoder)
         for number, sample in enumerate(samples, 1):
             if len(sample.images) != 1:
                 raise DataError(
@@ -129,6 +170,8 @@ class ImageText:
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
         scale, bias = temperature.scale(), temperature.bias()
+        if not self.learn_scale:
+            scale = scale.detach()
         loss = contrastive_loss(gather(images), gather(texts), keys, keys, scale, bias, self.contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 
@@ -138,11 +181,21 @@ class ImageText:
 
         def embed(part: slice) -> Tensor:
             shown = {name: batch[name][part] for name in names}
+            if self.mode == "dual":
+                return embed_pooled(model, self._pooled(model, shown))
             ids = batch["image_ids"].expand(len(shown[names[0]]), -1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
-            return embed_sequences(model, inputs, self.pooling)
+            return embed_sequences(model, inputs)
 
         return in_chunks(model, len(batch[names[0]]), self.chunk, embed)
+
+    def _pooled(self, model: nn.Module, shown: dict[str, Tensor]) -> Tensor:
+        """Pooled images (images, 1, channels), remembered or made now."""
+        if "pixel_values" in shown:
+            features = pooled_image_features(model, shown["pixel_values"])
+        else:
+            features = shown["image_features"] * shown.get("image_scales", 1)
+        return F.dropout(features, self.feature_dropout, training=model.training)
 
     def embed_texts(self, model: nn.Module, batch: Batch) -> Tensor:
         """Embeddings of the distinct texts of a batch, float32 (texts, dimension), L2-normalised."""
@@ -151,7 +204,7 @@ class ImageText:
         def embed(part: slice) -> Tensor:
             longest = int(mask[part].sum(1).max())
             inputs = {"input_ids": ids[part, :longest], "attention_mask": mask[part, :longest]}
-            return embed_sequences(model, inputs, self.pooling)
+            return embed_sequences(model, inputs)
 
         return in_chunks(model, len(ids), self.chunk, embed)
 
@@ -193,7 +246,8 @@ class ImageText:
     @torch.no_grad()
     def image_embeddings(self, bench: Bench, images: Sequence[ImageRef]) -> Tensor:
         """Embeddings of images, float32 (images, dimension) on the CPU, `bench.batch_size` at a time."""
-        ids = torch.from_numpy(self._image_ids(bench.encoder).astype(np.int64))[None]
+        alone = self.mode == "dual"
+        ids = None if alone else torch.from_numpy(self._image_ids(bench.encoder).astype(np.int64))[None]
 
         def embed(part: Sequence[ImageRef]) -> Tensor:
             return self.embed_images(bench.model, _there(bench, {"image_ids": ids, **bench.images(part)}))
@@ -218,6 +272,8 @@ class ImageText:
 
     def _text_ids(self, encoder: Encoder, text: str, where: str) -> np.ndarray:
         words = self.text_prompt.replace("{caption}", text.strip())
+        if self.mode == "dual":
+            return _within(encoder, encoder.tokenizer(words)["input_ids"], where)
         return self._sequence(encoder, Sample((), (Turn("user", words),), where), where)
 
     def _sequence(self, encoder: Encoder, sample: Sample, where: str) -> np.ndarray:
@@ -227,14 +283,17 @@ class ImageText:
             if any(marker in turn.text for turn in sample.turns):
                 raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
         text = encoder.expand(encoder.render(sample, prompt=True)) + "".join(queries)
-        ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) > encoder.max_length:
-            raise DataError(
-                f"the sequence has {len(ids)} tokens, the limit is {encoder.max_length}",
-                where=where,
-                fix="shorten the text, or raise data.max_length",
-            )
-        return np.asarray(ids, np.int32)
+        return _within(encoder, encoder.tokenizer(text, add_special_tokens=False)["input_ids"], where)
+
+
+def _within(encoder: Encoder, ids: Sequence[int], where: str) -> np.ndarray:
+    if len(ids) > encoder.max_length:
+        raise DataError(
+            f"the sequence has {len(ids)} tokens, the limit is {encoder.max_length}",
+            where=where,
+            fix="shorten the text, or raise data.max_length",
+        )
+    return np.asarray(ids, np.int32)
 
 
 def _texts(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:

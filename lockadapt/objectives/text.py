@@ -37,6 +37,7 @@ class PlainText:
     parts: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[Frozen] = "nothing"
     packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = True
     query_tokens: ClassVar[int] = 0
 
     def prepare(self, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from lockadapt.recipe.sections import (
     NAME,
     NAME_RULE,
+    Fraction,
     KeyPath,
     Natural,
     Positive,
@@ -19,16 +20,17 @@ from lockadapt.recipe.sections import (
     refuse,
 )
 
-Kind = Literal["caption", "vqa", "dialogue", "itc", "text"]
+Kind = Literal["caption", "vqa", "dialogue", "itc", "t2i", "text"]
 ANSWERS = ("answers", "max_new_tokens", "prompt")
 KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
     "caption": ANSWERS,
     "vqa": ANSWERS,
     "dialogue": ("answers", "max_new_tokens"),
     "itc": (
-        *("mode", "contrast", "dimension", "query_tokens", "pooling", "chunk"),
-        *("image_prompt", "text_prompt", "templates"),
+        *("mode", "contrast", "dimension", "queries", "pooling", "chunk"),
+        *("scale", "learn_scale", "feature_dropout", "image_prompt", "text_prompt", "templates"),
     ),
+    "t2i": ("prompt_drop", "guidance_scale", "temperature", "top_k", "top_p", "drawing_seed"),
     "text": (),
 }
 """Keys beside those that every objective has."""
@@ -108,18 +110,30 @@ class ObjectiveSection(Section):
     max_new_tokens: Positive | None = Field(
         default=None, description="longest generated answer at evaluation; default 32"
     )
-    mode: Literal["vlm"] | None = Field(
-        default=None, description="itc: both sides through the whole model (vlm)"
+    mode: Literal["vlm", "dual"] | None = Field(
+        default=None,
+        description="itc: both sides through the whole model (vlm; default where the run also generates), or side by side in a dual encoder (dual)",
     )
     contrast: Literal["infonce", "sigmoid"] | None = Field(
         default=None, description="itc: the loss, CLIP's (default) or SigLIP's"
     )
     dimension: Positive | None = Field(default=None, description="itc: of the embeddings; default 128")
-    query_tokens: Positive | None = Field(
+    queries: Positive | None = Field(
         default=None, description="itc, vlm: learned tokens behind image and text; default 1"
     )
-    pooling: Literal["last", "mean"] | None = Field(
-        default=None, description="itc: reads the last token (default), or the mean over all"
+    pooling: Literal["last", "mean", "pooler"] | None = Field(
+        default=None,
+        description="itc: reads the last token (default), the mean over all, or an encoder's own pooler",
+    )
+    scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="itc: factor on cosines (1 / temperature) at the start; default 14.3, with sigmoid 10",
+    )
+    learn_scale: bool | None = Field(
+        default=None, description="itc: whether that factor is learned; default true"
+    )
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="itc, dual: share of the tower's outputs zeroed in training; default 0"
     )
     chunk: Positive | None = Field(
         default=None,
@@ -131,6 +145,20 @@ class ObjectiveSection(Section):
         default=None,
         description="itc: texts with `{}` for a class; the test rows' captions are then the classes of a zero-shot classification",
     )
+
+    prompt_drop: Fraction | None = Field(
+        default=None,
+        description="t2i: share of training prompts replaced by the unconditional one, for guidance; default 0.1",
+    )
+    guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="t2i: how strongly evaluation follows the prompt; default 3, 1 is none"
+    )
+    temperature: Rate | None = Field(default=None, description="t2i: of drawing at evaluation; default 1")
+    top_k: Positive | None = Field(default=None, description="t2i: draws among the K likeliest codes only")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="t2i: draws among the likeliest codes that have this probability together"
+    )
+    drawing_seed: Natural | None = Field(default=None, description="t2i: of drawing at evaluation; default 0")
 
 
 def kind_of(name: str, objective: ObjectiveSection) -> str:
@@ -163,7 +191,7 @@ def objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[Key
     for number, template in enumerate(objective.templates or ()):
         if template.count("{}") != 1:
             problems.append(((name, "templates", number), "needs `{}` once, where the class goes"))
-    rows = {"itc": "caption"}.get(kind, kind)
+    rows = {"itc": "caption", "t2i": "caption"}.get(kind, kind)
     for part in ("train", "validation", "test"):
         source: SourceSection | None = getattr(objective, part)
         if source is not None and _FIXED_KINDS.get(source.format, rows) != rows:

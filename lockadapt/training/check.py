@@ -19,6 +19,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.from_recipe import (
     adapted,
     assembled,
+    dimension_of,
     objectives_of,
     query_tokens_of,
     samples_of,
@@ -108,8 +109,15 @@ def _components(recipe: Recipe) -> tuple[Any, Any]:
         model, processor = load_model(section.vlm, pick_dtype(section.dtype))
         add_rows(model, processor, query_tokens_of(recipe))
         return model, processor
-    queries = query_tokens_of(recipe)
-    built = assembled(section, None, [], recipe.training.seed, prove=False, query_tokens=queries)
+    built = assembled(
+        section,
+        None,
+        [],
+        recipe.training.seed,
+        prove=False,
+        query_tokens=query_tokens_of(recipe),
+        dimension=dimension_of(recipe),
+    )
     return built.model, built.processor
 
 

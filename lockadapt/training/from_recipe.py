@@ -20,8 +20,9 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
 from lockadapt.models.adapters import LoraSettings, attach_adapters
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.models.assemble_dual import DualAssembled, assemble_dual
 from lockadapt.models.query_tokens import query_token_ids
-from lockadapt.objectives import KINDS, Objective
+from lockadapt.objectives import KINDS, ImageText, Objective
 from lockadapt.recipe.schema import (
     DataSection,
     LoraSection,
@@ -57,6 +58,8 @@ def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objec
             for key, value in section
             if value is not None
         }
+        if kind_of(name, section) == "itc":
+            given["mode"] = "dual" if is_dual(recipe) else "vlm"
         if "answers" in given:
             given["answers"] = _answers(name, section.answers)
         if stage is not None:
@@ -64,6 +67,12 @@ def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objec
         fields = {field.name for field in dataclasses.fields(make)}
         chosen[name] = make(**{key: value for key, value in given.items() if key in fields})
     return chosen
+
+
+def is_dual(recipe: Recipe) -> bool:
+    """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
+    sections = recipe.objectives.items()
+    return all(kind_of(name, one) == "itc" and one.mode != "vlm" for name, one in sections)
 
 
 def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
@@ -91,10 +100,27 @@ def assembled(
     *,
     prove: bool,
     query_tokens: int = 0,
-) -> Assembled:
-    """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any."""
+    dimension: int | None = None,
+) -> Assembled | DualAssembled:
+    """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any.
+
+    Args:
+        dimension: of embeddings: the LLM and the tower become a dual encoder.
+    """
     assert section.llm is not None
     assert section.tower is not None
+    if dimension is not None:
+        return assemble_dual(
+            section.llm,
+            section.tower,
+            output,
+            dimension=dimension,
+            image_size=section.image_size,
+            dtype=section.dtype,
+            fitting_images=images or None,
+            seed=seed,
+            prove=prove,
+        )
     return assemble(
         section.llm,
         section.tower,
@@ -104,6 +130,7 @@ def assembled(
         feature_layer=section.feature_layer,
         dtype=section.dtype,
         calibration_images=images or None,
+        image_tokenizer=section.image_tokenizer,
         seed=seed,
         prove=prove,
         query_tokens=query_tokens,
@@ -113,6 +140,16 @@ def assembled(
 def query_tokens_of(recipe: Recipe) -> int:
     """How many query tokens the recipe's objectives need."""
     return max(objective.query_tokens for objective in objectives_of(recipe).values())
+
+
+def dimension_of(recipe: Recipe) -> int | None:
+    """Of the embeddings of a dual encoder; None: the recipe trains another model."""
+    if not is_dual(recipe):
+        return None
+    dimensions = {one.dimension for one in objectives_of(recipe).values() if isinstance(one, ImageText)}
+    if len(dimensions) > 1:
+        raise RecipeError("a dual encoder has one dimension", where="objectives.….dimension", fix="give one")
+    return dimensions.pop()
 
 
 def adapted(recipe: Recipe, model: Any, processor: Any) -> Any:

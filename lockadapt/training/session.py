@@ -33,6 +33,7 @@ from lockadapt.training.from_recipe import (
     Stage,
     adapted,
     assembled,
+    dimension_of,
     feature_settings,
     grounding_config,
     objectives_of,
@@ -184,8 +185,15 @@ def build_model(
         chosen = list(images.values())[::step][: section.calibration_images]
         reporter.note(f"assembling {section.llm} and {section.tower}")
         pictures = [open_image(image, recipe.data.max_pixels) for image in chosen]
-        queries = query_tokens_of(recipe)
-        built = assembled(section, base, pictures, recipe.training.seed, prove=True, query_tokens=queries)
+        built = assembled(
+            section,
+            base,
+            pictures,
+            recipe.training.seed,
+            prove=True,
+            query_tokens=query_tokens_of(recipe),
+            dimension=dimension_of(recipe),
+        )
         if section.quantization == "none":
             return built.model, built.processor, dtype
     if section.vlm is not None and query_tokens_of(recipe) and not base.exists():

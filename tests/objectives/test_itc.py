@@ -107,7 +107,7 @@ def test_equals_a_plain_loss_forward_and_backward(
     base: Path, tmp_path: Path, chunk: int, contrast: Any, pooling: Any
 ) -> None:
     objective = ImageText(
-        contrast=contrast, pooling=pooling, query_tokens=2, chunk=chunk, batch_size=5, dimension=8
+        contrast=contrast, pooling=pooling, queries=2, chunk=chunk, batch_size=5, dimension=8
     )
     model, processor = adapted(base, objective)
     batch = batch_of(objective, processor, tmp_path)
@@ -155,7 +155,7 @@ def test_chunks_replay_dropout(base: Path, tmp_path: Path) -> None:
 
 def test_answers_beside_it_see_the_trained_rows(base: Path, tmp_path: Path) -> None:
     """The tied head has the query tokens' trained rows: the answers' loss is the stock class's, and so is its gradient."""
-    model, processor = adapted(base, ImageText(query_tokens=2))
+    model, processor = adapted(base, ImageText(queries=2))
     items = Encoder(processor, 128).encode(vqa_samples(tmp_path)).encoded
     batch = collate(items, PixelInputs(processor.image_processor, 10**6), 2, "vqa")
     shared = [p for n, p in model.named_parameters() if "lora_" in n and p.requires_grad]
@@ -217,7 +217,7 @@ def test_what_cannot_be_embedded_is_said(base: Path, tiny: Path, tmp_path: Path)
         with pytest.raises(DataError, match=message):
             objective.encode(encoder, [question_answer("q", text, images, "rows:1")])
     with pytest.raises(AdapterError, match="query_3"):
-        ImageText(query_tokens=3).encode(encoder, samples(tmp_path))
+        ImageText(queries=3).encode(encoder, samples(tmp_path))
 
 
 def test_batches_name_what_the_sight_check_swaps(base: Path, tmp_path: Path) -> None:
