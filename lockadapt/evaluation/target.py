@@ -16,6 +16,7 @@ from lockadapt.models.load import load_model
 from lockadapt.models.parts import RETRIEVAL, stock
 from lockadapt.models.sources import pick_dtype
 from lockadapt.objectives import Objective
+from lockadapt.objectives.retrieval import is_dual
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.artifacts import PART_FILES, load_part
@@ -75,9 +76,12 @@ def make_ready(target: Target, objective: Objective) -> None:
         RecipeError: the objective embeds, and neither the model nor its folder has what that takes.
         VerificationError: what lies beside a merged model does not fit the objective.
     """
-    if RETRIEVAL in objective.parts and not hasattr(stock(target.model), RETRIEVAL):
-        add_from_folder(target.model, objective, target.folder)
-    objective.prepare(target.model)
+    model = target.model
+    # A dual encoder's stock class holds all that embeds.
+    beside = RETRIEVAL in objective.parts and not is_dual(model) and not hasattr(stock(model), RETRIEVAL)
+    if beside:
+        add_from_folder(model, objective, target.folder)
+    objective.prepare(model)
 
 
 def add_from_folder(model: nn.Module, objective: Objective, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lockadapt.data.sample import Sample
+from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import VerificationError
 from lockadapt.evaluation.embedder import Embedder, contrastive
 from lockadapt.evaluation.target import add_from_folder
@@ -57,24 +57,32 @@ def prove_embeddings(
     model, processor = load_model(folder, dtype)
     add_from_folder(model, reference.objective, folder)
     found = _embed(Embedder.of(model, processor, reference.objective, recipe), reference.samples)
+    return {"max_abs_embedding_diff": compare(reference, found, dtype, str(folder))}
+
+
+def compare(first: Embedded, second: Embedded, dtype: torch.dtype, where: str) -> float:
+    """The largest difference of an entry; errors as `prove_embeddings`."""
     largest = 0.0
-    for name, one, other in (
-        ("images", reference.images, found.images),
-        ("texts", reference.texts, found.texts),
-    ):
+    for name in ("images", "texts"):
+        one, other = getattr(first, name), getattr(second, name)
         difference = float((one - other).abs().max())
         if not difference <= tolerance(dtype, one):
             raise VerificationError(
-                f"the merged folder is not the trained model: embeddings of {name} differ by {difference:.3g} "
+                f"this is not the trained model: embeddings of {name} differ by {difference:.3g} "
                 f"(allowed {tolerance(dtype, one):.3g})",
-                where=str(folder),
+                where=where,
                 fix="please report this",
             )
         largest = max(largest, difference)
-    return {"max_abs_embedding_diff": largest}
+    return largest
+
+
+def shown_and_said(samples: Sequence[Sample]) -> tuple[list[ImageRef], list[str]]:
+    """The distinct images and the distinct answers of a probe."""
+    images = list({image.key: image for sample in samples for image in sample.images}.values())
+    return images, list(dict.fromkeys(sample.answer.strip() for sample in samples))
 
 
 def _embed(embedder: Embedder, samples: Sequence[Sample]) -> Embedded:
-    images = list({image.key: image for sample in samples for image in sample.images}.values())
-    texts = list(dict.fromkeys(sample.answer for sample in samples))
+    images, texts = shown_and_said(samples)
     return Embedded(embedder.objective, tuple(samples), embedder.images(images), embedder.texts(texts))
