@@ -150,7 +150,9 @@ def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bo
         loss: the forward; gives the scalar that `backward` starts from.
         accumulate: gradients of an earlier micro-batch are there already.
     """
-    tracker = PeakTracker(stock(model).get_output_embeddings().weight.shape[0])
+    # A dual encoder has no head, and no tensor as wide as one either.
+    head = stock(model).get_output_embeddings()
+    tracker = PeakTracker(None if head is None else head.weight.shape[0])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def arrived(parameter: torch.Tensor) -> None:
