@@ -1,0 +1,74 @@
+"""Writes a VLM that embeds as a `ColPaliForRetrieval` folder: the embedding is the last token's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ColPaliConfig, ColPaliForRetrieval
+
+from lockadapt.errors import AssemblyError
+from lockadapt.export.targets.base import Target, Trained, detached, with_tokenizer
+from lockadapt.models.llms import probe_ids
+from lockadapt.models.parts import JANUS_PARTS, LLAVA_PARTS, llm_of, parts_of
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import tolerance
+
+SHIFT = 3
+"""Padding that positions are tried with."""
+
+
+def refusal(trained: Trained) -> str | None:
+    """It embeds every token, so `[:, -1]` is the embedding only of runs that read the last token of left-padded rows."""
+    if trained.dual:
+        return "ColPaliForRetrieval holds one model for images and texts, this run has two"
+    try:
+        parts = parts_of(trained.model)
+    except AssemblyError as error:
+        return error.message
+    if parts not in (LLAVA_PARTS, JANUS_PARTS):
+        return f"ColPaliForRetrieval cannot hold {type(trained.model).__name__}"
+    if trained.pooling != "last":
+        return f"ColPaliForRetrieval has no pooling, and this run pools by {trained.pooling!r}"
+    layer: Any = trained.projection
+    if layer.bias is None:
+        return "ColPaliForRetrieval's embedding_proj_layer has a bias, this run's has none"
+    if _counts_padding(trained):
+        return (
+            f"{type(llm_of(trained.model)).__name__} counts positions from the left edge, and "
+            "ColPaliForRetrieval passes it none, so padding on the left would change every embedding"
+        )
+    return None
+
+
+def write(trained: Trained, folder: Path) -> None:
+    """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left. See `Target`."""
+    layer: Any = trained.projection
+    vlm = trained.model.model
+    config = ColPaliConfig(vlm_config=trained.model.config.to_dict(), embedding_dim=layer.out_features)
+    config.dtype = trained.model.dtype
+    with torch.device("meta"), quiet():
+        model = ColPaliForRetrieval(config)
+    # The very modules: nothing is copied, and what the config would have built is thrown away.
+    model.vlm, model.embedding_proj_layer = vlm, layer.to(trained.model.dtype)
+    tokenizer = detached(trained.processor.tokenizer, padding_side="left")
+    with quiet():
+        model.save_pretrained(folder)
+        with_tokenizer(trained.processor, tokenizer).save_pretrained(folder)
+
+
+@torch.no_grad()
+def _counts_padding(trained: Trained) -> bool:
+    """Whether the LLM computes something else behind padding that the mask hides."""
+    llm: Any = llm_of(trained.model)
+    ids = probe_ids(llm.get_input_embeddings().weight.shape[0], 0)
+    padded = torch.cat([ids[:, :SHIFT], ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :SHIFT] = 0
+    first = llm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state
+    second = llm(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state[:, SHIFT:]
+    return not float((first - second).abs().max()) <= 10 * tolerance(first.dtype, first)
+
+
+COLPALI = Target("colpali", "colpali", refusal, write)
