@@ -12,9 +12,9 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.draw import draw_codes
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.objectives.base import Progress
+from lockadapt.objectives.draw import draw_codes
 from lockadapt.objectives.drawing import Drawing
 
 
@@ -55,6 +55,6 @@ class EvaluationBench:
         return predictor.generate(samples, max_new_tokens, self.progress)
 
     def draw(self, captions: Sequence[str], drawing: Drawing) -> Tensor:
-        """See `lockadapt.evaluation.draw.draw_codes`."""
+        """See `lockadapt.objectives.draw.draw_codes`."""
         settings = dataclasses.replace(drawing, batch_size=self.batch_size)
         return draw_codes(self.model, self.encoder.processor, captions, settings, self.progress)

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import DynamicCache
 
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.draw import draw, draw_codes, grid, pictures
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.objectives.draw import draw, draw_codes, grid, pictures
 from lockadapt.objectives.drawing import Drawing
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
