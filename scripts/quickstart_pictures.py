@@ -14,11 +14,11 @@ from torch import Tensor
 from lockadapt.quickstart.drawing import COLOURS, SHAPES, Background, Rgb, Scene, Thing, draw
 from lockadapt.quickstart.scenes import HELD_OUT, background, shade
 
-LARGEST = (0.14, 0.20, 0.34)  # radii, as parts of the side
+LARGEST = (0.18, 0.18, 0.32)  # radii, as parts of the side
 
 
 def picture_pool(random: Random, count: int, side: int) -> Tensor:
-    """Pictures (count, 3, side, side) uint8 of up to ten things; pairs that the quickstart holds out are left out.
+    """Pictures (count, 3, side, side) uint8 of up to nine things; pairs that the quickstart holds out are left out.
 
     Half of them have their colour channels swapped at random.
     """
@@ -41,22 +41,24 @@ def _rendered(random: Random, side: int) -> Image.Image:
 
 
 def crowd(random: Random) -> Scene:
-    """Things of one random size class apart from each other, stretched or not, in named or in any hues."""
-    most, largest = random.choice((2, 6, 10)), random.choice(LARGEST)
-    upright, named, long = random.random() < 0.3, random.random() < 0.5, random.random() < 0.4
+    """Many things apart from each other, in named or in any hues; in every fourth picture few or small ones."""
+    sparse, upright, long = (random.random() < chance for chance in (0.25, 0.25, 0.3))
+    most, smallest, largest = (
+        (random.choice((2, 9)), 0.06, 0.16) if sparse else (8, 0.11, random.choice(LARGEST))
+    )
     things: list[Thing] = []
-    for _ in range(6 * most):
+    for _ in range(5 * most):
         colour, shape = random.choice(list(COLOURS)), random.choice(SHAPES)
         if len(things) == most or (colour, shape) in HELD_OUT:
             continue
-        size = random.uniform(0.06, largest)
+        size = random.uniform(smallest, largest)
         x, y = (random.uniform(size, 1 - size) for _ in "xy")
         if all(math.hypot(t.x - x, t.y - y) > 1.1 * (t.size + size) + 0.01 for t in things):
             stretch = math.exp(random.uniform(-0.9, 0.9)) if long and shape in ("square", "triangle") else 1.0
-            rgb = shade(random, colour) if named else _any_hue(random)
+            rgb = shade(random, colour) if random.random() < 0.5 else _any_hue(random)
             turn = 0.0 if upright else random.uniform(-15, 15)
             things.append(Thing(colour, shape, x, y, size, turn, rgb, stretch))
-    if random.random() < 0.6:
+    if random.random() < 0.7:
         return Scene(tuple(things), background(random))
     pale = random.randint(225, 255), random.randint(225, 255), random.randint(225, 255)
     return Scene(tuple(things), Background(pale, pale))

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from quickstart_muon import Muon
 from quickstart_pictures import picture_pool
 from quickstart_targets import PATCH, targets, weighted_error, wide
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 SIDE, WIDTH = 64, 128
 
 
-def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12_000, batch: int = 64) -> float:
+def make_tower(folder: Path, seed: int, steps: int, pictures: int = 8000, batch: int = 64) -> float:
     """Trains a SigLIP tower and saves it with its image processor; gives the mean loss of the last 100 steps."""
     torch.manual_seed(seed)
     start, last = time.monotonic(), [0.0]
@@ -43,18 +44,16 @@ def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12_000, batc
         model.embeddings.position_embedding.weight.copy_(_places(SIDE // PATCH, WIDTH) * 0.5)
     heads = nn.ModuleList(nn.Linear(WIDTH, wide()) for _ in range(2))
     parameters = [*model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 2e-3, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, 2e-3, total_steps=steps, pct_start=0.1, cycle_momentum=False
-    )
+    optimizers, schedules = _optimizers(model, heads, steps)
     for step in range(1, steps + 1):
         rows = torch.randint(len(pool), (batch,))
         loss = _loss(model, heads, _pixels(pool[rows]), wanted[rows].float())
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         last = [*last[-99:], loss.item()]
         if step % 100 == 0:
             print(
@@ -82,6 +81,26 @@ def _loss(model: SiglipVisionModel, heads: nn.ModuleList, pixels: Tensor, wanted
     last = model.post_layernorm(model.encoder.layers[-1](hidden, None))
     before = F.layer_norm(hidden, (WIDTH,))
     return weighted_error(heads[0](last), wanted) + 0.5 * weighted_error(heads[1](before), wanted)
+
+
+def _optimizers(
+    model: nn.Module, heads: nn.Module, steps: int
+) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.OneCycleLR]]:
+    """Muon for the layers' matrices, AdamW for all else; one cycle each."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "position" not in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, 2e-3, betas=(0.9, 0.98), weight_decay=0.02),
+        Muon(matrices, 3e-3, weight_decay=0.02),
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.OneCycleLR(
+            o, o.param_groups[0]["lr"], total_steps=steps, pct_start=0.1, cycle_momentum=False
+        )
+        for o in optimizers
+    ]
+    return optimizers, schedules
 
 
 def _places(grid: int, width: int) -> Tensor:
