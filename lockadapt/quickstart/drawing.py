@@ -35,6 +35,7 @@ class Thing:
     size: float
     turn: float = 0.0  # degrees, clockwise
     rgb: Rgb | None = None  # the exact shade; default: the colour's own
+    stretch: float = 1.0  # width over height before turning; the area stays
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ def outline(shape: str) -> list[Point]:
 
 def _placed(thing: Thing, side: int) -> list[Point]:
     cosine, sine = math.cos(math.radians(thing.turn)), math.sin(math.radians(thing.turn))
-    scale = thing.size * side
+    scale, wider = thing.size * side, math.sqrt(thing.stretch)
+    corners = [(x * wider, y / wider) for x, y in outline(thing.shape)]
     return [
         (thing.x * side + scale * (x * cosine - y * sine), thing.y * side + scale * (x * sine + y * cosine))
-        for x, y in outline(thing.shape)
+        for x, y in corners
     ]
 
 

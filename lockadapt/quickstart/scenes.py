@@ -11,7 +11,7 @@ from lockadapt.errors import DiskError
 from lockadapt.quickstart.drawing import COLOURS, SHAPES, Background, Rgb, Scene, Thing, draw
 from lockadapt.quickstart.grammar import Pair, Question, captions, questions, relation
 
-__all__ = ["HELD_OUT", "SEEN", "draw", "make_dataset", "random_scene"]
+__all__ = ["HELD_OUT", "SEEN", "background", "draw", "make_dataset", "random_scene", "shade", "write_lines"]
 
 # One colour of every shape, drawn and asked about in the test half only: a model that learned whole pairs by heart
 # has nothing to remember there.
@@ -45,9 +45,9 @@ def _placed(random: Random, chosen: list[Pair], smallest: float, largest: float)
         for colour, shape in chosen:
             size = random.uniform(smallest, largest)
             x, y = (random.uniform(size + 0.02, 0.98 - size) for _ in "xy")
-            things.append(Thing(colour, shape, x, y, size, random.uniform(-12, 12), _shade(random, colour)))
+            things.append(Thing(colour, shape, x, y, size, random.uniform(-12, 12), shade(random, colour)))
         if all(_apart(a, b) for i, a in enumerate(things) for b in things[:i]):
-            return Scene(tuple(things), _background(random))
+            return Scene(tuple(things), background(random))
 
 
 def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300, per_image: int = 3) -> None:
@@ -72,6 +72,27 @@ def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300
         ) from error
 
 
+def shade(random: Random, colour: str) -> Rgb:
+    """A shade of a named colour. Raises KeyError for an unknown colour."""
+    red, green, blue = (min(255, max(0, c + random.randint(-14, 14))) for c in COLOURS[colour])
+    return red, green, blue
+
+
+def background(random: Random) -> Background:
+    """Two pale shades in one of the patterns."""
+    light = random.randint(195, 250)
+    first, second = (_pale(random, light) for _ in range(2))
+    return Background(
+        first, second, random.choice(("plain", "gradient", "stripes", "dots")), random.uniform(0, 360)
+    )
+
+
+def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+    """Writes one JSON object a line, UTF-8. Raises OSError."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
 def _write_half(
     folder: Path, name: str, random: Random, count: int, pairs: frozenset[Pair], per_image: int
 ) -> None:
@@ -86,14 +107,14 @@ def _write_half(
         sentences = captions(scene)
         told.append({"image": image, "caption": sentences[0], "captions": sentences})
     chosen = choose_questions(asked, count * per_image, random)
-    _write_lines(
+    write_lines(
         folder / f"{name}.jsonl",
         [
             {"image": image, "question": q.text, "answer": q.answer, "answer_type": q.kind}
             for image, q in chosen
         ],
     )
-    _write_lines(folder / f"captions_{name}.jsonl", told)
+    write_lines(folder / f"captions_{name}.jsonl", told)
 
 
 def choose_questions(
@@ -129,19 +150,6 @@ def _balanced(items: list[tuple[str, Question]], room: int, random: Random) -> l
     return chosen
 
 
-def _shade(random: Random, colour: str) -> Rgb:
-    red, green, blue = (min(255, max(0, c + random.randint(-14, 14))) for c in COLOURS[colour])
-    return red, green, blue
-
-
-def _background(random: Random) -> Background:
-    light = random.randint(195, 250)
-    first, second = (_pale(random, light) for _ in range(2))
-    return Background(
-        first, second, random.choice(("plain", "gradient", "stripes", "dots")), random.uniform(0, 360)
-    )
-
-
 def _pale(random: Random, light: int) -> Rgb:
     red, green, blue = (min(255, max(0, light + random.randint(-12, 12))) for _ in range(3))
     return red, green, blue
@@ -151,8 +159,3 @@ def _apart(thing: Thing, other: Thing) -> bool:
     """Neither touching nor at an angle between two directions: every relation in a scene is clear."""
     distance = ((thing.x - other.x) ** 2 + (thing.y - other.y) ** 2) ** 0.5
     return distance > 1.15 * (thing.size + other.size) + 0.03 and relation(thing, other) is not None
-
-
-def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
