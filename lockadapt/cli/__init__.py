@@ -20,6 +20,7 @@ from lockadapt.cli import (
     quickstart,
     schema,
     search,
+    tokenizer,
     train,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
@@ -51,6 +52,7 @@ for name, verb in (
     ("doctor", doctor.doctor),
 ):
     app.command(name)(verb)
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _version(wanted: bool) -> None:

@@ -104,9 +104,11 @@ def _images(
     blind: bool,
     reporter: Reporter,
 ) -> ImageInputs:
-    if objective.frozen == "codes":
-        return codes_of(target.model, target.processor, recipe.data.max_pixels, feature_settings(recipe.data))
     images = {image.key: image for sample in samples for image in sample.images}
+    if objective.frozen == "codes":
+        codes = codes_of(target.model, target.processor, recipe.data.max_pixels)
+        codes.fill(images.values(), reporter.counted("tokenising images"))
+        return codes
     mean = None
     if blind and images:
         side = image_side(target.processor)

@@ -117,7 +117,7 @@ class ImageText:
                 where=f"objectives.….mode: {self.mode}",
                 fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
             )
-        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale)
+        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale, self.learn_scale)
         add_retrieval(model, self.dimension, temperature, self.pooling)
 
     def encode(
@@ -173,8 +173,6 @@ class ImageText:
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
         scale, bias = temperature.scale(), temperature.bias()
-        if not self.learn_scale:
-            scale = scale.detach()
         loss = contrastive_loss(gather(images), gather(texts), keys, keys, scale, bias, self.contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 

@@ -158,8 +158,9 @@ def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bo
     def arrived(parameter: torch.Tensor) -> None:
         if len(tracker.segments) == 1:
             tracker.split()
-        assert parameter.grad is not None
-        tracker.hold([parameter.grad], "gradients")
+        # A function that several parameters enter may have no gradient for some of them.
+        if parameter.grad is not None:
+            tracker.hold([parameter.grad], "gradients")
 
     hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
     tracker.hold((tensor for _, tensor in named_tensors(model)), "weights")
