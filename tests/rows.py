@@ -116,8 +116,8 @@ def trainer(
 CAPTIONS = {"red": "a red shape", "green": "it is green", "blue": "blue", "yellow": "a yellow square"}
 
 
-def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
-    """A run folder: questions and pairs about the four pictures in `folder / "pictures"`, mixed."""
+def embedding_recipe(tiny: Path, folder: Path, llm: str) -> dict[str, Any]:
+    """Questions and pairs about the four pictures in `folder / "pictures"`, mixed, as plain values."""
     names = pictures(folder / "pictures")
     sources = {}
     for kind in ("vqa", "itc"):
@@ -129,7 +129,7 @@ def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
         sources[kind] = {"format": "jsonl", "path": str(file), "images": str(folder / "pictures")}
     rows = {kind: {"train": source, "test": source} for kind, source in sources.items()}
-    recipe = {
+    return {
         "model": {"llm": str(tiny / llm), "tower": str(tiny / "clip-vision"), "dtype": "float32"},
         "lora": {"rank": 4},
         "objectives": {
@@ -141,5 +141,10 @@ def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
             **{"projector_learning_rate": 1e-2, "retrieval_learning_rate": 1e-2},
         },
     }
+
+
+def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
+    """The run folder of that recipe."""
+    recipe = embedding_recipe(tiny, folder, llm)
     train(load_recipe(None, (), recipe).recipe, folder / "run", Reporter(quiet=True))
     return folder / "run"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -32,10 +34,18 @@ def evaluate(
         print(json.dumps(scores))
         return
     for name, values in scores.items():
-        print(f"{name}: " + "  ".join(f"{key} {_shown(value)}" for key, value in values.items()))
+        print("\n".join(score_lines(name, values)))
+
+
+def score_lines(name: str, values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Scores by name on one line; those that are groups below it, indented."""
+    plain = [f"{key} {_shown(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    lines = [f"{indent}{name}: {'  '.join(plain)}".rstrip()]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += score_lines(key, value, indent + "  ")
+    return lines
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) + ")"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

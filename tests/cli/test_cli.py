@@ -15,6 +15,7 @@ from PIL import Image
 
 from lockadapt.cli import main
 from tests.export.test_merge import rows_file, values
+from tests.rows import pictures
 from tests.tiny import tiny_llm, tiny_tower
 
 SINGLE = "import torch; torch.set_num_threads(1); from lockadapt.cli import main; main()"
@@ -73,7 +74,11 @@ def test_help_and_version_import_neither_torch_nor_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "train", "eval", "merge", "check", "chat", "assemble", "schema", "doctor", "quickstart"]
+    "verb",
+    [
+        *("plan", "train", "eval", "merge", "export", "search", "check", "chat"),
+        *("assemble", "schema", "doctor", "quickstart"),
+    ],
 )
 def test_every_verb_has_help(verb: str) -> None:
     done = lockadapt(verb, "-h")
@@ -136,6 +141,10 @@ def test_train_eval_merge_chat(place: Path) -> None:
         (["eval", "."], 2, "not finished"),
         (["merge", ".", "-o", "out"], 2, "no finished run"),
         (["chat", ".", "--image", "none.png", "--question", "?"], 3, "none.png"),
+        (["search", ".", "--images", "pictures"], 2, "nothing is asked for"),
+        (["search", ".", "--images", "pictures", "--query", "red"], 2, "not finished"),
+        (["export", ".", "--to", "gguf", "-o", "out"], 2, "There are: merged"),
+        (["export", ".", "--to", "dual", "-o", "out"], 2, "was not trained to embed"),
     ],
 )
 def test_failures_end_in_one_message_and_their_code(
@@ -147,6 +156,40 @@ def test_failures_end_in_one_message_and_their_code(
     assert "Traceback" not in done.stderr
     assert said in done.stderr
     assert done.stdout == ""
+
+
+def test_scores_of_a_run_that_embeds(embedding_run: Path) -> None:
+    scores = json.loads(lockadapt("eval", embedding_run, "--json").stdout)
+    assert set(scores) == {"vqa", "retrieval"}
+    assert set(scores["retrieval"]) == {"text_to_image", "image_to_text", "n"}
+    for way in ("text_to_image", "image_to_text"):
+        assert set(scores["retrieval"][way]) == {"r1", "r5", "r10", "median_rank"}
+    shown = lockadapt("eval", embedding_run).stdout.splitlines()
+    start = shown.index("retrieval: n 4")
+    ways = [line.split(":")[0] for line in shown[start + 1 : start + 3]]
+    assert sorted(ways) == ["  image_to_text", "  text_to_image"]
+    numbers = scores["retrieval"]["text_to_image"]
+    assert f"  text_to_image: r1 {numbers['r1']:.4f}  r5 1.0000  r10 1.0000" in "\n".join(shown)
+
+
+def test_search(embedding_run: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    given = (embedding_run, "--images", tmp_path / "images", "--index", tmp_path / "index")
+    done = lockadapt("search", *given, "--query", "a red shape", "--top", 2, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["query"] == "a red shape"
+    assert [set(hit) for hit in found["results"]] == [{"file", "score"}] * 2
+    assert found["index"]["embedded"] == 4
+    shown = lockadapt("search", *given, "--query", "a red shape", "--top", 2, "-q")
+    assert shown.stderr == ""
+    assert shown.stdout.splitlines() == [
+        f"{hit['score']:.4f}  {tmp_path / 'images' / hit['file']}" for hit in found["results"]
+    ]
+    picture = tmp_path / "images" / "blue.png"
+    both = json.loads(lockadapt("search", *given, "--query", "x", "--image", picture, "--json").stdout)
+    assert "query" not in both
+    assert [one["query"] for one in both["searches"]] == ["x", str(picture)]
 
 
 def test_check_says_yes_and_shows_what_is_learned(place: Path) -> None:

@@ -134,3 +134,23 @@ def test_pictures_are_added_by_a_line(
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     with pytest.raises(DataError, match="no such image"):
         chat_verb(embedding_merged, [], [], TOKENS)
+
+
+def test_talk_with_a_model_that_draws(drawing: Assembled, tmp_path: Path) -> None:
+    """Janus frames an image's tokens; its answers are those of the stock class."""
+    paths = pictures(tmp_path)
+    talk = Chat.open(drawing.folder, [paths["red"], paths["blue"]], TOKENS)
+    said = talk.ask("which is red?")
+    talk.show(paths["green"])
+    after = talk.ask("and this?")
+    model, processor = load_model(drawing.folder, torch.float32)
+    messages, shown = [user("which is red?", 2)], [paths["red"], paths["blue"]]
+    assert said == stock_answer(model, processor, messages, shown)
+    messages += [assistant(said), user("and this?", 1)]
+    shown.append(paths["green"])
+    assert after == stock_answer(model, processor, messages, shown)
+    sample = Sample(tuple(talk.images), tuple(talk.turns), "chat")
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    pictured = [Image.open(path) for path in shown]
+    ids = processor(text=[prompt], images=pictured, add_special_tokens=False)["input_ids"][0]
+    assert talk.predictor.encoder.prompt_ids(sample) == list(ids)

@@ -15,10 +15,14 @@ from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.target import open_target
+from lockadapt.export.export import export_run
 from lockadapt.export.merge import merge_run
 from lockadapt.models.proof import run_fresh
+from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
-from tests.rows import train_to_embed
+from lockadapt.training.session import train
+from tests.rows import embedding_recipe, train_to_embed
+from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 QUIET = Reporter(quiet=True)
 
@@ -99,3 +103,27 @@ def test_a_merged_folder_without_its_retrieval_part_is_refused(merged: Path, tmp
     (copy / "lockadapt.json").unlink()
     with pytest.raises(RecipeError, match="which recipe"):
         Embedder.open(open_target(copy))
+
+
+@pytest.mark.slow
+def test_answers_embeddings_and_drawings_from_one_body(tmp_path: Path) -> None:
+    """A Janus that learned all three is merged: the same scores from the stock folder, and ColPali from the same weights."""
+    tiny_llm("llama-tied", tmp_path / "llama")
+    tiny_tower("siglip-vision", tmp_path / "clip-vision")
+    recipe = embedding_recipe(tmp_path, tmp_path, "llama")
+    recipe["model"]["image_tokenizer"] = str(tiny_image_tokenizer(tmp_path / "tokenizer"))
+    rows = recipe["objectives"]["itc"]["train"]
+    recipe["objectives"]["t2i"] = {"train": rows, "test": rows}
+    run, merged = tmp_path / "run", tmp_path / "merged"
+    train(load_recipe(None, (), recipe).recipe, run, QUIET)
+    result = merge_run(run, merged, QUIET)
+    assert result["model_class"] == "JanusForConditionalGeneration"
+    assert max(result["max_abs_logit_diff"], result["max_abs_embedding_diff"]) < 1e-4
+    assert result["missing_keys"] == result["unexpected_keys"] == []
+    before = evaluate_folder(run, None, (), False, None, QUIET)
+    after = evaluate_folder(merged, None, (), False, None, QUIET)
+    assert set(before) == {"vqa", "retrieval", "t2i"}
+    assert before.pop("t2i") == pytest.approx(after.pop("t2i"), rel=1e-5)
+    assert before == after
+    proof = export_run(run, "colpali", tmp_path / "colpali", QUIET)
+    assert max(proof["text_difference"], proof["image_difference"]) < 1e-4
