@@ -35,6 +35,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/throughput.py $(BENCH) --details benchmarks/results/throughput-fp32.json
 	$(BIN)/python benchmarks/throughput.py $(BENCH) --dtype bf16 --case vqa-5 --case caption-1 --details benchmarks/results/throughput-bf16.json
 	$(BIN)/python benchmarks/head.py --details benchmarks/results/head.json
+	$(BIN)/python benchmarks/gradcache.py --details benchmarks/results/gradcache.json
 	$(BIN)/python benchmarks/report.py
 
 assets: $(VENV)/.installed

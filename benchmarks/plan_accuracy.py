@@ -171,7 +171,7 @@ def measured(recipe: Any, folder: Path) -> dict[str, float]:
     for _, tensor in named_tensors(model):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     before = sum(storages.values())
-    store = getattr(rows.images, "_store", None)
+    store = getattr(next(iter(rows.images.values())), "_store", None)
     before += store.nbytes if store is not None else 0
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer.train()

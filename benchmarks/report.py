@@ -2,9 +2,10 @@
 
     python benchmarks/throughput.py --details benchmarks/results/throughput-fp32.json
     python benchmarks/head.py --details benchmarks/results/head.json
+    python benchmarks/gradcache.py --details benchmarks/results/gradcache.json
     python benchmarks/report.py
 
-`make bench` runs all three. The prose around the markers is written by hand and left alone; a part without results
+`make bench` runs all four. The prose around the markers is written by hand and left alone; a part without results
 says so.
 """
 
@@ -105,6 +106,41 @@ def head_table(found: dict[str, Any] | None) -> str:
     )
 
 
+def gradcache_table(found: dict[str, Any] | None) -> str:
+    """GradCache's cases as Markdown, and below it the differences and the ratio of memory."""
+    if found is None:
+        return NOTHING
+    lines = [
+        "| case | batch | loss | norm of the gradient | live tensors, MiB | process, MiB | s |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| `{row['case']}` | {row['batch']:,} | {row['loss']:.6f} | {row['gradient_norm']:.6f} | {row['live_mib']:.1f} "
+        f"| {row['rss_mib']:.1f} | {row['seconds']:.1f} |"
+        for row in found["rows"]
+    ]
+    lines += [
+        "",
+        "| against the whole batch | loss differs by | gradients by at most | the largest gradient |",
+    ]
+    lines += ["| --- | ---: | ---: | ---: |"]
+    lines += [
+        f"| `{pair['ours']}` and `{pair['whole']}` | {pair['loss_difference']:.1e} | {pair['gradient_difference']:.1e} "
+        f"| {pair['largest_gradient']:.1e} |"
+        for pair in found["pairs"]
+    ]
+    settings, ratio = found["settings"], found["memory_ratio"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Peak memory of `gradcache` over that of `step`: live tensors {ratio['live_mib']:.2f}, process "
+            f"{ratio['rss_mib']:.2f}. Chunks of {settings['chunk']}, loss `{settings['kind']}`, fp32, "
+            f"threads: {settings['threads']}.",
+        ]
+    )
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Speedup and memory of every case beside TRL's."""
     import matplotlib
@@ -163,6 +199,7 @@ def main() -> None:
     text = replaced(text, "fp32", throughput_table(fp32))
     text = replaced(text, "bf16", throughput_table(bf16))
     text = replaced(text, "head", head_table(load(arguments.results, "head")))
+    text = replaced(text, "gradcache", gradcache_table(load(arguments.results, "gradcache")))
     if fp32 is not None and fp32["cases"]:
         picture = arguments.file.with_suffix(".png")
         draw(fp32, picture)

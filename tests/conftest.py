@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lockadapt.models.assemble import Assembled, assemble
-from tests.tiny import tiny_llm, tiny_tower
+from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +50,12 @@ def assembled(
     """The tied Llama with a token tower (LLaVA) and with a feature-map tower (FastVLM). Tests must not change it."""
     output = tmp_path_factory.mktemp("stock") / "model"
     return assemble(tiny / "llama-tied", tiny / request.param, output, dtype="float32", prove=False)
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory: pytest.TempPathFactory) -> Assembled:
+    """The tied Llama with a SigLIP tower and an image tokenizer of 4 x 4 codes (Janus). Tests must not change it."""
+    folder = tmp_path_factory.mktemp("drawing")
+    llm, tower = tiny_llm("llama-tied", folder / "llm"), tiny_tower("siglip-vision", folder / "tower")
+    tokenizer = tiny_image_tokenizer(folder / "image-tokenizer")
+    return assemble(llm, tower, folder / "model", image_tokenizer=tokenizer, dtype="float32", prove=False)

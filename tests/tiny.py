@@ -12,6 +12,8 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils import logging
 
+from lockadapt.models.image_tokenizer import TokenizerShape, new_image_tokenizer
+
 SENTENCES = [
     "what color is the shape? red green blue yellow",
     "is there a circle? yes no",
@@ -184,6 +186,18 @@ def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
         processor = hf.ViTImageProcessorPil(size={"height": 64, "width": 64})
     else:
         processor = hf.ViTImageProcessorPil(size=side)
+    with _silent():
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return folder
+
+
+def tiny_image_tokenizer(folder: Path, *, grid: int = 4, codes: int = 24, seed: int = 0) -> Path:
+    """Save a random image tokenizer for images of four times `grid` pixels to `folder`; return it."""
+    shape = TokenizerShape(
+        4 * grid, grid, codes=codes, code_size=4, multipliers=(1, 1, 1), blocks=0, latent=8
+    )
+    model, processor = new_image_tokenizer(shape, seed)
     with _silent():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)

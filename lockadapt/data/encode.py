@@ -58,7 +58,8 @@ class Encoder:
     """Encodes samples for one processor.
 
     Args:
-        processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat template.
+        processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat template; or
+            one that keeps images and texts apart (no `image_token`), whose samples are no conversations.
         max_length: the longest sample in tokens, images included; text behind it is cut.
 
     Raises:
@@ -67,18 +68,24 @@ class Encoder:
 
     def __init__(self, processor: Any, max_length: int) -> None:
         self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
-        self.image_token: str = processor.image_token
-        self.image_token_id: int = self.tokenizer.convert_tokens_to_ids(self.image_token)
         if not self.tokenizer.is_fast:
             raise DataError(
                 "the tokenizer gives no character offsets", fix="use a fast tokenizer (tokenizer.json)"
             )
+        self.image_token: str = getattr(processor, "image_token", "")
+        self.image_token_id, self.image_tokens, self.image_text = -1, 0, ""
         self.template: str | None = processor.chat_template or self.tokenizer.chat_template
+        if not self.image_token:
+            return
+        self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         if not self.template:
             raise DataError(
                 "the processor has no chat template", fix="assemble with lockadapt, which writes one"
             )
         self.image_tokens = count_image_tokens(processor)
+        # Janus puts a token before an image's tokens and one behind them.
+        start, end = (getattr(processor, f"image_{side}_token", None) or "" for side in ("start", "end"))
+        self.image_text = start + self.image_token * self.image_tokens + end
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
         """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak."""
@@ -88,8 +95,8 @@ class Encoder:
         )
 
     def expand(self, text: str) -> str:
-        """Each image marker repeated as often as the tower gives features."""
-        return text.replace(self.image_token, self.image_token * self.image_tokens)
+        """Each image marker repeated as often as the tower gives features, framed as the processor frames it."""
+        return text.replace(self.image_token, self.image_text)
 
     def prompt_ids(self, sample: Sample) -> list[int]:
         """Token ids of everything before the last answer, as `generate` needs them."""
@@ -151,7 +158,7 @@ class Encoder:
             start = self._answer_start(sample, number, text, cursor)
             cursor = self._answer_end(sample, number, text, start)
             spans.append((start, cursor))
-        growth = len(self.image_token) * (self.image_tokens - 1)
+        growth = len(self.image_text) - len(self.image_token)
         shift = [
             (
                 begin + growth * text.count(self.image_token, 0, begin),

@@ -27,6 +27,7 @@ from lockadapt.training import run_folder
 from lockadapt.training.card import write_card
 from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
+from lockadapt.training.inputs import codes_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 
@@ -123,7 +124,8 @@ def evaluate(
             recipe.evaluation.method,
             None if recipe.data.packing == "none" else recipe.data.row_tokens,
         )
-        scores[name], predictions = objective.evaluate(bench, samples)
+        label = objective.scored_as if name == objective.kind else name
+        scores[label], predictions = objective.evaluate(bench, samples)
         rows += [{"objective": name, **row} for row in predictions]
     return scores, rows
 
@@ -136,6 +138,8 @@ def _images(
     blind: bool,
     reporter: Reporter,
 ) -> ImageInputs:
+    if objective.frozen == "codes":
+        return codes_of(target.model, target.processor, recipe.data.max_pixels, feature_settings(recipe.data))
     images = {image.key: image for sample in samples for image in sample.images}
     mean = None
     if blind and images:

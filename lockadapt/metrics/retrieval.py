@@ -52,10 +52,15 @@ def candidates(images: Sequence[Hashable], texts: Sequence[str]) -> Candidates:
     image_numbers: dict[Hashable, int] = {}
     text_numbers: dict[str, int] = {}
     pairs = {
-        (image_numbers.setdefault(image, len(image_numbers)), text_numbers.setdefault(text.strip(), len(text_numbers)))
+        (
+            image_numbers.setdefault(image, len(image_numbers)),
+            text_numbers.setdefault(text.strip(), len(text_numbers)),
+        )
         for image, text in zip(images, texts, strict=True)
     }
-    return Candidates(tuple(image_numbers), tuple(text_numbers), torch.tensor(sorted(pairs), dtype=torch.int64))
+    return Candidates(
+        tuple(image_numbers), tuple(text_numbers), torch.tensor(sorted(pairs), dtype=torch.int64)
+    )
 
 
 def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | None = None) -> dict[str, Any]:

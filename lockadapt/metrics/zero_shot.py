@@ -42,7 +42,9 @@ def class_embeddings(
     wrong = [template for template in templates if template.count("{}") != 1]
     if not templates or wrong:
         raise DataError(
-            f"the template {wrong[0]!r} has no place, or several, for the class" if wrong else "there is no template",
+            f"the template {wrong[0]!r} has no place, or several, for the class"
+            if wrong
+            else "there is no template",
             where="zero-shot templates",
             fix="write {} once, where the class goes: 'a photo of a {}.'",
         )

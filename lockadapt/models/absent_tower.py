@@ -14,6 +14,9 @@ from lockadapt.errors import VerificationError
 from lockadapt.files import sha256_of
 from lockadapt.models.parts import TOWER, stock
 
+TOWER_NAMES = ("vision_tower", "vision_model")
+"""What the stock classes call it: LLaVA and FastVLM, Janus."""
+
 
 @dataclass(frozen=True)
 class TowerRecord:
@@ -60,8 +63,8 @@ class AbsentTower(nn.Module):
 def absent_tower(model: nn.Module) -> AbsentTower | None:
     """The stand-in, if the tower is not loaded."""
     inner = getattr(stock(model), "model", None)
-    tower = getattr(inner, "vision_tower", None)
-    return tower if isinstance(tower, AbsentTower) else None
+    towers = (getattr(inner, name, None) for name in TOWER_NAMES)
+    return next((tower for tower in towers if isinstance(tower, AbsentTower)), None)
 
 
 def files_digest(folder: Path, dtype: str) -> str:
@@ -84,12 +87,12 @@ def towerless_class(config: Any) -> type[Any]:
 
     class Towerless(kind):  # type: ignore[misc, valid-type]
         # The one door that Transformers has for weights that are there and not wanted.
-        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?vision_tower\."]
+        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?vision_(tower|model)\."]
 
         def __init__(self, config: Any) -> None:
             # Built on the meta device, as everything in from_pretrained, so this costs nothing.
             super().__init__(config)
-            self.model.vision_tower = nn.Module()
+            setattr(self.model, _name(self.model), nn.Module())
 
     # Transformers looks up by name how keys in older files are renamed. If it ever did so otherwise, keys would be
     # missing, which load_model does not let pass.
@@ -99,9 +102,13 @@ def towerless_class(config: Any) -> type[Any]:
 
 def put_absent_tower(model: Any, record: TowerRecord) -> None:
     """Finishes what `towerless_class` loaded: the stand-in in the tower's place, and the stock class as its class."""
-    model.model.vision_tower = AbsentTower(model.config.vision_config, record)
+    setattr(model.model, _name(model.model), AbsentTower(model.config.vision_config, record))
     # It differs from its parent only in how it is loaded, and what asks for its class means the stock one.
     model.__class__ = type(model).__bases__[0]
+
+
+def _name(body: nn.Module) -> str:
+    return next(name for name in TOWER_NAMES if hasattr(body, name))
 
 
 def _tower_files(folder: Path) -> list[Path]:
@@ -110,6 +117,6 @@ def _tower_files(folder: Path) -> list[Path]:
     found = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            if any("vision_tower." in name for name in tensors.keys()):  # noqa: SIM118 (no mapping)
+            if any(f"{tower}." in name for tower in TOWER_NAMES for name in tensors.keys()):  # noqa: SIM118 (no mapping)
                 found.append(file)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from lockadapt.errors import AdapterError
@@ -19,6 +19,7 @@ from lockadapt.models.parts import (
     parts_of,
     stock,
 )
+from lockadapt.models.query_tokens import embedding_path
 
 Targets = Literal["all-linear", "attention"] | Sequence[str]
 
@@ -82,6 +83,26 @@ def lora_config(model: nn.Module, settings: LoraSettings) -> LoraConfig:
         init_lora_weights=init,  # type: ignore[arg-type]
         bias="none",
     )
+
+
+def attach_adapters(model: nn.Module, lora: LoraSettings | None, query_ids: Sequence[int] = ()) -> nn.Module:
+    """Wraps the model with PEFT, in place: LoRA, trained vocabulary rows, both; with neither it stays as it is.
+
+    Args:
+        query_ids: of the vocabulary rows that train (`trainable_token_indices`); a tied head gets them as well.
+
+    Raises:
+        AdapterError: see `lora_config` and `attach_lora`.
+    """
+    if lora is not None:
+        config = lora_config(model, lora)
+        if query_ids:
+            config.trainable_token_indices = {embedding_path(model): list(query_ids)}
+        return attach_lora(model, config)
+    if not query_ids:
+        return model
+    tokens = TrainableTokensConfig(token_indices=list(query_ids), target_modules=[embedding_path(model)])
+    return get_peft_model(model, tokens)  # type: ignore[arg-type]
 
 
 def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,25 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LlavaProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lockadapt.errors import AssemblyError
 from lockadapt.files import new_folder
 from lockadapt.models.calibrate import calibrate_projector, embedding_rms
-from lockadapt.models.chat_template import TemplateKind, chat_template
-from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
-from lockadapt.models.fusions import (
-    Projector,
-    get_fusion,
-    processor_arguments,
-    projector_input,
-)
-from lockadapt.models.join import join, set_generation
+from lockadapt.models.chat_template import TemplateKind
+from lockadapt.models.embeddings import image_token_id, load_tokenizer
+from lockadapt.models.fusions import Projector, get_fusion, projector_input
+from lockadapt.models.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from lockadapt.models.janus.graft import DRAWING_TOKENS, check_grids
+from lockadapt.models.janus.siglip import janus_tower, prove_tower
 from lockadapt.models.llms import LlmFacts, load_llm, probe_ids, probe_llm
 from lockadapt.models.load import load_model
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
+from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
+from lockadapt.models.stock_model import stock_model
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
 
 CALIBRATION_BATCH = 16
@@ -81,10 +80,12 @@ def assemble(
     feature_layer: int = -2,
     dtype: str | torch.dtype = "auto",
     calibration_images: Iterable[Image.Image] | None = None,
+    image_tokenizer: str | Path | None = None,
     seed: int = 0,
     prove: bool = True,
+    query_tokens: int = 0,
 ) -> Assembled:
-    """Bridge a causal LM and a vision model in a stock class, chosen by what the tower returns.
+    """Bridge a causal LM and a vision model in a stock class, chosen by what the tower returns, or by what it shall do.
 
     Args:
         llm: folder or Hub id of a causal language model.
@@ -97,9 +98,12 @@ def assemble(
         feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for none.
-        seed: of the projector's initial weights.
+        image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also draws (Janus). Only for SigLIP towers,
+            whose last hidden state is then projected.
+        seed: of all fresh weights.
         prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one, and
             logits and features are compared.
+        query_tokens: how many the vocabulary gets, for a contrastive run.
 
     Raises:
         RecipeError: `output` is not empty, or there is no such fusion.
@@ -107,10 +111,21 @@ def assemble(
         AssemblyError: the stock class cannot hold this LLM or this tower; the message names why.
         VerificationError: a proof failed. Nothing is left at `output`.
     """
-    chosen, projector = pick_dtype(dtype), get_fusion(fusion_name)
+    chosen, projector = pick_dtype(dtype), get_fusion(fusion_name, draws=image_tokenizer is not None)
     with _workplace(output) as folder:
+        codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
         build = _build(
-            llm, tower, folder, projector, image_size, feature_layer, chosen, calibration_images, seed
+            llm,
+            tower,
+            folder,
+            projector,
+            image_size,
+            feature_layer,
+            chosen,
+            calibration_images,
+            codes,
+            seed,
+            query_tokens,
         )
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
@@ -166,12 +181,15 @@ def _build(
     feature_layer: int,
     dtype: torch.dtype,
     images: Iterable[Image.Image] | None,
+    codes: ImageTokenizer | None,
     seed: int,
+    query_tokens: int,
 ) -> _Built:
     """Load, probe, build, calibrate and save. Only one copy of the weights lives, and none after it."""
     text = load_llm(llm, dtype)
     llm_facts = probe_llm(text.model, seed)
-    tokenizer = load_tokenizer(text.source, text.model)
+    tokenizer = load_tokenizer(text.source, text.model, DRAWING_TOKENS if codes is not None else {})
+    add_query_tokens(tokenizer, query_tokens)
     vision = load_tower(tower, dtype)
     image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
     tower_facts = probe_tower(vision, image_processor, feature_layer)
@@ -181,19 +199,28 @@ def _build(
             where=vision.source.name,
             fix="give a smaller `image_size`, or an LLM with a longer context",
         )
-    image_id = image_token_id(tokenizer)
+    values, where, seeing = probe_pixels(image_processor), vision.source.name, vision.model
+    last = codes is not None
+    if codes is not None:
+        seeing = janus_tower(vision.model, llm_facts.hidden_size, len(projector.trained), vision.source.name)
+        prove_tower(vision.model, seeing, values, where)
+        check_grids(seeing.config, codes)
     expected = _expect(
-        text.model, vision.model, llm_facts, tower_facts, probe_pixels(image_processor), image_id
+        text.model, vision.model, llm_facts, tower_facts, values, image_token_id(tokenizer), last=last
     )
-    widen_vocabulary(text.model, tokenizer)
-    model = join(text.model, vision.model, llm_facts, tower_facts, image_id, projector, seed)
-    template, kind = chat_template(tokenizer)
-    tokenizer.chat_template = None
-    processor = LlavaProcessor(
-        image_processor, tokenizer, chat_template=template, **processor_arguments(tower_facts)
+    expected = replace(expected, tower_class=_full_name(seeing))
+    model, processor, kind = stock_model(
+        text.model,
+        seeing,
+        tokenizer,
+        image_processor,
+        llm_facts,
+        tower_facts,
+        projector,
+        seed,
+        codes,
     )
-    set_generation(model, text.model, tokenizer)
-    calibrated = _calibrate(model, image_processor, images) if images is not None else 0
+    calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
     with quiet():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
@@ -209,11 +236,15 @@ def _expect(
     vision: TowerFacts,
     values: Tensor,
     image_id: int,
+    *,
+    last: bool,
 ) -> Expectation:
     """What the sources compute by themselves, before anything is joined."""
     ids = probe_ids(text.rows, 1, text.context, avoid=image_id)
     output = tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)
-    if vision.kind == "feature-map":
+    if last:
+        features = output.last_hidden_state
+    elif vision.kind == "feature-map":
         features = output.last_hidden_state.flatten(2).transpose(1, 2)
     else:
         features = output.hidden_states[vision.feature_layer][:, min(vision.extra_tokens, 1) :]

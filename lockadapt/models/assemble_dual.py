@@ -257,7 +257,7 @@ def _join(text: LoadedText, vision: LoadedTower, channels: int, dimension: int) 
         part.dtype = text.model.dtype
         part.name_or_path = ""  # a path on this machine, and nobody else's business
     with quiet():
-        model = VisionTextDualEncoderModel(config, vision.model, text.model)
+        model: Any = VisionTextDualEncoderModel(config, vision.model, text.model)
     if model.visual_projection.weight.shape != (dimension, channels):
         raise AssemblyError(
             f"the stock class projects {model.visual_projection.weight.shape[1]} channels, the tower gives {channels}",

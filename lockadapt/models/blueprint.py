@@ -7,27 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    LlavaProcessor,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from lockadapt.errors import AssemblyError
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
-from lockadapt.models.chat_template import chat_template
-from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
+from lockadapt.models.adapters import LoraSettings, attach_adapters
+from lockadapt.models.embeddings import load_tokenizer
 from lockadapt.models.fake import quantize_meta
-from lockadapt.models.fusions import get_fusion, processor_arguments
-from lockadapt.models.join import join
+from lockadapt.models.fusions import get_fusion
+from lockadapt.models.image_tokenizer import load_image_tokenizer
+from lockadapt.models.janus.graft import DRAWING_TOKENS
+from lockadapt.models.janus.siglip import janus_tower
 from lockadapt.models.llms import llm_config, llm_structure
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import parts_of, stock
 from lockadapt.models.preprocessing import load_image_processor, square_processor
 from lockadapt.models.quantize import Quantization
+from lockadapt.models.query_tokens import add_query_tokens, query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, loading
+from lockadapt.models.stock_model import stock_model
 from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
 
 META = torch.device("meta")
@@ -49,6 +47,8 @@ def assembled_blueprint(
     fusion_name: str = "mlp",
     image_size: int | None = None,
     feature_layer: int = -2,
+    image_tokenizer: str | Path | None = None,
+    query_tokens: int = 0,
 ) -> Blueprint:
     """What `assemble` would build from these sources, without reading a weight. Arguments as there.
 
@@ -60,22 +60,23 @@ def assembled_blueprint(
     config = llm_config(source)
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    tokenizer = load_tokenizer(source, text)
+    codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
+    tokenizer = load_tokenizer(source, text, {} if codes is None else DRAWING_TOKENS)
+    add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
     image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
     with torch.no_grad():
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
         text_facts = llm_structure(text)
-        with quiet():
-            widen_vocabulary(text, tokenizer)
         # Values are drawn by a generator, which the meta device has none of; it has no values either.
-        projector = replace(get_fusion(fusion_name), initialise=lambda *_: None)
-        model = join(text, vision.model, text_facts, vision_facts, image_token_id(tokenizer), projector, 0)
-    template, _ = chat_template(tokenizer)
-    tokenizer.chat_template = None
-    processor = LlavaProcessor(
-        image_processor, tokenizer, chat_template=template, **processor_arguments(vision_facts)
-    )
+        projector = replace(get_fusion(fusion_name, draws=codes is not None), initialise=lambda *_: None)
+        tower_model: Any = vision.model
+        if codes is not None:
+            width, depth = text_facts.hidden_size, len(projector.trained)
+            tower_model = janus_tower(vision.model, width, depth, vision.source.name)
+        model, processor, _ = stock_model(
+            text, tower_model, tokenizer, image_processor, text_facts, vision_facts, projector, 0, codes
+        )
     return Blueprint(model, processor)
 
 
@@ -90,7 +91,11 @@ def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
 
 
 def trainable_blueprint(
-    blueprint: Blueprint, quantization: Quantization, dtype: torch.dtype, lora: LoraSettings | None
+    blueprint: Blueprint,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    query_tokens: int = 0,
 ) -> Any:
     """The blueprint as it is trained: blocks quantized, adapter attached, projector in float32. In place.
 
@@ -102,9 +107,10 @@ def trainable_blueprint(
         if quantization != "none":
             quantize_meta(model, quantization, dtype)
         model.requires_grad_(False)
-        if lora is not None:
-            # Other ways to draw A need numbers; none of them changes a shape.
-            model = attach_lora(model, lora_config(model, replace(lora, init="default")))
+        # Other ways to draw A need numbers; none of them changes a shape.
+        settings = replace(lora, init="default") if lora is not None else None
+        ids = query_token_ids(blueprint.processor.tokenizer, query_tokens)
+        model = attach_adapters(model, settings, ids)
         stock(model).get_submodule(parts_of(model).projector or "").float()
     return model
 

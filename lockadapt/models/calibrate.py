@@ -62,8 +62,9 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     deviation = (squares / count - (total / count).square()).clamp_min(0).sqrt()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
         raise DataError("the tower's features are not finite", fix="try model.dtype=float32")
-    _fold(projector.linear_1, mean, _guarded(deviation))  # type: ignore[arg-type]
-    sample = torch.cat(kept).to(projector.linear_1.weight)  # type: ignore[union-attr, arg-type]
+    first = projector.get_submodule(fusion.first)
+    _fold(first, mean, _guarded(deviation))  # type: ignore[arg-type]
+    sample = torch.cat(kept).to(first.weight)  # type: ignore[arg-type]
     size = projector(sample).double().square().mean().sqrt()
     if float(size) > 0:
         layer = projector.get_submodule(fusion.scaled)

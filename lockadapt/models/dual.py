@@ -38,9 +38,7 @@ def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return pooled.flatten(1)[:, None]
 
 
-def text_embedding(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: Pooling
-) -> Tensor:
+def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
     """One vector a text, before the projection; with gradient to what trains of the text model.
 
     Args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,15 +17,23 @@ ROW_MULTIPLE = 64
 """Vocabulary sizes are a multiple of this, which keeps matrix products on fast paths."""
 
 
-def load_tokenizer(source: Source, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: Source, llm: PreTrainedModel, extra: Mapping[str, str] = MappingProxyType({})
+) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer with `<image>` as a special token, an eos and a pad token (eos, where it has none).
+
+    Args:
+        source, llm: the tokenizer's folder or Hub id, and its model.
+        extra: further special tokens by the attribute that a stock processor looks for, such as `boi_token`.
 
     Raises:
         EnvironmentProblem: there is no tokenizer that loads.
         AssemblyError: nothing says where a text ends, or `<image>` does not become one token.
     """
     with loading(source, "LLM's tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(source.name, image_token=IMAGE_TOKEN, **source.arguments)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, image_token=IMAGE_TOKEN, **extra, **source.arguments
+        )
     for name in ("is_local", "local_files_only"):  # how it was loaded here is not to be saved with it
         tokenizer.init_kwargs.pop(name, None)
     if tokenizer.eos_token is None:
@@ -39,8 +49,9 @@ def load_tokenizer(source: Source, llm: PreTrainedModel) -> PreTrainedTokenizerB
         tokenizer.eos_token = token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.encode(IMAGE_TOKEN, add_special_tokens=False) != [image_token_id(tokenizer)]:
-        raise AssemblyError(f"the tokenizer does not keep {IMAGE_TOKEN} as one token", where=source.name)
+    for token in (IMAGE_TOKEN, *extra.values()):
+        if tokenizer.encode(token, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(token)]:
+            raise AssemblyError(f"the tokenizer does not keep {token} as one token", where=source.name)
     return tokenizer
 
 

@@ -67,10 +67,9 @@ def dual_states(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[
 def dual(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Embeddings as the class's own forward gives them."""
     model, answer = load(transformers.VisionTextDualEncoderModel, request)
-    processor = transformers.VisionTextDualEncoderProcessor.from_pretrained(request["folder"], **LOCAL)
-    inputs = processor(
-        text=request["texts"], images=pictures(request), padding=True, return_tensors="pt"
-    )
+    kind: Any = transformers.VisionTextDualEncoderProcessor
+    processor = kind.from_pretrained(request["folder"], **LOCAL)
+    inputs = processor(text=request["texts"], images=pictures(request), padding=True, return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     output = model(**inputs)
     answer["logit_scale"] = float(model.logit_scale)

@@ -34,6 +34,8 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
+TOWERS, PROJECTORS = ("vision_tower", "vision_model"), ("multi_modal_projector", "aligner")
+
 
 def main() -> None:
     """Answer the request whose path is the only argument."""
@@ -62,14 +64,14 @@ def main() -> None:
         prompts.append(prompt)
     answer = {
         "model_class": full_name(model),
-        "tower_class": full_name(model.model.vision_tower),
+        "tower_class": full_name(part(model, TOWERS)),
         "llm_class": full_name(model.model.language_model),
         "missing_keys": sorted(info["missing_keys"]),
         "unexpected_keys": sorted(info["unexpected_keys"]),
         "texts": texts,
         "prompt_ids": prompts,
         "image_token_id": model.config.image_token_id,
-        "processor_image_token_id": processor.image_token_id,
+        "processor_image_token_id": processor.tokenizer.convert_tokens_to_ids(processor.image_token),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "lockadapt": any(name.split(".")[0] == "lockadapt" for name in sys.modules),
     }
@@ -92,10 +94,10 @@ def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
                 outputs[f"{case}.logits"] = model(**inputs).logits.cpu().contiguous()
                 continue
             seen: list[torch.Tensor] = []
-            handle = model.model.multi_modal_projector.register_forward_pre_hook(
+            handle = part(model, PROJECTORS).register_forward_pre_hook(
                 lambda module, given, seen=seen: seen.append(given[0])
             )
-            model.get_image_features(**inputs)
+            model.model.get_image_features(**inputs)
             handle.remove()
             outputs[f"{case}.features"] = seen[0].cpu().contiguous()
     return outputs
@@ -122,6 +124,11 @@ def converse(
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     text = processor.decode(ids[0, length:], skip_special_tokens=True)
     return text, inputs["input_ids"][0].tolist()
+
+
+def part(model: Any, names: tuple[str, str]) -> Any:
+    """A part of the body, called one way in LLaVA and FastVLM and another in Janus."""
+    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
 
 
 def full_name(thing: object) -> str:

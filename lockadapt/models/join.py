@@ -43,16 +43,26 @@ def join(
     config = stock_config(vision, llm.config, tower.config, image_id, projector_kind.activation)
     with torch.device("meta"), quiet():
         model: Any = BODIES[vision.kind].model_class(config)
-    _same_structure("LLM", model.model.language_model, llm.base_model)
-    _same_structure("tower", model.model.vision_tower, tower)
-    model.model.language_model, model.model.vision_tower = llm.base_model, tower
+    same_structure("tower", model.model.vision_tower, tower)
+    model.model.vision_tower = tower
+    put_llm(model, llm, text)
     projector = model.model.multi_modal_projector
-    room = {
-        name: torch.empty(tensor.shape, dtype=llm.dtype, device=llm.device)
-        for name, tensor in projector.state_dict().items()
-    }
-    projector.load_state_dict(room, assign=True)
+    make_room(projector, llm)
     projector_kind.initialise(projector, torch.Generator().manual_seed(seed))
+    for part in (model.config, llm.config, tower.config):
+        part.dtype = llm.dtype
+        part.name_or_path = ""  # a path on this machine, and nobody else's business
+    return model.eval()
+
+
+def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts) -> None:
+    """Put an LLM's body and head into a stock model that was built without weights.
+
+    Raises:
+        AssemblyError: the stock class would build another LLM from its config.
+    """
+    same_structure("LLM", model.model.language_model, llm.base_model)
+    model.model.language_model = llm.base_model
     weight = llm.get_output_embeddings().weight
     model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     table = llm.get_input_embeddings().weight
@@ -60,10 +70,15 @@ def join(
     model.lm_head.weight = (
         table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
     )
-    for part in (model.config, llm.config, tower.config):
-        part.dtype = llm.dtype
-        part.name_or_path = ""  # a path on this machine, and nobody else's business
-    return model.eval()
+
+
+def make_room(module: nn.Module, llm: PreTrainedModel) -> None:
+    """Give a module that was built without weights tensors of the LLM's dtype, on its device; in place."""
+    room = {
+        name: torch.empty(tensor.shape, dtype=llm.dtype, device=llm.device)
+        for name, tensor in module.state_dict().items()
+    }
+    module.load_state_dict(room, assign=True)
 
 
 def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
@@ -84,7 +99,7 @@ def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
             setattr(settings, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
 
 
-def _same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
+def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
     """The stock class builds this part from its config alone; that must give the class and weights of the source."""
     theirs, ours = stock_part.state_dict(), source.state_dict()
     different = {name for name in theirs.keys() | ours.keys() if name not in theirs or name not in ours}

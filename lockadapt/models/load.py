@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    JanusForConditionalGeneration,
+    PreTrainedModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.models.fusions import BODIES
+from lockadapt.models.image_tokenizer import unit_codebook
 from lockadapt.models.sources import find, loading, pick_dtype, some
 
 
@@ -23,7 +32,9 @@ def load_model(
     meta: bool = False,
     without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """Model (evaluation mode) and processor of a stock LLaVA or FastVLM folder or Hub id.
+    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM, Janus or dual encoder folder or Hub id.
+
+    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`).
 
     Args:
         folder: safetensors only.
@@ -35,27 +46,34 @@ def load_model(
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be read.
-        AssemblyError: it is another class than LLaVA or FastVLM.
+        AssemblyError: it is another class than LLaVA, FastVLM or Janus.
         VerificationError: a weight is missing or has no place.
     """
     source, chosen = find(folder, "VLM"), pick_dtype(dtype)
     with loading(source, "VLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
-    if not isinstance(config, tuple(body.config_class for body in BODIES.values())):
+    if isinstance(config, VisionTextDualEncoderConfig):
+        kind: Any = VisionTextDualEncoderModel
+    elif without_tower is not None:
+        kind = towerless_class(config)
+    else:
+        kind = AutoModelForImageTextToText
+    held: tuple[Any, ...] = (VisionTextDualEncoderConfig, *(body.config_class for body in BODIES.values()))
+    if not isinstance(config, held):
         raise AssemblyError(
             f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
             where=source.name,
-            fix="start from a LLaVA or FastVLM checkpoint in Transformers format, or from an LLM and a tower",
+            fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format, or from an LLM and a tower",
         )
     processor = load_processor(folder)
     if meta:
         with loading(source, "VLM"), torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config, dtype=chosen), processor
+            make = getattr(kind, "from_config", None) or kind._from_config
+            return make(config, dtype=chosen), processor
     extra = {"device_map": device_map} if device_map is not None else {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     with loading(source, "VLM"):
-        kind: Any = AutoModelForImageTextToText if without_tower is None else towerless_class(config)
         loaded: Any = kind.from_pretrained(
             source.name,
             dtype=chosen,
@@ -66,6 +84,8 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
+    if isinstance(model, JanusForConditionalGeneration):
+        unit_codebook(model.model.vqmodel)
     if without_tower is not None:
         put_absent_tower(model, without_tower)
     return model.eval(), processor

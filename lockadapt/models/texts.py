@@ -71,7 +71,9 @@ class TextFacts:
             "last": "its last token is nothing special: every token sees all others",
             "mean": "",
         }[wanted]
-        raise AssemblyError(f"pooling {wanted!r} does not fit this text model: {why}", fix=f"use {allowed[0]!r}")
+        raise AssemblyError(
+            f"pooling {wanted!r} does not fit this text model: {why}", fix=f"use {allowed[0]!r}"
+        )
 
 
 def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
@@ -126,7 +128,8 @@ def probe_text(text: PreTrainedModel, where: str, seed: int = 0) -> TextFacts:
     Raises:
         AssemblyError: it fails, or returns no states of (rows, tokens, hidden size).
     """
-    rows = int(text.get_input_embeddings().weight.shape[0])
+    table: Any = text.get_input_embeddings()
+    rows = int(table.weight.shape[0])
     context = getattr(text.config, "max_position_embeddings", None)
     ids = probe_ids(rows, seed, context)
     mask = torch.ones_like(ids)
@@ -191,7 +194,8 @@ def _without_pooler(model: PreTrainedModel, missing: set[str]) -> bool:
     absent = [tensors[name] for name in missing if name in tensors and tensors[name].is_floating_point()]
     if model.main_input_name != "input_ids" or not absent:
         return False
-    ids = probe_ids(model.get_input_embeddings().weight.shape[0], 0)
+    table: Any = model.get_input_embeddings()
+    ids = probe_ids(table.weight.shape[0], 0)
     states = []
     for value in (0.37, 0.0):
         for tensor in absent:

@@ -5,15 +5,29 @@ from typing import Any
 from lockadapt.objectives.base import Objective, Objectives
 from lockadapt.objectives.caption import Caption
 from lockadapt.objectives.dialogue import Dialogue
+from lockadapt.objectives.itc import ImageText
 from lockadapt.objectives.text import PlainText
+from lockadapt.objectives.text_to_image import TextToImage
 from lockadapt.objectives.vqa import Vqa
 
 KINDS: dict[str, Any] = {
     "caption": Caption,
     "vqa": Vqa,
     "dialogue": Dialogue,
+    "itc": ImageText,
+    "t2i": TextToImage,
     "text": PlainText,
 }
 """Recipe kind -> class; its dataclass fields are the recipe's keys of the same names."""
 
-__all__ = ["KINDS", "Caption", "Dialogue", "Objective", "Objectives", "PlainText", "Vqa"]
+__all__ = [
+    "KINDS",
+    "Caption",
+    "Dialogue",
+    "ImageText",
+    "Objective",
+    "Objectives",
+    "PlainText",
+    "TextToImage",
+    "Vqa",
+]

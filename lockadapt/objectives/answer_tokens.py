@@ -15,6 +15,7 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.models.fusions import image_outputs
 from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.query_tokens import head_rows
 from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
 
@@ -32,6 +33,8 @@ class AnswerObjective:
     parts: ClassVar[tuple[str, ...]] = ("projector",)
     frozen: ClassVar[Frozen] = "tower"
     packs: ClassVar[bool] = True
+    plannable: ClassVar[bool] = True
+    query_tokens: ClassVar[int] = 0
 
     def prepare(self, model: nn.Module) -> None:
         """Nothing is missing."""
@@ -110,4 +113,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     head = stock(model).get_submodule(parts_of(model).head)
     hidden = head_input(model, head, model_inputs(model, batch), batch["predicting"])
-    return chunked_cross_entropy(hidden, head.weight, head.bias, batch["logit_index"], batch["targets"])
+    # A head that PEFT wraps for query tokens says nothing of a bias; those that can be wrapped have none.
+    bias = getattr(head, "bias", None)
+    index, targets, rows = batch["logit_index"], batch["targets"], head_rows(model)
+    return chunked_cross_entropy(hidden, head.weight, bias, index, targets, rows=rows)

@@ -62,6 +62,7 @@ class Objective(Protocol):
 
     Attributes:
         kind: what it is (`caption`, `vqa`, `itc` …).
+        scored_as: its name among the scores where the recipe does not give it one.
         rows: the kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `text`).
         weight: factor on its loss in a mixed run.
         ratio: its share of micro-batches, relative to the others'.
@@ -69,10 +70,15 @@ class Objective(Protocol):
         parts: what it trains beside LoRA: `projector`, `retrieval`, `generation`.
         frozen: what its images become before a batch is made.
         packs: whether samples of one image can share a row.
+        plannable: whether its loss can be traced without weights, for `lockadapt plan`.
+        query_tokens: how many query tokens it reads embeddings behind.
     """
 
     @property
     def kind(self) -> str: ...
+
+    @property
+    def scored_as(self) -> str: ...
 
     @property
     def rows(self) -> str: ...
@@ -94,6 +100,12 @@ class Objective(Protocol):
 
     @property
     def packs(self) -> bool: ...
+
+    @property
+    def plannable(self) -> bool: ...
+
+    @property
+    def query_tokens(self) -> int: ...
 
     def prepare(self, model: nn.Module) -> None:
         """Adds to a stock model what only this objective needs (see `parts.RETRIEVAL`); a second call does nothing."""

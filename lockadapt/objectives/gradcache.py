@@ -95,7 +95,9 @@ class _Start:
 
     @classmethod
     def now(cls, parameters: Sequence[Tensor]) -> _Start:
-        elsewhere = {parameter.device: parameter for parameter in parameters if parameter.device.type != "cpu"}
+        elsewhere = {
+            parameter.device: parameter for parameter in parameters if parameter.device.type != "cpu"
+        }
         device = next((place.type for place in elsewhere), "cpu")
         devices, states = get_device_states(*elsewhere.values()) if elsewhere else ([], [])
         casts = {
@@ -120,7 +122,7 @@ class _Start:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast as it was, without its cache: that would give weights cast without graph to the second run."""
+        """Autocast as it was, without its cache: a cast weight belongs to the run that made it, with or without graph."""
         with contextlib.ExitStack() as stack:
             for kind, (enabled, dtype) in self.casts.items():
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))

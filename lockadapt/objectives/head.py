@@ -28,6 +28,8 @@ class _ChunkedLoss(torch.autograd.Function):
         logit_index: Tensor,
         targets: Tensor,
         chunk: int,
+        ids: Tensor | None,
+        rows_there: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         gradient = torch.zeros_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
@@ -44,6 +46,8 @@ class _ChunkedLoss(torch.autograd.Function):
         for start, after in zip(starts, stops, strict=True):
             part = hidden[start : start + chunk]
             logits = F.linear(part, weight, bias).float()
+            if ids is not None and rows_there is not None:
+                logits[:, ids] += F.linear(part, rows_there.to(weight.dtype) - weight[ids]).float()
             log_probs = logits.log_softmax(-1)
             row, token = rows[before:after] - start, wanted[before:after]
             losses[order[before:after]] = -log_probs[row, token]
@@ -51,7 +55,12 @@ class _ChunkedLoss(torch.autograd.Function):
             if gradient is not None:
                 d_logits = log_probs.exp_().mul_(counts[start : start + chunk, None])
                 d_logits.index_put_((row, token), d_logits.new_tensor(-1.0), accumulate=True)
-                gradient[start : start + chunk] = (d_logits.to(weight.dtype) @ weight).float()
+                d_hidden = d_logits.to(weight.dtype) @ weight
+                if ids is not None and rows_there is not None:
+                    d_hidden += d_logits[:, ids].to(weight.dtype) @ (
+                        rows_there.to(weight.dtype) - weight[ids]
+                    )
+                gradient[start : start + chunk] = d_hidden.float()
             before = after
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(len(targets)))
@@ -62,7 +71,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None
+        return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
 
 
 def chunked_cross_entropy(
@@ -72,6 +81,7 @@ def chunked_cross_entropy(
     logit_index: Tensor,
     targets: Tensor,
     chunk: int | None = None,
+    rows: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean negative log-likelihood of targets under `softmax(hidden @ weight.T + bias)`, in float32.
 
@@ -80,13 +90,15 @@ def chunked_cross_entropy(
         weight, bias: of the frozen head, (vocabulary, hidden) and (vocabulary,) or None; they get no gradient.
         logit_index, targets: int64 (labels,): target i is predicted by position `logit_index[i]`.
         chunk: positions at a time; by default as many as keep the logits below `CHUNK_BYTES`.
+        rows: vocabulary ids, int64 (n,), and what the head has there instead of its weight, (n, hidden); no gradient.
 
     Returns:
         The mean (scalar, with graph), every target's own loss (labels,) and the number of targets that were the
         likeliest token, both without graph.
     """
     chunk = chunk or max(1, CHUNK_BYTES // (4 * len(weight)))
-    return _ChunkedLoss.apply(hidden, weight, bias, logit_index, targets, chunk)  # type: ignore[no-any-return]
+    ids, there = rows or (None, None)
+    return _ChunkedLoss.apply(hidden, weight, bias, logit_index, targets, chunk, ids, there)  # type: ignore[no-any-return]
 
 
 def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from lockadapt.errors import DataError
 
 Kind = Literal["infonce", "sigmoid"]
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 """Float32 similarities that exist at a time; about five tensors of that size do."""
 
 
@@ -56,7 +56,9 @@ def contrastive_loss(
     _check(images, texts, image_keys, text_keys, bias, kind)
     rows = rows or max(1, BLOCK_BYTES // (4 * len(texts)))
     function = _InfoNCE if kind == "infonce" else _Sigmoid
-    factors = (scale.float(),) if kind == "infonce" else (scale.float(), None if bias is None else bias.float())
+    factors = (
+        (scale.float(),) if kind == "infonce" else (scale.float(), None if bias is None else bias.float())
+    )
     with torch.autocast(images.device.type, enabled=False):
         return function.apply(  # type: ignore[no-any-return]
             images.float(), texts.float(), *factors, image_keys, text_keys, rows
@@ -79,7 +81,13 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, image_keys: Tensor, text_keys: Tensor, rows: int
+        ctx: Any,
+        images: Tensor,
+        texts: Tensor,
+        scale: Tensor,
+        image_keys: Tensor,
+        text_keys: Tensor,
+        rows: int,
     ) -> Tensor:
         over_texts, over_images = images.new_empty(len(images)), texts.new_full((len(texts),), -torch.inf)
         of_image, of_text = images.new_empty(len(images)), texts.new_zeros(len(texts))

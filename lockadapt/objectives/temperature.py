@@ -26,12 +26,19 @@ class Temperature(nn.Module):
         logit_bias: scalar, or None with InfoNCE, where it cancels.
     """
 
-    def __init__(self, kind: Kind, negatives: int = 1) -> None:
-        """As `first_scale` and `first_bias` say; `negatives` is how many there are for a positive pair."""
+    def __init__(self, kind: Kind, negatives: int = 1, scale: float | None = None) -> None:
+        """As `first_scale` and `first_bias` say; `negatives` is how many there are for a positive pair.
+
+        Args:
+            scale: where it starts instead.
+        """
         super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(first_scale(kind)), dtype=torch.float32))
+        start = math.log(scale or first_scale(kind))
+        self.logit_scale = nn.Parameter(torch.tensor(start, dtype=torch.float32))
         self.logit_bias = (
-            nn.Parameter(torch.tensor(first_bias(negatives), dtype=torch.float32)) if kind == "sigmoid" else None
+            nn.Parameter(torch.tensor(first_bias(negatives), dtype=torch.float32))
+            if kind == "sigmoid"
+            else None
         )
 
     def scale(self) -> Tensor:

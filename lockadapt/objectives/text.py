@@ -32,10 +32,13 @@ class PlainText:
     batch_size: int | None = None
 
     kind: ClassVar[str] = "text"
+    scored_as: ClassVar[str] = "text"
     rows: ClassVar[str] = "text"
     parts: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[Frozen] = "nothing"
     packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = True
+    query_tokens: ClassVar[int] = 0
 
     def prepare(self, model: nn.Module) -> None:
         """Nothing is missing."""

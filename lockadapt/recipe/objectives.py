@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from lockadapt.recipe.sections import (
     NAME,
     NAME_RULE,
+    Fraction,
     KeyPath,
     Natural,
     Positive,
@@ -19,12 +20,17 @@ from lockadapt.recipe.sections import (
     refuse,
 )
 
-Kind = Literal["caption", "vqa", "dialogue", "text"]
+Kind = Literal["caption", "vqa", "dialogue", "itc", "t2i", "text"]
 ANSWERS = ("answers", "max_new_tokens", "prompt")
 KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
     "caption": ANSWERS,
     "vqa": ANSWERS,
     "dialogue": ("answers", "max_new_tokens"),
+    "itc": (
+        *("mode", "contrast", "dimension", "queries", "pooling", "chunk"),
+        *("scale", "learn_scale", "feature_dropout", "image_prompt", "text_prompt", "templates"),
+    ),
+    "t2i": ("prompt_drop", "guidance_scale", "temperature", "top_k", "top_p", "drawing_seed"),
     "text": (),
 }
 """Keys beside those that every objective has."""
@@ -101,7 +107,58 @@ class ObjectiveSection(Section):
         default=None,
         description="closed list of answers (or a text file, one a line): evaluation ranks them instead of generating",
     )
-    max_new_tokens: Positive = Field(default=32, description="longest generated answer at evaluation")
+    max_new_tokens: Positive | None = Field(
+        default=None, description="longest generated answer at evaluation; default 32"
+    )
+    mode: Literal["vlm", "dual"] | None = Field(
+        default=None,
+        description="itc: both sides through the whole model (vlm; default where the run also generates), or side by side in a dual encoder (dual)",
+    )
+    contrast: Literal["infonce", "sigmoid"] | None = Field(
+        default=None, description="itc: the loss, CLIP's (default) or SigLIP's"
+    )
+    dimension: Positive | None = Field(default=None, description="itc: of the embeddings; default 128")
+    queries: Positive | None = Field(
+        default=None, description="itc, vlm: learned tokens behind image and text; default 1"
+    )
+    pooling: Literal["last", "mean", "pooler"] | None = Field(
+        default=None,
+        description="itc: reads the last token (default), the mean over all, or an encoder's own pooler",
+    )
+    scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="itc: factor on cosines (1 / temperature) at the start; default 14.3, with sigmoid 10",
+    )
+    learn_scale: bool | None = Field(
+        default=None, description="itc: whether that factor is learned; default true"
+    )
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="itc, dual: share of the tower's outputs zeroed in training; default 0"
+    )
+    chunk: Positive | None = Field(
+        default=None,
+        description="itc: images or texts computed at a time (GradCache); the loss sees the whole batch; default 64",
+    )
+    image_prompt: str | None = Field(default=None, description="itc, vlm: what the user says beside an image")
+    text_prompt: str | None = Field(default=None, description="itc: a frame around `{caption}`")
+    templates: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        default=None,
+        description="itc: texts with `{}` for a class; the test rows' captions are then the classes of a zero-shot classification",
+    )
+
+    prompt_drop: Fraction | None = Field(
+        default=None,
+        description="t2i: share of training prompts replaced by the unconditional one, for guidance; default 0.1",
+    )
+    guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="t2i: how strongly evaluation follows the prompt; default 3, 1 is none"
+    )
+    temperature: Rate | None = Field(default=None, description="t2i: of drawing at evaluation; default 1")
+    top_k: Positive | None = Field(default=None, description="t2i: draws among the K likeliest codes only")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="t2i: draws among the likeliest codes that have this probability together"
+    )
+    drawing_seed: Natural | None = Field(default=None, description="t2i: of drawing at evaluation; default 0")
 
 
 def kind_of(name: str, objective: ObjectiveSection) -> str:
@@ -129,9 +186,15 @@ def objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[Key
             problems.append(((name, key), f"an objective of the kind {kind} has no such key; leave this out"))
     if kind == "vqa" and objective.prompt is not None and "{question}" not in objective.prompt:
         problems.append(((name, "prompt"), "needs `{question}` where the question goes"))
+    if objective.text_prompt is not None and "{caption}" not in objective.text_prompt:
+        problems.append(((name, "text_prompt"), "needs `{caption}` where the caption goes"))
+    for number, template in enumerate(objective.templates or ()):
+        if template.count("{}") != 1:
+            problems.append(((name, "templates", number), "needs `{}` once, where the class goes"))
+    rows = {"itc": "caption", "t2i": "caption"}.get(kind, kind)
     for part in ("train", "validation", "test"):
         source: SourceSection | None = getattr(objective, part)
-        if source is not None and _FIXED_KINDS.get(source.format, kind) != kind:
+        if source is not None and _FIXED_KINDS.get(source.format, rows) != rows:
             text = f"format {source.format} holds {_FIXED_KINDS[source.format]} rows, but the kind is {kind}"
             problems.append(((name, part, "format"), text))
     return problems

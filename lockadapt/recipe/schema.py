@@ -32,7 +32,11 @@ class ModelSection(Section):
     llm: Text | None = Field(default=None, description="folder or Hub id of a causal language model")
     tower: Text | None = Field(default=None, description="folder or Hub id of a vision model (CNN or ViT)")
     vlm: Text | None = Field(
-        default=None, description="instead of llm and tower: a stock LLaVA or FastVLM folder or Hub id"
+        default=None, description="instead of llm and tower: a stock LLaVA, FastVLM or Janus folder or Hub id"
+    )
+    image_tokenizer: Text | None = Field(
+        default=None,
+        description="folder or Hub id of a JanusVQVAE: the model also draws; needs a SigLIP tower",
     )
     fusion: Literal["mlp", "linear"] = Field(
         default="mlp", description="projector: two layers with GELU, or one linear layer"
@@ -281,6 +285,10 @@ class Recipe(Section):
             for name, objective in objectives.items()
             for problem in objective_problems(name, objective)
         ]
+        dual = [name for name, one in objectives.items() if one.mode == "dual"]
+        if dual and any(kind_of(name, one) != "itc" or one.mode == "vlm" for name, one in objectives.items()):
+            text = "a dual encoder only retrieves: use `mode: vlm` beside other objectives"
+            problems += [((name, "mode"), text) for name in dual]
         refuse(problems)
         return objectives
 

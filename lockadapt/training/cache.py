@@ -17,7 +17,7 @@ from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.cached import remember
 from lockadapt.training.features import disk_features
-from lockadapt.training.from_recipe import assembled, feature_settings, samples_of
+from lockadapt.training.from_recipe import assembled, dimension_of, feature_settings, samples_of
 from lockadapt.training.progress import Reporter
 
 
@@ -82,6 +82,7 @@ def _components(recipe: Recipe) -> tuple[Any, Any]:
     if section.vlm is not None:
         model, processor = load_model(section.vlm, pick_dtype(section.dtype))
     else:
-        built = assembled(section, None, [], recipe.training.seed, prove=False)
+        size = dimension_of(recipe)
+        built = assembled(section, None, [], recipe.training.seed, prove=False, dimension=size)
         model, processor = built.model, built.processor
     return (model.to("cuda") if torch.cuda.is_available() else model), processor

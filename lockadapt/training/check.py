@@ -9,13 +9,22 @@ from rich.text import Text
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
-from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
+from lockadapt.models.adapters import set_trainable
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.sources import pick_dtype
+from lockadapt.models.widen import add_rows
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.from_recipe import assembled, lora_settings, objectives_of, samples_of, stages_of
+from lockadapt.training.from_recipe import (
+    adapted,
+    assembled,
+    dimension_of,
+    objectives_of,
+    query_tokens_of,
+    samples_of,
+    stages_of,
+)
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 from lockadapt.training.trainer import default_parts
@@ -47,8 +56,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     for entry in scan.bad[:20]:
         reporter.note(f"bad image, its samples are left out: {entry.where}: {entry.reason}")
     model, processor = _components(recipe)
-    if recipe.lora is not None:
-        model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    model = adapted(recipe, model, processor)
     objectives = objectives_of(recipe)  # also reads the closed lists of answers, which may be wrong
     for objective in objectives.values():
         objective.prepare(model)
@@ -98,8 +106,18 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
 def _components(recipe: Recipe) -> tuple[Any, Any]:
     section = recipe.model
     if section.vlm is not None:
-        return load_model(section.vlm, pick_dtype(section.dtype))
-    built = assembled(section, None, [], recipe.training.seed, prove=False)
+        model, processor = load_model(section.vlm, pick_dtype(section.dtype))
+        add_rows(model, processor, query_tokens_of(recipe))
+        return model, processor
+    built = assembled(
+        section,
+        None,
+        [],
+        recipe.training.seed,
+        prove=False,
+        query_tokens=query_tokens_of(recipe),
+        dimension=dimension_of(recipe),
+    )
     return built.model, built.processor
 
 

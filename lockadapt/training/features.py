@@ -13,9 +13,10 @@ from lockadapt.data.feature_folder import FeatureFolder
 from lockadapt.data.features import DiskFeatures, FeatureSettings
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
 from lockadapt.data.sample import ImageRef
+from lockadapt.models.dual import pooled_image_features
 from lockadapt.models.feature_identity import feature_identity
 from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import stock, tower_of
+from lockadapt.models.parts import parts_of, stock, tower_of
 from lockadapt.training.rows import distinct_images
 
 GPU_BATCH, CPU_BATCH = 64, 8
@@ -103,11 +104,17 @@ def disk_features(
 
 
 def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Projector inputs (images, tokens, channels) for pixel values on any device, without gradient."""
+    """Projector inputs (images, tokens, channels) for pixel values on any device, without gradient.
+
+    Of a dual encoder, what its projection gets: (images, 1, channels).
+    """
     tower = tower_of(model)
     tower.eval()
     reference = next(tower.parameters())
-    return projector_input(model, pixel_values.to(reference.device, reference.dtype))
+    values = pixel_values.to(reference.device, reference.dtype)
+    return (
+        projector_input(model, values) if parts_of(model).projector else pooled_image_features(model, values)
+    )
 
 
 def tower_batch(model: nn.Module) -> int:

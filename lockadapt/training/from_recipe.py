@@ -18,9 +18,11 @@ from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, EnvironmentProblem, RecipeError
-from lockadapt.models.adapters import LoraSettings
+from lockadapt.models.adapters import LoraSettings, attach_adapters
 from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.objectives import KINDS, Objective
+from lockadapt.models.assemble_dual import DualAssembled, assemble_dual
+from lockadapt.models.query_tokens import query_token_ids
+from lockadapt.objectives import KINDS, ImageText, Objective
 from lockadapt.recipe.schema import (
     DataSection,
     LoraSection,
@@ -51,7 +53,13 @@ def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objec
         if stage is not None and name not in stage.objectives:
             continue
         make: Any = KINDS[kind_of(name, section)]
-        given = {key: value for key, value in section if value is not None}
+        given = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in section
+            if value is not None
+        }
+        if kind_of(name, section) == "itc":
+            given["mode"] = "dual" if is_dual(recipe) else "vlm"
         if "answers" in given:
             given["answers"] = _answers(name, section.answers)
         if stage is not None:
@@ -59,6 +67,12 @@ def objectives_of(recipe: Recipe, stage: Stage | None = None) -> dict[str, Objec
         fields = {field.name for field in dataclasses.fields(make)}
         chosen[name] = make(**{key: value for key, value in given.items() if key in fields})
     return chosen
+
+
+def is_dual(recipe: Recipe) -> bool:
+    """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
+    sections = recipe.objectives.items()
+    return all(kind_of(name, one) == "itc" and one.mode != "vlm" for name, one in sections)
 
 
 def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
@@ -79,11 +93,34 @@ def samples_of(recipe: Recipe, part: str) -> dict[str, list[Sample]]:
 
 
 def assembled(
-    section: ModelSection, output: Path | None, images: Sequence[Image.Image], seed: int, *, prove: bool
-) -> Assembled:
-    """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any."""
+    section: ModelSection,
+    output: Path | None,
+    images: Sequence[Image.Image],
+    seed: int,
+    *,
+    prove: bool,
+    query_tokens: int = 0,
+    dimension: int | None = None,
+) -> Assembled | DualAssembled:
+    """The LLM and the tower of a recipe in a stock class; `images` calibrate the projector, if there are any.
+
+    Args:
+        dimension: of embeddings: the LLM and the tower become a dual encoder.
+    """
     assert section.llm is not None
     assert section.tower is not None
+    if dimension is not None:
+        return assemble_dual(
+            section.llm,
+            section.tower,
+            output,
+            dimension=dimension,
+            image_size=section.image_size,
+            dtype=section.dtype,
+            fitting_images=images or None,
+            seed=seed,
+            prove=prove,
+        )
     return assemble(
         section.llm,
         section.tower,
@@ -93,9 +130,32 @@ def assembled(
         feature_layer=section.feature_layer,
         dtype=section.dtype,
         calibration_images=images or None,
+        image_tokenizer=section.image_tokenizer,
         seed=seed,
         prove=prove,
+        query_tokens=query_tokens,
     )
+
+
+def query_tokens_of(recipe: Recipe) -> int:
+    """How many query tokens the recipe's objectives need."""
+    return max(objective.query_tokens for objective in objectives_of(recipe).values())
+
+
+def dimension_of(recipe: Recipe) -> int | None:
+    """Of the embeddings of a dual encoder; None: the recipe trains another model."""
+    if not is_dual(recipe):
+        return None
+    dimensions = {one.dimension for one in objectives_of(recipe).values() if isinstance(one, ImageText)}
+    if len(dimensions) > 1:
+        raise RecipeError("a dual encoder has one dimension", where="objectives.….dimension", fix="give one")
+    return dimensions.pop()
+
+
+def adapted(recipe: Recipe, model: Any, processor: Any) -> Any:
+    """The model with the recipe's adapters: LoRA, trained query tokens."""
+    ids = query_token_ids(processor.tokenizer, query_tokens_of(recipe))
+    return attach_adapters(model, lora_settings(recipe.lora) if recipe.lora else None, ids)
 
 
 def lora_settings(section: LoraSection) -> LoraSettings:

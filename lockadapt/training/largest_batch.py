@@ -41,7 +41,8 @@ def try_largest_batch(
 def _planned(trainer: GroundingTrainer, recipe: Recipe, base: str | Path, measured: Measured) -> int:
     dtype, args = pick_dtype(recipe.model.dtype), trainer.args
     lora = lora_settings(recipe.lora) if recipe.lora else None
-    trace = traced(stock_blueprint(base, dtype), recipe.model.quantization, dtype, lora)
+    blueprint = stock_blueprint(base, dtype)
+    trace = traced(blueprint, recipe.model.quantization, dtype, lora, trainer.objectives)
     peak, _, _ = trace.peak(
         args.train_parts or ["projector"],  # type: ignore[attr-defined]
         trainer.objectives[measured.objective],

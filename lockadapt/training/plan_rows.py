@@ -64,6 +64,10 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
     whole, known, learned = True, [0.0, 0.0], 0.0
     objectives = objectives_of(recipe)  # also reads closed lists of answers, which may be wrong
     for name, section in recipe.objectives.items():
+        if not objectives[name].plannable:
+            assumptions.append(
+                f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch before step 1"
+            )
         if not _is_here(section.train):
             length = recipe.data.max_length or min(context, ASSUMED_LENGTH)
             train[name], counts[name] = [_assumed(encoder, length)], 0

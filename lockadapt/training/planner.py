@@ -11,13 +11,14 @@ import torch
 
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.feature_shards import Layout
+from lockadapt.errors import RecipeError
 from lockadapt.models.blueprint import assembled_blueprint, stock_blueprint
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.sizes import Size
 from lockadapt.models.sources import pick_dtype
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.from_recipe import Stage, lora_settings, objectives_of, stages_of
-from lockadapt.training.packing import Packing, choose_packing, drawn_together, why_not_exact
+from lockadapt.training.from_recipe import Stage, lora_settings, objectives_of, query_tokens_of, stages_of
+from lockadapt.training.packing import NOTHING_PACKS, Packing, choose_packing, drawn_together, why_not_exact
 from lockadapt.training.plan_rows import PlannedRows, planned_rows, shortened
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
@@ -59,6 +60,12 @@ class Planner:
 
     def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
         self.recipe, self.reporter = recipe, reporter
+        if not any(objective.plannable for objective in objectives_of(recipe).values()):
+            raise RecipeError(
+                "no objective can be planned without weights",
+                where="objectives",
+                fix="start `lockadapt train`: it tries its largest micro-batch before step 1",
+            )
         section = recipe.model
         self.choice = Choice(
             pick_dtype(section.dtype), section.quantization, recipe.training.gradient_checkpointing
@@ -92,9 +99,12 @@ class Planner:
                     fusion_name=section.fusion,
                     image_size=section.image_size,
                     feature_layer=section.feature_layer,
+                    query_tokens=query_tokens_of(self.recipe),
+                    image_tokenizer=section.image_tokenizer,
                 )
             lora = lora_settings(self.recipe.lora) if self.recipe.lora else None
-            self._models[key] = traced(blueprint, choice.quantization, choice.dtype, lora)
+            objectives = objectives_of(self.recipe)
+            self._models[key] = traced(blueprint, choice.quantization, choice.dtype, lora, objectives)
         return self._models[key]
 
     def peak(self, choice: Choice, like: Peak | None = None) -> Peak:
@@ -113,15 +123,19 @@ class Planner:
 
     def batches(self, stage: Stage, choice: Choice) -> list[tuple[str, list[Encoded]]]:
         """The largest micro-batches of a stage."""
-        rows = {name: self.rows.train[name] for name in stage.objectives}
+        rows = {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].plannable}
+        if not rows:
+            return []
         known = self.rows.whole and all(self.rows.counts[name] for name in stage.objectives)
         size = micro_batch(stage.batch_size, choice.divide)
         micro = stage.steps * stage.accumulation * (stage.batch_size // size) if known else 0
         ratios = {name: self.objectives[name].ratio for name in rows}
         found = []
-        packing = self.packing(stage)
-        for name, items in worst_batches(rows, ratios, size, micro, self.recipe.training.seed, packing):
-            repeated = list(itertools.islice(itertools.cycle(items), size)) if not known else items
+        packing, seed = self.packing(stage), self.recipe.training.seed
+        sizes = {name: self.objectives[name].batch_size or size for name in rows}
+        together = {name: packing.together if self.objectives[name].packs else 1 for name in rows}
+        for name, items in worst_batches(rows, ratios, sizes, micro, seed, packing, together):
+            repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
             found.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
         return found
 
@@ -132,13 +146,15 @@ class Planner:
         return self._packing[stage.name]
 
     def _choose_packing(self, stage: Stage) -> Packing:
+        if not any(self.objectives[name].packs for name in stage.objectives):
+            return NOTHING_PACKS
         data, model = self.recipe.data, self.model(self.choice).model
         step = stage.batch_size * stage.accumulation
         return choose_packing(
             data.packing,
             data.row_tokens,
             drawn_together(data.samples_per_image, step, stage.batch_size),
-            {name: self.rows.train[name] for name in stage.objectives},
+            {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].packs},
             stage.batch_size,
             lambda longest: why_not_exact(model, longest),
             difference=lambda: 0.0,

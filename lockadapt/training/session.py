@@ -19,11 +19,11 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
-from lockadapt.models.adapters import attach_lora, lora_config
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.quantize import load_quantized
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
+from lockadapt.models.widen import with_query_tokens
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
@@ -31,11 +31,13 @@ from lockadapt.training.cached import Cached, cached_features, remember
 from lockadapt.training.card import write_card
 from lockadapt.training.from_recipe import (
     Stage,
+    adapted,
     assembled,
+    dimension_of,
     feature_settings,
     grounding_config,
-    lora_settings,
     objectives_of,
+    query_tokens_of,
     samples_of,
     stages_of,
 )
@@ -86,8 +88,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     model, processor, dtype = build_model(recipe, folder, samples["train"], reporter, cached)
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
-    if recipe.lora is not None:
-        model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    model = adapted(recipe, model, processor)
     if torch.cuda.is_available():
         model = model.to("cuda")
     rows = encode(recipe, model, processor, samples, reporter, cached)
@@ -184,10 +185,20 @@ def build_model(
         chosen = list(images.values())[::step][: section.calibration_images]
         reporter.note(f"assembling {section.llm} and {section.tower}")
         pictures = [open_image(image, recipe.data.max_pixels) for image in chosen]
-        built = assembled(section, base, pictures, recipe.training.seed, prove=True)
+        built = assembled(
+            section,
+            base,
+            pictures,
+            recipe.training.seed,
+            prove=True,
+            query_tokens=query_tokens_of(recipe),
+            dimension=dimension_of(recipe),
+        )
         if section.quantization == "none":
             return built.model, built.processor, dtype
-    start = section.vlm if section.vlm is not None else str(base)
+    if section.vlm is not None and query_tokens_of(recipe) and not base.exists():
+        with_query_tokens(section.vlm, base, query_tokens_of(recipe), dtype)
+    start = str(base) if base.exists() else str(section.vlm)
     record = cached.tower if cached else None
     model, processor = load_quantized(start, section.quantization, dtype, record)
     return model, processor, dtype
@@ -280,7 +291,8 @@ def run_stage(
         _forget_after(folder / run_folder.METRICS, stage.name, last)
         reporter.note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     trainer.remove_callback(PrinterCallback)
-    largest = try_largest_batch(trainer, recipe, recipe.model.vlm or folder / run_folder.BASE, reporter)
+    base = folder / run_folder.BASE
+    largest = try_largest_batch(trainer, recipe, base if base.is_dir() else recipe.model.vlm or "", reporter)
     with quiet():
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     outcome = {
@@ -307,7 +319,7 @@ def _first_facts(recipe: Recipe, folder: Path, dtype: torch.dtype) -> dict[str, 
         "command": run_folder.command_line(),
         "versions": run_folder.versions(),
         "seed": recipe.training.seed,
-        "base": recipe.model.vlm or str(folder / run_folder.BASE),
+        "base": str(folder / run_folder.BASE) if (folder / run_folder.BASE).is_dir() else recipe.model.vlm,
         "llm": recipe.model.llm,
         "tower": recipe.model.tower,
         "dtype": str(dtype).removeprefix("torch."),

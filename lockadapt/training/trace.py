@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -111,10 +112,18 @@ class Traced:
 
 
 def traced(
-    blueprint: Blueprint, quantization: Quantization, dtype: torch.dtype, lora: LoraSettings | None
+    blueprint: Blueprint,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    objectives: Mapping[str, Objective] = MappingProxyType({}),
 ) -> Traced:
-    """Makes a blueprint ready to be traced. In place."""
-    model = trainable_blueprint(blueprint, quantization, dtype, lora)
+    """Makes a blueprint ready to be traced, with what its objectives add to it. In place."""
+    queries = max((objective.query_tokens for objective in objectives.values()), default=0)
+    model = trainable_blueprint(blueprint, quantization, dtype, lora, queries)
+    with torch.device("meta"):
+        for objective in objectives.values():
+            objective.prepare(model)
     mode = fake(model)
     result = Traced(model, blueprint.processor, mode, dtype, (0, 0))
     pixels = _FakeImages(result, False)([ImageRef("any")])["pixel_values"]

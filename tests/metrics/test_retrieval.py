@@ -33,7 +33,9 @@ def test_best_right_candidate_counts() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(0, 999), st.integers(1, 9), st.sets(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1)
+    st.integers(0, 999),
+    st.integers(1, 9),
+    st.sets(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1),
 )
 def test_equals_sorting(seed: int, rows: int, pairs: set[tuple[int, int]]) -> None:
     made = torch.Generator().manual_seed(seed)
@@ -82,7 +84,9 @@ def test_constant_embeddings_do_not_score(rows: int | None) -> None:
 
 
 def test_perfect_embeddings_score() -> None:
-    scores = retrieval_scores(torch.eye(20), torch.eye(20) * 3, torch.arange(20)[:, None].repeat(1, 2), rows=6)
+    scores = retrieval_scores(
+        torch.eye(20), torch.eye(20) * 3, torch.arange(20)[:, None].repeat(1, 2), rows=6
+    )
     assert scores["text_to_image"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0, "median_rank": 1.0}
 
 

@@ -34,7 +34,9 @@ class Step(nn.Module):
         self.image, self.text, self.kind = nn.Linear(4, 8), nn.Linear(3, 8), kind
         self.temperature = Temperature(kind, ROWS)
 
-    def forward(self, images: Tensor, texts: Tensor, image_keys: Tensor, text_keys: Tensor, size: int) -> Tensor:
+    def forward(
+        self, images: Tensor, texts: Tensor, image_keys: Tensor, text_keys: Tensor, size: int
+    ) -> Tensor:
         trained = list(self.parameters())
         sides = [
             embed_in_chunks([lambda p=p, f=f: F.normalize(f(p), dim=-1) for p in rows.split(size)], trained)

@@ -31,7 +31,10 @@ def plain(
         ]
         return torch.stack(pairs).sum() / max(len(images), len(texts))
     means = []
-    for scores, right in ((logits, together), (logits.T, [list(column) for column in zip(*together, strict=True)])):
+    for scores, right in (
+        (logits, together),
+        (logits.T, [list(column) for column in zip(*together, strict=True)]),
+    ):
         rows = []
         for row, wanted in zip(scores, right, strict=True):
             if any(wanted):

@@ -94,15 +94,15 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     assert trace.sizes(stage.train) == component_sizes(model)
-    assert isinstance(rows.images, FeatureInputs if cached else PixelInputs)
+    assert isinstance(rows.images[name], FeatureInputs if cached else PixelInputs)
     if cached:
-        assert planner.host() == rows.images._store.nbytes
+        assert planner.host() == rows.images[name]._store.nbytes
     if checkpointing:
         model.activation_checkpointing_enable()
     model.train()
     stock(model).get_submodule(TOWER).eval()
     pad = trace.processor.tokenizer.pad_token_id
-    batch = objective.collate(items, rows.images, pad, name, row_tokens)
+    batch = objective.collate(items, rows.images[name], pad, name, row_tokens)
     assert batch_bytes == sum(tensor.nbytes for tensor in batch.values() if isinstance(tensor, torch.Tensor))
 
     def loss() -> torch.Tensor:

@@ -67,7 +67,7 @@ def rows_of(recipe: Any, assembled: Assembled) -> session.Rows:
 def test_features_key(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
     cache = f"data.cache={tmp_path / 'cache'}"
     kinds = {
-        text: type(rows_of(loaded(tiny, tmp_path, *text.split(), cache), assembled).images)
+        text: type(rows_of(loaded(tiny, tmp_path, *text.split(), cache), assembled).images["vqa"])
         for text in (
             "data.features=auto",
             "data.features=none",

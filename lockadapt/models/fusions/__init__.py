@@ -5,7 +5,8 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from lockadapt.errors import RecipeError
-from lockadapt.models.fusions.bodies import BODIES, Body, body_of, processor_arguments, stock_config
+from lockadapt.models.fusions.aligner import JANUS_LINEAR, JANUS_MLP
+from lockadapt.models.fusions.bodies import BODIES, JANUS, Body, body_of, processor_arguments, stock_config
 from lockadapt.models.fusions.features import image_outputs, projector_input
 from lockadapt.models.fusions.linear import LINEAR
 from lockadapt.models.fusions.mlp import MLP
@@ -14,6 +15,8 @@ from lockadapt.models.fusions.projectors import Projector
 __all__ = [
     "BODIES",
     "FUSIONS",
+    "JANUS",
+    "JANUS_FUSIONS",
     "Body",
     "Projector",
     "body_of",
@@ -26,19 +29,23 @@ __all__ = [
 ]
 
 FUSIONS = {projector.name: projector for projector in (MLP, LINEAR)}
+JANUS_FUSIONS = {projector.name: projector for projector in (JANUS_MLP, JANUS_LINEAR)}
+"""The same for the class that draws."""
 
 
-def get_fusion(name: str) -> Projector:
-    """The fusion of that name.
+def get_fusion(name: str, *, draws: bool = False) -> Projector:
+    """The fusion of that name; `draws` for the class that also draws images, Janus.
 
     Raises:
         RecipeError: there is none.
     """
     if name not in FUSIONS:
         raise RecipeError(f"no fusion {name!r}", where="model.fusion", fix=f"use one of {', '.join(FUSIONS)}")
-    return FUSIONS[name]
+    return (JANUS_FUSIONS if draws else FUSIONS)[name]
 
 
 def fusion_of(model: PreTrainedModel) -> Projector:
     """The fusion of a stock model: linear where its projector has no activation, else mlp."""
+    if isinstance(model, JANUS.model_class):
+        return JANUS_LINEAR if model.config.vision_config.depth == 1 else JANUS_MLP
     return LINEAR if model.config.projector_hidden_act == LINEAR.activation else MLP

@@ -1,4 +1,4 @@
-"""The two stock classes that a tower and an LLM are put in, and what each wants to be told."""
+"""The stock classes that a tower and an LLM are put in, and what each wants to be told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import (
     FastVlmConfig,
     FastVlmForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
@@ -35,7 +37,10 @@ LLAVA = Body(LlavaForConditionalGeneration, LlavaConfig, list)
 FAST_VLM = Body(FastVlmForConditionalGeneration, FastVlmConfig, lambda projected: projected)
 """For towers that return feature maps. Wants one tensor."""
 
-BODIES = {"tokens": LLAVA, "feature-map": FAST_VLM}
+JANUS = Body(JanusForConditionalGeneration, JanusConfig, lambda projected: projected)
+"""For SigLIP towers beside an image tokenizer: the class that also draws. Wants one tensor."""
+
+BODIES = {"tokens": LLAVA, "feature-map": FAST_VLM, "image-tokenizer": JANUS}
 
 
 def body_of(model: PreTrainedModel) -> Body:
@@ -44,12 +49,12 @@ def body_of(model: PreTrainedModel) -> Body:
     Raises:
         AssemblyError: it is another class.
     """
-    for body in (LLAVA, FAST_VLM):
+    for body in BODIES.values():
         if isinstance(model, body.model_class):
             return body
     raise AssemblyError(
         f"{type(model).__name__} is not one of the classes that lockadapt trains",
-        fix="start from a LlavaForConditionalGeneration or FastVlmForConditionalGeneration checkpoint",
+        fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format",
     )
 
 

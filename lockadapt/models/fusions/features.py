@@ -27,7 +27,7 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
     handle = base.get_submodule(parts_of(base).projector).register_forward_pre_hook(look)
     try:
-        base.get_image_features(pixel_values=pixel_values)
+        base.model.get_image_features(pixel_values=pixel_values)
     finally:
         handle.remove()
     return seen[0]

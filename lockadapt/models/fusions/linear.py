@@ -19,5 +19,10 @@ def initialise(projector: Any, generator: torch.Generator) -> None:
 
 
 LINEAR = Projector(
-    name="linear", activation="linear", initialise=initialise, scaled="linear_1", trained=("linear_1",)
+    name="linear",
+    activation="linear",
+    initialise=initialise,
+    first="linear_1",
+    scaled="linear_1",
+    trained=("linear_1",),
 )

@@ -17,5 +17,10 @@ def initialise(projector: Any, generator: torch.Generator) -> None:
 
 
 MLP = Projector(
-    name="mlp", activation="gelu", initialise=initialise, scaled="linear_2", trained=("linear_1", "linear_2")
+    name="mlp",
+    activation="gelu",
+    initialise=initialise,
+    first="linear_1",
+    scaled="linear_2",
+    trained=("linear_1", "linear_2"),
 )

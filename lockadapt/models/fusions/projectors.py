@@ -15,12 +15,14 @@ class Projector:
     """A fusion.
 
     `activation` is the stock config's `projector_hidden_act`; `initialise` fills a fresh projector in place;
-    `scaled` is the layer whose weights set the size of the output; `trained` are the layers that learn.
+    `first` is the layer that reads the tower's features; `scaled` the one whose weights set the size of the output;
+    `trained` are the layers that learn.
     """
 
     name: str
     activation: str
     initialise: Callable[[Any, torch.Generator], None]
+    first: str
     scaled: str
     trained: tuple[str, ...]
 

@@ -1,0 +1,188 @@
+"""Image tokenizers: the stock `JanusVQVAE`, which turns images into a grid of codes and back; built, loaded, run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, JanusImageProcessorPil, JanusVQVAE, JanusVQVAEConfig
+
+from lockadapt.errors import AssemblyError, RecipeError
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import Source, find, loading, some
+
+CHANNEL_STEP = 32
+"""The stock class normalises in 32 groups, so that every width is a multiple of it."""
+
+
+@dataclass(frozen=True)
+class TokenizerShape:
+    """What a new image tokenizer looks like.
+
+    Attributes:
+        size: side of its images in pixels; `grid`: side of its square of codes; `size / grid` is a power of two.
+        codes: entries of the codebook; `code_size`: numbers in each.
+        multipliers: width of each resolution in units of 32 channels, from full resolution down to the grid.
+        blocks: residual blocks at each resolution (the stock decoder has one more).
+        latent: channels between the two halves and the codebook.
+    """
+
+    size: int
+    grid: int
+    codes: int = 1024
+    code_size: int = 8
+    multipliers: tuple[int, ...] | None = None
+    blocks: int = 1
+    latent: int = 64
+
+    def widths(self) -> tuple[int, ...]:
+        """The multipliers; by default they double from 1 up to 4, towards the grid.
+
+        Raises:
+            RecipeError: `size / grid` is no power of two, or there are more or fewer multipliers than resolutions.
+        """
+        ratio = self.size // max(self.grid, 1)
+        levels = ratio.bit_length()
+        if ratio < 1 or self.grid * ratio != self.size or 1 << (levels - 1) != ratio:
+            raise RecipeError(
+                f"an image of {self.size} pixels cannot be halved down to a grid of {self.grid}",
+                where="--size, --grid",
+                fix="choose a size that is the grid times a power of two",
+            )
+        if self.multipliers is None:
+            return tuple(min(4, 1 << max(0, level - levels // 2)) for level in range(levels))
+        if len(self.multipliers) != levels:
+            raise RecipeError(
+                f"{len(self.multipliers)} widths for {levels} resolutions",
+                where="--widths",
+                fix=f"give {levels}, from {self.size} pixels down to {self.grid}",
+            )
+        return self.multipliers
+
+
+@dataclass(frozen=True)
+class ImageTokenizer:
+    """A stock `JanusVQVAE` in evaluation mode, frozen, its codebook of unit rows, and its image processor (or None)."""
+
+    model: Any
+    image_processor: Any
+    name: str
+
+    @property
+    def side(self) -> int:
+        """Pixels on a side."""
+        return image_side(self.model.config)
+
+
+def new_image_tokenizer(shape: TokenizerShape, seed: int = 0) -> tuple[Any, Any]:
+    """A fresh `JanusVQVAE` with unit codebook rows, and the image processor that belongs to it (-1 to 1).
+
+    Raises:
+        RecipeError: as `TokenizerShape.widths`.
+    """
+    widths = shape.widths()
+    config = JanusVQVAEConfig(
+        embed_dim=shape.code_size,
+        num_embeddings=shape.codes,
+        latent_channels=shape.latent,
+        num_patches=shape.grid,
+        base_channels=CHANNEL_STEP,
+        channel_multiplier=list(widths),
+        num_res_blocks=shape.blocks,
+    )
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        model = JanusVQVAE(config)
+    unit_codebook(model)
+    return model, janus_image_processor(shape.size)
+
+
+def janus_image_processor(side: int, **settings: Any) -> Any:
+    """The stock image processor of Janus for squares of `side` pixels, from -1 to 1 unless `settings` say otherwise."""
+    half = [0.5, 0.5, 0.5]
+    values = {"image_mean": half, "image_std": half, "do_convert_rgb": True, **settings}
+    return JanusImageProcessorPil(size={"height": side, "width": side}, **values)
+
+
+def load_image_tokenizer(
+    folder: str | Path, dtype: torch.dtype = torch.float32, *, meta: bool = False
+) -> ImageTokenizer:
+    """A `JanusVQVAE` from a folder or Hub id, its codebook rows brought to length 1.
+
+    The stock `encode` compares what it sees with the rows as they are, `decode` normalises them first: only with
+    rows of length 1 do both mean the same (and nearest is then the same as most alike). With `meta` no weight is read.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be read.
+        AssemblyError: it is another class, or weights are missing or left over.
+    """
+    source = find(folder, "image tokenizer")
+    with loading(source, "image tokenizer"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if not isinstance(config, JanusVQVAEConfig):
+        raise AssemblyError(
+            f"{config.model_type} is no image tokenizer that Janus can hold",
+            where=source.name,
+            fix="give a JanusVQVAE folder, such as `lockadapt tokenizer train` writes",
+        )
+    processor = _image_processor(source)
+    if meta:
+        with torch.device("meta"), quiet():
+            return ImageTokenizer(JanusVQVAE._from_config(config, dtype=dtype).eval(), processor, source.name)
+    with loading(source, "image tokenizer"):
+        loaded: Any = JanusVQVAE.from_pretrained(
+            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+        )
+    model, info = loaded
+    for kind, keys in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
+        if keys:
+            raise AssemblyError(f"the image tokenizer {kind} {some(keys)}", where=source.name)
+    unit_codebook(model)
+    return ImageTokenizer(model.eval().requires_grad_(False), processor, source.name)
+
+
+def _image_processor(source: Source) -> Any:
+    if source.local and not (Path(source.name) / "preprocessor_config.json").is_file():
+        return None
+    with loading(source, "image tokenizer's image processor"):
+        return JanusImageProcessorPil.from_pretrained(source.name, **source.arguments)
+
+
+def image_side(config: Any) -> int:
+    """Pixels on a side of what a `JanusVQVAE` of this config decodes: its grid, doubled between resolutions."""
+    return int(config.num_patches * 2 ** (len(config.channel_multiplier) - 1))
+
+
+@torch.no_grad()
+def unit_codebook(model: Any) -> float:
+    """Bring the rows of a `JanusVQVAE`'s codebook to length 1, in place; return how far the longest step was.
+
+    A row of zeros, which has no direction, stays.
+    """
+    table = model.quantize.embedding.weight
+    rows = F.normalize(table.double(), dim=-1).to(table.dtype)
+    moved = float((rows - table).abs().max())
+    table.copy_(rows)
+    return moved
+
+
+@torch.no_grad()
+def encode_pixels(model: Any, values: Tensor) -> Tensor:
+    """Pixel values (images, 3, side, side) -> codes int64 (images, grid squared), row by row, on the CPU."""
+    weight = model.quantize.embedding.weight
+    codes = model.encode(values.to(weight.device, weight.dtype)).image_tokens
+    return codes.view(values.shape[0], -1).long().cpu()
+
+
+def tokenizer_digest(model: Any) -> str:
+    """SHA-256 (hex) of a `JanusVQVAE`'s weights and shape: whatever has the same digest gives the same codes."""
+    digest = hashlib.sha256(str(image_side(model.config)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

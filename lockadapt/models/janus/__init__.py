@@ -1,0 +1,1 @@
+"""Text-to-image by discrete image tokens in the stock Janus class: its tower, its image tokenizer, its generation parts."""

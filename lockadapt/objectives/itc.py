@@ -1,0 +1,329 @@
+"""Image-text contrastive learning: images and texts that belong together come to lie side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lockadapt.data.batch import Batch, on_device
+from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import ImageRef, Sample, Turn
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.metrics.retrieval import candidates, retrieval_scores
+from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
+from lockadapt.models.dual import pooled_image_features
+from lockadapt.models.parts import stock
+from lockadapt.models.query_tokens import query_token, query_token_ids
+from lockadapt.models.texts import Pooling
+from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row
+from lockadapt.objectives.gather import gather
+from lockadapt.objectives.retrieval import (
+    add_retrieval,
+    embed_pooled,
+    embed_sequences,
+    in_chunks,
+    is_dual,
+    retrieval_of,
+)
+from lockadapt.objectives.similarity import Kind, contrastive_loss
+from lockadapt.objectives.temperature import Temperature
+
+IMAGES = ("pixel_values", "image_features", "image_scales")
+SHOWN = 5
+"""Images that a prediction names."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPair(Encoded):
+    """An image and a text: `input_ids` is the text's sequence, `image_ids` int32 the image's; nothing is labelled."""
+
+    image_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """InfoNCE or the sigmoid loss between images and their texts; scored by retrieval both ways.
+
+    See `Objective` for the other attributes and methods.
+
+    Attributes:
+        mode: `vlm` sends both sides through the whole model; `dual` compares what the frozen tower makes of an image with
+            what the LLM makes of a text (LiT, arXiv 2111.07991), in a dual encoder.
+        contrast: the loss, `infonce` (arXiv 2103.00020) or `sigmoid` (arXiv 2303.15343).
+        dimension: of embeddings.
+        queries: learned tokens behind image and text; none in a dual encoder.
+        pooling: reads the last token, the mean over all, or a text encoder's own pooler.
+        scale: the factor on cosines that training starts with.
+        learn_scale: whether it is learned.
+        feature_dropout: share of the tower's outputs that are zeroed in training.
+        chunk: images or texts at a time; the loss sees all of a batch.
+        image_prompt, text_prompt: what the user says beside an image, and around `{caption}`.
+        templates: with `{}` for the class; given, the test rows' texts are classes of a zero-shot classification.
+    """
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    batch_size: int | None = 256
+    mode: Literal["vlm", "dual"] = "vlm"
+    contrast: Kind = "infonce"
+    dimension: int = 128
+    queries: int = 1
+    pooling: Pooling | None = None
+    scale: float | None = None
+    learn_scale: bool = True
+    feature_dropout: float = 0.0
+    chunk: int = 64
+    image_prompt: str = ""
+    text_prompt: str = "{caption}"
+    templates: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "itc"
+    scored_as: ClassVar[str] = "retrieval"
+    rows: ClassVar[str] = "caption"
+    frozen: ClassVar[Frozen] = "tower"
+    packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """A dual encoder has no projector."""
+        return ("retrieval",) if self.mode == "dual" else ("projector", "retrieval")
+
+    @property
+    def query_tokens(self) -> int:
+        """See `Objective`."""
+        return 0 if self.mode == "dual" else self.queries
+
+    def prepare(self, model: nn.Module) -> None:
+        """Adds the embedding projection, temperature and bias.
+
+        Raises:
+            RecipeError: a dual encoder where the whole model shall embed, or the other way round.
+        """
+        if is_dual(model) != (self.mode == "dual"):
+            raise RecipeError(
+                f"{type(stock(model)).__name__} cannot be trained in this mode",
+                where=f"objectives.….mode: {self.mode}",
+                fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
+            )
+        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale)
+        add_retrieval(model, self.dimension, temperature, self.pooling)
+
+    def encode(
+        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> EncodeReport:
+        """The caption as a sequence that ends with the query tokens, and the one that all images share.
+
+        Raises:
+            DataError: a row without exactly one image, or a caption that fills the context.
+        """
+        report = EncodeReport()
+        image_ids = np.zeros(0, np.int32) if self.mode == "dual" else self._image_ids(encoder)
+        for number, sample in enumerate(samples, 1):
+            if len(sample.images) != 1:
+                raise DataError(
+                    f"the row has {len(sample.images)} images", where=sample.where, fix="give it one image"
+                )
+            ids = self._text_ids(encoder, sample.answer, sample.where)
+            labels = np.full(len(ids), IGNORED, np.int32)
+            report.encoded.append(EncodedPair(ids, labels, sample.images, sample, 0, image_ids))
+            if progress:
+                progress(number, len(samples))
+        return report
+
+    def collate(
+        self,
+        items: Sequence[Encoded],
+        images: ImageInputs,
+        pad_id: int,
+        name: str,
+        row_tokens: int | None = None,
+    ) -> Batch:
+        """Every distinct image and every distinct text once, and which of them make pairs."""
+        first: Any = items[0]
+        shown = {item.images[0].key: item.images[0] for item in items}
+        said = {item.input_ids.tobytes(): item.input_ids for item in items}
+        image_of = [list(shown).index(item.images[0].key) for item in items]
+        text_of = _places(said, [item.input_ids.tobytes() for item in items])
+        keys = [(_key(item.images[0].key), _key(item.sample.answer.strip())) for item in items]
+        return {
+            "objective": name,
+            "image_ids": torch.from_numpy(first.image_ids.astype(np.int64))[None],
+            **_texts(list(said.values()), pad_id),
+            **images(list(shown.values())),
+            "image_of": torch.tensor(image_of),
+            "text_of": torch.tensor(text_of),
+            "keys": torch.tensor(keys),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
+        """See `contrastive_loss`; pairs of one image or of one text count as belonging together. Over all processes."""
+        images = self.embed_images(model, batch)[batch["image_of"]]
+        texts = self.embed_texts(model, batch)[batch["text_of"]]
+        keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
+        scale, bias = temperature.scale(), temperature.bias()
+        if not self.learn_scale:
+            scale = scale.detach()
+        loss = contrastive_loss(gather(images), gather(texts), keys, keys, scale, bias, self.contrast)
+        return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
+
+    def embed_images(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Embeddings of the distinct images of a batch, float32 (images, dimension), L2-normalised."""
+        names = [name for name in IMAGES if name in batch]
+
+        def embed(part: slice) -> Tensor:
+            shown = {name: batch[name][part] for name in names}
+            if self.mode == "dual":
+                return embed_pooled(model, self._pooled(model, shown))
+            ids = batch["image_ids"].expand(len(shown[names[0]]), -1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
+            return embed_sequences(model, inputs)
+
+        return in_chunks(model, len(batch[names[0]]), self.chunk, embed)
+
+    def _pooled(self, model: nn.Module, shown: dict[str, Tensor]) -> Tensor:
+        """Pooled images (images, 1, channels), remembered or made now."""
+        if "pixel_values" in shown:
+            features = pooled_image_features(model, shown["pixel_values"])
+        else:
+            features = shown["image_features"] * shown.get("image_scales", 1)
+        return F.dropout(features, self.feature_dropout, training=model.training)
+
+    def embed_texts(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Embeddings of the distinct texts of a batch, float32 (texts, dimension), L2-normalised."""
+        ids, mask = batch["text_ids"], batch["text_mask"]
+
+        def embed(part: slice) -> Tensor:
+            longest = int(mask[part].sum(1).max())
+            inputs = {"input_ids": ids[part, :longest], "attention_mask": mask[part, :longest]}
+            return embed_sequences(model, inputs)
+
+        return in_chunks(model, len(ids), self.chunk, embed)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Keeps the temperature within bounds."""
+        retrieval_of(model).temperature.clamp_()
+
+    @torch.no_grad()
+    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+        """Recall and median rank both ways over all captions of the rows; zero-shot accuracy where templates are given.
+
+        Each distinct text is a row, with the images found for it, the best first.
+        """
+        bench.model.eval()
+        shown = {sample.images[0].key: sample.images[0] for sample in samples}
+        said = [(s.images[0].key, text) for s in samples for text in (s.references or (s.answer,))]
+        found = candidates([key for key, _ in said], [text for _, text in said])
+        images = self.image_embeddings(bench, [shown[str(key)] for key in found.images])
+        texts = self.text_embeddings(bench, found.texts)
+        scores = retrieval_scores(images, texts, found.pairs)
+        if self.templates:
+            classes = class_embeddings(
+                lambda some: self.text_embeddings(bench, some), list(found.texts), self.templates
+            )
+            labels = torch.tensor([found.texts.index(s.answer.strip()) for s in samples])
+            of_sample = torch.tensor([found.images.index(s.images[0].key) for s in samples])
+            scores["zero_shot"] = zero_shot_scores(images[of_sample], classes, labels)
+        best = (texts @ images.T).topk(min(SHOWN, len(images)), 1).indices.tolist()
+        right: dict[int, list[Any]] = {}
+        for image, text in found.pairs.tolist():
+            right.setdefault(text, []).append(found.images[image])
+        rows = [
+            {"where": "retrieval", "images": [found.images[i] for i in best[number]], "question": text}
+            | {"answer": "", "truth": right[number]}
+            for number, text in enumerate(found.texts)
+        ]
+        return scores, rows
+
+    @torch.no_grad()
+    def image_embeddings(self, bench: Bench, images: Sequence[ImageRef]) -> Tensor:
+        """Embeddings of images, float32 (images, dimension) on the CPU, `bench.batch_size` at a time."""
+        alone = self.mode == "dual"
+        ids = None if alone else torch.from_numpy(self._image_ids(bench.encoder).astype(np.int64))[None]
+
+        def embed(part: Sequence[ImageRef]) -> Tensor:
+            return self.embed_images(bench.model, _there(bench, {"image_ids": ids, **bench.images(part)}))
+
+        return _over(images, bench, embed)
+
+    @torch.no_grad()
+    def text_embeddings(self, bench: Bench, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts, float32 (texts, dimension) on the CPU, `bench.batch_size` at a time."""
+        pad = bench.encoder.tokenizer.pad_token_id
+
+        def embed(part: Sequence[str]) -> Tensor:
+            ids = [self._text_ids(bench.encoder, text, "text") for text in part]
+            return self.embed_texts(bench.model, _there(bench, _texts(ids, pad)))
+
+        return _over(texts, bench, embed)
+
+    def _image_ids(self, encoder: Encoder) -> np.ndarray:
+        turn = Turn("user", self.image_prompt, images=1)
+        shown = Sample((ImageRef("any"),), (turn,), "image")
+        return self._sequence(encoder, shown, "objectives.….image_prompt")
+
+    def _text_ids(self, encoder: Encoder, text: str, where: str) -> np.ndarray:
+        words = self.text_prompt.replace("{caption}", text.strip())
+        if self.mode == "dual":
+            return _within(encoder, encoder.tokenizer(words)["input_ids"], where)
+        return self._sequence(encoder, Sample((), (Turn("user", words),), where), where)
+
+    def _sequence(self, encoder: Encoder, sample: Sample, where: str) -> np.ndarray:
+        query_token_ids(encoder.tokenizer, self.query_tokens)  # says so if there are none
+        queries = [query_token(number) for number in range(1, self.query_tokens + 1)]
+        for marker in (encoder.image_token, *queries):
+            if any(marker in turn.text for turn in sample.turns):
+                raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
+        text = encoder.expand(encoder.render(sample, prompt=True)) + "".join(queries)
+        return _within(encoder, encoder.tokenizer(text, add_special_tokens=False)["input_ids"], where)
+
+
+def _within(encoder: Encoder, ids: Sequence[int], where: str) -> np.ndarray:
+    if len(ids) > encoder.max_length:
+        raise DataError(
+            f"the sequence has {len(ids)} tokens, the limit is {encoder.max_length}",
+            where=where,
+            fix="shorten the text, or raise data.max_length",
+        )
+    return np.asarray(ids, np.int32)
+
+
+def _texts(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:
+    longest = max(len(ids) for ids in sequences)
+    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        mask[row, : len(sequence)] = 1
+    return {"text_ids": ids, "text_mask": mask}
+
+
+def _places(known: dict[bytes, Any], wanted: Sequence[bytes]) -> list[int]:
+    numbers = {key: number for number, key in enumerate(known)}
+    return [numbers[key] for key in wanted]
+
+
+def _key(text: str) -> int:
+    """The same on every process and in every run: 63 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _there(bench: Bench, batch: Batch) -> Batch:
+    return on_device(batch, next(bench.model.parameters()).device)
+
+
+def _over(things: Sequence[Any], bench: Bench, embed: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+    parts = []
+    for start in range(0, len(things), bench.batch_size):
+        parts.append(embed(things[start : start + bench.batch_size]).cpu())
+        if bench.progress:
+            bench.progress(min(start + bench.batch_size, len(things)), len(things))
+    return torch.cat(parts)

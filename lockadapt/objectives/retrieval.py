@@ -1,0 +1,107 @@
+"""Embeds images and texts: through the one body of a run, behind query tokens; or side by side in a dual encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lockadapt.models.dual import pool, project_images, project_texts, text_embedding
+from lockadapt.models.parts import RETRIEVAL, llm_of, parts_of, stock
+from lockadapt.models.texts import Pooling, probe_text
+from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.objectives.gradcache import embed_in_chunks
+from lockadapt.objectives.temperature import Temperature
+
+
+class Retrieval(nn.Module):
+    """What a contrastive run adds to a stock model, in float32.
+
+    Attributes:
+        embedding_proj_layer: hidden state -> embedding, as `ColPaliForRetrieval` has it and calls it; None in a dual
+            encoder, which has projections of its own.
+        temperature: of the loss.
+        pooling: how a sequence becomes one state.
+    """
+
+    def __init__(
+        self, hidden: int | None, dimension: int, temperature: Temperature, pooling: Pooling
+    ) -> None:
+        super().__init__()
+        self.embedding_proj_layer = None if hidden is None else nn.Linear(hidden, dimension)
+        self.temperature, self.pooling = temperature, pooling
+
+
+def add_retrieval(
+    model: nn.Module, dimension: int, temperature: Temperature, pooling: Pooling | None
+) -> None:
+    """Puts a `Retrieval` beside the parts of a stock model; where there is one it stays.
+
+    Args:
+        dimension: of embeddings; a dual encoder has its own already.
+        temperature: of the loss.
+        pooling: None: the last token, or in a dual encoder what suits its text model (`TextFacts.pooling`).
+
+    Raises:
+        AssemblyError: the text model of a dual encoder cannot be pooled so.
+    """
+    base = stock(model)
+    if hasattr(base, RETRIEVAL):
+        return
+    hidden, found = None, pooling or "last"
+    if is_dual(base):
+        found = probe_text(llm_of(base), parts_of(base).llm).pooling(pooling)
+    else:
+        hidden = int(llm_of(base).config.hidden_size)
+    # Drawn beside the stream of random numbers, so that a run without it has the same order of samples.
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        module = Retrieval(hidden, dimension, temperature, found)
+    base.add_module(RETRIEVAL, module.to(next(base.parameters()).device))
+
+
+def is_dual(model: nn.Module) -> bool:
+    """Whether images and texts have a body each."""
+    return parts_of(model).projector is None
+
+
+def retrieval_of(model: nn.Module) -> Any:
+    """The `Retrieval` of a stock model, wrapped or not."""
+    return stock(model).get_submodule(RETRIEVAL)
+
+
+def embed_pooled(model: nn.Module, features: Tensor) -> Tensor:
+    """Normalised embeddings, float32 (images, dimension), of a dual encoder's pooled images (images, 1, channels)."""
+    return project_images(model, features).float()
+
+
+def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Normalised embeddings of token sequences, float32 (rows, dimension).
+
+    Args:
+        model: a stock LLaVA, FastVLM, Janus or dual encoder with `retrieval`, possibly wrapped by PEFT.
+        inputs: `input_ids`, `attention_mask` int64 (rows, tokens), padded on the right, the query tokens last; and
+            `pixel_values` or `image_features` where the rows have images.
+    """
+    base, own, mask = stock(model), retrieval_of(model), inputs["attention_mask"]
+    if is_dual(base):
+        return project_texts(base, text_embedding(base, inputs["input_ids"], mask, own.pooling)).float()
+    hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
+    layer = own.embedding_proj_layer
+    return F.normalize(layer(pool(hidden, mask, own.pooling).to(layer.weight.dtype)).float(), dim=-1)
+
+
+def in_chunks(model: nn.Module, rows: int, chunk: int, embed: Callable[[slice], Tensor]) -> Tensor:
+    """Embeddings (rows, dimension) of a batch, `chunk` rows at a time: their memory, the whole batch's gradient.
+
+    Args:
+        embed: a part of the batch -> its embeddings.
+    """
+    parts = [slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
+    if not torch.is_grad_enabled():
+        return torch.cat([embed(part) for part in parts])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return embed_in_chunks([lambda part=part: embed(part) for part in parts], trained)  # type: ignore[misc]

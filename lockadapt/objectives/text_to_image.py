@@ -1,0 +1,231 @@
+"""Text-to-image: the codes of an image behind its caption, learned where the stock Janus class draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lockadapt.data.batch import Batch, left_padded, on_device
+from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError
+from lockadapt.models.parts import parts_of, stock
+from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
+from lockadapt.objectives.head import CHUNK_BYTES, head_input
+
+AT_ONCE = 512
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt(Encoded):
+    """A drawing prompt. `kept` bool (tokens,): what the stock class leaves of it in an unconditional prompt."""
+
+    kept: np.ndarray[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """Cross-entropy of an image's codes given its caption; see `Objective` for the attributes and methods.
+
+    `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
+    classifier-free guidance needs (arXiv 2207.12598). The other fields say how evaluation draws.
+    """
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    batch_size: int | None = None
+    prompt_drop: float = 0.1
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    drawing_seed: int = 0
+
+    kind: ClassVar[str] = "t2i"
+    scored_as: ClassVar[str] = "t2i"
+    rows: ClassVar[str] = "caption"
+    parts: ClassVar[tuple[str, ...]] = ("generation",)
+    frozen: ClassVar[Frozen] = "codes"
+    packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
+    query_tokens: ClassVar[int] = 0
+
+    def prepare(self, model: nn.Module) -> None:
+        """Nothing is missing."""
+
+    def encode(
+        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
+    ) -> EncodeReport:
+        """Captions as the prompts that the stock processor makes of them for drawing.
+
+        Raises:
+            DataError: a sample has not exactly one image, or the processor is none that draws.
+        """
+        processor, report = encoder.processor, EncodeReport()
+        if not hasattr(processor, "image_start_token"):
+            raise DataError(
+                f"{type(processor).__name__} makes no prompts for drawing",
+                fix="give model.image_tokenizer, or start from a Janus checkpoint",
+            )
+        start = encoder.tokenizer.convert_tokens_to_ids(processor.image_start_token)
+        for first in range(0, len(samples), AT_ONCE):
+            part = samples[first : first + AT_ONCE]
+            for sample, ids in zip(part, drawing_prompts(processor, [s.answer for s in part]), strict=True):
+                if len(sample.images) != 1:
+                    raise DataError(
+                        f"{len(sample.images)} images to draw for one caption",
+                        where=sample.where,
+                        fix="give every caption one image",
+                    )
+                if len(ids) + processor.num_image_tokens - 1 > encoder.max_length:
+                    report.dropped.append(sample.where)
+                    continue
+                kept = (ids == start) | (ids == encoder.tokenizer.bos_token_id)
+                labels = np.full_like(ids, IGNORED)
+                report.encoded.append(EncodedPrompt(ids, labels, sample.images, sample, kept=kept))
+            if progress:
+                progress(first + len(part), len(samples))
+        return report
+
+    def collate(
+        self,
+        items: Sequence[Encoded],
+        images: ImageInputs,
+        pad_id: int,
+        name: str,
+        row_tokens: int | None = None,
+    ) -> Batch:
+        """One row an image, prompts padded on the left as for the stock `generate`.
+
+        Returns:
+            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`.
+        """
+        input_ids, attention_mask = left_padded([item.input_ids.tolist() for item in items], pad_id)
+        unconditional = [
+            np.where(item.kept, item.input_ids, pad_id).tolist()  # type: ignore[attr-defined]
+            for item in items
+        ]
+        return {
+            "objective": name,
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "unconditional_ids": left_padded(unconditional, pad_id)[0],
+            **images([image for item in items for image in item.images]),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
+        """Mean over all codes. While the model trains, some prompts are dropped at random (torch's CPU generator)."""
+        ids = batch["input_ids"]
+        if model.training and self.prompt_drop:
+            dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
+            ids = torch.where(dropped, batch["unconditional_ids"], ids)
+        losses, correct = code_losses(model, ids, batch["attention_mask"], batch["image_codes"])
+        tokens = torch.tensor(float(losses.numel()))
+        return losses.mean(), {"tokens": tokens, "token_accuracy": correct.float() / losses.numel()}
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing has bounds."""
+
+    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+        """Cross-entropy of the true codes, and perplexity of the codes that are drawn for the same captions.
+
+        Returns:
+            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`; `uniform` is ln(codes), what guessing gives.
+        """
+        scores: dict[str, Any] = {
+            "cross_entropy": self._cross_entropy(bench, samples),
+            "uniform": float(np.log(stock(bench.model).config.vq_config.num_embeddings)),
+            "n": len(samples),
+        }
+        rows = [prediction_row(sample, "") for sample in samples]
+        return scores, rows
+
+    @torch.no_grad()
+    def _cross_entropy(self, bench: Bench, samples: Sequence[Sample]) -> float:
+        bench.model.eval()
+        items = self.encode(bench.encoder, samples).encoded
+        device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id
+        total = tokens = 0.0
+        for start in range(0, len(items), bench.batch_size):
+            part = items[start : start + bench.batch_size]
+            batch = on_device(self.collate(part, bench.images, pad, self.kind), device)
+            loss, report = self.loss(bench.model, batch)
+            total, tokens = total + float(loss * report["tokens"]), tokens + float(report["tokens"])
+            if bench.progress:
+                bench.progress(start + len(part), len(items))
+        return total / max(tokens, 1.0)
+
+
+def drawing_prompts(processor: Any, captions: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+    """What the stock processor makes of captions for drawing, int32 (tokens,) each.
+
+    These are the ids of `processor(text=processor.apply_chat_template(messages, add_generation_prompt=True),
+    generation_mode="image")` with the caption as the user's message.
+    """
+    if not captions:
+        return []
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": caption}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for caption in captions
+    ]
+    made = processor(text=texts, generation_mode="image", padding=True, return_tensors="np")
+    pairs = zip(made["input_ids"], made["attention_mask"], strict=True)
+    return [ids[mask.astype(bool)].astype(np.int32) for ids, mask in pairs]
+
+
+def code_losses(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, codes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of every code after its prompt, as the stock class draws: no positions are given.
+
+    Args:
+        model: a stock Janus, possibly wrapped by PEFT or DDP.
+        input_ids, attention_mask: int64 (rows, tokens), padded on the left, ending with the begin-of-image token.
+        codes: int64 (rows, codes).
+
+    Returns:
+        float32 (rows * codes,) with graph, and how many codes were the likeliest, int64 without.
+    """
+    base = stock(model)
+    body, head = base.model, base.get_submodule(parts_of(base).head)
+    prompt = base.get_input_embeddings()(input_ids)
+    aligner = body.generation_aligner
+    # What stands before the first code is the prompt, so the last code is predicted but never read.
+    drawn = aligner(body.generation_embeddings(codes[:, :-1]).to(aligner.fc1.weight.dtype))
+    places = torch.zeros(len(codes), prompt.shape[1] + drawn.shape[1], dtype=torch.bool, device=prompt.device)
+    places[:, prompt.shape[1] - 1 :] = True
+    inputs = {
+        "inputs_embeds": torch.cat([prompt, drawn.to(prompt.dtype)], dim=1),
+        "attention_mask": torch.cat([attention_mask, attention_mask.new_ones(drawn.shape[:2])], dim=1),
+    }
+    hidden = head_input(model, head, inputs, places)
+    return _chunked(body.generation_head, hidden, codes.flatten())
+
+
+def _chunked(head: Any, hidden: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in chunks; the logits of all but one chunk are computed again for the gradient."""
+
+    def part(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states.to(head.proj_out.weight.dtype)).float()
+        return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(-1) == targets).sum()
+
+    rows = max(1, CHUNK_BYTES // (4 * head.vision_head.out_features))
+    if len(codes) <= rows:
+        return part(hidden, codes)
+    done = [
+        checkpoint(part, states, targets, use_reentrant=False)
+        for states, targets in zip(hidden.split(rows), codes.split(rows), strict=True)
+    ]
+    return torch.cat([losses for losses, _ in done]), torch.stack([count for _, count in done]).sum()
