@@ -67,6 +67,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def require_new(path: str | Path, *, what: str) -> None:
+    """Refuses a place that something else lies in.
+
+    Raises:
+        RecipeError: it exists and is not an empty folder.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise RecipeError(
+            f"{what} would overwrite {target}, which is not empty", where="--output", fix="name a new folder"
+        )
+
+
 @contextlib.contextmanager
 def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     """A temporary sibling to fill; becomes `path` only if the block ends well, and is removed if it does not.
@@ -76,10 +89,7 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
         DiskError: the disk is full, or the place cannot be written.
     """
     target = Path(path)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RecipeError(
-            f"{what} would overwrite {target}, which is not empty", where="--output", fix="name a new folder"
-        )
+    require_new(target, what=what)
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

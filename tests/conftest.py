@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockadapt.export.merge import merge_run
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.training.progress import Reporter
+from tests.rows import train_to_embed
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 
@@ -50,6 +53,20 @@ def assembled(
     """The tied Llama with a token tower (LLaVA) and with a feature-map tower (FastVLM). Tests must not change it."""
     output = tmp_path_factory.mktemp("stock") / "model"
     return assemble(tiny / "llama-tied", tiny / request.param, output, dtype="float32", prove=False)
+
+
+@pytest.fixture(scope="session")
+def embedding_run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tied Llama that answers and embeds. Tests must not change it."""
+    return train_to_embed(tiny, tmp_path_factory.mktemp("embedding"), "llama-tied")
+
+
+@pytest.fixture(scope="session")
+def embedding_merged(embedding_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder merged from it. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("embedding") / "merged"
+    merge_run(embedding_run, folder, Reporter(quiet=True))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.models.adapters import LoraSettings, lora_config
 from lockadapt.models.load import load_model
 from lockadapt.objectives import Vqa
+from lockadapt.recipe.read import load_recipe
 from lockadapt.training.config import GroundingConfig
+from lockadapt.training.progress import Reporter
+from lockadapt.training.session import train
 from lockadapt.training.trainer import GroundingTrainer
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
@@ -107,3 +111,35 @@ def trainer(
         peft,
         objectives={"vqa": Vqa()} if not isinstance(rows, dict) else None,
     )
+
+
+CAPTIONS = {"red": "a red shape", "green": "it is green", "blue": "blue", "yellow": "a yellow square"}
+
+
+def train_to_embed(tiny: Path, folder: Path, llm: str) -> Path:
+    """A run folder: questions and pairs about the four pictures in `folder / "pictures"`, mixed."""
+    names = pictures(folder / "pictures")
+    sources = {}
+    for kind in ("vqa", "itc"):
+        lines = [
+            {"image": path.name, "caption": CAPTIONS[name], "question": "what color is it?", "answer": name}
+            for name, path in names.items()
+        ]
+        file = folder / f"{kind}.jsonl"
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sources[kind] = {"format": "jsonl", "path": str(file), "images": str(folder / "pictures")}
+    rows = {kind: {"train": source, "test": source} for kind, source in sources.items()}
+    recipe = {
+        "model": {"llm": str(tiny / llm), "tower": str(tiny / "clip-vision"), "dtype": "float32"},
+        "lora": {"rank": 4},
+        "objectives": {
+            "vqa": {**rows["vqa"], "answers": list(names)},
+            "itc": {**rows["itc"], "dimension": 8, "queries": 2, "batch_size": 4},
+        },
+        "training": {
+            **{"steps": 8, "batch_size": 4, "learning_rate": 1e-2},
+            **{"projector_learning_rate": 1e-2, "retrieval_learning_rate": 1e-2},
+        },
+    }
+    train(load_recipe(None, (), recipe).recipe, folder / "run", Reporter(quiet=True))
+    return folder / "run"

@@ -14,10 +14,13 @@ from lockadapt.cli import (
     check,
     doctor,
     evaluate,
+    export,
     merge,
     plan,
     quickstart,
     schema,
+    search,
+    tokenizer,
     train,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
@@ -41,12 +44,15 @@ for name, verb in (
     ("train", train.train),
     ("eval", evaluate.evaluate),
     ("merge", merge.merge),
+    ("export", export.export),
     ("chat", chat.chat),
+    ("search", search.search),
     ("assemble", assemble.assemble),
     ("schema", schema.schema),
     ("doctor", doctor.doctor),
 ):
     app.command(name)(verb)
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _version(wanted: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import ImageInputs
@@ -13,6 +14,8 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.objectives.base import Progress
+from lockadapt.objectives.draw import draw_codes
+from lockadapt.objectives.drawing import Drawing
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,8 @@ class EvaluationBench:
         if closed is not None and self.method != "generate":
             return predictor.rank(samples, closed, self.progress)
         return predictor.generate(samples, max_new_tokens, self.progress)
+
+    def draw(self, captions: Sequence[str], drawing: Drawing) -> Tensor:
+        """See `lockadapt.objectives.draw.draw_codes`."""
+        settings = dataclasses.replace(drawing, batch_size=self.batch_size)
+        return draw_codes(self.model, self.encoder.processor, captions, settings, self.progress)

@@ -1,7 +1,8 @@
-"""A conversation about one image with a run or a stock folder."""
+"""A conversation about images with a run or a stock folder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.evaluation.evaluate import open_target
 from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.target import open_target
 from lockadapt.training.rows import context_length
 
 MAX_PIXELS = 50_000_000
@@ -18,34 +19,69 @@ MAX_PIXELS = 50_000_000
 
 @dataclass
 class Chat:
-    """Keeps the turns; every answer is greedy and sees the image and all turns before it."""
+    """Keeps pictures and turns; every answer is greedy and sees all pictures and turns before it.
+
+    Attributes:
+        images: shown so far; the last `waiting` of them belong to the next turn.
+    """
 
     predictor: Predictor
-    image: ImageRef
+    pixels: PixelInputs
     max_new_tokens: int
+    images: list[ImageRef] = field(default_factory=list)
+    waiting: int = 0
     turns: list[Turn] = field(default_factory=list)
 
     @classmethod
-    def open(cls, target: Path, image: Path, max_new_tokens: int) -> Chat:
-        """Opens model and image.
+    def open(cls, target: Path, images: Sequence[Path], max_new_tokens: int) -> Chat:
+        """Opens model and images; the images belong to the first turn.
 
         Raises:
-            DataError: the image is missing or damaged.
+            DataError: an image is missing or damaged.
         """
-        if not image.is_file():
-            raise DataError("there is no such image", where=str(image), fix="check --image")
+        for image in images:
+            _check(image)  # before a model is loaded
         opened = open_target(target)
         pixels = PixelInputs(opened.processor.image_processor, MAX_PIXELS)
-        reference = ImageRef(str(image), path=image)
-        pixels.picture(reference)
         encoder = Encoder(opened.processor, context_length(opened.model))
-        return cls(Predictor(opened.model, encoder, pixels), reference, max_new_tokens)
+        chat = cls(Predictor(opened.model, encoder, pixels), pixels, max_new_tokens)
+        for image in images:
+            chat.show(image)
+        return chat
+
+    def show(self, image: Path) -> None:
+        """Adds a picture to the next turn.
+
+        Raises:
+            DataError: it is missing or damaged.
+            SafetyError: it has too many pixels.
+        """
+        _check(image)
+        reference = ImageRef(str(image), path=image)
+        self.pixels.picture(reference)
+        self.images.append(reference)
+        self.waiting += 1
 
     def ask(self, question: str) -> str:
-        """The answer to the next question."""
-        self.turns.append(Turn("user", question, images=0 if self.turns else 1))
+        """The answer to the next question.
+
+        Raises:
+            DataError: pictures and turns fill the LLM's context, or the question holds the image marker. Question and
+                waiting pictures are dropped, and the conversation is what it was before them.
+        """
+        before = self.images[: len(self.images) - self.waiting]
+        turns = (*self.turns, Turn("user", question, images=self.waiting))
         # The empty answer only marks whose turn it is; `generate` looks at what stands before it.
-        sample = Sample((self.image,), (*self.turns, Turn("assistant", "")), where="chat")
+        sample = Sample(tuple(self.images), (*turns, Turn("assistant", "")), where="chat")
+        self.images, self.waiting = before, 0
+        marker = self.predictor.encoder.image_token
+        if marker in question:
+            raise DataError(f"the question holds the marker {marker!r}", where="chat", fix="remove it")
         answer = self.predictor.generate([sample], self.max_new_tokens)[0]
-        self.turns.append(Turn("assistant", answer))
+        self.images, self.turns = list(sample.images), [*turns, Turn("assistant", answer)]
         return answer
+
+
+def _check(image: Path) -> None:
+    if not image.is_file():
+        raise DataError("there is no such image", where=str(image), fix="check --image")

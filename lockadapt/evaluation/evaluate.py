@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from PIL import Image
 
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
@@ -17,13 +13,11 @@ from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.target import Target, make_ready, open_target
 from lockadapt.files import write_json, write_text
-from lockadapt.models.load import load_model
-from lockadapt.models.sources import pick_dtype
 from lockadapt.objectives import Objective
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import run_folder
 from lockadapt.training.card import write_card
 from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
@@ -31,40 +25,7 @@ from lockadapt.training.inputs import codes_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 
-SIDECAR, SCORES = "lockadapt.json", "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is evaluated: a model in eval mode, and the recipe that it was trained with, if that is known."""
-
-    model: Any
-    processor: Any
-    recipe: Recipe | None
-    run: Path | None
-    mean: Image.Image | None
-
-
-def open_target(folder: Path) -> Target:
-    """Opens a run folder, or a stock LLaVA or FastVLM folder."""
-    if run_folder.is_run(folder):
-        run = run_folder.load_run(folder)
-        mean = folder / run_folder.MEAN_IMAGE_FILE
-        return Target(
-            run.model, run.processor, run.recipe, folder, Image.open(mean).copy() if mean.is_file() else None
-        )
-    if (folder / run_folder.RECIPE).is_file():
-        raise RecipeError(
-            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
-        )
-    model, processor = load_model(folder, pick_dtype("auto"))
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    sidecar = folder / SIDECAR
-    recipe = None
-    if sidecar.is_file():
-        recipe = Recipe.model_validate(json.loads(sidecar.read_text(encoding="utf-8"))["recipe"])
-    return Target(model, processor, recipe, None, None)
+SCORES = "evaluation.json"
 
 
 def evaluate_folder(
@@ -100,7 +61,12 @@ def evaluate_folder(
 def evaluate(
     target: Target, recipe: Recipe, blind: bool, reporter: Reporter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Scores by objective, and every prediction as a row (objective, where, question, answer, truth, images)."""
+    """Scores by objective, and every prediction as a row (objective, where, question, answer, truth, images).
+
+    Raises:
+        DataError: no objective has test rows.
+        RecipeError: as `make_ready`.
+    """
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     found = samples_of(recipe, "test")
@@ -114,7 +80,7 @@ def evaluate(
         )
         samples = scan.good
         objective = objectives[name]
-        objective.prepare(target.model)
+        make_ready(target, objective)
         bench = EvaluationBench(
             target.model,
             Encoder(target.processor, recipe.data.max_length or context_length(target.model)),
@@ -138,9 +104,11 @@ def _images(
     blind: bool,
     reporter: Reporter,
 ) -> ImageInputs:
-    if objective.frozen == "codes":
-        return codes_of(target.model, target.processor, recipe.data.max_pixels, feature_settings(recipe.data))
     images = {image.key: image for sample in samples for image in sample.images}
+    if objective.frozen == "codes":
+        codes = codes_of(target.model, target.processor, recipe.data.max_pixels)
+        codes.fill(images.values(), reporter.counted("tokenising images"))
+        return codes
     mean = None
     if blind and images:
         side = image_side(target.processor)

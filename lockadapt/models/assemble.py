@@ -32,6 +32,7 @@ from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
 from lockadapt.models.stock_model import stock_model
+from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
 
 CALIBRATION_BATCH = 16
@@ -191,7 +192,8 @@ def _build(
     tokenizer = load_tokenizer(text.source, text.model, DRAWING_TOKENS if codes is not None else {})
     add_query_tokens(tokenizer, query_tokens)
     vision = load_tower(tower, dtype)
-    image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
+    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    vision = at_size(vision, side)
     tower_facts = probe_tower(vision, image_processor, feature_layer)
     if llm_facts.context is not None and tower_facts.tokens >= llm_facts.context:
         raise AssemblyError(

@@ -26,6 +26,7 @@ from lockadapt.models.query_tokens import add_query_tokens, query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, loading
 from lockadapt.models.stock_model import stock_model
+from lockadapt.models.tower_size import can_change
 from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
 
 META = torch.device("meta")
@@ -64,7 +65,12 @@ def assembled_blueprint(
     tokenizer = load_tokenizer(source, text, {} if codes is None else DRAWING_TOKENS)
     add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
-    image_processor, _ = square_processor(vision.image_processor, image_size, vision.source.name)
+    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    if can_change(vision.model):
+        vision.model.config.image_size = side
+        with META:
+            resized = AutoModel.from_config(vision.model.config, dtype=dtype).eval().requires_grad_(False)
+        vision = replace(vision, model=resized)
     with torch.no_grad():
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
         text_facts = llm_structure(text)

@@ -27,7 +27,9 @@ class TokenizerShape:
     Attributes:
         size: side of its images in pixels; `grid`: side of its square of codes; `size / grid` is a power of two.
         codes: entries of the codebook; `code_size`: numbers in each.
-        multipliers: width of each resolution in units of 32 channels, from full resolution down to the grid.
+        width: channels at full resolution, a multiple of 32. The stock class normalises in 32 groups: with only one
+            channel in each, a picture's mean colours are lost on the way.
+        multipliers: of `width` at each resolution, from full resolution down to the grid.
         blocks: residual blocks at each resolution (the stock decoder has one more).
         latent: channels between the two halves and the codebook.
     """
@@ -36,16 +38,24 @@ class TokenizerShape:
     grid: int
     codes: int = 1024
     code_size: int = 8
+    width: int = 64
     multipliers: tuple[int, ...] | None = None
     blocks: int = 1
     latent: int = 64
 
     def widths(self) -> tuple[int, ...]:
-        """The multipliers; by default they double from 1 up to 4, towards the grid.
+        """The multipliers; by default they double from 1 up to 4, towards the grid, or stay 1 without blocks.
 
         Raises:
-            RecipeError: `size / grid` is no power of two, or there are more or fewer multipliers than resolutions.
+            RecipeError: `size / grid` is no power of two; there are more or fewer multipliers than resolutions, or
+                widths change without blocks, which alone change them; `width` is no multiple of 32.
         """
+        if self.width % CHANNEL_STEP:
+            raise RecipeError(
+                f"a width of {self.width} cannot be normalised in {CHANNEL_STEP} groups",
+                where="--width",
+                fix=f"give a multiple of {CHANNEL_STEP}",
+            )
         ratio = self.size // max(self.grid, 1)
         levels = ratio.bit_length()
         if ratio < 1 or self.grid * ratio != self.size or 1 << (levels - 1) != ratio:
@@ -55,11 +65,18 @@ class TokenizerShape:
                 fix="choose a size that is the grid times a power of two",
             )
         if self.multipliers is None:
-            return tuple(min(4, 1 << max(0, level - levels // 2)) for level in range(levels))
+            doubled = tuple(min(4, 1 << max(0, level - levels // 2)) for level in range(levels))
+            return doubled if self.blocks else (1,) * levels
+        if not self.blocks and set(self.multipliers) != {1}:
+            raise RecipeError(
+                "without residual blocks the width stays what it is",
+                where="--multipliers",
+                fix="give blocks, or leave the multipliers out",
+            )
         if len(self.multipliers) != levels:
             raise RecipeError(
-                f"{len(self.multipliers)} widths for {levels} resolutions",
-                where="--widths",
+                f"{len(self.multipliers)} multipliers for {levels} resolutions",
+                where="--multipliers",
                 fix=f"give {levels}, from {self.size} pixels down to {self.grid}",
             )
         return self.multipliers
@@ -91,7 +108,7 @@ def new_image_tokenizer(shape: TokenizerShape, seed: int = 0) -> tuple[Any, Any]
         num_embeddings=shape.codes,
         latent_channels=shape.latent,
         num_patches=shape.grid,
-        base_channels=CHANNEL_STEP,
+        base_channels=shape.width,
         channel_multiplier=list(widths),
         num_res_blocks=shape.blocks,
     )
@@ -106,7 +123,8 @@ def janus_image_processor(side: int, **settings: Any) -> Any:
     """The stock image processor of Janus for squares of `side` pixels, from -1 to 1 unless `settings` say otherwise."""
     half = [0.5, 0.5, 0.5]
     values = {"image_mean": half, "image_std": half, "do_convert_rgb": True, **settings}
-    return JanusImageProcessorPil(size={"height": side, "width": side}, **values)
+    # Its smallest side, 14 by default, would otherwise blow up smaller images.
+    return JanusImageProcessorPil(size={"height": side, "width": side}, min_size=min(14, side), **values)
 
 
 def load_image_tokenizer(

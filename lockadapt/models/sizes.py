@@ -48,7 +48,8 @@ def component_sizes(model: nn.Module) -> list[Size]:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and scale of a quantized weight, with its component; shared ones come again."""
     base = stock(model)
-    table, blocks, parts = base.get_input_embeddings(), blocks_path(base) + ".", parts_of(base)
+    parts, blocks = parts_of(base), blocks_path(base) + "."
+    table = base.get_submodule(parts.llm).get_input_embeddings()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

@@ -12,6 +12,7 @@ from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
+from lockadapt.objectives.drawing import Drawing
 
 Report = dict[str, torch.Tensor]
 """What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics. `tokens` is always there:
@@ -54,6 +55,10 @@ class Bench(Protocol):
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
     ) -> list[str]:
         """Answers to the last turns: the likeliest of a closed list, or generated greedily."""
+        ...
+
+    def draw(self, captions: Sequence[str], drawing: Drawing) -> torch.Tensor:
+        """Codes of an image for each caption, int64 (captions, codes)."""
         ...
 
 

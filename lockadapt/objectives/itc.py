@@ -37,6 +37,9 @@ from lockadapt.objectives.similarity import Kind, contrastive_loss
 from lockadapt.objectives.temperature import Temperature
 
 IMAGES = ("pixel_values", "image_features", "image_scales")
+_CAPTION = "\x00"
+"""Stands for a caption where a frame is looked for: no caption holds it."""
+
 SHOWN = 5
 """Images that a prediction names."""
 
@@ -114,7 +117,7 @@ class ImageText:
                 where=f"objectives.….mode: {self.mode}",
                 fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
             )
-        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale)
+        temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale, self.learn_scale)
         add_retrieval(model, self.dimension, temperature, self.pooling)
 
     def encode(
@@ -170,8 +173,6 @@ class ImageText:
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
         scale, bias = temperature.scale(), temperature.bias()
-        if not self.learn_scale:
-            scale = scale.detach()
         loss = contrastive_loss(gather(images), gather(texts), keys, keys, scale, bias, self.contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 
@@ -265,10 +266,32 @@ class ImageText:
 
         return _over(texts, bench, embed)
 
+    def frames(self, encoder: Encoder) -> tuple[str, str, str]:
+        """What stands before a text, behind it, and in place of an image, query tokens and bos included.
+
+        The image's holds the image marker once, not yet repeated for every patch; it is empty in a dual encoder, whose
+        tokenizer adds bos itself.
+
+        Raises:
+            DataError: the text stands in more than one place.
+        """
+        before, after = _around(self.text_prompt, "{caption}")
+        if self.mode == "dual":
+            return before, after, ""
+        queries = "".join(self._queries(encoder))
+        said = Sample((), (Turn("user", f"{before}{_CAPTION}{after}"),), "text")
+        before, after = _around(encoder.render(said, prompt=True), _CAPTION)
+        return before, after + queries, encoder.render(self._shown(), prompt=True) + queries
+
+    def _shown(self) -> Sample:
+        return Sample((ImageRef("any"),), (Turn("user", self.image_prompt, images=1),), "image")
+
+    def _queries(self, encoder: Encoder) -> list[str]:
+        query_token_ids(encoder.tokenizer, self.query_tokens)  # says so if there are none
+        return [query_token(number) for number in range(1, self.query_tokens + 1)]
+
     def _image_ids(self, encoder: Encoder) -> np.ndarray:
-        turn = Turn("user", self.image_prompt, images=1)
-        shown = Sample((ImageRef("any"),), (turn,), "image")
-        return self._sequence(encoder, shown, "objectives.….image_prompt")
+        return self._sequence(encoder, self._shown(), "objectives.….image_prompt")
 
     def _text_ids(self, encoder: Encoder, text: str, where: str) -> np.ndarray:
         words = self.text_prompt.replace("{caption}", text.strip())
@@ -277,8 +300,7 @@ class ImageText:
         return self._sequence(encoder, Sample((), (Turn("user", words),), where), where)
 
     def _sequence(self, encoder: Encoder, sample: Sample, where: str) -> np.ndarray:
-        query_token_ids(encoder.tokenizer, self.query_tokens)  # says so if there are none
-        queries = [query_token(number) for number in range(1, self.query_tokens + 1)]
+        queries = self._queries(encoder)
         for marker in (encoder.image_token, *queries):
             if any(marker in turn.text for turn in sample.turns):
                 raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
@@ -294,6 +316,17 @@ def _within(encoder: Encoder, ids: Sequence[int], where: str) -> np.ndarray:
             fix="shorten the text, or raise data.max_length",
         )
     return np.asarray(ids, np.int32)
+
+
+def _around(text: str, marker: str) -> tuple[str, str]:
+    if text.count(marker) != 1:
+        raise DataError(
+            f"a caption stands in {text.count(marker)} places",
+            where="objectives.….text_prompt",
+            fix="let it stand in one",
+        )
+    before, after = text.split(marker)
+    return before, after
 
 
 def _texts(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:

@@ -26,15 +26,22 @@ class Temperature(nn.Module):
         logit_bias: scalar, or None with InfoNCE, where it cancels.
     """
 
-    def __init__(self, kind: Kind, negatives: int = 1, scale: float | None = None) -> None:
+    def __init__(
+        self, kind: Kind, negatives: int = 1, scale: float | None = None, learned: bool = True
+    ) -> None:
         """As `first_scale` and `first_bias` say; `negatives` is how many there are for a positive pair.
 
         Args:
             scale: where it starts instead.
+            learned: else the scale stays there, as a buffer.
         """
         super().__init__()
         start = math.log(scale or first_scale(kind))
-        self.logit_scale = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+        self.logit_scale: Tensor
+        if learned:
+            self.logit_scale = nn.Parameter(torch.tensor(start, dtype=torch.float32))
+        else:
+            self.register_buffer("logit_scale", torch.tensor(start, dtype=torch.float32))
         self.logit_bias = (
             nn.Parameter(torch.tensor(first_bias(negatives), dtype=torch.float32))
             if kind == "sigmoid"

@@ -19,6 +19,7 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
 from lockadapt.models.parts import parts_of, stock
 from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
+from lockadapt.objectives.drawing import Drawing, drawing_prompts
 from lockadapt.objectives.head import CHUNK_BYTES, head_input
 
 AT_ONCE = 512
@@ -138,15 +139,30 @@ class TextToImage:
         """Cross-entropy of the true codes, and perplexity of the codes that are drawn for the same captions.
 
         Returns:
-            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`; `uniform` is ln(codes), what guessing gives.
+            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what guessing gives;
+            and the drawn codes as each row's answer.
         """
+        codes = stock(bench.model).config.vq_config.num_embeddings
+        drawn = bench.draw([sample.answer for sample in samples], self.drawing())
+        used = torch.bincount(drawn.flatten(), minlength=codes).double()
+        share = used / used.sum().clamp_min(1)
         scores: dict[str, Any] = {
             "cross_entropy": self._cross_entropy(bench, samples),
-            "uniform": float(np.log(stock(bench.model).config.vq_config.num_embeddings)),
+            "uniform": float(np.log(codes)),
+            "codebook_perplexity": float(torch.exp(-torch.special.xlogy(share, share).sum())),
             "n": len(samples),
         }
-        rows = [prediction_row(sample, "") for sample in samples]
+        rows = [
+            prediction_row(sample, " ".join(map(str, row.tolist())))
+            for sample, row in zip(samples, drawn, strict=True)
+        ]
         return scores, rows
+
+    def drawing(self, batch_size: int = 64) -> Drawing:
+        """How this objective's fields say that images are drawn."""
+        return Drawing(
+            self.drawing_seed, self.temperature, self.top_k, self.top_p, self.guidance_scale, batch_size
+        )
 
     @torch.no_grad()
     def _cross_entropy(self, bench: Bench, samples: Sequence[Sample]) -> float:
@@ -162,27 +178,6 @@ class TextToImage:
             if bench.progress:
                 bench.progress(start + len(part), len(items))
         return total / max(tokens, 1.0)
-
-
-def drawing_prompts(processor: Any, captions: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-    """What the stock processor makes of captions for drawing, int32 (tokens,) each.
-
-    These are the ids of `processor(text=processor.apply_chat_template(messages, add_generation_prompt=True),
-    generation_mode="image")` with the caption as the user's message.
-    """
-    if not captions:
-        return []
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "text", "text": caption}]}],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        for caption in captions
-    ]
-    made = processor(text=texts, generation_mode="image", padding=True, return_tensors="np")
-    pairs = zip(made["input_ids"], made["attention_mask"], strict=True)
-    return [ids[mask.astype(bool)].astype(np.int32) for ids, mask in pairs]
 
 
 def code_losses(

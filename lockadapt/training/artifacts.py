@@ -32,11 +32,16 @@ def save_artifacts(model: nn.Module, processor: Any, folder: Path, base: str | N
         model.save_pretrained(str(folder / ADAPTER))  # type: ignore[operator]
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)
     for part, file in PART_FILES.items():
-        tensors = {n: t.detach().cpu().contiguous() for n, t in part_tensors(model, part).items()}
-        if tensors:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+        save_part(model, part, folder / file)
     processor.save_pretrained(folder / PROCESSOR)
     ordinary_permissions(folder)
+
+
+def save_part(model: nn.Module, part: str, file: Path) -> None:
+    """Writes the tensors of a part by their stock names; nothing if the model has none."""
+    tensors = {n: t.detach().cpu().contiguous() for n, t in part_tensors(model, part).items()}
+    if tensors:
+        save_file(tensors, file, metadata={"format": "pt"})
 
 
 def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
@@ -49,7 +54,6 @@ def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
     }
 
 
-@torch.no_grad()
 def load_parts(model: nn.Module, folder: Path) -> None:
     """Reads every trained part into a stock model; every tensor must be there and nothing else.
 
@@ -59,10 +63,13 @@ def load_parts(model: nn.Module, folder: Path) -> None:
     for part, name in PART_FILES.items():
         own = part_tensors(model, part)
         if own or (folder / name).is_file():
-            _load_part(own, folder / name)
+            load_part(model, part, folder / name)
 
 
-def _load_part(own: dict[str, torch.nn.Parameter], file: Path) -> None:
+@torch.no_grad()
+def load_part(model: nn.Module, part: str, file: Path) -> None:
+    """Reads one part into a stock model; errors as `load_parts`."""
+    own = part_tensors(model, part)
     if not file.is_file():
         raise VerificationError("the file is missing", where=str(file), fix="train again")
     saved = load_file(file)

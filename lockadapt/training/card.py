@@ -1,9 +1,10 @@
-"""The model card of a run or of a merged folder: real numbers only, from `run.json` and `evaluation.json`."""
+"""The model card of a run, or of a folder made from it: real numbers only, from `run.json` and `evaluation.json`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,22 @@ def write_card(folder: Path) -> None:
     write_text(folder / "README.md", card_text(folder))
 
 
-def card_text(run: Path, merged: Mapping[str, Any] | None = None) -> str:
-    """The card of a run; with `merged` (the proof's numbers), that of the folder merged from it."""
+@dataclass(frozen=True)
+class Made:
+    """What the card of a folder that was made from a run says instead of the run's files.
+
+    Attributes:
+        library, task: as the Hub calls them.
+        section: lines of Markdown.
+    """
+
+    library: str
+    task: str
+    section: tuple[str, ...]
+
+
+def card_text(run: Path, made: Made | None = None) -> str:
+    """The card of a run; with `made`, that of a folder made from it."""
     facts, recipe = run_folder.read_facts(run), run_folder.read_recipe(run)
     scores_file = run / "evaluation.json"
     scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else {}
@@ -25,12 +40,12 @@ def card_text(run: Path, merged: Mapping[str, Any] | None = None) -> str:
     bases = [model.vlm] if model.vlm else [model.llm, model.tower]
     lines = [
         "---",
-        "library_name: " + ("transformers" if merged else "peft"),
-        "pipeline_tag: image-text-to-text",
+        f"library_name: {made.library if made else 'peft'}",
+        f"pipeline_tag: {made.task if made else 'image-text-to-text'}",
         "tags: [lockadapt, locked-image-tuning]",
         "base_model:",
         *[f"- {base}" for base in bases],
-        f"base_model_relation: {'merge' if merged else 'adapter'}",
+        f"base_model_relation: {'merge' if made else 'adapter'}",
         "---",
         f"# {run.name}",
         "",
@@ -38,7 +53,7 @@ def card_text(run: Path, merged: Mapping[str, Any] | None = None) -> str:
         "",
         *_scores(scores),
         *_training(facts),
-        *(_merged(merged) if merged else _files()),
+        *(made.section if made else _files()),
         "## Versions",
         "",
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
@@ -95,27 +110,9 @@ def _files() -> list[str]:
     return [
         "## Files",
         "",
-        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names, "
+        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names "
+        "(`retrieval.safetensors` and `generation.safetensors`, where there are any, what embeds and what draws), "
         "`processor/` is the exact processor. `lockadapt merge` folds them into one stock folder.",
-        "",
-    ]
-
-
-def _merged(proof: Mapping[str, Any]) -> list[str]:
-    return [
-        "## Proof",
-        "",
-        "Reloaded by its stock class in a fresh process without lockadapt and compared with the trained model: "
-        f"largest logit difference {proof['max_abs_logit_diff']:.3g}, KL {proof['kl']:.3g} nats, "
-        f"top-1 agreement {proof['top1_agreement']:.4f}, {len(proof['missing_keys'])} missing and "
-        f"{len(proof['unexpected_keys'])} unexpected keys.",
-        "",
-        "```python",
-        "from transformers import AutoModelForImageTextToText, AutoProcessor",
-        "",
-        'processor = AutoProcessor.from_pretrained("PATH")',
-        'model = AutoModelForImageTextToText.from_pretrained("PATH")',
-        "```",
         "",
     ]
 

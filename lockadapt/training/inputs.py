@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,8 +12,8 @@ from lockadapt.data.codes import CodeInputs, code_inputs
 from lockadapt.data.encode import Encoded
 from lockadapt.data.features import FeatureSettings
 from lockadapt.data.pixels import ImageInputs, PixelInputs
-from lockadapt.errors import RecipeError
-from lockadapt.models.parts import stock
+from lockadapt.errors import AssemblyError
+from lockadapt.models.parts import parts_of, stock
 from lockadapt.objectives import Objective
 from lockadapt.training.features import Note, Progress, image_inputs, silent
 from lockadapt.training.rows import distinct_images
@@ -31,7 +32,7 @@ def inputs_by_objective(
     note: Note = silent,
     progress: Progress | None = None,
 ) -> dict[str, ImageInputs]:
-    """Image inputs by objective; those that look at images through the tower share one.
+    """Image inputs by objective; those that look at images through the tower share one, as do those that draw.
 
     Args:
         rows: training and validation rows by objective.
@@ -47,30 +48,28 @@ def inputs_by_objective(
         shared = image_inputs(
             model, processor, seen, max_pixels, settings, pays=pays, blind=blind, note=note, progress=progress
         )
-    found = dict.fromkeys(objectives, shared)
+    inputs = dict.fromkeys(objectives, shared)
     drawn = [name for name, objective in objectives.items() if objective.frozen == "codes"]
     if drawn:
-        codes = codes_of(model, processor, max_pixels, settings)
+        folder = settings.cache.expanduser() if settings.choice == "disk" else None
+        codes = codes_of(model, processor, max_pixels, folder)
         images = distinct_images([row for name in drawn for row in rows.get(name, ())])
         count = codes.fill(images.values(), progress)
         note(f"images: codes of {len(images):,} images kept ({count:,} computed)")
-        found.update(dict.fromkeys(drawn, codes))
-    return found
+        inputs.update(dict.fromkeys(drawn, codes))
+    return inputs
 
 
-def codes_of(model: nn.Module, processor: Any, max_pixels: int, settings: FeatureSettings) -> CodeInputs:
-    """Where a Janus model's image codes come from: on disk as well where features are asked to be.
+def codes_of(model: nn.Module, processor: Any, max_pixels: int, folder: Path | None = None) -> CodeInputs:
+    """Codes from the image tokenizer inside a stock model, kept in memory and in a folder.
 
     Raises:
-        RecipeError: the model has no image tokenizer.
+        AssemblyError: the model has no image tokenizer.
     """
-    inner = getattr(stock(model), "model", None)
-    tokenizer = getattr(inner, "vqmodel", None)
-    if tokenizer is None:
-        raise RecipeError(
-            f"{type(stock(model)).__name__} does not draw",
-            where="model",
-            fix="give model.image_tokenizer and a SigLIP tower, or start from a Janus checkpoint",
+    base = stock(model)
+    if not parts_of(base).image_tokenizer:
+        raise AssemblyError(
+            f"{type(base).__name__} has no image tokenizer",
+            fix="give model.image_tokenizer, or start from a Janus checkpoint",
         )
-    folder = settings.cache.expanduser() if settings.choice == "disk" else None
-    return code_inputs(tokenizer, processor.image_processor, max_pixels, folder=folder)
+    return code_inputs(base.model.vqmodel, processor.image_processor, max_pixels, folder=folder)

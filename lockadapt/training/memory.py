@@ -150,14 +150,17 @@ def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bo
         loss: the forward; gives the scalar that `backward` starts from.
         accumulate: gradients of an earlier micro-batch are there already.
     """
-    tracker = PeakTracker(stock(model).get_output_embeddings().weight.shape[0])
+    # A dual encoder has no head, and no tensor as wide as one either.
+    head = stock(model).get_output_embeddings()
+    tracker = PeakTracker(None if head is None else head.weight.shape[0])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def arrived(parameter: torch.Tensor) -> None:
         if len(tracker.segments) == 1:
             tracker.split()
-        assert parameter.grad is not None
-        tracker.hold([parameter.grad], "gradients")
+        # A function that several parameters enter may have no gradient for some of them.
+        if parameter.grad is not None:
+            tracker.hold([parameter.grad], "gradients")
 
     hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
     tracker.hold((tensor for _, tensor in named_tensors(model)), "weights")

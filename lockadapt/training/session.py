@@ -24,6 +24,7 @@ from lockadapt.models.quantize import load_quantized
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
 from lockadapt.models.widen import with_query_tokens
+from lockadapt.objectives import TextToImage
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import checkpoint, run_folder
 from lockadapt.training.artifacts import save_artifacts
@@ -46,6 +47,7 @@ from lockadapt.training.largest_batch import try_largest_batch
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
 from lockadapt.training.rows import context_length, encoded_rows
+from lockadapt.training.samples import DrawingSamples
 from lockadapt.training.trainer import GroundingTrainer
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
@@ -265,13 +267,19 @@ def run_stage(
     callbacks: list[Any] = [ProgressCallback(reporter, folder / run_folder.METRICS, stage.name)]
     if recipe.training.patience and validation:
         callbacks.append(EarlyStoppingCallback(recipe.training.patience))
+    objectives = objectives_of(recipe, stage)
+    for name, objective in objectives.items():
+        if isinstance(objective, TextToImage):
+            rows_shown = validation.get(name) or rows.train[name]
+            samples = folder / "samples" / stage.name / name
+            callbacks.append(DrawingSamples(samples, processor, objective, rows_shown))
     trainer = GroundingTrainer(
         model,
         grounding_config(recipe, stage, place, dtype, bool(validation)),
         {name: rows.train[name] for name in stage.objectives},
         validation or None,
         processor,
-        objectives=objectives_of(recipe, stage),
+        objectives=objectives,
         image_inputs=rows.images,
         callbacks=callbacks,
     )

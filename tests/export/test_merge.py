@@ -115,12 +115,12 @@ def test_a_wrong_merge_fails_and_leaves_nothing(run: Path, tmp_path: Path) -> No
             merged.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.05)  # type: ignore[union-attr, operator]
         return merged
 
-    original, module._folded = module._folded, folded
+    original, module.folded = module.folded, folded
     try:
         with pytest.raises(VerificationError, match="not the trained model") as error:
             merge_run(run, tmp_path / "merged", QUIET)
     finally:
-        module._folded = original
+        module.folded = original
     assert error.value.exit_code == 8
     assert list(tmp_path.iterdir()) == []
 

@@ -84,13 +84,19 @@ class Target:
 
 
 def export(
-    target: Target, trained: Trained, output: str | Path, texts: Sequence[str], images: Sequence[Image.Image]
+    target: Target,
+    trained: Trained,
+    output: str | Path,
+    texts: Sequence[str],
+    images: Sequence[Image.Image],
+    finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a folder and proves in a fresh process that the client's own code embeds as the trained model does.
 
     Args:
         output: must not exist or be empty; written whole or not at all.
         texts, images: what is compared; RGB images.
+        finish: given the proved folder, still at its temporary place, and what is returned.
 
     Returns:
         `{"target", "model_class", "text_difference", "image_difference"}`.
@@ -107,7 +113,10 @@ def export(
     with new_folder(output, what="exporting") as folder:
         target.write(trained, folder)
         ordinary_permissions(folder)
-        return {"target": target.name, **_prove(target, trained, folder, expected, texts, images, dtype)}
+        proof = {"target": target.name, **_prove(target, trained, folder, expected, texts, images, dtype)}
+        if finish is not None:
+            finish(folder, proof)
+    return proof
 
 
 @torch.no_grad()

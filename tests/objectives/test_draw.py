@@ -12,9 +12,10 @@ from PIL import Image
 from transformers import DynamicCache
 
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.draw import Drawing, draw, draw_codes, grid, pictures
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.objectives.draw import draw, draw_codes, grid, pictures
+from lockadapt.objectives.drawing import Drawing
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 PROMPTS = ["a red circle", "a blue triangle, once upon a time", "yes"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lockadapt.data.batch import left_padded
-from lockadapt.errors import RecipeError
 from lockadapt.models.parts import stock
 from lockadapt.models.quiet import quiet
-from lockadapt.objectives.text_to_image import drawing_prompts
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How images are drawn.
-
-    Attributes:
-        seed: of everything that is drawn; the same seed, prompts and batch size give the same images.
-        temperature: 0 takes the likeliest code.
-        top_k, top_p: as in `generate`; None for no limit.
-        guidance_scale: how far from the unconditional prompt; above 1, which the stock class needs.
-        batch_size: prompts at a time.
-    """
-
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance_scale: float = 3.0
-    batch_size: int = 64
-
-    def arguments(self) -> dict[str, Any]:
-        """The keywords of the stock `generate`.
-
-        Raises:
-            RecipeError: a guidance scale of 1 or less, or a negative temperature.
-        """
-        if self.guidance_scale <= 1 or self.temperature < 0:
-            raise RecipeError(
-                f"guidance_scale {self.guidance_scale} and temperature {self.temperature} cannot be drawn with",
-                where="guidance_scale, temperature",
-                fix="the stock class draws with a guidance scale above 1, and temperatures from 0",
-            )
-        made: dict[str, Any] = {"guidance_scale": self.guidance_scale, "do_sample": self.temperature > 0}
-        if made["do_sample"]:
-            # 0 and 1 switch off what a generation config may have on.
-            made |= {"temperature": self.temperature, "top_k": self.top_k or 0, "top_p": self.top_p or 1.0}
-        return made
+from lockadapt.objectives.drawing import Drawing, drawing_prompts
 
 
 @torch.no_grad()

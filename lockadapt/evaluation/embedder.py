@@ -1,0 +1,113 @@
+"""Embeds images and texts with a run or a merged folder, as its contrastive objective does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from lockadapt.data.encode import Encoder
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.sample import ImageRef
+from lockadapt.errors import DataError, RecipeError, SafetyError
+from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.target import Target, make_ready
+from lockadapt.objectives import ImageText, Objective
+from lockadapt.objectives.base import Progress
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.from_recipe import objectives_of
+from lockadapt.training.rows import context_length
+
+
+@dataclass
+class _Opened:
+    """Image inputs of images that were opened and preprocessed before: pixel values (3, side, side) by key."""
+
+    values: dict[str, Tensor]
+    replacement: Image.Image | None = None
+
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.stack([self.values[image.key] for image in images])}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model with its contrastive objective."""
+
+    objective: ImageText
+    bench: EvaluationBench
+
+    @classmethod
+    def of(cls, model: nn.Module, processor: Any, objective: ImageText, recipe: Recipe) -> Embedder:
+        """A model that the objective has prepared."""
+        encoder = Encoder(processor, recipe.data.max_length or context_length(model))
+        images = PixelInputs(processor.image_processor, recipe.data.max_pixels)
+        size = recipe.evaluation.batch_size
+        return cls(objective, EvaluationBench(model.eval(), encoder, images, size, None))
+
+    @classmethod
+    def open(cls, target: Target) -> Embedder:
+        """That of a run or of a merged folder.
+
+        Raises:
+            RecipeError: the model was not trained to embed, or nothing says how.
+        """
+        if target.recipe is None:
+            raise RecipeError(
+                "the folder does not say which recipe it was trained with",
+                where=str(target.folder),
+                fix="name a run with an objective of the kind itc, or a folder merged from one",
+            )
+        objective = contrastive(objectives_of(target.recipe))
+        if objective is None:
+            raise RecipeError(
+                "the model was not trained to embed images and texts",
+                where=str(target.folder),
+                fix="train with an objective of the kind itc",
+            )
+        make_ready(target, objective)
+        return cls.of(target.model, target.processor, objective, target.recipe)
+
+    def images(self, images: Sequence[ImageRef]) -> Tensor:
+        """Float32 (images, dimension) on the CPU, L2-normalised."""
+        return self.objective.image_embeddings(self.bench, images)
+
+    def readable(
+        self, images: Sequence[ImageRef], progress: Progress | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Embeddings (dimension,) by key of all that can be opened, and what is wrong with the others, by key.
+
+        Every image is opened once, and no more than a batch of them is in memory.
+        """
+        made: dict[str, Tensor] = {}
+        wrong: dict[str, str] = {}
+        size = self.bench.batch_size
+        for start in range(0, len(images), size):
+            values: dict[str, Tensor] = {}
+            for image in images[start : start + size]:
+                try:
+                    values[image.key] = self.bench.images([image])["pixel_values"][0]
+                except (DataError, SafetyError) as error:
+                    wrong[image.key] = error.message
+            good = [image for image in images[start : start + size] if image.key in values]
+            if good:
+                bench = dataclasses.replace(self.bench, images=_Opened(values))
+                rows = self.objective.image_embeddings(bench, good)
+                made |= dict(zip([image.key for image in good], rows, strict=True))
+            if progress:
+                progress(min(start + size, len(images)), len(images))
+        return made, wrong
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Float32 (texts, dimension) on the CPU, L2-normalised."""
+        return self.objective.text_embeddings(self.bench, texts)
+
+
+def contrastive(objectives: Mapping[str, Objective]) -> ImageText | None:
+    """The first contrastive objective of a run, or None; those of one run share what embeds."""
+    return next((one for one in objectives.values() if isinstance(one, ImageText)), None)

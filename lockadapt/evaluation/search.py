@@ -1,0 +1,135 @@
+"""Searches a folder of images by text or by image, with a run or a merged folder that was trained to embed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lockadapt.data.claims import Claims
+from lockadapt.data.sample import ImageRef
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.embedder import Embedder
+from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
+from lockadapt.evaluation.refresh import refresh
+from lockadapt.evaluation.target import SIDECAR, Target, open_target
+from lockadapt.files import sha256_of
+from lockadapt.training import run_folder
+from lockadapt.training.artifacts import ADAPTER, PROCESSOR
+from lockadapt.training.progress import Reporter
+
+SEARCH_CACHE = Path("~/.cache/lockadapt/search")
+"""Where indices are that got no place of their own; one for each folder of images and each model."""
+
+NOT_IMAGES = ("weight", "ratio", "batch_size", "chunk", "contrast", "text_prompt", "templates")
+"""Settings of an objective that the embedding of an image does not depend on."""
+
+
+def search(
+    target: Path,
+    images: Path,
+    texts: Sequence[str],
+    pictures: Sequence[Path],
+    index: Path | None,
+    top: int,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """The images of a folder that are most similar to each query.
+
+    Args:
+        images: searched with its subfolders.
+        texts, pictures: queries.
+        index: folder of the index; None: one below `SEARCH_CACHE`, for these images and this model.
+        top: images an answer names.
+
+    Returns:
+        `{"searches": [{"query", "results": [{"file", "score"}]}], "index": {"folder", "images", "embedded", "dropped",
+        "bad": [{"file", "reason"}]}}`; files relative to `images`, scores are cosines.
+
+    Raises:
+        RecipeError: no query, a model that was not trained to embed, or an index that another model made.
+        DataError: no images, or a query image that cannot be opened.
+    """
+    if not texts and not pictures:
+        raise RecipeError("nothing is asked for", where="--query", fix="add --query TEXT or --image FILE")
+    opened = open_target(target)
+    embedder = Embedder.open(opened)
+    queries = [*texts, *map(str, pictures)]
+    wanted = [embedder.texts(texts)] if texts else []
+    if pictures:
+        wanted.append(embedder.images([ImageRef(str(path), path=path) for path in pictures]))
+    fingerprint = model_fingerprint(opened, embedder)
+    folder = index or _own_place(images, fingerprint)
+    found, report = _up_to_date(embedder, images, folder, fingerprint, reporter)
+    rows = [row for part in wanted for row in part]
+    searches = [
+        {"query": query, "results": _best(found, row, top)} for query, row in zip(queries, rows, strict=True)
+    ]
+    return {"searches": searches, "index": report}
+
+
+def model_fingerprint(target: Target, embedder: Embedder) -> str:
+    """SHA-256 of all that the embedding of an image depends on: weights, processor, prompt, pooling, dtype."""
+    objective = dataclasses.asdict(embedder.objective)
+    known: dict[str, Any] = {"objective": {k: v for k, v in objective.items() if k not in NOT_IMAGES}}
+    known["dtype"] = str(next(target.model.parameters()).dtype)
+    if target.run is None:
+        files = [
+            path for path in target.folder.rglob("*") if path.suffix in (".safetensors", ".json", ".jinja")
+        ]
+        files = [path for path in files if path.name != SIDECAR]
+    else:
+        facts = run_folder.read_facts(target.run)
+        known["base"] = [facts.get(key) for key in ("base_fingerprint", "quantization", "llm", "tower")]
+        files = [path for part in (ADAPTER, PROCESSOR) for path in (target.run / part).rglob("*")]
+        files += target.run.glob("*.safetensors")
+    digests = {
+        path.relative_to(target.folder).as_posix(): sha256_of(path) for path in files if path.is_file()
+    }
+    return hashlib.sha256(json.dumps([known, digests], sort_keys=True).encode()).hexdigest()
+
+
+def _own_place(images: Path, fingerprint: str) -> Path:
+    name = hashlib.sha256(f"{images.resolve()}\n{fingerprint}".encode()).hexdigest()[:16]
+    return SEARCH_CACHE.expanduser() / name
+
+
+def _up_to_date(
+    embedder: Embedder, images: Path, folder: Path, fingerprint: str, reporter: Reporter
+) -> tuple[ImageIndex, dict[str, Any]]:
+    progress = reporter.counted("embedding images")
+    with Claims(folder / "lock") as claims:
+        if not claims.take(0):
+            reporter.note(f"waiting for another process that has the index {folder}")
+            claims.take(0, wait=True)
+        before = read_index(folder, fingerprint)
+        found, changes = refresh(
+            before,
+            images,
+            lambda some: embedder.readable(some, progress),
+            lambda part: write_index(folder, fingerprint, part),
+        )
+        if found.files != before.files:
+            write_index(folder, fingerprint, found)
+    for name, reason in changes.bad.items():
+        reporter.note(f"left out {name}: {reason}")
+    reporter.note(
+        f"{len(found.files):,} images in {folder}: {changes.embedded:,} embedded now, {changes.dropped:,} dropped"
+    )
+    bad = [{"file": name, "reason": reason} for name, reason in changes.bad.items()]
+    report = {"folder": str(folder), "images": len(found.files)}
+    return found, {**report, "embedded": changes.embedded, "dropped": changes.dropped, "bad": bad}
+
+
+def _best(index: ImageIndex, query: Tensor, top: int) -> list[dict[str, Any]]:
+    """Equally similar images in the order of their names, which is that of the index."""
+    scores, order = (index.embeddings @ query).sort(descending=True, stable=True)
+    return [
+        {"file": index.files[number].name, "score": round(score, 6)}
+        for number, score in zip(order[:top].tolist(), scores[:top].tolist(), strict=True)
+    ]

@@ -1,0 +1,97 @@
+"""Opens what is evaluated, searched and talked to: a run folder, or a stock folder with what a merge left beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from lockadapt.errors import RecipeError
+from lockadapt.models.load import load_model
+from lockadapt.models.parts import RETRIEVAL, stock
+from lockadapt.models.sources import pick_dtype
+from lockadapt.objectives import Objective
+from lockadapt.objectives.retrieval import is_dual
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import run_folder
+from lockadapt.training.artifacts import PART_FILES, load_part
+
+SIDECAR = "lockadapt.json"
+BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
+"""Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on top."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model in eval mode, and the recipe that it was trained with, if that is known.
+
+    Attributes:
+        folder: where it was opened.
+        run: the same folder if it is a run, else None.
+        mean: the mean image of a blind run.
+    """
+
+    model: Any
+    processor: Any
+    recipe: Recipe | None
+    run: Path | None
+    mean: Image.Image | None
+    folder: Path
+
+
+def open_target(folder: Path) -> Target:
+    """Opens a run folder, or a stock folder of a class that lockadapt trains.
+
+    Raises:
+        RecipeError: the run is not finished.
+    """
+    if run_folder.is_run(folder):
+        run = run_folder.load_run(folder)
+        file = folder / run_folder.MEAN_IMAGE_FILE
+        mean = Image.open(file).copy() if file.is_file() else None
+        return Target(run.model, run.processor, run.recipe, folder, mean, folder)
+    if (folder / run_folder.RECIPE).is_file():
+        raise RecipeError(
+            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
+        )
+    model, processor = load_model(folder, pick_dtype("auto"))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    sidecar = folder / SIDECAR
+    recipe = None
+    if sidecar.is_file():
+        recipe = Recipe.model_validate(json.loads(sidecar.read_text(encoding="utf-8"))["recipe"])
+    return Target(model, processor, recipe, None, None, folder)
+
+
+def make_ready(target: Target, objective: Objective) -> None:
+    """Gives the target's model what this objective needs beside the stock class; a second call does nothing.
+
+    Raises:
+        RecipeError: the objective embeds, and neither the model nor its folder has what that takes.
+        VerificationError: what lies beside a merged model does not fit the objective.
+    """
+    model = target.model
+    # A dual encoder's stock class holds all that embeds.
+    beside = RETRIEVAL in objective.parts and not is_dual(model) and not hasattr(stock(model), RETRIEVAL)
+    if beside:
+        add_from_folder(model, objective, target.folder)
+    objective.prepare(model)
+
+
+def add_from_folder(model: nn.Module, objective: Objective, folder: Path) -> None:
+    """Reads what embeds images and texts from beside a merged model; errors as `make_ready`."""
+    file = folder / BESIDE
+    if not file.is_file():
+        raise RecipeError(
+            f"the model cannot embed images and texts: {BESIDE} is missing",
+            where=str(folder),
+            fix="name a run with an objective of the kind itc, or a folder that `lockadapt merge` made of one",
+        )
+    objective.prepare(model)
+    load_part(model, RETRIEVAL, file)

@@ -1,0 +1,81 @@
+"""From a finished run to what the embedding targets take: adapters folded in, frames and projection beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from lockadapt.data.encode import Encoder
+from lockadapt.data.images import open_image
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.embedder import contrastive
+from lockadapt.export.embeddings import Embedded, compare, embed_probe, shown_and_said
+from lockadapt.export.fold import folded, take_retrieval
+from lockadapt.export.targets import Frames, Trained
+from lockadapt.export.targets.base import embed_images, embed_texts
+from lockadapt.objectives import ImageText
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import run_folder
+from lockadapt.training.from_recipe import objectives_of
+from lockadapt.training.rows import context_length
+
+
+def require_embedding(recipe: Recipe, name: str) -> ImageText:
+    """The contrastive objective of a recipe.
+
+    Raises:
+        RecipeError: it has none.
+    """
+    objective = contrastive(objectives_of(recipe))
+    if objective is None:
+        raise RecipeError(
+            f"no export to {name}: the run was not trained to embed",
+            where="--to",
+            fix="train with an objective of the kind itc, or choose --to merged",
+        )
+    return objective
+
+
+def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], list[str]]:
+    """What the targets are given; and the images and texts of the run's probe.
+
+    What is given embeds the probe as the run itself does, adapters not folded.
+
+    Raises:
+        RecipeError: the run has no contrastive objective.
+        DataError: captions stand in a frame that is not one piece before and one behind them.
+        VerificationError: folding changed an embedding.
+    """
+    objective = require_embedding(run.recipe, "this target")
+    model, processor = run.model.cpu(), run.processor
+    samples = run_folder.read_probe(run.folder)
+    reference = embed_probe(model, processor, run.recipe, samples)
+    assert reference is not None
+    before, after, image = objective.frames(
+        Encoder(processor, run.recipe.data.max_length or context_length(model))
+    )
+    base = folded(model).eval()
+    own = take_retrieval(base)
+    trained = Trained(
+        base.to(getattr(torch, run.facts["dtype"])),
+        processor,
+        own.pooling,
+        Frames(before, after, image),
+        own.embedding_proj_layer,
+        float(own.temperature.scale().detach()),
+    )
+    images, texts = shown_and_said(samples)
+    pictures = [open_image(one, run.recipe.data.max_pixels) for one in images]
+    _same(trained, reference, pictures, texts, str(run.folder))
+    return trained, pictures, texts
+
+
+def _same(
+    trained: Trained, reference: Embedded, pictures: Sequence[Image.Image], texts: Sequence[str], where: str
+) -> None:
+    found = Embedded(
+        reference.objective, reference.samples, embed_images(trained, pictures), embed_texts(trained, texts)
+    )
+    compare(reference, found, next(trained.model.parameters()).dtype, where)

@@ -1,0 +1,136 @@
+"""Conversations about several pictures: every turn sees all before it, exactly as the stock processor writes them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lockadapt.cli.chat import chat as chat_verb
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError
+from lockadapt.evaluation.chat import Chat
+from lockadapt.models.assemble import Assembled
+from lockadapt.models.load import load_model
+from tests.rows import pictures
+
+TOKENS = 4
+
+
+def stock_answer(model: Any, processor: Any, messages: list[dict[str, Any]], shown: list[Path]) -> str:
+    """What plain Transformers says to a conversation."""
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    images = [Image.open(path).convert("RGB") for path in shown]
+    inputs = processor(text=[prompt], images=images or None, add_special_tokens=False, return_tensors="pt")
+    with torch.no_grad():
+        made = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def user(text: str, images: int = 0) -> dict[str, Any]:
+    return {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": text}]}
+
+
+def assistant(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}] if text else []}
+
+
+def test_every_turn_sees_all_pictures_and_turns(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = pictures(tmp_path)
+    talk = Chat.open(assembled.folder, [paths["red"], paths["blue"]], TOKENS)
+    asked: list[Sample] = []
+    generate = type(talk.predictor).generate
+
+    def watched(self: Any, samples: list[Sample], *arguments: Any) -> list[str]:
+        asked.extend(samples)
+        return generate(self, samples, *arguments)
+
+    monkeypatch.setattr(type(talk.predictor), "generate", watched)
+    answers = [talk.ask("which is red?")]
+    talk.show(paths["yellow"])
+    answers += [talk.ask("and this?"), talk.ask("is there a circle?")]
+    model, processor = load_model(assembled.folder, torch.float32)
+    messages, shown = [user("which is red?", 2)], [paths["red"], paths["blue"]]
+    for number, (question, more) in enumerate(
+        [("", []), ("and this?", [paths["yellow"]]), ("is there a circle?", [])]
+    ):
+        if number:
+            messages += [assistant(answers[number - 1]), user(question, len(more))]
+            shown = shown + more
+        assert [image.path for image in asked[number].images] == shown
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = processor(text=[prompt], images=[Image.open(path) for path in shown], add_special_tokens=False)
+        assert talk.predictor.encoder.prompt_ids(asked[number]) == ids["input_ids"][0]
+        assert answers[number] == stock_answer(model, processor, messages, shown)
+
+
+def test_talk_without_pictures(assembled: Assembled) -> None:
+    talk = Chat.open(assembled.folder, [], TOKENS)
+    model, processor = load_model(assembled.folder, torch.float32)
+    assert talk.ask("once upon a time") == stock_answer(model, processor, [user("once upon a time")], [])
+
+
+def test_run_and_merged_folder_say_the_same(
+    embedding_run: Path, embedding_merged: Path, tmp_path: Path
+) -> None:
+    said = []
+    for target in (embedding_run, embedding_merged):
+        talk = Chat.open(target, list(pictures(tmp_path).values())[:2], TOKENS)
+        said.append([talk.ask("what color is it?"), talk.ask("is there a circle?")])
+    assert said[0] == said[1]
+    assert said[0][0]
+
+
+def test_what_fails_leaves_the_conversation_as_it_was(assembled: Assembled, tmp_path: Path) -> None:
+    paths = pictures(tmp_path)
+    talk = Chat.open(assembled.folder, [paths["red"]], TOKENS)
+    talk.ask("what?")
+    images, turns = list(talk.images), list(talk.turns)
+    (tmp_path / "broken.png").write_text("no picture")
+    for name in ("broken.png", "gone.png"):
+        with pytest.raises(DataError, match=name):
+            talk.show(tmp_path / name)
+    talk.show(paths["blue"])
+    with pytest.raises(DataError, match="the limit is"):
+        talk.ask("red " * 300)
+    with pytest.raises(DataError, match="marker"):
+        talk.ask("an <image>")
+    assert (talk.images, talk.turns, talk.waiting) == (images, turns, 0)
+    talk.ask("and?")
+    with pytest.raises(DataError, match="no such image"):
+        Chat.open(tmp_path / "no model", [tmp_path / "gone.png"], TOKENS)
+
+
+class Terminal(io.StringIO):
+    """Lines as somebody types them."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_pictures_are_added_by_a_line(
+    embedding_merged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = pictures(tmp_path)
+    lines = f"/image {paths['red']}\nwhat color is it?\n\n/image {tmp_path}/gone.png\n/image {paths['blue']}\nand?\n"
+    monkeypatch.setattr(sys, "stdin", Terminal(lines))
+    chat_verb(embedding_merged, [], [], TOKENS)
+    typed = capsys.readouterr()
+    assert "no such image" in typed.err
+    talk = Chat.open(embedding_merged, [paths["red"]], TOKENS)
+    said = [talk.ask("what color is it?")]
+    talk.show(paths["blue"])
+    assert typed.out == "".join(f"{answer}\n" for answer in [*said, talk.ask("and?")])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    with pytest.raises(DataError, match="no such image"):
+        chat_verb(embedding_merged, [], [], TOKENS)
