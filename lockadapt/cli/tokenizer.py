@@ -28,7 +28,7 @@ def train(
     blocks: int = typer.Option(1, "--blocks", help="Residual blocks at each resolution; 0 is fastest."),
     steps: int = typer.Option(2000, "--steps", help="Training steps."),
     batch_size: int = typer.Option(16, "--batch-size", help="Images a step."),
-    learning_rate: float = typer.Option(2e-3, "--learning-rate", help="Of Adam, at its highest."),
+    learning_rate: float = typer.Option(3e-3, "--learning-rate", help="Of Adam, at its highest."),
     focus: float = typer.Option(0.0, "--focus", help="Weight of pixels unlike their image's mean colour."),
     perceptual: str = typer.Option(None, "--perceptual", help="Tower whose features are compared as well."),
     adversarial: float = typer.Option(0.0, "--adversarial", help="Weight of a critic; 0 for none."),

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from lockadapt.data.encode import Encoder
+from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.probe import TowerFeatures, at_side, probe_scores, train_probe
+from lockadapt.models.image_tokenizer import image_side
+from lockadapt.models.parts import stock
 from lockadapt.objectives.base import Progress
-from lockadapt.objectives.draw import draw_codes
+from lockadapt.objectives.draw import draw_codes, pictures
 from lockadapt.objectives.drawing import Drawing
+
+PROBE_IMAGES = 4000
+"""Training images that a probe learns from at most."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,8 @@ class EvaluationBench:
     Attributes:
         method: `auto` ranks where a closed list is given, `rank` insists on one, `generate` never ranks.
         row_tokens: longest row of prompts that share their beginnings; None: nothing is shared.
+        training: the objective's training rows, which a probe learns from; None for no probe.
+        max_pixels: larger images are refused before decoding.
     """
 
     model: nn.Module
@@ -34,6 +45,8 @@ class EvaluationBench:
     progress: Progress | None
     method: str = "auto"
     row_tokens: int | None = None
+    training: Callable[[], Sequence[Sample]] | None = None
+    max_pixels: int = 100_000_000
 
     def answers(
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
@@ -58,3 +71,27 @@ class EvaluationBench:
         """See `lockadapt.objectives.draw.draw_codes`."""
         settings = dataclasses.replace(drawing, batch_size=self.batch_size)
         return draw_codes(self.model, self.encoder.processor, captions, settings, self.progress)
+
+    def probe(self, tower: str, samples: Sequence[Sample], codes: Tensor) -> dict[str, Any] | None:
+        """What a probe on a tower, trained on the first `PROBE_IMAGES` training images, says of drawings.
+
+        Args:
+            tower: folder or Hub id of a vision model.
+            samples: test rows, one image each.
+            codes: what was drawn for their captions.
+
+        Returns:
+            See `probe_scores`; None without training rows.
+        """
+        if self.training is None:
+            return None
+        side = image_side(stock(self.model).config.vq_config)
+
+        def real(rows: Sequence[Sample]) -> list[Image.Image]:
+            return at_side([open_image(row.images[0], self.max_pixels) for row in rows], side)
+
+        features, learned = TowerFeatures(tower), list(self.training())[:PROBE_IMAGES]
+        probe = train_probe(features(real(learned)), [row.answer for row in learned])
+        drawn = features(pictures(self.model, self.encoder.processor, codes))
+        captions = [row.answer for row in samples]
+        return probe_scores(probe, drawn, captions, features(real(samples)), captions)

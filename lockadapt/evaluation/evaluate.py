@@ -89,6 +89,8 @@ def evaluate(
             reporter.counted(f"{name} test"),
             recipe.evaluation.method,
             None if recipe.data.packing == "none" else recipe.data.row_tokens,
+            lambda name=name: samples_of(recipe, "train")[name],  # type: ignore[misc]
+            recipe.data.max_pixels,
         )
         label = objective.scored_as if name == objective.kind else name
         scores[label], predictions = objective.evaluate(bench, samples)

@@ -62,6 +62,11 @@ class TowerFeatures:
         return torch.cat(rows)
 
 
+def at_side(pictures: Sequence[Image.Image], side: int) -> list[Image.Image]:
+    """Real pictures as large as drawn ones, so that a probe sees no more of them."""
+    return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+
+
 @dataclass(frozen=True)
 class Probe:
     """Linear layers over features: one for each word position of the captions that varies, or one for whole captions.

@@ -61,6 +61,10 @@ class Bench(Protocol):
         """Codes of an image for each caption, int64 (captions, codes)."""
         ...
 
+    def probe(self, tower: str, samples: Sequence[Sample], codes: torch.Tensor) -> dict[str, Any] | None:
+        """Whether codes drawn for samples show what their captions say, judged by a probe on a frozen tower."""
+        ...
+
 
 class Objective(Protocol):
     """One thing to learn. Adding an objective is adding one file with one class of this shape.

@@ -37,7 +37,8 @@ class TextToImage:
     """Cross-entropy of an image's codes given its caption; see `Objective` for the attributes and methods.
 
     `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
-    classifier-free guidance needs (arXiv 2207.12598). The other fields say how evaluation draws.
+    classifier-free guidance needs (arXiv 2207.12598). `probe` is the tower of the probe that judges drawings, if any; the
+    other fields say how evaluation draws.
     """
 
     weight: float = 1.0
@@ -49,6 +50,7 @@ class TextToImage:
     top_k: int | None = None
     top_p: float | None = None
     drawing_seed: int = 0
+    probe: str | None = None
 
     kind: ClassVar[str] = "t2i"
     scored_as: ClassVar[str] = "t2i"
@@ -139,8 +141,8 @@ class TextToImage:
         """Cross-entropy of the true codes, and perplexity of the codes that are drawn for the same captions.
 
         Returns:
-            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what guessing gives;
-            and the drawn codes as each row's answer.
+            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what guessing gives,
+            and `"probe"` where there is one; and the drawn codes as each row's answer.
         """
         codes = stock(bench.model).config.vq_config.num_embeddings
         drawn = bench.draw([sample.answer for sample in samples], self.drawing())
@@ -152,6 +154,9 @@ class TextToImage:
             "codebook_perplexity": float(torch.exp(-torch.special.xlogy(share, share).sum())),
             "n": len(samples),
         }
+        judged = bench.probe(self.probe, samples, drawn) if self.probe is not None else None
+        if judged is not None:
+            scores["probe"] = judged
         rows = [
             prediction_row(sample, " ".join(map(str, row.tolist())))
             for sample, row in zip(samples, drawn, strict=True)

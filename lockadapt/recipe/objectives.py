@@ -30,7 +30,7 @@ KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
         *("mode", "contrast", "dimension", "queries", "pooling", "chunk"),
         *("scale", "learn_scale", "feature_dropout", "image_prompt", "text_prompt", "templates"),
     ),
-    "t2i": ("prompt_drop", "guidance_scale", "temperature", "top_k", "top_p", "drawing_seed"),
+    "t2i": ("prompt_drop", "guidance_scale", "temperature", "top_k", "top_p", "drawing_seed", "probe"),
     "text": (),
 }
 """Keys beside those that every objective has."""
@@ -157,6 +157,10 @@ class ObjectiveSection(Section):
     top_k: Positive | None = Field(default=None, description="t2i: draws among the K likeliest codes only")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None, description="t2i: draws among the likeliest codes that have this probability together"
+    )
+    probe: Text | None = Field(
+        default=None,
+        description="t2i: folder or Hub id of a vision tower; linear layers on it, trained on the training images, judge what evaluation draws",
     )
     drawing_seed: Natural | None = Field(default=None, description="t2i: of drawing at evaluation; default 0")
 

@@ -38,7 +38,7 @@ class TokenizerTraining:
 
     steps: int = 1000
     batch_size: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     plain: float = 0.3
     noise: float = 0.05
     commitment: float = 0.25
