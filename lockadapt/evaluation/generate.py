@@ -1,0 +1,41 @@
+"""Draws pictures for prompts with a run or a merged folder, and writes them with one grid of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.evaluate import open_target
+from lockadapt.files import new_folder
+from lockadapt.models.parts import parts_of
+from lockadapt.objectives.draw import draw, grid
+from lockadapt.objectives.drawing import Drawing
+
+
+def generate_pictures(
+    target: Path, prompts: Sequence[str], output: Path, drawing: Drawing, count: int
+) -> dict[str, Any]:
+    """Writes `count` PNGs for each prompt and `grid.png`; the folder appears whole or not at all.
+
+    Returns:
+        `{"output", "grid", "images": [{"prompt", "file"}]}`.
+
+    Raises:
+        RecipeError: the model does not draw, or `output` is not empty.
+    """
+    opened = open_target(target)
+    if not parts_of(opened.model).generation:
+        raise RecipeError(
+            "the model does not draw", where=str(target), fix="train an objective of the kind t2i"
+        )
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    images = draw(opened.model, opened.processor, asked, drawing)
+    with new_folder(output, what="drawing") as folder:
+        rows = []
+        for number, (prompt, image) in enumerate(zip(asked, images, strict=True)):
+            image.save(folder / f"{number:04d}.png")
+            rows.append({"prompt": prompt, "file": f"{number:04d}.png"})
+        grid(images, asked, folder / "grid.png", columns=min(8, len(asked)))
+    return {"output": str(output), "grid": "grid.png", "images": rows}
