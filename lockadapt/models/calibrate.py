@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lockadapt.errors import DataError
-from lockadapt.models.fusions import fusion_of
+from lockadapt.models.fusions import Projector, fusion_of
 from lockadapt.models.parts import parts_of, stock
 
 TOKENS_KEPT = 16
@@ -39,7 +39,16 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
         DataError: no images, or features that are not finite.
     """
     base = stock(model)
-    projector, fusion = base.get_submodule(parts_of(base).projector or ""), fusion_of(base)
+    return calibrate(
+        base.get_submodule(parts_of(base).projector or ""), fusion_of(base), features, embedding_rms
+    )
+
+
+@torch.no_grad()
+def calibrate(
+    projector: nn.Module, fusion: Projector, features: Tensor | Iterable[Tensor], embedding_rms: float
+) -> int:
+    """See `calibrate_projector`, for a projector by itself and its fusion."""
     batches = [features] if isinstance(features, Tensor) else features
     images, count = 0, 0
     total: Tensor | float = 0.0

@@ -18,7 +18,12 @@ def test_pictures_and_grid(drawing: Assembled, tmp_path: Path) -> None:
     settings = Drawing(seed=3)
     first = generate_pictures(drawing.folder, ["a red one", "a blue one"], tmp_path / "a", settings, 2)
     generate_pictures(drawing.folder, ["a red one", "a blue one"], tmp_path / "b", settings, 2)
-    assert [row["prompt"] for row in first["images"]] == ["a red one", "a red one", "a blue one", "a blue one"]
+    assert [row["prompt"] for row in first["images"]] == [
+        "a red one",
+        "a red one",
+        "a blue one",
+        "a blue one",
+    ]
     for row in first["images"]:
         pixels = [Image.open(tmp_path / part / row["file"]).tobytes() for part in "ab"]
         assert pixels[0] == pixels[1]

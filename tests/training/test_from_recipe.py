@@ -207,6 +207,7 @@ ELSEWHERE = {
     "training.report_to": "tests/training/test_from_recipe.py::test_report_to_reaches_the_trainer",
     "evaluation.method": "tests/training/test_session.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_session.py::test_evaluation_keys",
+    "model.image_tokenizer": "tests/models/janus/test_graft.py",
     "stages.ratios": "tests/training/test_from_recipe.py::test_a_stage_may_have_ratios_of_its_own",
     "stages.objectives": "tests/training/test_from_recipe.py::test_a_stage_may_take_some_objectives",
     "output": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",
@@ -221,6 +222,41 @@ def test_key_has_its_effect(key: str, tmp_path: Path) -> None:
     assert before != expected
 
 
+ITC: dict[str, tuple[str, Any]] = {
+    "mode": ("vlm", "vlm"),
+    "contrast": ("sigmoid", "sigmoid"),
+    "dimension": ("7", 7),
+    "queries": ("3", 3),
+    "pooling": ("mean", "mean"),
+    "chunk": ("5", 5),
+    "scale": ("20.0", 20.0),
+    "learn_scale": ("false", False),
+    "feature_dropout": ("0.5", 0.5),
+    "image_prompt": ("'Look:'", "Look:"),
+    "text_prompt": ("'say {caption}'", "say {caption}"),
+    "templates": ("['a {}']", ("a {}",)),
+}
+T2I: dict[str, tuple[str, Any]] = {
+    "prompt_drop": ("0.3", 0.3),
+    "guidance_scale": ("4.0", 4.0),
+    "temperature": ("0.5", 0.5),
+    "top_k": ("9", 9),
+    "top_p": ("0.5", 0.5),
+    "drawing_seed": ("4", 4),
+    "probe": ("./tower", "./tower"),
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [*(("itc", key) for key in ITC), *(("t2i", key) for key in T2I)])
+def test_keys_of_contrastive_and_drawing_objectives(kind: str, key: str, tmp_path: Path) -> None:
+    text, expected = {"itc": ITC, "t2i": T2I}[kind][key]
+    rows = "train: {format: jsonl, path: rows.jsonl}"
+    before = recipe(tmp_path, f"objectives={{{kind}: {{{rows}}}}}")
+    after = recipe(tmp_path, f"objectives={{{kind}: {{{rows}, {key}: {text}}}}}")
+    assert getattr(objectives_of(after)[kind], key) == expected
+    assert getattr(objectives_of(before)[kind], key) != expected
+
+
 def test_every_key_is_accounted_for() -> None:
     keys = {
         key
@@ -228,7 +264,8 @@ def test_every_key_is_accounted_for() -> None:
         if key not in ("model", "data", "training", "evaluation", "stages", "objectives")
     }
     keys -= {"objectives.train"}
-    assert keys == set(SEEN) | set(ELSEWHERE)
+    special = {f"objectives.{key}" for key in (*ITC, *T2I)}
+    assert keys == set(SEEN) | set(ELSEWHERE) | special
 
 
 @pytest.mark.parametrize("key", ELSEWHERE)
