@@ -29,11 +29,15 @@ class LearningCheck(TrainerCallback):
     """Every tensor that should train must have had a gradient, and have moved, within the first steps.
 
     A zero gradient at the very first step is no error: LoRA's A gets none until B has left zero.
+
+    Args:
+        steps: after so many it is judged.
+        waiting: says whether an objective has not been drawn often enough yet; the judgement is put off until then.
     """
 
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self._seen = 0
+    def __init__(self, steps: int, waiting: Callable[[], bool] = lambda: False) -> None:
+        self.steps, self.waiting = steps, waiting
+        self._seen, self._judged = 0, False
         self._with_gradient: set[str] = set()
         self._start: dict[str, torch.Tensor] = {}
 
@@ -41,14 +45,14 @@ class LearningCheck(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Remembers where the trainable tensors stand."""
-        self._seen, self._with_gradient = 0, set()
+        self._seen, self._judged, self._with_gradient = 0, False, set()
         self._start = {name: p.detach().cpu().clone() for name, p in _trainable(kwargs["model"])}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Notes which tensors got a gradient that is not zero."""
-        if self._seen < self.steps:
+        if not self._judged:
             for name, parameter in _trainable(kwargs["model"]):
                 if parameter.grad is not None and bool(parameter.grad.any()):
                     self._with_gradient.add(name)
@@ -58,8 +62,10 @@ class LearningCheck(TrainerCallback):
     ) -> None:
         """Judges after `steps` optimiser steps, or at the end of a shorter run."""
         self._seen += 1
-        if self._seen != min(self.steps, state.max_steps):
+        last = state.global_step >= state.max_steps
+        if self._judged or self._seen < min(self.steps, state.max_steps) or (self.waiting() and not last):
             return
+        self._judged = True
         names = dict(_trainable(kwargs["model"]))
         if self._seen >= 3:
             still = [name for name, p in names.items() if torch.equal(p.detach().cpu(), self._start[name])]

@@ -124,7 +124,11 @@ class GroundingTrainer(Trainer):
             eval_dataset=evaluation or None,  # type: ignore[arg-type]
             processing_class=processing_class,
             data_collator=self._collate,
-            callbacks=[LearningCheck(args.check_steps), AfterStep(self.objectives), *(callbacks or ())],
+            callbacks=[
+                LearningCheck(args.check_steps, self._some_are_new),
+                AfterStep(self.objectives),
+                *(callbacks or ()),
+            ],
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
@@ -199,6 +203,11 @@ class GroundingTrainer(Trainer):
             persistent_workers=self.args.dataloader_num_workers > 0,
         )
         return self.accelerator.prepare(loader)
+
+    def _some_are_new(self) -> bool:
+        """Whether an objective has been drawn less than twice."""
+        sizes = self.micro_batches()
+        return any(self.seen[name] < 2 * sizes[name] for name in self.train_dataset.rows)  # type: ignore[union-attr]
 
     def micro_batches(self) -> dict[str, int]:
         """Samples in a micro-batch, by objective."""
