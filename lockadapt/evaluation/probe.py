@@ -35,13 +35,13 @@ class TowerFeatures:
     Args:
         tower: folder or Hub id of a vision model.
         image_size: side of the square that pictures are resized to; None for the tower's own.
-        batch_size: pictures at a time.
+        batch_size: pictures at a time; few, as all layers of all of them are in memory at once.
 
     Raises:
         EnvironmentProblem, AssemblyError: as `load_tower`.
     """
 
-    def __init__(self, tower: str | Path, image_size: int | None = None, batch_size: int = 64) -> None:
+    def __init__(self, tower: str | Path, image_size: int | None = None, batch_size: int = 8) -> None:
         loaded = load_tower(tower, torch.float32)
         self.model: Any = loaded.model
         self.square, _ = square_processor(loaded.image_processor, image_size, loaded.source.name)
