@@ -17,15 +17,16 @@ class GradientNotes:
     """One gradient an objective between two lines of metrics, on trained LoRA and projector.
 
     A gradient is what one micro-batch adds to `.grad`, divided as accumulation divides it. Those of several objectives
-    come from neighbouring micro-batches, often from neighbouring steps, so cosines are of slightly different weights.
+    come from different micro-batches, the latest of each, so cosines are of slightly different weights.
     """
 
     def __init__(self) -> None:
-        self._found: dict[str, torch.Tensor] = {}
+        self._latest: dict[str, torch.Tensor] = {}
+        self._new: set[str] = set()
 
     def wants(self, objective: str) -> bool:
         """Whether this objective's gradient has not been taken since the last line."""
-        return objective not in self._found
+        return objective not in self._new
 
     def snapshot(self, model: nn.Module) -> torch.Tensor:
         """The shared gradients as they are, float32 (shared parameters,)."""
@@ -39,15 +40,17 @@ class GradientNotes:
 
     def note(self, objective: str, model: nn.Module, before: torch.Tensor) -> None:
         """Remembers what has been added since `before`."""
-        self._found[objective] = self.snapshot(model) - before
+        self._latest[objective] = self.snapshot(model) - before
+        self._new.add(objective)
 
     def take(self) -> dict[str, float]:
-        """`{"a/grad_norm", "b/grad_norm", "cosine/a-b"}` of what was found; starts anew."""
-        norms = {name: float(gradient.norm()) for name, gradient in self._found.items()}
-        logs = {f"{name}/grad_norm": norm for name, norm in norms.items()}
+        """`{"a/grad_norm", "b/grad_norm", "cosine/a-b"}` of what is new since the last call."""
+        norms = {name: float(gradient.norm()) for name, gradient in self._latest.items()}
+        logs = {f"{name}/grad_norm": norms[name] for name in self._new}
         for first, second in itertools.combinations(sorted(norms), 2):
             size = norms[first] * norms[second]
-            dot = float(self._found[first] @ self._found[second])
-            logs[f"cosine/{first}-{second}"] = dot / size if size > 0 else math.nan
-        self._found = {}
+            dot = float(self._latest[first] @ self._latest[second])
+            if {first, second} & self._new:
+                logs[f"cosine/{first}-{second}"] = dot / size if size > 0 else math.nan
+        self._new = set()
         return {name: value for name, value in logs.items() if math.isfinite(value)}
