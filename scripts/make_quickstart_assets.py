@@ -31,7 +31,7 @@ def main(
     output: Path = typer.Option(ASSETS, help="where to"),
     seed: int = 0,
     llm_steps: int = 700,
-    tower_steps: int = 2500,
+    tower_steps: int = 3000,
     threads: int = 1,
 ) -> None:
     """Make the assets."""
