@@ -37,7 +37,8 @@ class TextToImage:
     """Cross-entropy of an image's codes given its caption; see `Objective` for the attributes and methods.
 
     `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
-    classifier-free guidance needs (arXiv 2207.12598). `probe` is the tower of the probe that judges drawings, if any; the
+    classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that the model reads wrongly in
+    training, drawn at random: it learns to go on from its own mistakes, and small data by heart less. `probe` is the tower of the probe that judges drawings, if any; the
     other fields say how evaluation draws.
     """
 
@@ -45,6 +46,7 @@ class TextToImage:
     ratio: float = 1.0
     batch_size: int | None = None
     prompt_drop: float = 0.1
+    code_noise: float = 0.0
     guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int | None = None
@@ -130,7 +132,15 @@ class TextToImage:
         if model.training and self.prompt_drop:
             dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
             ids = torch.where(dropped, batch["unconditional_ids"], ids)
-        losses, correct = code_losses(model, ids, batch["attention_mask"], batch["image_codes"])
+        codes = batch["image_codes"]
+        read = codes
+        if model.training and self.code_noise:
+            count = stock(model).config.vq_config.num_embeddings
+            wrong = torch.rand(codes.shape) < self.code_noise
+            read = torch.where(
+                wrong.to(codes.device), torch.randint(count, codes.shape).to(codes.device), codes
+            )
+        losses, correct = code_losses(model, ids, batch["attention_mask"], codes, read)
         tokens = torch.tensor(float(losses.numel()))
         return losses.mean(), {"tokens": tokens, "token_accuracy": correct.float() / losses.numel()}
 
@@ -186,7 +196,7 @@ class TextToImage:
 
 
 def code_losses(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, codes: Tensor
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, read: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of every code after its prompt, as the stock class draws: no positions are given.
 
@@ -194,6 +204,7 @@ def code_losses(
         model: a stock Janus, possibly wrapped by PEFT or DDP.
         input_ids, attention_mask: int64 (rows, tokens), padded on the left, ending with the begin-of-image token.
         codes: int64 (rows, codes).
+        read: what the model reads in their place, of the same shape; default: the codes.
 
     Returns:
         float32 (rows * codes,) with graph, and how many codes were the likeliest, int64 without.
@@ -203,7 +214,9 @@ def code_losses(
     prompt = base.get_input_embeddings()(input_ids)
     aligner = body.generation_aligner
     # What stands before the first code is the prompt, so the last code is predicted but never read.
-    drawn = aligner(body.generation_embeddings(codes[:, :-1]).to(aligner.fc1.weight.dtype))
+    drawn = aligner(
+        body.generation_embeddings((codes if read is None else read)[:, :-1]).to(aligner.fc1.weight.dtype)
+    )
     places = torch.zeros(len(codes), prompt.shape[1] + drawn.shape[1], dtype=torch.bool, device=prompt.device)
     places[:, prompt.shape[1] - 1 :] = True
     inputs = {

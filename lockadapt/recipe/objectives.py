@@ -30,7 +30,16 @@ KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
         *("mode", "contrast", "dimension", "queries", "pooling", "chunk"),
         *("scale", "learn_scale", "feature_dropout", "image_prompt", "text_prompt", "templates"),
     ),
-    "t2i": ("prompt_drop", "guidance_scale", "temperature", "top_k", "top_p", "drawing_seed", "probe"),
+    "t2i": (
+        "prompt_drop",
+        "code_noise",
+        "guidance_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+        "drawing_seed",
+        "probe",
+    ),
     "text": (),
 }
 """Keys beside those that every objective has."""
@@ -149,6 +158,10 @@ class ObjectiveSection(Section):
     prompt_drop: Fraction | None = Field(
         default=None,
         description="t2i: share of training prompts replaced by the unconditional one, for guidance; default 0.1",
+    )
+    code_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None,
+        description="t2i: share of codes that the model reads wrongly in training, against learning small data by heart; default 0",
     )
     guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="t2i: how strongly evaluation follows the prompt; default 3, 1 is none"

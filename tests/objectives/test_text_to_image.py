@@ -147,6 +147,23 @@ def test_starts_near_ln_codes_and_reads_the_codes(drawing: Assembled) -> None:
     assert bool((moved[3:] > 0).all())
 
 
+def test_noise_is_read_and_never_learned(drawing: Assembled) -> None:
+    """Other codes are read in training, the same are predicted: later positions move, the first never does."""
+    batch = batch_of(drawing, TextToImage())
+    objective, model = TextToImage(prompt_drop=0.0, code_noise=0.5), copy.deepcopy(drawing.model)
+    ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["image_codes"]
+    read = (codes + 1) % 24
+    with torch.no_grad():
+        true, _ = code_losses(model.eval(), ids, mask, codes)
+        noisy, _ = code_losses(model, ids, mask, codes, read)
+        torch.testing.assert_close(noisy.view(-1, 16)[:, 0], true.view(-1, 16)[:, 0])
+        assert bool((noisy != true).view(-1, 16)[:, 1:].any())
+        still = [float(objective.loss(model, batch)[0]) for _ in range(2)]
+        assert still[0] == still[1] == pytest.approx(float(true.mean()))
+        moving = {float(objective.loss(model.train(), batch)[0]) for _ in range(3)}
+    assert len(moving) == 3
+
+
 def test_drops_only_while_training(drawing: Assembled) -> None:
     objective, model = TextToImage(prompt_drop=1.0), copy.deepcopy(drawing.model)
     batch = batch_of(drawing, objective)
