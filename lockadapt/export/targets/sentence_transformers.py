@@ -66,7 +66,7 @@ def _dual_modules(trained: Trained, room: Path) -> list[Any]:
         model.visual_projection,
         room / "image",
     )
-    routes = {(None, "text"): "text", (None, "image"): "image"}
+    routes: dict[Any, str] = {(None, "text"): "text", (None, "image"): "image"}
     return [Router({"text": texts, "image": images}, default_route="text", route_mappings=routes)]
 
 
