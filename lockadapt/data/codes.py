@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lockadapt.data.crops import ten_crops
 from lockadapt.data.image_bytes import content_keys
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef
@@ -28,6 +29,8 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 class CodeInputs:
     """Gives `{"image_codes": int64 (images, tokens)}`; see `lockadapt.data.pixels.ImageInputs`.
 
+    With `crops` also `"image_crops"`, int64 (images, CROPS, tokens): the codes of ten crops of each image.
+
     Args:
         pixels: RGB pictures -> pixel values (n, 3, side, side) of the image tokenizer.
         encode: pixel values -> codes int64 (n, tokens), without gradient.
@@ -36,6 +39,7 @@ class CodeInputs:
         batch_size: images that are tokenised at a time.
         folder: where codes are kept between runs; None for nowhere.
         digest: of the image tokenizer and its preprocessing; names the file in `folder`.
+        crops: whether the crops of each image are tokenised as well.
     """
 
     replacement: Image.Image | None = None
@@ -50,10 +54,12 @@ class CodeInputs:
         batch_size: int = 64,
         folder: Path | None = None,
         digest: str = "",
+        crops: bool = False,
     ) -> None:
         self.pixels, self.encode, self.max_pixels, self.batch_size = pixels, encode, max_pixels, batch_size
         self.codes, self.dtype = codes, np.uint16 if codes <= SMALL else np.int32
-        self.file = None if folder is None else folder / f"codes-{digest[:32]}.safetensors"
+        self.crops, name = crops, f"codes-{'ten-crops' if crops else 'whole'}-{digest[:32]}.safetensors"
+        self.file = None if folder is None else folder / name
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
 
     def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> int:
@@ -73,7 +79,10 @@ class CodeInputs:
         for start in range(0, len(todo), self.batch_size):
             part = todo[start : start + self.batch_size]
             pictures = [open_image(new[key], self.max_pixels) for key in part]
-            rows = self.encode(self.pixels(pictures)).cpu().numpy().astype(self.dtype)
+            views = [[one, *ten_crops(one)] if self.crops else [one] for one in pictures]
+            rows = self._encoded([view for some in views for view in some]).reshape(
+                len(part), len(views[0]), -1
+            )
             self._rows.update(zip(part, rows, strict=True))
             if progress:
                 progress(start + len(part), len(todo))
@@ -82,13 +91,20 @@ class CodeInputs:
         return len(todo)
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
-        """`{"image_codes": int64 (images, tokens)}` in the order of the images."""
+        """Codes in the order of the images, and those of their crops where there are any."""
         if not images:
             return {}
         if any(image.key not in self._rows for image in images):
             self.fill(images)
-        rows = np.stack([self._rows[image.key] for image in images])
-        return {"image_codes": torch.from_numpy(rows.astype(np.int64))}
+        rows = torch.from_numpy(np.stack([self._rows[image.key] for image in images]).astype(np.int64))
+        return {"image_codes": rows[:, 0], **({"image_crops": rows[:, 1:]} if self.crops else {})}
+
+    def _encoded(self, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
+        parts = [
+            self.encode(self.pixels(pictures[start : start + self.batch_size]))
+            for start in range(0, len(pictures), self.batch_size)
+        ]
+        return torch.cat(parts).cpu().numpy().astype(self.dtype)
 
     def _read(self) -> dict[str, np.ndarray[Any, Any]]:
         if self.file is None or not self.file.is_file():
@@ -118,13 +134,14 @@ def code_inputs(
     *,
     folder: Path | None = None,
     batch_size: int = 64,
+    crops: bool = False,
 ) -> CodeInputs:
     """Codes of a stock `JanusVQVAE`, whose images are prepared as the model's own image processor does, at its side.
 
     Args:
         vqmodel: the image tokenizer, or the one inside a Janus (`model.model.vqmodel`).
         image_processor: of the Janus processor.
-        max_pixels, folder, batch_size: as `CodeInputs`.
+        max_pixels, folder, batch_size, crops: as `CodeInputs`.
     """
     from lockadapt.models.image_tokenizer import encode_pixels, image_side, tokenizer_digest
 
@@ -146,4 +163,5 @@ def code_inputs(
         batch_size=batch_size,
         folder=folder,
         digest=digest,
+        crops=crops,
     )

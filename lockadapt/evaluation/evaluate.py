@@ -21,7 +21,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.card import write_card
 from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
-from lockadapt.training.inputs import codes_of
+from lockadapt.training.inputs import CODES, codes_of
 from lockadapt.training.progress import Reporter
 from lockadapt.training.rows import context_length
 
@@ -107,7 +107,7 @@ def _images(
     reporter: Reporter,
 ) -> ImageInputs:
     images = {image.key: image for sample in samples for image in sample.images}
-    if objective.frozen == "codes":
+    if objective.frozen in CODES:
         codes = codes_of(target.model, target.processor, recipe.data.max_pixels)
         codes.fill(images.values(), reporter.counted("tokenising images"))
         return codes

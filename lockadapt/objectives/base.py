@@ -21,7 +21,7 @@ how many terms (answer tokens, image codes, pairs) the loss is the mean of."""
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
 """One prediction: where, images, question, answer, truth."""
-Frozen = Literal["tower", "codes", "nothing"]
+Frozen = Literal["tower", "codes", "crops", "nothing"]
 """What of an image is computed once: the tower's outputs, the codes of an image tokenizer."""
 
 

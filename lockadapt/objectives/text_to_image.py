@@ -38,8 +38,9 @@ class TextToImage:
 
     `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
     classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that the model reads wrongly in
-    training, drawn at random: it learns to go on from its own mistakes, and small data by heart less. `probe` is the tower of the probe that judges drawings, if any; the
-    other fields say how evaluation draws.
+    training, drawn at random: it learns to go on from its own mistakes, and small data by heart less. With `crops` each
+    training image is replaced, ten times of eleven, by one of its ten crops, half of them mirrored. `probe` is the tower
+    of the probe that judges drawings, if any; the other fields say how evaluation draws.
     """
 
     weight: float = 1.0
@@ -47,6 +48,7 @@ class TextToImage:
     batch_size: int | None = None
     prompt_drop: float = 0.1
     code_noise: float = 0.0
+    crops: bool = False
     guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int | None = None
@@ -58,10 +60,14 @@ class TextToImage:
     scored_as: ClassVar[str] = "t2i"
     rows: ClassVar[str] = "caption"
     parts: ClassVar[tuple[str, ...]] = ("generation",)
-    frozen: ClassVar[Frozen] = "codes"
     packs: ClassVar[bool] = False
     plannable: ClassVar[bool] = False
     query_tokens: ClassVar[int] = 0
+
+    @property
+    def frozen(self) -> Frozen:
+        """Codes of the images, or of ten crops of them as well."""
+        return "crops" if self.crops else "codes"
 
     def prepare(self, model: nn.Module) -> None:
         """Nothing is missing."""
@@ -111,7 +117,8 @@ class TextToImage:
         """One row an image, prompts padded on the left as for the stock `generate`.
 
         Returns:
-            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`.
+            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`, and
+            `image_crops` where the images give them.
         """
         input_ids, attention_mask = left_padded([item.input_ids.tolist() for item in items], pad_id)
         unconditional = [
@@ -127,12 +134,16 @@ class TextToImage:
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
-        """Mean over all codes. While the model trains, some prompts are dropped at random (torch's CPU generator)."""
+        """Mean over all codes. What is drawn at random while the model trains, torch's CPU generator draws."""
         ids = batch["input_ids"]
         if model.training and self.prompt_drop:
             dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
             ids = torch.where(dropped, batch["unconditional_ids"], ids)
         codes = batch["image_codes"]
+        if model.training and "image_crops" in batch:
+            views = torch.cat([codes[:, None], batch["image_crops"]], dim=1)
+            chosen = torch.randint(views.shape[1], (len(codes),)).to(codes.device)
+            codes = views[torch.arange(len(codes), device=codes.device), chosen]
         read = codes
         if model.training and self.code_noise:
             count = stock(model).config.vq_config.num_embeddings

@@ -33,6 +33,7 @@ KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
     "t2i": (
         "prompt_drop",
         "code_noise",
+        "crops",
         "guidance_scale",
         "temperature",
         "top_k",
@@ -162,6 +163,10 @@ class ObjectiveSection(Section):
     code_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
         description="t2i: share of codes that the model reads wrongly in training, against learning small data by heart; default 0",
+    )
+    crops: bool | None = Field(
+        default=None,
+        description="t2i: learn from ten crops of each training image as well, half of them mirrored; default false",
     )
     guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
         default=None, description="t2i: how strongly evaluation follows the prompt; default 3, 1 is none"

@@ -15,8 +15,12 @@ from lockadapt.data.pixels import ImageInputs, PixelInputs
 from lockadapt.errors import AssemblyError
 from lockadapt.models.parts import parts_of, stock
 from lockadapt.objectives import Objective
+from lockadapt.objectives.base import Frozen
 from lockadapt.training.features import Note, Progress, image_inputs, silent
 from lockadapt.training.rows import distinct_images
+
+CODES: tuple[Frozen, ...] = ("codes", "crops")
+"""What objectives that draw have of an image."""
 
 
 def inputs_by_objective(
@@ -49,10 +53,12 @@ def inputs_by_objective(
             model, processor, seen, max_pixels, settings, pays=pays, blind=blind, note=note, progress=progress
         )
     inputs = dict.fromkeys(objectives, shared)
-    drawn = [name for name, objective in objectives.items() if objective.frozen == "codes"]
-    if drawn:
+    for kept in CODES:
+        drawn = [name for name, objective in objectives.items() if objective.frozen == kept]
+        if not drawn:
+            continue
         folder = settings.cache.expanduser() if settings.choice == "disk" else None
-        codes = codes_of(model, processor, max_pixels, folder)
+        codes = codes_of(model, processor, max_pixels, folder, crops=kept == "crops")
         images = distinct_images([row for name in drawn for row in rows.get(name, ())])
         count = codes.fill(images.values(), progress)
         note(f"images: codes of {len(images):,} images kept ({count:,} computed)")
@@ -60,8 +66,10 @@ def inputs_by_objective(
     return inputs
 
 
-def codes_of(model: nn.Module, processor: Any, max_pixels: int, folder: Path | None = None) -> CodeInputs:
-    """Codes from the image tokenizer inside a stock model, kept in memory and in a folder.
+def codes_of(
+    model: nn.Module, processor: Any, max_pixels: int, folder: Path | None = None, *, crops: bool = False
+) -> CodeInputs:
+    """Codes from the image tokenizer inside a stock model, kept in memory and in a folder; of ten crops too, if asked.
 
     Raises:
         AssemblyError: the model has no image tokenizer.
@@ -72,4 +80,4 @@ def codes_of(model: nn.Module, processor: Any, max_pixels: int, folder: Path | N
             f"{type(base).__name__} has no image tokenizer",
             fix="give model.image_tokenizer, or start from a Janus checkpoint",
         )
-    return code_inputs(base.model.vqmodel, processor.image_processor, max_pixels, folder=folder)
+    return code_inputs(base.model.vqmodel, processor.image_processor, max_pixels, folder=folder, crops=crops)

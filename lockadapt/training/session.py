@@ -245,7 +245,7 @@ def encode(
         pays=uses > distinct,
         blind=recipe.blind,
         note=reporter.note,
-        progress=reporter.counted("running the frozen tower"),
+        progress=reporter.counted("running what is frozen on images"),
     )
     return Rows(train, validation, images)
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from lockadapt.data.codes import CodeInputs, code_inputs
+from lockadapt.data.crops import ten_crops
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
 from lockadapt.models.image_tokenizer import encode_pixels, load_image_tokenizer
@@ -57,6 +58,37 @@ def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
     assert inputs([]) == {}
 
 
+def test_crops_stand_beside_the_whole(tmp_path: Path) -> None:
+    images, encode = files(tmp_path, 3), Counted(100)
+    cropped = CodeInputs(
+        lambda some: values([one.resize((20, 20)) for one in some]), encode, 100, 10_000, crops=True
+    )
+    found = cropped(images)
+    assert encode.seen == 3 * 11
+    assert torch.equal(
+        found["image_codes"], CodeInputs(values, Counted(100), 100, 10_000)(images)["image_codes"]
+    )
+    assert found["image_crops"].shape == (3, 10, 3)
+    with Image.open(images[1].path) as picture:
+        expected = Counted(100)(values([one.resize((20, 20)) for one in ten_crops(picture)]))
+    assert torch.equal(found["image_crops"][1], expected)
+
+
+def test_disk_keeps_crops_apart(tmp_path: Path) -> None:
+    images = files(tmp_path, 2)
+
+    def inputs(crops: bool, encode: Counted) -> CodeInputs:
+        sized = lambda some: values([one.resize((20, 20)) for one in some])  # noqa: E731
+        return CodeInputs(sized, encode, 100, 10_000, folder=tmp_path, digest="b" * 40, crops=crops)
+
+    first, second, third = (Counted(100) for _ in range(3))
+    whole, made = inputs(False, first)(images), inputs(True, second)(images)
+    again = inputs(True, third)(images)
+    assert (first.seen, second.seen, third.seen) == (2, 22, 0)
+    assert torch.equal(whole["image_codes"], again["image_codes"])
+    assert torch.equal(made["image_crops"], again["image_crops"])
+
+
 def test_disk(tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
     images, cache = files(tmp_path / "i", 4), tmp_path / "cache"
@@ -72,7 +104,7 @@ def test_disk(tmp_path: Path) -> None:
     assert (first.seen, second.seen) == (3, 1)
     make("b" * 40, other)(images)
     assert other.seen == 4
-    file = next(cache.glob("codes-aaaa*"))
+    file = next(cache.glob("codes-whole-aaaa*"))
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(DataError, match="damaged"):
         make("a" * 40, Counted(300))(images)

@@ -34,6 +34,14 @@ class Codes:
         return {"image_codes": torch.stack(rows)}
 
 
+class Views(Codes):
+    """The same with ten crops, each of one code only."""
+
+    def __call__(self, images: Any) -> dict[str, torch.Tensor]:
+        crops = torch.arange(10)[None, :, None].expand(len(images), 10, 16)
+        return {**super().__call__(images), "image_crops": crops}
+
+
 def samples() -> list[Sample]:
     picture = Image.new("RGB", (16, 16), "red")
     return [
@@ -44,10 +52,10 @@ def samples() -> list[Sample]:
     ]
 
 
-def batch_of(assembled: Assembled, objective: TextToImage) -> dict[str, Any]:
+def batch_of(assembled: Assembled, objective: TextToImage, images: Codes | None = None) -> dict[str, Any]:
     encoder = Encoder(assembled.processor, 128)
     items = objective.encode(encoder, samples()).encoded
-    return objective.collate(items, Codes(), encoder.tokenizer.pad_token_id, "t2i")
+    return objective.collate(items, images or Codes(), encoder.tokenizer.pad_token_id, "t2i")
 
 
 def test_prompts_are_the_processors_own(drawing: Assembled) -> None:
@@ -162,6 +170,23 @@ def test_noise_is_read_and_never_learned(drawing: Assembled) -> None:
         assert still[0] == still[1] == pytest.approx(float(true.mean()))
         moving = {float(objective.loss(model.train(), batch)[0]) for _ in range(3)}
     assert len(moving) == 3
+
+
+def test_crops_are_learned_only_while_training(drawing: Assembled) -> None:
+    """Each of many rows is the loss of the whole or of one crop; all eleven are met; evaluation takes the whole."""
+    objective, model = TextToImage(prompt_drop=0.0, crops=True), copy.deepcopy(drawing.model)
+    assert (objective.frozen, TextToImage().frozen) == ("crops", "codes")
+    batch = batch_of(drawing, objective, Views())
+    one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    ids, mask = one["input_ids"], one["attention_mask"]
+    views = [one["image_codes"], *one["image_crops"].unbind(1)]
+    with torch.no_grad():
+        wanted = [float(code_losses(model.eval(), ids, mask, view)[0].mean()) for view in views]
+        assert float(objective.loss(model, one)[0]) == pytest.approx(wanted[0])
+        torch.manual_seed(0)
+        found = {round(float(objective.loss(model.train(), one)[0]), 4) for _ in range(120)}
+    assert found == {round(loss, 4) for loss in wanted}
+    assert len(found) == 11
 
 
 def test_drops_only_while_training(drawing: Assembled) -> None:

@@ -239,6 +239,7 @@ ITC: dict[str, tuple[str, Any]] = {
 T2I: dict[str, tuple[str, Any]] = {
     "prompt_drop": ("0.3", 0.3),
     "code_noise": ("0.2", 0.2),
+    "crops": ("true", True),
     "guidance_scale": ("4.0", 4.0),
     "temperature": ("0.5", 0.5),
     "top_k": ("9", 9),
