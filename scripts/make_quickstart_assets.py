@@ -1,6 +1,6 @@
-"""Makes the two models that the package carries: a language model from text only, a vision tower from images only.
+"""Makes what the package carries: a language model from text only, a vision tower and an image tokenizer from images.
 
-    python scripts/make_quickstart_assets.py             # both, into lockadapt/quickstart/assets
+    python scripts/make_quickstart_assets.py             # all, into lockadapt/quickstart/assets
     python scripts/make_quickstart_assets.py --only llm
 
 Neither ever sees what the other is made from: no image has a caption or a label here, no text has an image.
@@ -18,6 +18,7 @@ from random import Random
 import torch
 import typer
 from quickstart_corpus import documents
+from quickstart_image_tokenizer import make_image_tokenizer
 from quickstart_tower import make_tower
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -27,17 +28,23 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def main(
-    only: str = typer.Option("both", help="llm, tower or both"),
+    only: str = typer.Option("all", help="llm, tower, image-tokenizer or all"),
     output: Path = typer.Option(ASSETS, help="where to"),
     seed: int = 0,
     llm_steps: int = 700,
     tower_steps: int = 3000,
+    tokenizer_steps: int = 3000,
     threads: int = 1,
 ) -> None:
     """Make the assets."""
     torch.set_num_threads(threads)
-    for name, make, steps in (("llm", make_llm, llm_steps), ("tower", make_tower, tower_steps)):
-        if only in (name, "both"):
+    models = (
+        ("llm", make_llm, llm_steps),
+        ("tower", make_tower, tower_steps),
+        ("image-tokenizer", make_image_tokenizer, tokenizer_steps),
+    )
+    for name, make, steps in models:
+        if only in (name, "all"):
             start = time.monotonic()
             loss = make(output / name, seed, steps)
             size = sum(path.stat().st_size for path in (output / name).glob("*.safetensors"))

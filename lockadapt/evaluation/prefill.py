@@ -13,6 +13,7 @@ from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
+from lockadapt.models.quiet import quiet
 from lockadapt.objectives.answer_tokens import model_inputs
 
 
@@ -55,13 +56,14 @@ def generate_from_shared_prefix(
 
 
 def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
-    made = model.generate(  # type: ignore[operator]
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=tokenizer.pad_token_id,
-        use_cache=True,
-    )
+    with quiet():  # Janus sets a length of its own beside ours, and says at every call which one counts
+        made = model.generate(  # type: ignore[operator]
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+        )
     new = made[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -1,88 +1,82 @@
-"""The quickstart's recipe, and the picture at its end: unseen images with question, answer and truth."""
+"""What the quickstart's picture shows: predictions of the four objectives on combinations that training never showed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-COLUMNS = 4
-RIGHT, WRONG = "#1a7f37", "#cf222e"
+from lockadapt.quickstart.panels import FOUND, Query, Shown, four_panels
+
+ANSWERS, CAPTIONS, QUERIES = 12, 6, 3
+TITLE = "Combinations that training never showed"
 
 
-def quickstart_recipe(data: Path, assets: Path, output: Path) -> dict[str, Any]:
-    """The recipe that the quickstart trains, as plain values.
-
-    Args:
-        data: what `make_dataset` wrote.
-        assets: holds `llm/` and `tower/`.
-        output: run folder.
-    """
-    return {
-        "model": {
-            "llm": str(assets / "llm"),
-            "tower": str(assets / "tower"),
-            "feature_layer": -1,
-            "dtype": "float32",
-        },
-        "lora": {"rank": 16},
-        "objectives": {
-            "vqa": {
-                "train": {"format": "jsonl", "path": str(data / "train.jsonl")},
-                "test": {"format": "jsonl", "path": str(data / "test.jsonl")},
-                "ratio": 6.0,
-                "max_new_tokens": 6,
-            },
-            "caption": {
-                "train": {"format": "jsonl", "path": str(data / "captions_train.jsonl")},
-                "test": {"format": "jsonl", "path": str(data / "captions_test.jsonl")},
-                "ratio": 1.0,
-                "max_new_tokens": 16,
-            },
-        },
-        "training": {
-            "steps": 960,
-            "batch_size": 64,
-            "learning_rate": 3e-3,
-            "projector_learning_rate": 3e-3,
-            "warmup": 0.05,
-            "log_every": 20,
-        },
-        "output": str(output),
-    }
-
-
-def contact_sheet(items: Sequence[tuple[Image.Image, str, str, str]], path: Path, title: str) -> None:
-    """Writes a PNG with each image above its question, the model's answer (green if right, else red) and the truth.
+def show(
+    rows: Sequence[dict[str, Any]], drawn: Sequence[tuple[str, Image.Image]], data: Path, path: Path
+) -> None:
+    """Writes the picture.
 
     Args:
-        items: (picture, question, answer, truth).
+        rows: predictions of every objective, as `evaluate_folder` writes them.
+        drawn: prompts and the model's pictures of them.
+        data: folder that names of images are relative to.
+        path: PNG to write.
     """
-    import matplotlib
+    of = {name: [row for row in rows if row["objective"] == name] for name in ("vqa", "caption", "itc")}
+    answers = [
+        Shown(
+            _picture(data, row),
+            row["answer"] or "(no answer)",
+            row["question"],
+            row["answer"].casefold() == row["truth"].casefold(),
+        )
+        for row in _one_an_image(of["vqa"], ANSWERS)
+    ]
+    # Other pictures than those above them.
+    asked = {row["images"][0] for row in _one_an_image(of["vqa"], ANSWERS)}
+    told = [row for row in of["caption"] if row["images"][0] not in asked]
+    right = _right_captions(data / "captions_test.jsonl")
+    captions = [
+        Shown(_picture(data, row), row["answer"], right=row["answer"] in right[Path(row["images"][0]).name])
+        for row in _one_an_image(told, CAPTIONS)
+    ]
+    queries = [_query(row, data) for row in _plainest(of["itc"], QUERIES)]
+    pictures = [Shown(picture, asked=prompt) for prompt, picture in drawn]
+    four_panels(answers, captions, queries, pictures, path, TITLE)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    rows = -(-len(items) // COLUMNS)
-    figure, axes = plt.subplots(rows, COLUMNS, figsize=(2.6 * COLUMNS, 3.25 * rows + 0.5), squeeze=False)
-    figure.suptitle(title, fontsize=14)
-    for cell in axes.flat:
-        cell.axis("off")
-    for cell, (picture, question, answer, truth) in zip(axes.flat, items, strict=False):
-        right = answer.casefold() == truth.casefold()
-        cell.imshow(picture, interpolation="nearest")
-        cell.text(0.5, -0.06, question, transform=cell.transAxes, ha="center", va="top", fontsize=9.5)
-        verdict = answer or "(no answer)"
-        if not right:
-            verdict += f"   (truth: {truth})"
-        cell.text(
-            0.5, -0.19, verdict, transform=cell.transAxes, ha="center", va="top", fontsize=11,
-            fontweight="bold", color=RIGHT if right else WRONG,
-        )  # fmt: skip
-    figure.subplots_adjust(
-        left=0.02, right=0.98, top=1 - 0.6 / (3.25 * rows), bottom=0.07, hspace=0.42, wspace=0.12
-    )
-    figure.savefig(path, dpi=110, facecolor="white")
-    plt.close(figure)
+def _one_an_image(rows: Iterable[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    first: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if len(first) < number:
+            first.setdefault(row["images"][0], row)
+    return list(first.values())
+
+
+def _plainest(rows: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """The queries that most pictures answer: found by luck least, and with room for mistakes."""
+    return sorted(rows, key=lambda row: (-len(row["truth"]), row["question"]))[:number]
+
+
+def _query(row: dict[str, Any], data: Path) -> Query:
+    found = [Shown(_open(data, name), right=name in row["truth"]) for name in row["images"][:FOUND]]
+    return Query(row["question"], found)
+
+
+def _right_captions(file: Path) -> dict[str, list[str]]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {Path(row["image"]).name: row["captions"] for row in rows}
+
+
+def _picture(data: Path, row: dict[str, Any]) -> Image.Image:
+    return _open(data, row["images"][0])
+
+
+def _open(data: Path, name: str) -> Image.Image:
+    path = next(path for path in (Path(name), data / name) if path.is_file())
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

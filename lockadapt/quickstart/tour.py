@@ -1,4 +1,4 @@
-"""The whole way on built-in models and pictures: draw, bridge, train, evaluate, merge, prove, show."""
+"""The whole way on built-in models and pictures: bridge, train four objectives, evaluate, merge, prove, show."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from PIL import Image
 
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.evaluation.generate import generate_pictures
 from lockadapt.export.merge import merge_run
 from lockadapt.files import write_json
-from lockadapt.quickstart.scenes import make_dataset
-from lockadapt.quickstart.show import contact_sheet, quickstart_recipe
+from lockadapt.objectives.drawing import Drawing
+from lockadapt.quickstart.prompts import make_prompts
+from lockadapt.quickstart.recipe import quickstart_recipe
+from lockadapt.quickstart.scenes import SEEN, make_dataset
+from lockadapt.quickstart.show import show
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
 from lockadapt.training.session import train
 
 ASSETS = Path(__file__).parent / "assets"
 MARK = "quickstart.json"
-SHOWN = 12
+DRAWN = 12
+QUESTIONS_ONLY = tuple(f"objectives.{name}.test=null" for name in ("caption", "itc", "t2i"))
 
 
 def tour(
@@ -43,17 +48,22 @@ def tour(
     _make_room(output)
     reporter.note("drawing scenes")
     make_dataset(output / "data", train=scenes[0], test=scenes[1])
-    loaded = load_recipe(None, overrides, quickstart_recipe(output / "data", ASSETS, output / "run"))
+    make_prompts(output / "data", train=scenes[0] // 4, test=scenes[1] // 3)
+    plain = quickstart_recipe(output / "data", ASSETS, output / "run")
+    loaded = load_recipe(None, overrides, plain)
     trained = train(loaded.recipe, output / "run", reporter)
-    reporter.note("answering questions about combinations that training never showed")
-    scores = evaluate_folder(output / "run", None, (), False, output / "answers.jsonl", reporter)
-    blind = evaluate_folder(output / "run", None, (), True, output / "answers_blind.jsonl", reporter)
+    reporter.note("answering, telling, finding and drawing")
+    scores = evaluate_folder(output / "run", None, (), False, output / "predictions.jsonl", reporter)
+    blind = evaluate_folder(
+        output / "run", None, QUESTIONS_ONLY, True, output / "answers_blind.jsonl", reporter
+    )
     proof = merge_run(output / "run", output / "merged", reporter)
-    rows = [json.loads(line) for line in (output / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    _show(rows, output)
+    _show(output, plain["objectives"]["t2i"]["temperature"])
     result: dict[str, Any] = {
         "vqa": scores["vqa"],
         "caption": scores["caption"],
+        "retrieval": scores["retrieval"],
+        "t2i": scores["t2i"],
         "blind": blind["vqa"],
         "wording_alone": wording_alone(output / "data" / "train.jsonl", output / "data" / "test.jsonl"),
         "merge": proof,
@@ -91,32 +101,29 @@ def _make_room(output: Path) -> None:
     write_json(output / MARK, {})
 
 
-def _show(rows: list[dict[str, Any]], output: Path) -> None:
-    """One question on each of the first pictures, the kinds of questions in turn."""
-    chosen: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["objective"] == "vqa" and row["images"][0] not in chosen and len(chosen) < SHOWN:
-            chosen[row["images"][0]] = row
-    items = [
-        (Image.open(_picture(output, name)).convert("RGB"), row["question"], row["answer"], row["truth"])
-        for name, row in chosen.items()
-    ]
-    contact_sheet(items, output / "unseen.png", "Pictures of combinations that training never showed")
-
-
-def _picture(output: Path, name: str) -> Path:
-    return next(path for path in (Path(name), output / "data" / name) if path.is_file())
+def _show(output: Path, temperature: float) -> None:
+    """Draws some combinations, by the run, and shows them beside what the run answered, told and found."""
+    prompts = [f"a {colour} {shape}" for colour, shape in sorted(SEEN)[::2]][:DRAWN]
+    made = generate_pictures(output / "run", prompts, output / "drawn", Drawing(temperature=temperature), 1)
+    drawn = [(one["prompt"], Image.open(output / "drawn" / one["file"])) for one in made["images"]]
+    lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    show([json.loads(line) for line in lines], drawn, output / "data", output / "unseen.png")
 
 
 def _summary(result: dict[str, Any], output: Path) -> list[str]:
     types = ", ".join(f"{name} {value:.2f}" for name, value in result["vqa"]["by_answer_type"].items())
     caption, merge = result["caption"], result["merge"]
+    found, drawn = result["retrieval"]["text_to_image"], result["t2i"]
     return [
         f"questions about unseen combinations: {result['vqa']['accuracy']:.3f} right ({types}; n = {result['vqa']['n']})",
         f"  the same model shown the mean image: {result['blind']['accuracy']:.3f}; best guess from the wording: "
         f"{result['wording_alone']:.3f}",
         f"captions of unseen combinations: CIDEr {caption['cider']:.2f}, BLEU-4 {caption['bleu4']:.2f}, "
         f"ROUGE-L {caption['rouge_l']:.2f} (n = {caption['n']})",
+        f"pictures found by their captions: right one among the first 1 / 5 / 10 {found['r1']:.2f} / {found['r5']:.2f} / "
+        f"{found['r10']:.2f} (n = {result['retrieval']['n']})",
+        f"pictures drawn of combinations that training showed: {drawn['probe']['accuracy']:.2f} right by a probe that gives real ones "
+        f"{drawn['probe']['probe_accuracy_on_real']:.2f} (n = {drawn['n']})",
         f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
         f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",
         f"trained in {result['train_seconds']:.0f} s, {result['seconds']:.0f} s in all",

@@ -14,9 +14,10 @@ from lockadapt.errors import RecipeError
 from lockadapt.models.llms import load_llm
 from lockadapt.quickstart.drawing import COLOURS, SHAPES
 from lockadapt.quickstart.grammar import NUMBERS, captions, pair, questions, relation
+from lockadapt.quickstart.recipe import quickstart_recipe
 from lockadapt.quickstart.scenes import HELD_OUT, SEEN, draw, make_dataset, random_scene
-from lockadapt.quickstart.show import contact_sheet, quickstart_recipe
-from lockadapt.quickstart.tour import ASSETS, tour, wording_alone
+from lockadapt.quickstart.show import show
+from lockadapt.quickstart.tour import ASSETS, DRAWN, tour, wording_alone
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
 
@@ -92,42 +93,53 @@ def test_wording_alone_is_worth_less_than_half(tmp_path: Path) -> None:
 
 
 def test_carried_models_load_and_are_small() -> None:
-    from transformers import AutoModelForCausalLM, SiglipVisionModel
+    from transformers import AutoModelForCausalLM, JanusVQVAE, SiglipVisionModel
 
-    for kind, folder in ((AutoModelForCausalLM, ASSETS / "llm"), (SiglipVisionModel, ASSETS / "tower")):
-        _, info = kind.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    carried = (AutoModelForCausalLM, "llm"), (SiglipVisionModel, "tower"), (JanusVQVAE, "image-tokenizer")
+    for kind, name in carried:
+        _, info = kind.from_pretrained(ASSETS / name, output_loading_info=True, local_files_only=True)
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*.safetensors")) < 8_000_000
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*.safetensors")) < 12_000_000
     assert load_llm(ASSETS / "llm", "float32").model.config.vocab_size > 300
 
 
-def test_contact_sheet(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (96, 96), "red")
-    items = [
-        (picture, "What colour is it?", "red", "red"),
-        (picture, "Which shape is it?", "star", "square"),
-    ] * 3
-    contact_sheet(items, tmp_path / "sheet.png", "Unseen")
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 800
+def test_picture_shows_all_four(data: Path, tmp_path: Path) -> None:
+    """One row of predictions a kind, right and wrong ones; each makes its panel."""
+    image, told = (lines(data / "captions_test.jsonl")[0][key] for key in ("image", "captions"))
+    other = lines(data / "captions_test.jsonl")[1]["image"]
+    rows = [
+        {"objective": "vqa", "images": [image], "question": "What colour?", "answer": "RED", "truth": "red"},
+        {"objective": "caption", "images": [image], "question": "", "answer": told[-1], "truth": told[0]},
+        {"objective": "caption", "images": [other], "question": "", "answer": "a mouse", "truth": "a cat"},
+        {"objective": "itc", "images": [image, other], "question": "it", "answer": "", "truth": [other]},
+    ]
+    drawn = [("a blue square", Image.new("RGB", (64, 64), "blue"))]
+    for count in range(1, 5):
+        show(rows[:count], drawn, data, tmp_path / f"{count}.png")
+    heights = [Image.open(tmp_path / f"{count}.png").height for count in range(1, 5)]
+    assert heights[0] == heights[1] < heights[2] < heights[3]
 
 
 def test_recipe_is_well_formed(tmp_path: Path) -> None:
     recipe = load_recipe(None, (), quickstart_recipe(tmp_path, ASSETS, tmp_path / "run")).recipe
-    assert set(recipe.objectives) == {"vqa", "caption"}
+    assert set(recipe.objectives) == {"vqa", "caption", "itc", "t2i"}
 
 
 @pytest.mark.slow
 def test_tour_from_end_to_end(tmp_path: Path) -> None:
-    """Far too few steps to learn much; everything else as users have it."""
-    result = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=4",), scenes=(60, 20))
+    """Too few steps to learn much, enough for every objective to have its turn; everything else as users have it."""
+    result = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=24",), scenes=(60, 20))
     assert 0 <= result["vqa"]["accuracy"] <= 1
     assert result["wording_alone"] < 0.6
     assert result["merge"]["missing_keys"] == []
+    assert result["merge"]["model_class"] == "JanusForConditionalGeneration"
+    assert result["retrieval"]["n"] == 20
+    assert set(result["blind"]) == set(result["vqa"])
+    assert len(list((tmp_path / "out" / "drawn").glob("0*.png"))) == DRAWN
     assert Path(result["picture"]).is_file()
     assert any("unseen" in line for line in result["summary"])
-    again = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=4",), scenes=(60, 20))
+    again = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=24",), scenes=(60, 20))
     assert again["vqa"] == result["vqa"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("keep")
