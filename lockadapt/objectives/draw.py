@@ -41,7 +41,7 @@ def draw_codes(
     base, arguments = stock(model), settings.arguments()
     device, done, pad = base.device, list[Tensor](), base.generation_config.pad_token_id
     encoded = drawing_prompts(processor, prompts)
-    with _still(model, settings.seed), _one_dtype(base):
+    with _still(model, settings.seed), _one_dtype(base), quiet():
         for start in range(0, len(encoded), settings.batch_size):
             part = encoded[start : start + settings.batch_size]
             ids, mask = left_padded([row.tolist() for row in part], pad)

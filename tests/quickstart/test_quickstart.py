@@ -134,7 +134,9 @@ def test_tour_from_end_to_end(tmp_path: Path) -> None:
     assert result["wording_alone"] < 0.6
     assert result["merge"]["missing_keys"] == []
     assert result["merge"]["model_class"] == "JanusForConditionalGeneration"
-    assert result["retrieval"]["n"] == 20
+    assert result["retrieval"]["n"] == sum(
+        len(row["captions"]) for row in lines(tmp_path / "out" / "data" / "captions_test.jsonl")
+    )
     assert set(result["blind"]) == set(result["vqa"])
     assert len(list((tmp_path / "out" / "drawn").glob("0*.png"))) == DRAWN
     assert Path(result["picture"]).is_file()
