@@ -19,7 +19,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lockadapt quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
