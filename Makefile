@@ -13,7 +13,7 @@ help:
 	@echo "make test        install, then run the whole test suite"
 	@echo "make lint types  ruff and mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
-	@echo "make assets      make the quickstart's tiny models again (about 15 minutes)"
+	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
 
 quickstart: $(VENV)/.installed
 	$(BIN)/lockadapt quickstart

@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 Row = dict[str, Any]
 """One prediction: where, images, question, answer, truth."""
 Frozen = Literal["tower", "codes", "crops", "nothing"]
-"""What of an image is computed once: the tower's outputs, the codes of an image tokenizer."""
+"""What of an image is computed once: the tower's outputs, the codes of an image tokenizer, those of ten crops as well."""
 
 
 class Bench(Protocol):
