@@ -25,9 +25,9 @@ from lockadapt.models.sources import some
 
 @dataclass(frozen=True)
 class Weighted:
-    """A PEFT folder, how much of it, and by stock name what was trained beside it, such as a projector."""
+    """A PEFT folder (or none), how much of it, and by stock name what was trained beside it, such as a projector."""
 
-    folder: Path
+    folder: Path | None
     weight: float = 1.0
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -71,15 +71,28 @@ def merge_weights(
         VerificationError: names or shapes of base, adapter and stock class do not fit one another.
         DiskError: there is no room.
     """
+    changes = all_changes(base, adapters, replaced or {})
+    return write_changes(base, folder, changes, requantized=requantized, rename=rename, threads=threads)
+
+
+def write_changes(
+    base: Path,
+    folder: Path,
+    changes: Mapping[str, Sequence[Change]],
+    *,
+    requantized: Mapping[str, Requantized] | None = None,
+    rename: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> WeightsReport:
+    """As `merge_weights`, of changes by stock name."""
     layout = read_layout(base)
     places = layout.places()
     names = read_names(meta_model(base), places, str(base))
     shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(base).state_dict().items()}
-    changes = all_changes(base, adapters, replaced or {})
     keys = {key: (rename or {}).get(key, key) for key in places}
     if len(set(keys.values())) != len(keys):
         raise VerificationError("two tensors would get one name", where=str(base))
-    steps: dict[str, tuple[list[Change], Requantized | None]] = {}
+    steps: dict[str, tuple[Sequence[Change], Requantized | None]] = {}
     for name in {**changes, **(requantized or {})}:
         held = names.keys_of(name)
         _require_free(name, held, names, changes.get(name, []), str(base))
@@ -109,12 +122,19 @@ def all_changes(
     """By stock name, what adapters and replaced tensors do together; errors as `merge_weights`."""
     gathered: dict[str, list[Change]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
     for adapter in adapters:
-        for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
-            gathered.setdefault(name, []).extend(found)
+        if adapter.folder is not None:
+            for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
+                gathered.setdefault(name, []).extend(found)
         for name, tensor in adapter.parts.items():
             gathered.setdefault(name, []).append(Whole(as_matrix(tensor), adapter.weight))
     for name, found in gathered.items():
         sums = [one for one in found if isinstance(one, LowRank)]
+        if sums and len(sums) < len(found):
+            raise AdapterError(
+                "gets a low-rank sum and trained values of its own",
+                where=name,
+                fix="merge these adapters one after the other",
+            )
         if len(sums) > 1 and any(one.magnitude is not None for one in sums):
             raise AdapterError(
                 "DoRA's magnitudes belong to one adapter's whole sum, and another adapter adds to it",
