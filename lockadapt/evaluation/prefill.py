@@ -46,13 +46,13 @@ def generate_from_shared_prefix(
     prefix = torch.from_numpy(np.stack([first.input_ids[:end] for first in firsts]).astype("int64"))
     shown = images([image for first in firsts for image in first.images])
     inputs = on_device({"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown}, device)
-    cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).cache
     cache.batch_select_indices(owner.to(device))
     rest, mask = left_padded([prompt.input_ids[end:].tolist() for prompt in prompts], tokenizer.pad_token_id)
     ids = torch.cat([prefix[owner], rest], 1)
     mask = torch.cat([torch.ones_like(prefix)[owner], mask], 1)
     inputs = on_device({"input_ids": ids, "attention_mask": mask}, device)
-    return _generate(model, {**inputs, "past_key_values": cache}, tokenizer, max_new_tokens)
+    return _generate(model, {**inputs, "cache": cache}, tokenizer, max_new_tokens)
 
 
 def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:

@@ -212,6 +212,10 @@ class StageSection(Section):
     accumulation: Positive | None = Field(default=None, description="micro-batches in an optimiser step")
     learning_rate: Rate | None = Field(default=None, description="of the LoRA adapters")
     projector_learning_rate: Rate | None = Field(default=None, description="of the projector")
+    retrieval_learning_rate: Rate | None = Field(
+        default=None, description="of query tokens, embedding projections and temperature"
+    )
+    generation_learning_rate: Rate | None = Field(default=None, description="of what draws images")
     objectives: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="names of those that take part; default: all"
     )
@@ -238,6 +242,10 @@ class StageSection(Section):
             problems.append(
                 (("projector_learning_rate",), "is of the projector, which this stage does not train")
             )
+        for part in ("retrieval", "generation"):
+            key = f"{part}_learning_rate"
+            if self.train is not None and part not in self.train and getattr(self, key) is not None:
+                problems.append(((key,), f"is of {part}, which this stage does not train"))
         refuse(problems)
         return self
 

@@ -196,6 +196,10 @@ class Stage:
     accumulation: int
     learning_rate: float
     projector_learning_rate: float
+    retrieval_learning_rate: float | None
+    """None: the projector's."""
+    generation_learning_rate: float | None
+    """None: the projector's."""
     ratios: Mapping[str, float] = field(default_factory=dict)
     micro_batch: float = 0.0
     """Samples in a micro-batch on average over the objectives."""
@@ -235,6 +239,8 @@ def stages_of(recipe: Recipe, rows: Mapping[str, int], processes: int = 1) -> li
                 accumulation,
                 section.learning_rate or training.learning_rate,
                 section.projector_learning_rate or training.projector_learning_rate,
+                section.retrieval_learning_rate or training.retrieval_learning_rate,
+                section.generation_learning_rate or training.generation_learning_rate,
                 section.ratios,
                 _micro_batch(recipe, names, section.ratios, batch_size),
             )
@@ -292,8 +298,8 @@ def grounding_config(
         gradient_accumulation_steps=stage.accumulation,
         learning_rate=stage.learning_rate,
         projector_learning_rate=stage.projector_learning_rate,
-        retrieval_learning_rate=training.retrieval_learning_rate,
-        generation_learning_rate=training.generation_learning_rate,
+        retrieval_learning_rate=stage.retrieval_learning_rate,
+        generation_learning_rate=stage.generation_learning_rate,
         lora_plus_ratio=recipe.lora.plus_ratio if recipe.lora else 1.0,
         lr_scheduler_type=training.schedule,
         warmup_steps=_warmup(training.warmup, stage.steps),

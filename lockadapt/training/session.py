@@ -91,6 +91,9 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     model = adapted(recipe, model, processor)
+    # Every objective's, also of one that no stage trains: `load_run` reads the run folder in the same way.
+    for objective in objectives_of(recipe).values():
+        objective.prepare(model)
     if torch.cuda.is_available():
         model = model.to("cuda")
     rows = encode(recipe, model, processor, samples, reporter, cached)

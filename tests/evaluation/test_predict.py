@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging as notices
 
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import Turn
 from lockadapt.errors import RecipeError
+from lockadapt.evaluation import prefill
 from lockadapt.evaluation.bench import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.models.assemble import Assembled, assemble
@@ -87,6 +92,23 @@ def test_generation_equals_stock(remembered: bool, assembled: Assembled, tmp_pat
         )
         text = plain.encoder.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
         assert answer == text.strip()
+
+
+def test_the_shared_cache_goes_by_its_present_name(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Transformers' notice of the old one would reach the terminal; `quiet` must not be what hides it."""
+    monkeypatch.setattr(prefill, "quiet", nullcontext)
+    notices.warning_once.cache_clear()
+    library = logging.getLogger("transformers")
+    library.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING, "transformers"), warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)
+            predictor(assembled.folder).generate(vqa_samples(tmp_path)[:4], 3)
+    finally:
+        library.removeHandler(caplog.handler)
+    assert not [said for said in caplog.messages if "deprecated" in said]
 
 
 def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:

@@ -168,6 +168,10 @@ ADDED = [
            "the projector's is `projector_learning_rate`"),
     broken("projector-rate-of-no-use", "stages:\n  - {name: a, train: [lora], projector_learning_rate: 1}\n",
            ":8: stages.0.projector_learning_rate: is of the projector, which this stage does not train"),
+    broken("retrieval-rate-of-no-use", "stages:\n  - {name: a, train: [lora], retrieval_learning_rate: 1}\n",
+           ":8: stages.0.retrieval_learning_rate: is of retrieval, which this stage does not train"),
+    broken("generation-rate-of-no-use", "stages:\n  - {name: a, train: [lora], generation_learning_rate: 1}\n",
+           ":8: stages.0.generation_learning_rate: is of generation, which this stage does not train"),
     broken("rank-without-answers", "evaluation: {method: rank}\n",
            ":7: evaluation.method: rank needs a closed list: no objective has `answers`"),
 ]  # fmt: skip

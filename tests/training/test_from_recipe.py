@@ -177,6 +177,16 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
         lambda r: stage(r).projector_learning_rate,
         0.5,
     ),
+    "stages.retrieval_learning_rate": (
+        "stages=[{name: x, retrieval_learning_rate: 0.5}]",
+        lambda r: config(r).retrieval_learning_rate,
+        0.5,
+    ),
+    "stages.generation_learning_rate": (
+        "stages=[{name: x, generation_learning_rate: 0.5}]",
+        lambda r: config(r).generation_learning_rate,
+        0.5,
+    ),
 }
 
 ELSEWHERE = {
@@ -297,6 +307,17 @@ def test_a_stage_may_take_some_objectives(tmp_path: Path) -> None:
     assert first.objectives == ("vqa",)
     assert second.objectives == ("vqa", "caption")
     assert (first.steps, second.steps) == (5, 15)
+
+
+def test_a_stage_leaves_its_rates_to_training(tmp_path: Path) -> None:
+    own = recipe(
+        tmp_path,
+        "training.generation_learning_rate=0.3",
+        "stages=[{name: a}, {name: b, generation_learning_rate: 0.1, retrieval_learning_rate: 0.2}]",
+    )
+    first, second = stages_of(own, {"vqa": 80})
+    assert (first.generation_learning_rate, first.retrieval_learning_rate) == (0.3, None)
+    assert (second.generation_learning_rate, second.retrieval_learning_rate) == (0.1, 0.2)
 
 
 def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lockadapt.training import from_recipe, session
 from lockadapt.training.progress import Reporter
 from lockadapt.training.session import build_model, encode, load_samples, train
 from tests.export.test_merge import rows_file, values
+from tests.rows import embedding_recipe
 
 QUIET = Reporter(quiet=True)
 
@@ -138,6 +139,16 @@ def test_two_stages_lock_what_they_do_not_train(tiny: Path, tmp_path: Path) -> N
     assert states[1]["projector"] == "frozen"
     assert states[1]["lora"] == "trained"
     assert facts["stages"][1]["locked"] == facts["stages"][0]["locked"] + 4
+
+
+def test_an_objective_that_no_stage_trains_is_evaluated(tiny: Path, tmp_path: Path) -> None:
+    recipe = embedding_recipe(tiny, tmp_path, "llama")
+    stages = "stages=[{name: answers, objectives: [vqa], steps: 2}]"
+    train(load_recipe(None, [stages], recipe).recipe, tmp_path / "run", QUIET)
+    stage = json.loads((tmp_path / "run" / "run.json").read_text())["stages"][0]
+    assert set(stage["samples_by_objective"]) == {"vqa"}
+    found = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
+    assert found["retrieval"]["n"] == 4
 
 
 def test_evaluation_keys(tiny: Path, tmp_path: Path) -> None:
