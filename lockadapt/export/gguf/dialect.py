@@ -33,7 +33,11 @@ def write_eyes(
     """
     folder = room / "eyes"
     folder.mkdir()
-    llm = {id(tensor) for part in (model.get_decoder(), model.get_output_embeddings()) for tensor in part.parameters()}
+    llm = {
+        id(tensor)
+        for part in (model.get_decoder(), model.get_output_embeddings())
+        for tensor in part.parameters()
+    }
     eyes = {
         nested(name): tensor.detach().contiguous()
         for name, tensor in model.state_dict(keep_vars=True).items()

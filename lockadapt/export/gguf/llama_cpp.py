@@ -118,7 +118,8 @@ def require_packages() -> None:
     missing = [package for name, package in PACKAGES.items() if not _importable(name)]
     if missing:
         raise EnvironmentProblem(
-            f"GGUF files need {', '.join(missing)}, which is not installed", fix="pip install 'lockadapt[gguf]'"
+            f"GGUF files need {', '.join(missing)}, which is not installed",
+            fix="pip install 'lockadapt[gguf]'",
         )
 
 

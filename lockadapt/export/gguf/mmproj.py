@@ -41,7 +41,14 @@ def write_mmproj(model: Any, colours: Colours, path: Path, outtype: str) -> dict
     config = model.config
     blocks = feature_layer(config)
     tensors = _tensors(model, blocks)
-    _write(config, colours, blocks, {name: _stored(name, t, outtype) for name, t in tensors.items()}, path, outtype)
+    _write(
+        config,
+        colours,
+        blocks,
+        {name: _stored(name, t, outtype) for name, t in tensors.items()},
+        path,
+        outtype,
+    )
     _read_back(tensors, path, outtype)
     return {"projector": "mlp", "mmproj_tensors": len(tensors), "feature_layer": blocks}
 

@@ -48,7 +48,9 @@ def class_refusal(config: PreTrainedConfig) -> str | None:
             "a CLIP or SigLIP tower can be exported"
         )
     if isinstance(config, JanusConfig):
-        return "llama.cpp looks at images but cannot draw, so the image tokenizer and what draws would be lost"
+        return (
+            "llama.cpp looks at images but cannot draw, so the image tokenizer and what draws would be lost"
+        )
     if isinstance(config, LlavaConfig):
         return tower_refusal(config)
     return None

@@ -16,9 +16,6 @@ from lockadapt.export.gguf.pieces import came_from_sentencepiece, sentence_piece
 from lockadapt.models.quiet import quiet
 
 
-SPELLING = "the LLM's vocabulary has no bytes to spell with: llama.cpp stops at a character that it does not hold"
-
-
 def causal_class(config: Any) -> str | None:
     """Name of the Transformers class `XForCausalLM` of a text config, or None."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -55,7 +52,7 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings["add_prefix_space"] = pieces.space_first
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
-    return () if pieces.all_bytes else (SPELLING,)
+    return pieces.notes
 
 
 def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
@@ -90,5 +87,6 @@ def _require_real(causal: nn.Module) -> None:
     empty = [name for name, tensor in causal.named_parameters() if tensor.is_meta]
     if empty:
         raise AssemblyError(
-            f"the stock model has no {empty[0]}, which {type(causal).__name__} needs", fix="please report this"
+            f"the stock model has no {empty[0]}, which {type(causal).__name__} needs",
+            fix="please report this",
         )

@@ -63,13 +63,9 @@ def tower_refusal(config: Any) -> str | None:
     """Why the graph cannot hold a LLaVA with this config, or None."""
     vision = config.vision_config
     if vision.model_type not in STRATEGIES:
-        return (
-            f"llama.cpp reads CLIP and SigLIP towers in this class, not {vision.model_type.removesuffix('_model')}"
-        )
+        return f"llama.cpp reads CLIP and SigLIP towers in this class, not {vision.model_type.removesuffix('_model')}"
     if config.projector_hidden_act not in GELUS:
-        return (
-            f"llama.cpp's two-layer projector always has a GELU inside, this one {config.projector_hidden_act!r}"
-        )
+        return f"llama.cpp's two-layer projector always has a GELU inside, this one {config.projector_hidden_act!r}"
     if vision.hidden_act not in ACTIVATIONS:
         return f"llama.cpp's towers have no activation {vision.hidden_act!r}"
     wanted = STRATEGIES[vision.model_type]
@@ -92,7 +88,9 @@ def measure_colours(image_processor: Any, side: int) -> Colours | str:
     """Scale and normalisation, found by showing the processor black and white; or why llama.cpp cannot do the same."""
     black, white = (pixels(image_processor, [Image.new("RGB", (side, side), (c, c, c))]) for c in (0, 255))
     if tuple(black.shape) != (1, 3, side, side):
-        return f"llama.cpp shows this tower squares of {side} pixels, the processor makes {tuple(black.shape)}"
+        return (
+            f"llama.cpp shows this tower squares of {side} pixels, the processor makes {tuple(black.shape)}"
+        )
     low, high = black.double().mean(dim=(0, 2, 3)), white.double().mean(dim=(0, 2, 3))
     flat = all(float(one.std(dim=(2, 3)).max()) < 1e-5 for one in (black, white))
     if not flat or not bool((high - low > 1e-6).all()):

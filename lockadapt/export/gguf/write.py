@@ -61,7 +61,10 @@ def write_gguf(
     model, processor = _load(folder)
     kept = _kept(model.dtype) if outtype == AUTO else outtype
     names = {"model": f"model-{kept}.gguf", "mmproj": f"mmproj-model-{kept}.gguf"}
-    with new_folder(output, what="exporting") as place, tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+    with (
+        new_folder(output, what="exporting") as place,
+        tempfile.TemporaryDirectory(prefix="lockadapt-") as room,
+    ):
         eyes = _write_mmproj(model, processor, place / names["mmproj"], kept, llama_cpp, Path(room))
         text = Path(room) / "text"
         text.mkdir()
@@ -69,7 +72,14 @@ def write_gguf(
         notes = write_causal_lm(model, processor, text)
         del model  # its weights are on the disk, and the converter runs in a process of its own
         llama_cpp.convert(text, place / names["model"], kept)
-        result = {"output": str(output), **names, "outtype": kept, "llm_class": llm_class, **eyes, "notes": list(notes)}
+        result = {
+            "output": str(output),
+            **names,
+            "outtype": kept,
+            "llm_class": llm_class,
+            **eyes,
+            "notes": list(notes),
+        }
         if finish is not None:
             finish(place, result)
     return result
