@@ -36,7 +36,9 @@ def write_eyes(
     """
     folder = room / "eyes"
     folder.mkdir()
-    llm = {id(one) for part in (model.get_decoder(), model.get_output_embeddings()) for one in part.parameters()}
+    llm = {
+        id(one) for part in (model.get_decoder(), model.get_output_embeddings()) for one in part.parameters()
+    }
     eyes = {name: one for name, one in model.state_dict(keep_vars=True).items() if id(one) not in llm}
     with quiet():
         # Names on the disk are not those in memory; only Transformers knows both.
