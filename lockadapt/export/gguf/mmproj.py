@@ -119,8 +119,8 @@ def _write(
     writer.add_array("clip.vision.feature_layer", [blocks])
     writer.add_array("clip.vision.image_mean", list(colours.mean))
     writer.add_array("clip.vision.image_std", list(colours.std))
-    if key := ACTIVATIONS[vision.hidden_act]:
-        writer.add_bool(key, True)
+    if flag_name := ACTIVATIONS[vision.hidden_act]:
+        writer.add_bool(flag_name, True)
     for name, tensor in tensors.items():
         kind = kinds[tensor.dtype]
         data = tensor.view(torch.uint8) if tensor.dtype == torch.bfloat16 else tensor

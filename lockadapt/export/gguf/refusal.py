@@ -62,12 +62,13 @@ def colours_of(config: Any, processor: Any) -> Colours | str:
 
 
 def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
+    vision: Any = getattr(config, "vision_config", None)
     if not isinstance(config, LlavaConfig):
         name = (config.architectures or [config.model_type])[0]
         return None if name in llama_cpp.classes[1] else f"llama.cpp's converter does not take {name}"
     if isinstance(colours := colours_of(config, processor), str):
         return colours
-    if config.vision_config.model_type == CLIP and llama_cpp.misplaces_class_token:
+    if vision.model_type == CLIP and llama_cpp.misplaces_class_token:
         return (
             f"the llama.cpp at {llama_cpp.folder} takes CLIP's class token for a patch in LLaVA "
             "(https://github.com/ggml-org/llama.cpp/issues/25814), so it would see other images than were trained on; "

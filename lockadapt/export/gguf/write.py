@@ -90,9 +90,10 @@ def _load(folder: str | Path) -> tuple[Any, Any]:
     source = find(folder, "VLM")
     with loading(source, "VLM"):
         dtype = AutoConfig.from_pretrained(source.name, **source.arguments).dtype or torch.float32
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )
+    model, info = loaded
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             raise VerificationError(f"{kind.replace('_', ' ')}: {some(info[kind])}", where=str(folder))
