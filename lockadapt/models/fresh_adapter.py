@@ -106,7 +106,11 @@ def with_peft(model: Any, adapter: str) -> tuple[Any, set[str], set[str]]:
 def with_load_adapter(model: Any, adapter: str) -> tuple[Any, set[str], set[str]]:
     """The stock model with the adapter in it, and what loading it said of keys."""
     info = model.load_adapter(adapter)
-    return model, set(info.missing_keys), set(info.unexpected_keys)
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    there = {id(tensor) for name, tensor in tensors.items() if name not in info.missing_keys}
+    # A tied head's vocabulary rows are those of the embedding, under a second name that no file has.
+    missing = {name for name in info.missing_keys if name not in tensors or id(tensors[name]) not in there}
+    return model, missing, set(info.unexpected_keys)
 
 
 def without(model: Any, adapter: None) -> tuple[Any, set[str], set[str]]:
