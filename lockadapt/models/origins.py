@@ -25,7 +25,7 @@ class Origin:
 
     Attributes:
         part: what it became: `LLM`, `tower`, `image tokenizer`, `VLM`, `data`.
-        source: as the recipe names it.
+        source: Hub id, or the name of a folder or file; where that lies is nobody else's business.
         hub_id: on the Hub, where `source` is no folder or file.
         licence: identifier as the Hub has it, or None where the source does not say it in a known way.
         said: what the source says, and where; `UNKNOWN` if nothing.
@@ -48,12 +48,20 @@ def read_origin(part: str, source: str, kind: str = "model") -> Origin:
     path = Path(source).expanduser()
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        return Origin(part, source, None, *_of_folder(folder))
+        return Origin(part, source_name(source), None, *_of_folder(folder))
     if HUB_ID.fullmatch(source):
         readme = _hub_readme(source, kind)
         found = _of_readme(readme) if readme is not None else None
         return Origin(part, source, source, *(found or (None, UNKNOWN)))
-    return Origin(part, source, None, None, UNKNOWN)
+    return Origin(part, source_name(source), None, None, UNKNOWN)
+
+
+def source_name(source: str) -> str:
+    """A Hub id as it is, of a folder or file its name."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path.resolve().name
+    return source if HUB_ID.fullmatch(source) else path.name
 
 
 def write_origins(folder: Path, origins: list[Origin]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.files import write_text
+from lockadapt.models.origins import source_name
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.origins import front_matter, origins_of, sources_section
@@ -75,8 +76,11 @@ def base_relation(recipe: Recipe, *, adapter: bool) -> str:
 def _sentence(model: Any, lora: bool) -> str:
     trained = "A trained projector" + (" and LoRA adapters" if lora else "")
     if model.vlm:
-        return f"{trained} on the frozen vision-language model `{model.vlm}`."
-    return f"{trained} bridge the frozen LLM `{model.llm}` and the frozen vision tower `{model.tower}`."
+        return f"{trained} on the frozen vision-language model `{source_name(model.vlm)}`."
+    return (
+        f"{trained} bridge the frozen LLM `{source_name(model.llm)}` and the frozen vision tower "
+        f"`{source_name(model.tower)}`."
+    )
 
 
 def _scores(scores: Mapping[str, Any]) -> list[str]:
