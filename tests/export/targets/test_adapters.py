@@ -24,6 +24,7 @@ from lockadapt.export import peft_folder
 from lockadapt.export.export import export_run
 from lockadapt.export.proof import reference_answers
 from lockadapt.recipe.read import load_recipe
+from lockadapt.training import run_folder
 from lockadapt.training.progress import Reporter
 from lockadapt.training.run_folder import load_run, read_probe
 from lockadapt.training.session import train
@@ -223,38 +224,30 @@ def test_the_cards_own_code_gives_the_trained_model(
         assert "| LLM |" in card
 
 
-def test_refusals_come_before_any_work(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dual_like: Path
-) -> None:
-    recipe = values(tiny, tmp_path)
-    del recipe["lora"]
-    bare = trained({**recipe, "lora": None}, tmp_path / "bare")
+def files_of_a_run(recipe: dict[str, Any], folder: Path) -> Path:
+    """What refusals look at; there is nothing to load."""
+    run_folder.write_recipe(folder, load_recipe(None, (), recipe).recipe)
+    run_folder.write_facts(folder, {"quantization": "none", "stages": [], "base": "nowhere"})
+    return folder
 
+
+def test_refusals_come_before_any_work(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*given: Any, **named: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lockadapt.training.run_folder.load_trained", load)
+    monkeypatch.setattr(run_folder, "load_trained", load)
+    bare = files_of_a_run(values(tiny, tmp_path, lora=None), tmp_path / "bare")
     for name in ("adapter", "adapter-full"):
         with pytest.raises(RecipeError, match="trained no LoRA") as error:
             export_run(bare, name, tmp_path / "out", QUIET)
         assert "can be written as: merged, bridge" in str(error.value.fix)
+    recipe = embedding_recipe(tiny, tmp_path, "llama")
+    del recipe["objectives"]["vqa"], recipe["objectives"]["itc"]["queries"]
+    dual = files_of_a_run(recipe, tmp_path / "dual")
     for name in ("bridge", "adapter", "adapter-full", "merged"):
         with pytest.raises(RecipeError, match="dual encoder"):
-            export_run(dual_like, name, tmp_path / "out", QUIET)
+            export_run(dual, name, tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def dual_like(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a dual encoder's run that refusals look at."""
-    from lockadapt.training import run_folder
-
-    folder = tmp_path_factory.mktemp("dual")
-    recipe = embedding_recipe(tiny, folder, "llama")
-    del recipe["objectives"]["vqa"], recipe["objectives"]["itc"]["queries"]
-    run_folder.write_recipe(folder, load_recipe(None, (), recipe).recipe)
-    run_folder.write_facts(folder, {"quantization": "none", "stages": [], "base": "nowhere"})
-    return folder
 
 
 def test_a_bridge_that_differs_is_not_kept(
@@ -273,6 +266,7 @@ def test_a_bridge_that_differs_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_adapter_that_lacks_a_tensor_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,6 +367,7 @@ def test_dora_is_for_peft_alone(tiny: Path, tmp_path: Path) -> None:
     assert "DoRA" in proof["servable"]["sglang"]
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_exported_too(run: Path, exported: tuple[Path, Any], tmp_path: Path) -> None:
     """Nothing in a bridge depends on where the run lies: its base goes with it."""
     shutil.copytree(run, tmp_path / "moved")
