@@ -15,6 +15,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.sample import Sample
 from lockadapt.errors import VerificationError
 from lockadapt.export.finished import FinishedRun
+from lockadapt.export.peft_folder import read_config
 from lockadapt.export.proof import (
     MAX_PIXELS,
     MIN_TOP1,
@@ -72,8 +73,18 @@ def quantization_of(run: FinishedRun, model: nn.Module) -> dict[str, Any] | None
     return {**kind, "llm_int8_skip_modules": [path for path in outside if path]}
 
 
+def ways_of(adapter: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """How an adapter of this config (None: no adapter) can be put on its base.
+
+    Transformers' `load_adapter` (5.24) does not find DoRA's magnitudes under PEFT's names, and goes on without them.
+    """
+    if adapter is None:
+        return ("alone",)
+    return ("peft",) if adapter.get("use_dora") else WAYS
+
+
 def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[str, Any]:
-    """Puts the adapter on the base in a fresh process, each of `WAYS`, and compares with the trained model.
+    """Puts the adapter on the base in a fresh process, each way, and compares with the trained model.
 
     Args:
         base: stock folder.
@@ -85,7 +96,8 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
     Raises:
         VerificationError: a key is missing or unexpected, or the outputs differ beyond rounding.
     """
-    reference, ways = trained.reference, WAYS if adapter is not None else ("alone",)
+    reference = trained.reference
+    ways = ways_of(read_config(adapter) if adapter is not None else None)
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
         request = {
             "adapter": str(adapter.resolve()) if adapter is not None else None,

@@ -106,7 +106,8 @@ def adapter_card(run: FinishedRun, result: Mapping[str, Any], quantization: Mapp
         "```python",
         "from peft import PeftModel",
         *_loading("BASE", quantization),
-        'model = PeftModel.from_pretrained(model, "PATH")  # or model.load_adapter("PATH")',
+        'model = PeftModel.from_pretrained(model, "PATH")'
+        + ('  # or model.load_adapter("PATH")' if "load_adapter" in result["clients"] else ""),
         "```",
         "",
     )
@@ -130,7 +131,7 @@ def _proved(result: Mapping[str, Any]) -> list[str]:
 
 
 def _servers(result: Mapping[str, Any]) -> list[str]:
-    lines = ["| server | serves it, by its published rules (not run here) |", "| --- | --- |"]
+    lines = ["| client | takes it, by its published rules (servers are not run here) |", "| --- | --- |"]
     for name, said in result["servable"].items():
         lines.append(f"| {name} | {'yes' if said is True else f'no: {said}'} |")
     command = result.get("serve")

@@ -56,8 +56,8 @@ class Served:
 
 
 def servable(served: Served) -> dict[str, bool | str]:
-    """For each server True, or everything that it refuses, in words."""
-    checks = {"vllm": _vllm(served), "sglang": _sglang(served)}
+    """For each client True, or everything that it refuses, in words. `load_adapter` is Transformers' own."""
+    checks = {"load_adapter": _load_adapter(served), "vllm": _vllm(served), "sglang": _sglang(served)}
     return {name: "; ".join(reasons) or True for name, reasons in checks.items()}
 
 
@@ -91,6 +91,12 @@ def tensor_names(folder: Path) -> list[str]:
         raise VerificationError("holds no model.safetensors", where=str(folder))
     with safe_open(file, "pt") as opened:
         return sorted(opened.keys())
+
+
+def _load_adapter(served: Served) -> list[str]:
+    if served.adapter is not None and served.adapter.get("use_dora"):
+        return ["Transformers 5.24 leaves out DoRA's magnitudes: use PeftModel.from_pretrained"]
+    return []
 
 
 def _vllm(served: Served) -> list[str]:

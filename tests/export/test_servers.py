@@ -33,6 +33,7 @@ GOOD = Served(config(), ["vision_tower.vision_model.post_layernorm.weight"], "no
 
 def test_what_vllm_takes() -> None:
     assert servable(GOOD)["vllm"] is True
+    assert servable(GOOD)["load_adapter"] is True
     assert servable(dataclasses.replace(GOOD, adapter=None, adapter_keys=()))["vllm"] is True
     rows = {**ADAPTER, "use_rslora": True, "rank_pattern": {"q_proj": 64}, "init_lora_weights": "orthogonal"}
     assert servable(dataclasses.replace(GOOD, adapter=rows))["vllm"] is True

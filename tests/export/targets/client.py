@@ -70,11 +70,11 @@ def main() -> None:
     model.load_adapter(request["adapter"], adapter_name="first")
     ask("load_adapter", model)
     model.load_adapter(request["second"], adapter_name="second")
-    model.set_adapter("second")
+    switch(model, "second")
     ask("load_adapter, second", model)
-    model.set_adapter("first")
+    switch(model, "first")
     ask("load_adapter, first again", model)
-    model.disable_adapters()
+    switch(model, None)
     ask("load_adapter, disabled", model)
 
     ask("full, peft", PeftModel.from_pretrained(base("base"), request["full"]))
@@ -97,6 +97,26 @@ def main() -> None:
     answer["peft"] = processor.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
     save_file({name: one.contiguous() for name, one in logits.items()}, request["output"])
     Path(request["answer"]).write_text(json.dumps(answer))
+
+
+def switch(model: Any, name: str | None) -> None:
+    """Makes an adapter the active one, or none: Transformers' own call, or what it does, where it wants a newer PEFT."""
+    from peft import __version__ as installed
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.integrations.peft import MIN_PEFT_VERSION
+
+    if tuple(map(int, installed.split(".")[:2])) >= tuple(map(int, MIN_PEFT_VERSION.split(".")[:2])):
+        if name is None:
+            model.disable_adapters()
+        else:
+            model.set_adapter(name)
+        return
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            if name is None:
+                layer.enable_adapters(enabled=False)
+            else:
+                layer.set_adapter(name)
 
 
 if __name__ == "__main__":

@@ -363,6 +363,9 @@ def test_dora_is_for_peft_alone(tiny: Path, tmp_path: Path) -> None:
     run = trained(values(tiny, tmp_path, lora={"rank": 4, "dora": True}), tmp_path / "run")
     proof = export_run(run, "adapter", tmp_path / "out", QUIET)
     good(proof)
+    assert set(proof["clients"]) == {"peft"}
+    assert "DoRA" in proof["servable"]["load_adapter"]
+    assert "load_adapter(" not in (tmp_path / "out" / "adapter" / "README.md").read_text()
     assert "DoRA" in proof["servable"]["vllm"]
     assert "DoRA" in proof["servable"]["sglang"]
 
