@@ -81,6 +81,8 @@ def load_base(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     how: dict[str, Any] = {}
     if request["quantization"]:
         how["quantization_config"] = BitsAndBytesConfig(**request["quantization"])
+        # Where there is a GPU, Transformers would quantize there, and other kernels would answer.
+        how["device_map"] = {"": request["device"]}
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         request["folder"], dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL, **how
     )
