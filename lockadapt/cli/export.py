@@ -13,7 +13,8 @@ def export(
     to: str = typer.Option(
         ...,
         "--to",
-        help="merged, dual, sentence-transformers or colpali; the last three for runs that embed.",
+        help="merged, bridge, adapter or adapter-full, of runs that answer; dual, sentence-transformers or colpali, of "
+        "runs that embed.",
     ),
     output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),

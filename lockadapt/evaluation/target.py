@@ -13,6 +13,7 @@ from torch import nn
 
 from lockadapt.errors import RecipeError
 from lockadapt.models.load import load_model
+from lockadapt.models.origins import SIDECAR
 from lockadapt.models.parts import RETRIEVAL, stock
 from lockadapt.models.sources import pick_dtype
 from lockadapt.objectives import Objective
@@ -21,7 +22,6 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.artifacts import PART_FILES, load_part
 
-SIDECAR = "lockadapt.json"
 BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
 """Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on top."""
 
@@ -65,8 +65,9 @@ def open_target(folder: Path) -> Target:
     sidecar = folder / SIDECAR
     recipe = None
     if sidecar.is_file():
-        said = json.loads(sidecar.read_text(encoding="utf-8")).get("recipe")
-        recipe = Recipe.model_validate(said) if said is not None else None
+        said = json.loads(sidecar.read_text(encoding="utf-8"))
+        # A folder that was only put together has sources, but no recipe.
+        recipe = Recipe.model_validate(said["recipe"]) if "recipe" in said else None
     return Target(model, processor, recipe, None, None, folder)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockadapt.export.targets import Frames
+from lockadapt.export.embedding_client import EmbeddingClient, Frames
+from lockadapt.export.finished import FinishedRun
+from lockadapt.models.parts import RETRIEVAL
+from lockadapt.training.artifacts import PART_FILES
 from lockadapt.training.card import Made, card_text
 
 
@@ -33,9 +35,10 @@ def merged_card(run: Path, proof: Mapping[str, Any]) -> str:
     return card_text(run, Made("transformers", "image-text-to-text", section))
 
 
-def embedding_card(run: Path, proof: Mapping[str, Any], frames: Frames) -> str:
-    """That of a folder of an embedding target; `frames` are what the user must put around texts and images."""
-    library = "sentence-transformers" if proof["target"] == "sentence-transformers" else "transformers"
+def embedding_card(
+    run: FinishedRun, proof: Mapping[str, Any], client: EmbeddingClient, frames: Frames
+) -> str:
+    """That of a folder for an embedding client; `frames` are what the user must put around texts and images."""
     section = (
         "## Proof",
         "",
@@ -44,11 +47,11 @@ def embedding_card(run: Path, proof: Mapping[str, Any], frames: Frames) -> str:
         f"{proof['image_difference']:.3g} (images).",
         "",
         "```python",
-        *_USES[proof["target"]](frames),
+        *client.use(frames),
         "```",
         "",
     )
-    return card_text(run, Made(library, "feature-extraction", section))
+    return card_text(run.folder, Made(client.library, "feature-extraction", section))
 
 
 def _retrieval(proof: Mapping[str, Any]) -> list[str]:
@@ -62,43 +65,94 @@ def _retrieval(proof: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _dual(frames: Frames) -> list[str]:
-    return [
-        "from PIL import Image",
-        "from transformers import AutoProcessor, VisionTextDualEncoderModel",
+def bridge_card(run: FinishedRun, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+    """That of a bridge."""
+    section = (
+        "## A bridge",
         "",
-        'processor = AutoProcessor.from_pretrained("PATH")',
-        'model = VisionTextDualEncoderModel.from_pretrained("PATH")',
-        'inputs = processor(text=["a text"], images=[Image.open("image.png")], return_tensors="pt")',
-        "found = model(**inputs)  # text_embeds, image_embeds",
+        "The stock base with everything in it that the run trained beside LoRA: projector, trained vocabulary rows, "
+        "and what draws, where there is any. LLM and tower are untouched. Without its adapter it is not the trained model."
+        if run.lora
+        else "The stock base with everything in it that the run trained. LLM and tower are untouched.",
+        "",
+        *_proved(result),
+        *_retrieval_beside(run),
+        *_servers(result),
+        "```python",
+        *_loading("PATH", quantization),
+        "```",
+        "",
+    )
+    return card_text(run.folder, Made("transformers", "image-text-to-text", section))
+
+
+def adapter_card(run: FinishedRun, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+    """That of a PEFT folder, with LoRA alone (`bridge` in the result) or with all that was trained (`base`)."""
+    alone = "bridge" in result
+    base = result["bridge"] if alone else result["base"]
+    what = (
+        "LoRA alone. It belongs on the bridge, which holds the trained projector:"
+        if alone
+        else "LoRA, the projector and whatever else was trained, for the untrained base:"
+    )
+    section = (
+        "## A PEFT adapter",
+        "",
+        f"{what} `{base}` (`base_model_name_or_path`; write another place there if you move it).",
+        "",
+        *_proved(result),
+        *([] if alone else _retrieval_beside(run)),
+        *_servers(result),
+        "```python",
+        "from peft import PeftModel",
+        *_loading("BASE", quantization),
+        'model = PeftModel.from_pretrained(model, "PATH")'
+        + ('  # or model.load_adapter("PATH")' if "load_adapter" in result["clients"] else ""),
+        "```",
+        "",
+    )
+    return card_text(run.folder, Made("peft", "image-text-to-text", section, adapter=True))
+
+
+def _proved(result: Mapping[str, Any]) -> list[str]:
+    ways = {
+        "peft": "`PeftModel.from_pretrained`",
+        "load_adapter": "`load_adapter`",
+        "alone": "its stock class",
+    }
+    said = " and by ".join(ways[way] for way in result["clients"])
+    return [
+        f"Loaded in a fresh process without lockadapt by {said}, and compared with the trained model: largest logit "
+        f"difference {result['max_abs_logit_diff']:.3g}, KL {result['kl']:.3g} nats, top-1 agreement "
+        f"{result['top1_agreement']:.4f}, {result['answers_equal']} of {result['answers']} greedy answers the same, "
+        f"{len(result['missing_keys'])} missing and {len(result['unexpected_keys'])} unexpected keys.",
+        "",
     ]
 
 
-def _sentence_transformers(frames: Frames) -> list[str]:
-    return [
-        "from PIL import Image",
-        "from sentence_transformers import SentenceTransformer",
-        "",
-        'model = SentenceTransformer("PATH")',
-        'texts, images = model.encode(["a text"]), model.encode([Image.open("image.png")])',
-        "model.similarity(texts, images)",
-    ]
+def _servers(result: Mapping[str, Any]) -> list[str]:
+    lines = ["| client | takes it, by its published rules (servers are not run here) |", "| --- | --- |"]
+    for name, said in result["servable"].items():
+        lines.append(f"| {name} | {'yes' if said is True else f'no: {said}'} |")
+    command = result.get("serve")
+    return [*lines, "", *(["```bash", command, "```", ""] if command else [])]
 
 
-def _colpali(frames: Frames) -> list[str]:
-    text = f'{json.dumps(frames.before)} + "a text" + {json.dumps(frames.after)}'
-    return [
-        "from PIL import Image",
-        "from transformers import AutoProcessor, ColPaliForRetrieval",
-        "",
-        'processor = AutoProcessor.from_pretrained("PATH")',
-        'model = ColPaliForRetrieval.from_pretrained("PATH")',
-        f"text = {text}",
-        f"image = {json.dumps(frames.image)}",
-        'said = processor(text=[text], add_special_tokens=False, padding=True, return_tensors="pt")',
-        'shown = processor(text=[image], images=[Image.open("image.png")], add_special_tokens=False, return_tensors="pt")',
-        "embeddings = [model(**inputs).embeddings[:, -1] for inputs in (said, shown)]",
-    ]
+def _retrieval_beside(run: FinishedRun) -> list[str]:
+    if not (run.folder / PART_FILES[RETRIEVAL]).is_file():
+        return []
+    return [f"What embeds images and texts lies in `{RETRIEVAL}/`, which only lockadapt reads.", ""]
 
 
-_USES = {"dual": _dual, "sentence-transformers": _sentence_transformers, "colpali": _colpali}
+def _loading(place: str, quantization: Mapping[str, Any] | None) -> list[str]:
+    """Lines of Python that load a stock folder as it was trained on."""
+    names = "AutoModelForImageTextToText, AutoProcessor" + (", BitsAndBytesConfig" if quantization else "")
+    how = ', dtype="auto"' + (", quantization_config=quantization" if quantization else "")
+    lines = [f"from transformers import {names}", "", f'processor = AutoProcessor.from_pretrained("{place}")']
+    if quantization:
+        given = ", ".join(f"{key}={value!r}" for key, value in quantization.items())
+        lines += [
+            "# The adapter was trained on a quantized base, so that is what it belongs on.",
+            f"quantization = BitsAndBytesConfig({given})",
+        ]
+    return [*lines, f'model = AutoModelForImageTextToText.from_pretrained("{place}"{how})']

@@ -11,31 +11,12 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.embedder import contrastive
+from lockadapt.export.embedding_client import Frames, Trained, embed_images, embed_texts
 from lockadapt.export.embeddings import Embedded, compare, embed_probe, shown_and_said
 from lockadapt.export.fold import folded, take_retrieval
-from lockadapt.export.targets import Frames, Trained
-from lockadapt.export.targets.base import embed_images, embed_texts
-from lockadapt.objectives import ImageText
-from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.from_recipe import objectives_of
 from lockadapt.training.rows import context_length
-
-
-def require_embedding(recipe: Recipe, name: str) -> ImageText:
-    """The contrastive objective of a recipe.
-
-    Raises:
-        RecipeError: it has none.
-    """
-    objective = contrastive(objectives_of(recipe))
-    if objective is None:
-        raise RecipeError(
-            f"no export to {name}: the run was not trained to embed",
-            where="--to",
-            fix="train with an objective of the kind itc, or choose --to merged",
-        )
-    return objective
 
 
 def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], list[str]]:
@@ -48,7 +29,13 @@ def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], l
         DataError: captions stand in a frame that is not one piece before and one behind them.
         VerificationError: folding changed an embedding.
     """
-    objective = require_embedding(run.recipe, "this target")
+    objective = contrastive(objectives_of(run.recipe))
+    if objective is None:
+        raise RecipeError(
+            "the run was not trained to embed",
+            where=str(run.folder),
+            fix="train with an objective of the kind itc, or choose --to merged",
+        )
     model, processor = run.model.cpu(), run.processor
     samples = run_folder.read_probe(run.folder)
     reference = embed_probe(model, processor, run.recipe, samples)

@@ -26,12 +26,14 @@ from lockadapt.models.janus.graft import DRAWING_TOKENS, check_grids
 from lockadapt.models.janus.siglip import janus_tower, prove_tower
 from lockadapt.models.llms import LlmFacts, load_llm, probe_ids, probe_llm
 from lockadapt.models.load import load_model
+from lockadapt.models.origins import read_origin, write_origins
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
 from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
 from lockadapt.models.stock_model import stock_model
+from lockadapt.models.text_class import name_text_class
 from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
 
@@ -223,9 +225,12 @@ def _build(
         codes,
     )
     calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
+    name_text_class(model.config)
     with quiet():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+    sources = {"LLM": llm, "tower": tower, "image tokenizer": codes and codes.name}
+    write_origins(folder, [read_origin(part, str(one)) for part, one in sources.items() if one])
     unused = (*text.unexpected, *vision.unexpected)
     return _Built(expected, llm_facts, tower_facts, kind, calibrated, unused)
 

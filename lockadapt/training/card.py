@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.files import write_text
+from lockadapt.models.origins import source_name
+from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
+from lockadapt.training.origins import front_matter, origins_of, sources_section
 
 
 def write_card(folder: Path) -> None:
@@ -24,11 +27,13 @@ class Made:
     Attributes:
         library, task: as the Hub calls them.
         section: lines of Markdown.
+        adapter: it holds what was trained, but not what it belongs on.
     """
 
     library: str
     task: str
     section: tuple[str, ...]
+    adapter: bool = False
 
 
 def card_text(run: Path, made: Made | None = None) -> str:
@@ -36,24 +41,23 @@ def card_text(run: Path, made: Made | None = None) -> str:
     facts, recipe = run_folder.read_facts(run), run_folder.read_recipe(run)
     scores_file = run / "evaluation.json"
     scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else {}
-    model = recipe.model
-    bases = [model.vlm] if model.vlm else [model.llm, model.tower]
+    origins = origins_of(run)
+    relation = base_relation(recipe, adapter=made is None or made.adapter)
     lines = [
         "---",
         f"library_name: {made.library if made else 'peft'}",
         f"pipeline_tag: {made.task if made else 'image-text-to-text'}",
         "tags: [lockadapt, locked-image-tuning]",
-        "base_model:",
-        *[f"- {base}" for base in bases],
-        f"base_model_relation: {'merge' if made else 'adapter'}",
+        *front_matter(origins, relation),
         "---",
         f"# {run.name}",
         "",
-        _sentence(model, recipe.lora is not None),
+        _sentence(recipe.model, recipe.lora is not None),
         "",
         *_scores(scores),
         *_training(facts),
         *(made.section if made else _files()),
+        *sources_section(origins, relation),
         "## Versions",
         "",
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
@@ -62,11 +66,21 @@ def card_text(run: Path, made: Made | None = None) -> str:
     return "\n".join(lines)
 
 
+def base_relation(recipe: Recipe, *, adapter: bool) -> str:
+    """What the Hub calls the relation to the base models: one VLM is tuned further, LLM and tower are joined."""
+    if adapter:
+        return "adapter"
+    return "finetune" if recipe.model.vlm else "merge"
+
+
 def _sentence(model: Any, lora: bool) -> str:
     trained = "A trained projector" + (" and LoRA adapters" if lora else "")
     if model.vlm:
-        return f"{trained} on the frozen vision-language model `{model.vlm}`."
-    return f"{trained} bridge the frozen LLM `{model.llm}` and the frozen vision tower `{model.tower}`."
+        return f"{trained} on the frozen vision-language model `{source_name(model.vlm)}`."
+    return (
+        f"{trained} bridge the frozen LLM `{source_name(model.llm)}` and the frozen vision tower "
+        f"`{source_name(model.tower)}`."
+    )
 
 
 def _scores(scores: Mapping[str, Any]) -> list[str]:

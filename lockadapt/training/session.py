@@ -44,6 +44,7 @@ from lockadapt.training.from_recipe import (
 )
 from lockadapt.training.inputs import inputs_by_objective
 from lockadapt.training.largest_batch import try_largest_batch
+from lockadapt.training.origins import recipe_origins
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.progress import ProgressCallback, Reporter
 from lockadapt.training.rows import context_length, encoded_rows
@@ -336,6 +337,7 @@ def _first_facts(recipe: Recipe, folder: Path, dtype: torch.dtype) -> dict[str, 
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": recipe.model.quantization,
         "blind": recipe.blind,
+        "sources": [dataclasses.asdict(one) for one in recipe_origins(recipe)],
         "stages": [],
     }
 

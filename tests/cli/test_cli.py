@@ -144,7 +144,7 @@ def test_train_eval_merge_chat(place: Path) -> None:
         (["search", ".", "--images", "pictures"], 2, "nothing is asked for"),
         (["search", ".", "--images", "pictures", "--query", "red"], 2, "not finished"),
         (["export", ".", "--to", "gguf", "-o", "out"], 2, "There are: merged"),
-        (["export", ".", "--to", "dual", "-o", "out"], 2, "was not trained to embed"),
+        (["export", ".", "--to", "dual", "-o", "out"], 2, "no finished run"),
     ],
 )
 def test_failures_end_in_one_message_and_their_code(

@@ -11,14 +11,15 @@ import torch
 import transformers as hf
 from PIL import Image
 
-import lockadapt.export.export as module
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.search import search
 from lockadapt.evaluation.target import open_target
-from lockadapt.export.export import NAMES, export_run
+from lockadapt.export.export import export_run
 from lockadapt.export.merge import merge_run
+from lockadapt.export.targets import TARGETS
+from lockadapt.export.targets import merged as merged_target
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
 from lockadapt.training.session import train
@@ -106,10 +107,13 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
 
 
 def test_merged_is_a_target(embedding_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "merge_run", lambda *given: {"given": given})
+    monkeypatch.setattr(merged_target, "merge_run", lambda *given: {"given": given})
     found = export_run(embedding_run, "merged", tmp_path / "out", QUIET)
-    assert found == {"target": "merged", "given": (embedding_run, tmp_path / "out", QUIET)}
-    assert set(NAMES) == {"merged", "dual", "sentence-transformers", "colpali"}
+    assert found["given"] == (embedding_run, tmp_path / "out", QUIET)
+    assert found["target"] == "merged"
+    assert {"merged", "bridge", "adapter", "adapter-full", "dual", "sentence-transformers", "colpali"} <= set(
+        TARGETS
+    )
 
 
 def test_refusals_come_before_any_work(

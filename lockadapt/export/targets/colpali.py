@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,15 @@ import torch
 from transformers import ColPaliConfig, ColPaliForRetrieval
 
 from lockadapt.errors import AssemblyError
-from lockadapt.export.targets.base import Target, Trained, detached, with_tokenizer
+from lockadapt.evaluation.embedder import contrastive
+from lockadapt.export.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
+from lockadapt.export.finished import FinishedRun
+from lockadapt.export.targets.embedding import embedding_target
 from lockadapt.models.llms import probe_ids
 from lockadapt.models.parts import JANUS_PARTS, LLAVA_PARTS, llm_of, parts_of
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
+from lockadapt.training.from_recipe import objectives_of
 
 SHIFT = 3
 """Padding that positions are tried with."""
@@ -43,7 +48,7 @@ def refusal(trained: Trained) -> str | None:
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left. See `Target`."""
+    """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left. See `EmbeddingClient`."""
     layer: Any = trained.projection
     vlm = trained.model.model
     config = ColPaliConfig(vlm_config=trained.model.config.to_dict(), embedding_dim=layer.out_features)
@@ -71,4 +76,33 @@ def _counts_padding(trained: Trained) -> bool:
     return not float((first - second).abs().max()) <= 10 * tolerance(first.dtype, first)
 
 
-COLPALI = Target("colpali", "colpali", refusal, write)
+def early(run: FinishedRun) -> str | None:
+    """See `EmbeddingClient`."""
+    if run.dual:
+        return "ColPaliForRetrieval holds one model for images and texts, this run has two"
+    objective = contrastive(objectives_of(run.recipe))
+    pooling = "last" if objective is None else objective.pooling
+    if pooling not in (None, "last"):
+        return f"ColPaliForRetrieval has no pooling, and this run pools by {pooling!r}"
+    return None
+
+
+def use(frames: Frames) -> list[str]:
+    """See `EmbeddingClient`."""
+    text = f'{json.dumps(frames.before)} + "a text" + {json.dumps(frames.after)}'
+    return [
+        "from PIL import Image",
+        "from transformers import AutoProcessor, ColPaliForRetrieval",
+        "",
+        'processor = AutoProcessor.from_pretrained("PATH")',
+        'model = ColPaliForRetrieval.from_pretrained("PATH")',
+        f"text = {text}",
+        f"image = {json.dumps(frames.image)}",
+        'said = processor(text=[text], add_special_tokens=False, padding=True, return_tensors="pt")',
+        'shown = processor(text=[image], images=[Image.open("image.png")], add_special_tokens=False, return_tensors="pt")',
+        "embeddings = [model(**inputs).embeddings[:, -1] for inputs in (said, shown)]",
+    ]
+
+
+CLIENT = EmbeddingClient("colpali", "transformers", early, refusal, write, use)
+COLPALI = embedding_target(CLIENT, "ColPaliForRetrieval, of a VLM that embeds")

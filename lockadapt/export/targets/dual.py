@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from lockadapt.export.targets.base import Target, Trained
+from lockadapt.export.embedding_client import EmbeddingClient, Frames, Trained
+from lockadapt.export.finished import FinishedRun
+from lockadapt.export.targets.embedding import embedding_target
 from lockadapt.models.quiet import quiet
 
 
@@ -36,7 +38,7 @@ def refusal(trained: Trained) -> str | None:
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Model and processor, with the learned scale as `logit_scale`. See `Target`."""
+    """Model and processor, with the learned scale as `logit_scale`. See `EmbeddingClient`."""
     model = trained.model
     if trained.scale is not None:
         with torch.no_grad():
@@ -46,4 +48,25 @@ def write(trained: Trained, folder: Path) -> None:
         trained.processor.save_pretrained(folder)
 
 
-DUAL = Target("dual", "dual", refusal, write)
+def early(run: FinishedRun) -> str | None:
+    """See `EmbeddingClient`."""
+    if not run.dual:
+        return "images and texts of this run go through one model; VisionTextDualEncoderModel has two"
+    return None
+
+
+def use(frames: Frames) -> list[str]:
+    """See `EmbeddingClient`."""
+    return [
+        "from PIL import Image",
+        "from transformers import AutoProcessor, VisionTextDualEncoderModel",
+        "",
+        'processor = AutoProcessor.from_pretrained("PATH")',
+        'model = VisionTextDualEncoderModel.from_pretrained("PATH")',
+        'inputs = processor(text=["a text"], images=[Image.open("image.png")], return_tensors="pt")',
+        "found = model(**inputs)  # text_embeds, image_embeds",
+    ]
+
+
+CLIENT = EmbeddingClient("dual", "transformers", early, refusal, write, use)
+DUAL = embedding_target(CLIENT, "VisionTextDualEncoderModel, of a dual encoder")

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.export.targets.base import Frames, Target, Trained, detached, with_tokenizer
+from lockadapt.export.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
+from lockadapt.export.finished import FinishedRun
+from lockadapt.export.targets.embedding import embedding_target
 from lockadapt.models.quiet import quiet
 
 POOLINGS = {"last": "lasttoken", "mean": "mean"}
@@ -20,8 +22,8 @@ POOLINGS = {"last": "lasttoken", "mean": "mean"}
 
 def refusal(trained: Trained) -> str | None:
     """Needs the package itself, which writes and proves; and frames that its modules can write."""
-    if importlib.util.find_spec("sentence_transformers") is None:
-        return "the package is not installed (pip install 'sentence-transformers>=5.4')"
+    if reason := _absent():
+        return reason
     if trained.dual and trained.frames.after:
         return "sentence-transformers has no place for what stands behind a text; put it in front"
     if not trained.dual and len(_begins(trained)) > 1:
@@ -30,7 +32,7 @@ def refusal(trained: Trained) -> str | None:
 
 
 def write(trained: Trained, folder: Path) -> None:
-    """Modules that are sentence-transformers' own; nothing in the folder is code. See `Target`.
+    """Modules that are sentence-transformers' own; nothing in the folder is code. See `EmbeddingClient`.
 
     A dual encoder becomes a `Router` with a route for texts and one for images, each `Transformer`, `Pooling` (unless
     the model pools itself), `Dense` and `Normalize`. A VLM becomes `Transformer`, `Pooling`, `Dense`, `Normalize`, and
@@ -169,4 +171,29 @@ def _dense(projection: nn.Linear) -> Any:
     )
 
 
-SENTENCE_TRANSFORMERS = Target("sentence-transformers", "sentence-transformers", refusal, write)
+def early(run: FinishedRun) -> str | None:
+    """See `EmbeddingClient`."""
+    return _absent()
+
+
+def _absent() -> str | None:
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return "the package is not installed (pip install 'sentence-transformers>=5.4')"
+    return None
+
+
+def use(frames: Frames) -> list[str]:
+    """See `EmbeddingClient`."""
+    return [
+        "from PIL import Image",
+        "from sentence_transformers import SentenceTransformer",
+        "",
+        'model = SentenceTransformer("PATH")',
+        'texts, images = model.encode(["a text"]), model.encode([Image.open("image.png")])',
+        "model.similarity(texts, images)",
+    ]
+
+
+NAME = "sentence-transformers"
+CLIENT = EmbeddingClient(NAME, NAME, early, refusal, write, use)
+SENTENCE_TRANSFORMERS = embedding_target(CLIENT, "SentenceTransformer, of a run that embeds")

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoProcessor, ColPaliForRetrieval
 
 from lockadapt.errors import RecipeError, VerificationError
-from lockadapt.export.targets import TARGETS, Frames, Trained, export
-from lockadapt.export.targets.base import embed_images, embed_texts
+from lockadapt.export.embedding_client import Frames, Trained, embed_images, embed_texts, export
+from lockadapt.export.targets import colpali, dual, sentence_transformers
 from lockadapt.export.targets.sentence_transformers import frames_template
 from lockadapt.models.assemble import assemble
 from lockadapt.models.assemble_dual import assemble_dual
@@ -33,13 +33,13 @@ with_client = pytest.mark.skipif(
 )
 
 
-def dual(llm: Path, tower: Path, pooling: Any, **given: Any) -> Trained:
+def two_towers(llm: Path, tower: Path, pooling: Any, **given: Any) -> Trained:
     """A dual encoder with fresh projections."""
     made = assemble_dual(llm, tower, None, dtype="float32", prove=False, dimension=16)
     return Trained(made.model, made.processor, pooling, **given)
 
 
-def vlm(folder: Path, llm: str, tower: str, pooling: Any = "last", frames: Frames = FRAMES) -> Trained:
+def one_body(folder: Path, llm: str, tower: str, pooling: Any = "last", frames: Frames = FRAMES) -> Trained:
     """A VLM with a fresh embedding projection; with the tower `janus` a Janus."""
     if tower == "janus":
         drawn = tiny_image_tokenizer(folder / "codes")
@@ -61,13 +61,13 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A LLaVA that embeds. Tests must not change it."""
-    return vlm(tmp_path_factory.mktemp("vlm"), "llama-tied", "clip-vision")
+    return one_body(tmp_path_factory.mktemp("vlm"), "llama-tied", "clip-vision")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "clip-text"])
 def test_dual_class_embeds_alike(tmp_path: Path, tiny: Path, kind: str) -> None:
-    trained = dual(encoder(kind, tmp_path / kind), tiny / "clip-vision", "pooler", scale=20.0)
-    found = export(TARGETS["dual"], trained, tmp_path / "out", TEXTS, IMAGES)
+    trained = two_towers(encoder(kind, tmp_path / kind), tiny / "clip-vision", "pooler", scale=20.0)
+    found = export(dual.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert found["model_class"] == "VisionTextDualEncoderModel"
     assert max(found["text_difference"], found["image_difference"]) < 1e-5
     from transformers import VisionTextDualEncoderModel
@@ -79,17 +79,17 @@ def test_dual_class_embeds_alike(tmp_path: Path, tiny: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["llama-tied", "gpt2"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_dual_class_refuses_decoders(tmp_path: Path, tiny: Path, kind: str, pooling: str) -> None:
-    trained = dual(tiny_llm(kind, tmp_path / kind), tiny / "clip-vision", pooling)
+    trained = two_towers(tiny_llm(kind, tmp_path / kind), tiny / "clip-vision", pooling)
     with pytest.raises(RecipeError, match=f"embeds the vector that a text model pools itself.*'{pooling}'"):
-        export(TARGETS["dual"], trained, tmp_path / "out", TEXTS, IMAGES)
+        export(dual.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert not (tmp_path / "out").exists()
 
 
 def test_dual_class_refuses_maps_and_frames(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
-    refusal = TARGETS["dual"].refusal
-    maps = dual(bert, tiny_tower("resnet", tmp_path / "resnet"), "pooler")
+    refusal = dual.CLIENT.refusal
+    maps = two_towers(bert, tiny_tower("resnet", tmp_path / "resnet"), "pooler")
     assert "ResNetModel pools to (20, 1, 1)" in str(refusal(maps))
-    framed = dual(bert, tiny / "clip-vision", "pooler", frames=Frames("a photo of "))
+    framed = two_towers(bert, tiny / "clip-vision", "pooler", frames=Frames("a photo of "))
     assert "inside a frame" in str(refusal(framed))
     assert "through one model" in str(refusal(llava))
 
@@ -103,8 +103,8 @@ def test_dual_class_refuses_maps_and_frames(tmp_path: Path, tiny: Path, bert: Pa
     ],
 )
 def test_colpali_embeds_alike(tmp_path: Path, llm: str, tower: str) -> None:
-    trained = vlm(tmp_path, llm, tower)
-    found = export(TARGETS["colpali"], trained, tmp_path / "out", TEXTS, IMAGES)
+    trained = one_body(tmp_path, llm, tower)
+    found = export(colpali.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert found["model_class"] == "ColPaliForRetrieval"
     assert max(found["text_difference"], found["image_difference"]) < 1e-5
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
@@ -114,7 +114,7 @@ def test_colpali_embeds_alike(tmp_path: Path, llm: str, tower: str) -> None:
 
 def test_colpali_is_the_projected_last_state(llava: Trained, tmp_path: Path) -> None:
     """`[:, -1]` against a plain computation: normalize(W h + b)."""
-    export(TARGETS["colpali"], llava, tmp_path / "out", TEXTS, IMAGES)
+    export(colpali.CLIENT, llava, tmp_path / "out", TEXTS, IMAGES)
     model = ColPaliForRetrieval.from_pretrained(tmp_path / "out").eval()
     keys = {name.split(".")[0] for name in model.state_dict()}
     assert keys == {"vlm", "embedding_proj_layer"}
@@ -129,22 +129,22 @@ def test_colpali_is_the_projected_last_state(llava: Trained, tmp_path: Path) -> 
 
 
 def test_colpali_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
-    refusal = TARGETS["colpali"].refusal
-    assert "this run has two" in str(refusal(dual(bert, tiny / "clip-vision", "pooler")))
+    refusal = colpali.CLIENT.refusal
+    assert "this run has two" in str(refusal(two_towers(bert, tiny / "clip-vision", "pooler")))
     assert "pools by 'mean'" in str(refusal(dataclasses.replace(llava, pooling="mean")))
     assert "a bias" in str(refusal(dataclasses.replace(llava, projection=nn.Linear(32, 16, bias=False))))
     assert refusal(llava) is None
 
 
 def test_colpali_refuses_positions_from_the_left_edge(tmp_path: Path) -> None:
-    gpt2 = vlm(tmp_path, "gpt2", "clip-vision")
-    assert "GPT2Model counts positions from the left edge" in str(TARGETS["colpali"].refusal(gpt2))
+    gpt2 = one_body(tmp_path, "gpt2", "clip-vision")
+    assert "GPT2Model counts positions from the left edge" in str(colpali.CLIENT.refusal(gpt2))
 
 
 def test_a_folder_that_embeds_otherwise_is_not_kept(
     llava: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = TARGETS["colpali"]
+    target = colpali.CLIENT
 
     def broken(trained: Trained, folder: Path) -> None:
         other = nn.Linear(32, 16)
@@ -169,8 +169,8 @@ def test_sentence_transformers_encodes_both(
     tmp_path: Path, llm: str, tower: str, pooling: str, bert: Path
 ) -> None:
     text = bert if llm == "bert" else tiny_llm(llm, tmp_path / llm)
-    trained = dual(text, tiny_tower(tower, tmp_path / tower), pooling, frames=Frames("a photo of "))
-    found = export(TARGETS["sentence-transformers"], trained, tmp_path / "out", TEXTS, IMAGES)
+    trained = two_towers(text, tiny_tower(tower, tmp_path / tower), pooling, frames=Frames("a photo of "))
+    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert max(found["text_difference"], found["image_difference"]) < 1e-4
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {
         *(".json", ".safetensors", ".txt", ".jinja"),
@@ -188,8 +188,8 @@ def test_sentence_transformers_encodes_both(
     ],
 )
 def test_sentence_transformers_holds_a_vlm(tmp_path: Path, llm: str, tower: str, pooling: str) -> None:
-    trained = vlm(tmp_path, llm, tower, pooling)
-    found = export(TARGETS["sentence-transformers"], trained, tmp_path / "out", TEXTS, IMAGES)
+    trained = one_body(tmp_path, llm, tower, pooling)
+    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert max(found["text_difference"], found["image_difference"]) < 1e-4
 
 
@@ -197,15 +197,15 @@ def test_sentence_transformers_holds_a_vlm(tmp_path: Path, llm: str, tower: str,
 def test_sentence_transformers_adds_no_bos_of_its_own(tmp_path: Path) -> None:
     """The tiny tokenizer would put `<s>` before frames that have none."""
     bare = Frames("USER: ", " ASSISTANT:", "USER: <image> ASSISTANT:")
-    trained = vlm(tmp_path, "llama-tied", "clip-vision", frames=bare)
-    found = export(TARGETS["sentence-transformers"], trained, tmp_path / "out", TEXTS, IMAGES)
+    trained = one_body(tmp_path, "llama-tied", "clip-vision", frames=bare)
+    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert max(found["text_difference"], found["image_difference"]) < 1e-4
 
 
 @with_client
 def test_sentence_transformers_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
-    refusal = TARGETS["sentence-transformers"].refusal
-    behind = dual(bert, tiny / "clip-vision", "pooler", frames=Frames("", "!"))
+    refusal = sentence_transformers.CLIENT.refusal
+    behind = two_towers(bert, tiny / "clip-vision", "pooler", frames=Frames("", "!"))
     assert "behind a text" in str(refusal(behind))
     uneven = dataclasses.replace(llava, frames=Frames("<s>", "", "<image>"))
     assert "only one of the frames" in str(refusal(uneven))
@@ -213,7 +213,7 @@ def test_sentence_transformers_refusals(tmp_path: Path, tiny: Path, bert: Path, 
 
 def test_without_the_package_it_is_refused(llava: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "not installed" in str(TARGETS["sentence-transformers"].refusal(llava))
+    assert "not installed" in str(sentence_transformers.CLIENT.refusal(llava))
 
 
 def test_frames_template_writes_frames() -> None:
