@@ -116,6 +116,16 @@ def ordinary_permissions(folder: Path) -> None:
         os.chmod(path, (0o777 if path.is_dir() else 0o666) & ~umask)
 
 
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """A file's number, for reading and writing at places; new files get ordinary permissions."""
+    handle = os.open(path, flags, 0o666)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 def sync(path: Path) -> None:
     """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,0 +1,120 @@
+"""What an adapter does to one matrix, row by row: low-rank sums, DoRA's magnitudes, trained rows, whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Change(Protocol):
+    """One step from a stored matrix to the merged one.
+
+    Attributes:
+        by_rows: whether rows can be changed without the others.
+    """
+
+    @property
+    def by_rows(self) -> bool: ...
+
+    def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        """Which rows of `count` it touches, as ascending half-open ranges."""
+
+    def apply(self, matrix: Tensor, first: int) -> None:
+        """Changes rows `first`, `first + 1`, … of the matrix in place; `matrix` is float32 (or float64)."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adds `scale * B A` (LoRA, arXiv 2106.09685); with `magnitude`, then gives each output that norm (DoRA, 2402.09353).
+
+    Attributes:
+        a: (rank, in), b: (out, rank).
+        transposed: the stored matrix is (in, out), as GPT-2's Conv1D and embeddings keep theirs.
+        magnitude: (out,) or None.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool = False
+    magnitude: Tensor | None = None
+
+    @property
+    def by_rows(self) -> bool:
+        return self.magnitude is None or not self.transposed
+
+    def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        return ((0, count),)
+
+    def apply(self, matrix: Tensor, first: int) -> None:
+        a, b = self.a.to(matrix), self.b.to(matrix)
+        last = first + matrix.shape[0]
+        delta = a[:, first:last].T @ b.T if self.transposed else b[first:last] @ a
+        matrix += delta.mul_(self.scale)
+        if self.magnitude is not None:
+            wanted = self.magnitude.to(matrix)
+            if self.transposed:
+                matrix *= wanted / torch.linalg.vector_norm(matrix, dim=0)
+            else:
+                matrix *= (wanted[first:last] / torch.linalg.vector_norm(matrix, dim=1))[:, None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Puts trained rows in the place of some: `values` (rows, columns) at `ids`; a weight below 1 goes part of the way."""
+
+    ids: tuple[int, ...]
+    values: Tensor
+    weight: float = 1.0
+
+    @property
+    def by_rows(self) -> bool:
+        return True
+
+    def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        return [(row, row + 1) for row in sorted(self.ids)]
+
+    def apply(self, matrix: Tensor, first: int) -> None:
+        for row, values in zip(self.ids, self.values, strict=True):
+            if first <= row < first + matrix.shape[0]:
+                _towards(matrix[row - first], values, self.weight)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Puts a trained tensor, as a matrix (rows, columns), in the place of the stored one; a weight as in `Rows`."""
+
+    tensor: Tensor
+    weight: float = 1.0
+
+    @property
+    def by_rows(self) -> bool:
+        return True
+
+    def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        return ((0, count),)
+
+    def apply(self, matrix: Tensor, first: int) -> None:
+        _towards(matrix, self.tensor[first : first + matrix.shape[0]], self.weight)
+
+
+def touched(changes: Sequence[Change], count: int) -> list[tuple[int, int]]:
+    """Rows of `count` that any of these touches, as ascending ranges that do not meet."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(span for change in changes for span in change.rows(count)):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _towards(matrix: Tensor, goal: Tensor, weight: float) -> None:
+    if weight == 1.0:
+        matrix.copy_(goal)
+    else:
+        matrix += (goal.to(matrix) - matrix).mul_(weight)

@@ -1,0 +1,163 @@
+"""Base and adapters to merged shards, with bounded memory: plan everything from headers, refuse, then write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lockadapt.errors import AdapterError, DiskError, VerificationError
+from lockadapt.export.streaming.adapter import as_matrix, read_adapter
+from lockadapt.export.streaming.changes import Change, LowRank, Whole
+from lockadapt.export.streaming.edits import Edit, require_fit
+from lockadapt.export.streaming.names import Names, meta_model, read_names
+from lockadapt.export.streaming.requantized import Requantized
+from lockadapt.export.streaming.shards import INDEX, Layout, header_bytes, read_layout
+from lockadapt.export.streaming.stream import write_shards
+from lockadapt.files import write_json
+from lockadapt.models.sources import some
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A PEFT folder, and how much of it."""
+
+    folder: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What was written: tensors of which values were computed, tensors copied byte for byte, and all bytes."""
+
+    changed: tuple[str, ...]
+    copied: int
+    bytes: int
+
+
+def merge_weights(
+    base: Path,
+    folder: Path,
+    adapters: Sequence[Weighted] = (),
+    replaced: Mapping[str, Tensor] | None = None,
+    *,
+    requantized: Mapping[str, Requantized] | None = None,
+    rename: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> WeightsReport:
+    """Writes the base's shards into an existing folder, adapters folded in: `round_once(fp32(W) + scale * B A)`.
+
+    Memory is that of the adapters and a few megabytes for each thread, whatever the size of the base. Shards, order,
+    metadata and dtypes stay those of the base. The work is done on a GPU where there is one.
+
+    Args:
+        base: stock folder with safetensors.
+        folder: gets nothing but weights and their index.
+        adapters: added in this order.
+        replaced: by stock name, trained tensors that take the place of the base's, such as the projector's.
+        requantized: by stock name, matrices that were trained on in quantized form.
+        rename: key on the disk -> key to write; keys that it leaves out stay.
+        threads: default: as many as there are cores.
+
+    Raises:
+        DataError, SafetyError, EnvironmentProblem: see `read_layout` and `read_adapter`.
+        AdapterError: an adapter is of an unknown kind, or cannot be stacked, or lies on a matrix that is shared.
+        VerificationError: names or shapes of base, adapter and stock class do not fit one another.
+        DiskError: there is no room.
+    """
+    layout = read_layout(base)
+    places = layout.places()
+    names = read_names(meta_model(base), places, str(base))
+    shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(base).state_dict().items()}
+    changes = _all_changes(base, adapters, replaced or {})
+    keys = {key: (rename or {}).get(key, key) for key in places}
+    if len(set(keys.values())) != len(keys):
+        raise VerificationError("two tensors would get one name", where=str(base))
+    steps: dict[str, tuple[list[Change], Requantized | None]] = {}
+    for name in {**changes, **(requantized or {})}:
+        held = names.keys_of(name)
+        _require_free(name, held, names, changes.get(name, []), str(base))
+        for key in held:
+            require_fit(places[key][1], changes.get(name, []), shapes[name])
+            steps[key] = (changes.get(name, []), (requantized or {}).get(name))
+    _require_room(layout, folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    edits: dict[str, Edit] = {}
+    for shard in layout.shards:
+        shift = len(header_bytes(shard, keys)) - shard.data_start
+        for place in shard.places:
+            if place.key in steps:
+                edits[place.key] = Edit(
+                    place, place.begin + shift, tuple(steps[place.key][0]), steps[place.key][1]
+                )
+    write_shards(layout, folder, edits, keys, device, threads or len(os.sched_getaffinity(0)))
+    if layout.index is not None:
+        _write_index(layout, keys, folder / INDEX)
+    size = sum(place.end - place.begin for _, place in places.values())
+    return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(places) - len(edits), size)
+
+
+def _all_changes(
+    base: Path, adapters: Sequence[Weighted], replaced: Mapping[str, Tensor]
+) -> dict[str, list[Change]]:
+    changes: dict[str, list[Change]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
+    for adapter in adapters:
+        for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
+            changes.setdefault(name, []).extend(found)
+    for name, found in changes.items():
+        dora = any(isinstance(one, LowRank) and one.magnitude is not None for one in found)
+        if dora and sum(isinstance(one, LowRank) for one in found) > 1:
+            raise AdapterError(
+                "DoRA's magnitudes belong to one adapter's whole sum, and another adapter adds to it",
+                where=name,
+                fix="merge a DoRA adapter alone",
+            )
+        if any(isinstance(one, Whole) and one.weight == 1.0 for one in found[1:]):
+            raise AdapterError(
+                "two adapters bring a whole tensor of their own",
+                where=name,
+                fix="give weights, such as A:0.5 and B:0.5",
+            )
+    return changes
+
+
+def _require_free(name: str, held: list[str], names: Names, found: Sequence[Change], where: str) -> None:
+    """A changed parameter must lie in the folder as it is, and a low-rank sum only where nothing else shares it."""
+    if not held:
+        reason = "is stored in parts or in another form" if names.converted else "is not in the folder"
+        raise VerificationError(
+            f"{name} {reason}", where=where, fix="save the base with today's Transformers first"
+        )
+    shared = name in names.ties or name in names.ties.values()
+    if shared and any(isinstance(one, LowRank) for one in found):
+        raise AdapterError(
+            f"{name} is tied to {some(names.group(name) - {name})}: a merged sum would change both",
+            where=where,
+            fix="train with ensure_weight_tying, leave it out of the targets, or untie the base first",
+        )
+
+
+def _require_room(layout: Layout, folder: Path) -> None:
+    wanted = sum(shard.size for shard in layout.shards)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise DiskError(
+            f"{wanted >> 20} MiB are to be written and {free >> 20} MiB are free",
+            where=str(folder),
+            fix="free space, or choose another --output",
+        )
+
+
+def _write_index(layout: Layout, keys: Mapping[str, str], file: Path) -> None:
+    assert layout.index is not None
+    places = layout.places()
+    metadata: dict[str, Any] = dict(layout.index.get("metadata") or {})
+    metadata["total_size"] = sum(place.end - place.begin for _, place in places.values())
+    weight_map = {keys[key]: layout.index["weight_map"][key] for key in layout.index["weight_map"]}
+    write_json(file, {**layout.index, "metadata": metadata, "weight_map": weight_map})
