@@ -23,6 +23,7 @@ from lockadapt.cli import (
     search,
     tokenizer,
     train,
+    verify,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
 from lockadapt.version import __version__
@@ -45,6 +46,7 @@ for name, verb in (
     ("train", train.train),
     ("eval", evaluate.evaluate),
     ("merge", merge.merge),
+    ("verify", verify.verify),
     ("export", export.export),
     ("chat", chat.chat),
     ("generate", generate.generate),

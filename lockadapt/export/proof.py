@@ -15,14 +15,15 @@ from lockadapt.errors import VerificationError
 from lockadapt.export.reference import (
     MAX_PIXELS,
     NEW_TOKENS,
+    Answer,
     Reference,
     image_effect,
     kl_divergence,
     reference_answers,
 )
 from lockadapt.files import write_json
-from lockadapt.models.proof import FreshResult, run_fresh
-from lockadapt.models.sources import some
+from lockadapt.models.proof import REPORT, FreshResult, run_fresh
+from lockadapt.models.sources import some, tolerance
 
 __all__ = ["RECORD", "Reference", "compare_logits", "prove_merge", "record", "reference_answers"]
 
@@ -37,7 +38,7 @@ ADAPTER_SHARE = 0.25
 
 
 def prove_merge(
-    folder: Path, reference: Reference, dtype: torch.dtype, *, fix: str = "please report this"
+    folder: Path, reference: Reference, dtype: torch.dtype, *, fix: str = REPORT
 ) -> dict[str, Any]:
     """Loads the folder in a fresh process and compares logits, answers, prompts and keys.
 
@@ -61,9 +62,10 @@ def prove_merge(
             tensors=reference.tensors,
             conversations=conversations,
             max_new_tokens=NEW_TOKENS,
+            fix=fix,
         )
-    problems = _unsound(fresh)
-    result = {} if problems else _measure(fresh, reference)
+    problems = unsound(fresh)
+    result = {} if problems else _measure(fresh, reference, dtype)
     problems = problems or _differences(result, reference, dtype)
     if problems:
         raise VerificationError(
@@ -92,8 +94,8 @@ def compare_logits(first: dict[str, torch.Tensor], second: dict[str, torch.Tenso
     return {"max_abs_logit_diff": largest, "kl": divergence / positions, "top1_agreement": same / positions}
 
 
-def _unsound(fresh: FreshResult) -> list[str]:
-    """Why the fresh process ran nothing, if it did not."""
+def unsound(fresh: FreshResult) -> list[str]:
+    """Why a fresh process ran nothing, if it did not: keys, or image tokens that disagree."""
     answer = fresh.answer
     problems = [
         f"{len(answer[f'{kind}_keys'])} {kind} keys: {some(answer[f'{kind}_keys'])}"
@@ -108,7 +110,7 @@ def _unsound(fresh: FreshResult) -> list[str]:
     return problems
 
 
-def _measure(fresh: FreshResult, reference: Reference) -> dict[str, Any]:
+def _measure(fresh: FreshResult, reference: Reference, dtype: torch.dtype) -> dict[str, Any]:
     logits = {case: fresh.tensors[f"{case}.logits"].float() for case in reference.logits}
     shapes = {
         case: (list(one.shape), list(logits[case].shape))
@@ -117,9 +119,7 @@ def _measure(fresh: FreshResult, reference: Reference) -> dict[str, Any]:
     }
     if shapes:
         return {"shapes": shapes}
-    gaps = [
-        one.gap(other) for one, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)
-    ]
+    gaps = [one.gap(other) for one, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)]
     return {
         **compare_logits(reference.logits, logits),
         "model_class": fresh.answer["model_class"].rsplit(".", 1)[-1],
@@ -134,8 +134,10 @@ def _measure(fresh: FreshResult, reference: Reference) -> dict[str, Any]:
         "answers": len(gaps),
         "answer_gap": max(gaps, default=0.0),
         "prompts_equal": [list(one.prompt) for one in reference.answers] == fresh.answer["prompt_ids"],
+        "pixels_equal": all(_same_pixels(fresh, n, one) for n, one in enumerate(reference.answers)),
         "image_effect": image_effect(logits),
         "trained_image_effect": reference.image_effect,
+        "looks_at_images": looks(reference, dtype),
         "adapter_kl": reference.adapter_kl,
     }
 
@@ -154,14 +156,16 @@ def _differences(result: Mapping[str, Any], reference: Reference, dtype: torch.d
         problems.append(f"only {result['top1_agreement']:.4f} of the likeliest tokens agree")
     if not result["prompts_equal"]:
         problems.append("the saved processor writes other prompts than training used")
+    elif not result["pixels_equal"]:
+        problems.append("the saved image processor makes other pixels than training used")
     # Each of two logits may move by what is allowed, so a lead of twice that may be lost.
     elif not result["answer_gap"] <= 2 * allowed:
         different = result["answers"] - result["answers_equal"]
         problems.append(f"{different} of {result['answers']} greedy answers differ, and not by a near tie")
-    if looks(reference, dtype) and not result["image_effect"] >= reference.image_effect / 2:  # type: ignore[operator]
+    seen, trained = result["image_effect"], reference.image_effect
+    if looks(reference, dtype) and not seen >= trained / 2:
         problems.append(
-            f"swapping images changes logits by {result['image_effect']:.3g}, in the trained model by "
-            f"{reference.image_effect:.3g}"
+            f"swapping images changes logits by {seen:.3g}, in the trained model by {trained:.3g}"
         )
     return problems
 
@@ -170,12 +174,24 @@ def kl_limit(reference: Reference, dtype: torch.dtype) -> float:
     """The largest KL divergence that a folder stored in `dtype` may have."""
     coarse = max((reference.dtype, dtype), key=lambda one: torch.finfo(one).eps)
     noise, most = KL[coarse]
-    return most if reference.adapter_kl is None else min(most, max(noise, ADAPTER_SHARE * reference.adapter_kl))
+    return (
+        most if reference.adapter_kl is None else min(most, max(noise, ADAPTER_SHARE * reference.adapter_kl))
+    )
 
 
-def looks(reference: Reference, dtype: torch.dtype) -> bool:
-    """Whether swapping images changes the trained model's logits by more than rounding to `dtype` may."""
-    return reference.image_effect is not None and reference.image_effect > reference.allowed(dtype)
+def looks(reference: Reference, dtype: torch.dtype) -> bool | None:
+    """Whether swapping images changes the trained model's logits by more than rounding to `dtype` may; None without images."""
+    return None if reference.image_effect is None else reference.image_effect > reference.allowed(dtype)
+
+
+def _same_pixels(fresh: FreshResult, number: int, answer: Answer) -> bool:
+    """Whether the folder's own processor made of a conversation's images what the trained model was shown."""
+    mine, theirs = answer.pixel_values, fresh.tensors.get(f"conversation{number}.pixel_values")
+    if mine is None or theirs is None:
+        return mine is theirs
+    if mine.shape != theirs.shape:
+        return False
+    return bool((mine.float() - theirs.float()).abs().max() <= tolerance(torch.float32, mine.float()))
 
 
 def _conversation(sample: Sample, room: Path, number: int) -> dict[str, Any]:

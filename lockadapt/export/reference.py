@@ -36,11 +36,13 @@ class Answer:
     Attributes:
         prompt: token ids that it followed.
         tokens: its ids, the one that ends it among them.
+        pixel_values: that the prompt's image tokens stand for, (images, 3, side, side); None without images.
         likeliest: int64 (steps, LIKELIEST); `scores`: float32, the same shape, falling.
     """
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
+    pixel_values: Tensor | None
     likeliest: Tensor
     scores: Tensor
 
@@ -205,7 +207,7 @@ def _answer(
         )
     best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
     tokens = tuple(made.sequences[0, len(prompt) :].tolist())
-    return Answer(tuple(prompt), tokens, best.indices.cpu(), best.values.cpu())
+    return Answer(tuple(prompt), tokens, inputs.get("pixel_values"), best.indices.cpu(), best.values.cpu())
 
 
 def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor]) -> float | None:
@@ -219,4 +221,3 @@ def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor
             if not case.startswith("swapped")
         ]
     return float(torch.cat(found).mean())
-

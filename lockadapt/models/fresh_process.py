@@ -11,7 +11,8 @@ The request:
     max_new_tokens for the conversations, greedy
     output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens, vocabulary), for every
                   case with pixel_values alone `case.features` (images, tokens, channels), what the projector is fed; for
-                  every conversation `conversation0.logits` … (1, vocabulary), what its first new token is taken from
+                  every conversation `conversation0.logits` … (1, vocabulary), what its first new token is taken from, and
+                  `conversation0.pixel_values` if it has images
     answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys, mismatched_keys,
                   texts, prompt_ids and answer_ids (a list of token ids for each conversation), image_token_id,
                   processor_image_token_id, versions, lockadapt (whether anything imported it)
@@ -67,10 +68,11 @@ def main() -> None:
     outputs: dict[str, torch.Tensor] = {}
     if sound and request.get("tensors"):
         outputs = run_cases(model, load_file(request["tensors"]))
-    texts, prompts, answers = [], [], []
+    texts: list[str] = []
+    prompts, answers = [], []
     for conversation in (request.get("conversations") or []) if sound else []:
-        prompt, new, logits = converse(model, processor, conversation, request["max_new_tokens"])
-        outputs[f"conversation{len(texts)}.logits"] = logits
+        prompt, new, made = converse(model, processor, conversation, request["max_new_tokens"])
+        outputs |= {f"conversation{len(texts)}.{name}": tensor for name, tensor in made.items()}
         texts.append(processor.decode(new, skip_special_tokens=True))
         prompts.append(prompt)
         answers.append(new)
@@ -118,8 +120,8 @@ def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 def converse(
     model: Any, processor: Any, conversation: dict[str, Any], max_new_tokens: int
-) -> tuple[list[int], list[int], torch.Tensor]:
-    """Ids of a conversation's prompt and of the greedy answer to it, and logits (1, vocabulary) of its first token."""
+) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
+    """Ids of a conversation's prompt and of the greedy answer to it; logits (1, vocabulary) of its first token, and pixels."""
     pictures = [Image.open(path).convert("RGB") for path in conversation["images"]]
     prompt = processor.apply_chat_template(
         conversation["messages"], add_generation_prompt=True, tokenize=False
@@ -141,8 +143,10 @@ def converse(
             return_dict_in_generate=True,
             output_logits=True,
         )
-    new = made.sequences[0, length:].tolist()
-    return inputs["input_ids"][0].tolist(), new, made.logits[0].cpu().contiguous()
+    outputs = {"logits": made.logits[0].cpu().contiguous()}
+    if "pixel_values" in inputs:
+        outputs["pixel_values"] = inputs["pixel_values"].cpu().contiguous()
+    return inputs["input_ids"][0].tolist(), made.sequences[0, length:].tolist(), outputs
 
 
 def names(keys: Any) -> list[str]:
