@@ -206,8 +206,9 @@ def _answer(
             output_scores=True,
         )
     best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
+    shown = inputs["pixel_values"].cpu() if sample.images else None
     tokens = tuple(made.sequences[0, len(prompt) :].tolist())
-    return Answer(tuple(prompt), tokens, inputs.get("pixel_values"), best.indices.cpu(), best.values.cpu())
+    return Answer(tuple(prompt), tokens, shown, best.indices.cpu(), best.values.cpu())
 
 
 def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor]) -> float | None:
