@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ def prove_merge(
         )
     problems = unsound(fresh)
     result = {} if problems else _measure(fresh, reference, dtype)
-    problems = problems or _differences(result, reference, dtype)
+    problems = problems or differences(result, reference, dtype)
     if problems:
         raise VerificationError(
             f"the merged folder is not the trained model: {'; '.join(problems)}", where=str(folder), fix=fix
@@ -87,7 +88,7 @@ def compare_logits(first: dict[str, torch.Tensor], second: dict[str, torch.Tenso
     largest, divergence, same, positions = 0.0, 0.0, 0, 0
     for case, a in first.items():
         b = second[case]
-        largest = max(largest, float((a - b).abs().nan_to_num(nan=float("inf")).max()))
+        largest = max(largest, float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).max()))
         divergence += float(kl_divergence(a, b).sum())
         same += int((a.argmax(-1) == b.argmax(-1)).sum())
         positions += a.shape[0] * a.shape[1]
@@ -142,7 +143,7 @@ def _measure(fresh: FreshResult, reference: Reference, dtype: torch.dtype) -> di
     }
 
 
-def _differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dtype) -> list[str]:
+def differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dtype) -> list[str]:
     """What is beyond rounding, each named with its number and its limit."""
     if "shapes" in result:
         case, (first, second) = next(iter(result["shapes"].items()))
