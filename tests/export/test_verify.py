@@ -123,7 +123,7 @@ def merged_twice(folder: Path, run: Path) -> None:
 
 def not_merged(folder: Path, run: Path) -> None:
     base = load_file(run / "base" / WEIGHTS)
-    edit(folder, lambda tensors: tensors.update({k: base[k] for k in base if ".language_model." in k}))
+    edit(folder, lambda tensors: tensors.update({k: base[k] for k in base if "_proj.weight" in k}))
 
 
 def other_image_token(folder: Path, run: Path) -> None:
@@ -135,7 +135,7 @@ def other_image_token(folder: Path, run: Path) -> None:
 
 def other_template(folder: Path, run: Path) -> None:
     file = folder / "chat_template.jinja"
-    file.write_text(file.read_text() + " ")
+    file.write_text("{{- 'Be brief. ' -}}" + file.read_text())
 
 
 def other_image_processor(folder: Path, run: Path) -> None:
@@ -155,7 +155,7 @@ def key_too_many(folder: Path, run: Path) -> None:
 
 def not_finite(folder: Path, run: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[key_of(tensors, "language_model.norm.weight")][0] = float("nan")
+        tensors[key_of(tensors, ".norm.weight")][0] = float("nan")
 
     edit(folder, change)
 
