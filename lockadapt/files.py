@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -84,6 +85,8 @@ def require_new(path: str | Path, *, what: str) -> None:
 def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     """A temporary sibling to fill; becomes `path` only if the block ends well, and is removed if it does not.
 
+    What writers that were killed left beside it is removed first.
+
     Raises:
         RecipeError: `path` exists and is not an empty folder.
         DiskError: the disk is full, or the place cannot be written.
@@ -92,20 +95,48 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     require_new(target, what=what)
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+            if left.is_dir() and not left.is_symlink():
+                _remove_if_abandoned(left)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
-            yield temporary
-            ordinary_permissions(temporary)
-            for file in temporary.rglob("*"):
-                if file.is_file():
+            # The system gives the lock back when this process ends, however it ends.
+            with open(temporary / WRITING, "w", encoding="ascii") as mark:
+                _lock(mark)
+                yield temporary
+                (temporary / WRITING).unlink()
+                ordinary_permissions(temporary)
+                for file in temporary.rglob("*"):
                     sync(file)
-            if target.exists():
-                target.rmdir()
-            os.replace(temporary, target)
+                sync(temporary)
+                if target.exists():
+                    target.rmdir()
+                os.replace(temporary, target)
             sync(target.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+WRITING = ".writing"
+"""In a folder that is being filled: locked by whoever fills it."""
+
+
+def _lock(mark: Any) -> None:
+    """Claims an open file for this process; OSError if another has it."""
+    import fcntl
+
+    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    """Removes what a killed writer left: a folder with a mark that nobody holds. Anything else stays."""
+    try:
+        with open(folder / WRITING, encoding="ascii") as mark:
+            _lock(mark)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return
 
 
 def ordinary_permissions(folder: Path) -> None:

@@ -23,6 +23,7 @@ from lockadapt.cli import (
     search,
     tokenizer,
     train,
+    unmerge,
     verify,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
@@ -46,6 +47,7 @@ for name, verb in (
     ("train", train.train),
     ("eval", evaluate.evaluate),
     ("merge", merge.merge),
+    ("unmerge", unmerge.unmerge),
     ("verify", verify.verify),
     ("export", export.export),
     ("chat", chat.chat),

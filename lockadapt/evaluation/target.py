@@ -65,7 +65,8 @@ def open_target(folder: Path) -> Target:
     sidecar = folder / SIDECAR
     recipe = None
     if sidecar.is_file():
-        recipe = Recipe.model_validate(json.loads(sidecar.read_text(encoding="utf-8"))["recipe"])
+        said = json.loads(sidecar.read_text(encoding="utf-8")).get("recipe")
+        recipe = Recipe.model_validate(said) if said is not None else None
     return Target(model, processor, recipe, None, None, folder)
 
 

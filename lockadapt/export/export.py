@@ -50,7 +50,7 @@ def export_run(run: Path, name: str, output: Path, reporter: Reporter) -> dict[s
     reporter.note(f"writing for {name}, and proving in a fresh process")
 
     def finish(folder: Path, proof: dict[str, Any]) -> None:
-        write_json(folder / SIDECAR, provenance(loaded, folder))
+        write_json(folder / SIDECAR, provenance(run, loaded.recipe, loaded.facts, folder))
         (folder / "README.md").write_text(embedding_card(run, proof, trained.frames), encoding="utf-8")
 
     return {"output": str(output), **export(TARGETS[name], trained, output, texts, pictures, finish)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,84 +12,91 @@ import torch
 
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import SCORES
-from lockadapt.evaluation.target import BESIDE, SIDECAR
+from lockadapt.evaluation.target import SIDECAR
 from lockadapt.export.card import merged_card
-from lockadapt.export.embeddings import embed_probe, prove_embeddings
-from lockadapt.export.fold import folded, take_retrieval
-from lockadapt.export.proof import prove_merge, reference_answers
+from lockadapt.export.embeddings import Embedded, embed_probe, prove_embeddings
+from lockadapt.export.proof import Reference, compare_logits, prove_merge, reference_answers
+from lockadapt.export.stock_folder import BaseMode, write_stock
 from lockadapt.files import new_folder, require_new, sha256_of, write_json
-from lockadapt.models.parts import RETRIEVAL
-from lockadapt.models.quiet import quiet
+from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
-from lockadapt.training.artifacts import save_part
 from lockadapt.training.from_recipe import is_dual
 from lockadapt.training.progress import Reporter
 
 
-def merge_run(run: Path, output: Path, reporter: Reporter) -> dict[str, Any]:
+def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "dequantized") -> dict[str, Any]:
     """Writes one stock folder and proves it equal to the trained model.
 
-    A quantized base is dequantized first: what was trained is the sum of *that* matrix and the adapter (measured:
-    adding the adapter to the original 16-bit weights, or quantizing again, gives another model). What a contrastive
-    run added and no stock class holds is kept in a subfolder, `retrieval/`.
+    Weights are streamed from the base's shards, so that memory does not grow with the model (the proof's does, which
+    runs it). What a contrastive run added and no stock class holds is kept in a subfolder, `retrieval/`.
 
     Args:
         run: a finished run folder.
         output: a new folder; it appears only when every check has passed.
+        base: of a quantized run. `dequantized`: the matrices that were trained on, each with its adapter (measured:
+            anything else is another model). `original`: those before quantization; the folder is proved equal to the
+            adapter on them, and `from_trained` says how far that is from what was trained.
 
     Returns:
         `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`; for a
-        contrastive run `"max_abs_embedding_diff"` too.
+        contrastive run `"max_abs_embedding_diff"` too; with `original`, `"from_trained": {"max_abs_logit_diff", "kl",
+        "top1_agreement"}`.
 
     Raises:
         RecipeError: the run trained a dual encoder, which answers nothing; or `output` is not empty.
-        VerificationError: the reloaded folder differs from the trained model; nothing is left at `output`.
+        VerificationError: base, adapter and parts do not fit one another, or the reloaded folder differs from the
+            trained model; nothing is left at `output`.
     """
     require_new(output, what="merging")
-    if is_dual(run_folder.read_recipe(run)):
+    recipe, facts = run_folder.read_recipe(run), run_folder.read_facts(run)
+    if is_dual(recipe):
         raise RecipeError(
             "the run trained a dual encoder, whose proof is not that of a model that answers",
             where=str(run),
             fix="lockadapt export RUN --to dual, or --to sentence-transformers",
         )
-    loaded = run_folder.load_run(run, dequantized=True)
-    model, processor = loaded.model.cpu(), loaded.processor
-    dtype = getattr(torch, loaded.facts["dtype"])
-    samples = run_folder.read_probe(run)
-    reference = reference_answers(model, processor, samples)
-    embedded = embed_probe(model, processor, loaded.recipe, samples)
-    reporter.note("merging")
-    merged = folded(model)
+    dtype = getattr(torch, facts["dtype"])
+    trained = _reference(run, facts, dequantized=True)
+    expected = trained
+    if base == "original" and facts["quantization"] != "none":
+        expected = _reference(run, {**facts, "quantization": "none"}, dequantized=False)
     with new_folder(output, what="merging") as folder:
-        _put_beside(merged, folder)
-        merged = merged.to(dtype)  # what embeds stays in float32
-        with quiet():
-            merged.save_pretrained(folder)  # type: ignore[operator]
-            processor.save_pretrained(folder)
-        write_json(folder / SIDECAR, provenance(loaded, folder))
+        reporter.note("merging")
+        write_stock(run, folder, base=base)
+        write_json(folder / SIDECAR, provenance(run, recipe, facts, folder))
         reporter.note("proving in a fresh process")
-        proof = prove_merge(folder, reference, dtype)
-        proof |= prove_embeddings(folder, embedded, loaded.recipe, dtype)
+        proof = prove_merge(folder, expected.answers, dtype)
+        proof |= prove_embeddings(folder, expected.embedded, recipe, dtype)
+        if expected is not trained:
+            proof["from_trained"] = compare_logits(trained.answers.logits, expected.answers.logits)
         (folder / "README.md").write_text(merged_card(run, proof), encoding="utf-8")
     return {"output": str(output), **proof}
 
 
-def _put_beside(merged: Any, folder: Path) -> None:
-    """Takes out of a stock model what a contrastive run added, into a file of its own, in float32."""
-    if hasattr(merged, RETRIEVAL):
-        (folder / BESIDE).parent.mkdir()
-        save_part(merged, RETRIEVAL, folder / BESIDE)
-        take_retrieval(merged)
+@dataclass(frozen=True)
+class _Expected:
+    """What a model computes on the run's probe."""
+
+    answers: Reference
+    embedded: Embedded | None
 
 
-def provenance(run: run_folder.Run, folder: Path) -> dict[str, Any]:
+def _reference(run: Path, facts: Mapping[str, Any], *, dequantized: bool) -> _Expected:
+    """Runs the trained model, its adapter not folded; the model is gone when this returns."""
+    recipe, samples = run_folder.read_recipe(run), run_folder.read_probe(run)
+    model, processor = run_folder.load_trained(run, recipe, facts, dequantized)
+    answers = reference_answers(model.cpu(), processor, samples)
+    return _Expected(answers, embed_probe(model, processor, recipe, samples))
+
+
+def provenance(run: Path, recipe: Recipe, facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What a folder says of where it comes from: recipe, versions, scores, SHA-256 of its weights."""
-    scores = run.folder / SCORES
+    scores = run / SCORES
     return {
-        "run": run.folder.name,
-        "recipe": run.recipe.model_dump(mode="json"),
-        "base_fingerprint": run.facts.get("base_fingerprint"),
-        "versions": run.facts["versions"],
+        "run": run.name,
+        "recipe": recipe.model_dump(mode="json"),
+        "base_fingerprint": facts.get("base_fingerprint"),
+        "versions": facts["versions"],
         "evaluation": json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
         "files": {
             p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*.safetensors"))

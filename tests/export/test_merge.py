@@ -105,22 +105,21 @@ def test_merge_is_proved_and_scores_the_same(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wrong_merge_fails_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
-    """What lies in the base folder is changed behind the proof's back: the fresh process must see it."""
-    import lockadapt.export.merge as module
+def test_a_wrong_merge_fails_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are written wrong behind the proof's back: the fresh process must see it."""
+    from lockadapt.export.streaming.changes import LowRank
 
-    def folded(model: torch.nn.Module) -> torch.nn.Module:
-        merged = original(model)
-        with torch.no_grad():
-            merged.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.05)  # type: ignore[union-attr, operator]
-        return merged
+    apply = LowRank.apply
 
-    original, module.folded = module.folded, folded
-    try:
-        with pytest.raises(VerificationError, match="not the trained model") as error:
-            merge_run(run, tmp_path / "merged", QUIET)
-    finally:
-        module.folded = original
+    def wrong(self: LowRank, matrix: torch.Tensor, first: int) -> None:
+        apply(self, matrix, first)
+        matrix *= 1.05
+
+    monkeypatch.setattr(LowRank, "apply", wrong)
+    with pytest.raises(VerificationError, match="not the trained model") as error:
+        merge_run(run, tmp_path / "merged", QUIET)
     assert error.value.exit_code == 8
     assert list(tmp_path.iterdir()) == []
 

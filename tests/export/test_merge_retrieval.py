@@ -17,6 +17,7 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.target import open_target
 from lockadapt.export.export import export_run
 from lockadapt.export.merge import merge_run
+from lockadapt.export.stock_folder import write_stock
 from lockadapt.models.proof import run_fresh
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
@@ -71,20 +72,21 @@ def test_the_trained_query_tokens_are_in_the_embedding_table(run: Path, merged: 
     assert moved == sorted(tokenizer.convert_tokens_to_ids([f"<query_{n}>" for n in (1, 2)]))
 
 
-def test_embeddings_that_differ_fail_the_merge(run: Path, tmp_path: Path) -> None:
+def test_embeddings_that_differ_fail_the_merge(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import lockadapt.export.merge as module
 
-    def put_beside(model: Any, folder: Path) -> None:
-        with torch.no_grad():
-            model.retrieval.embedding_proj_layer.weight[0] *= 1.01
-        original(model, folder)
+    def write_wrongly(run: Path, folder: Path, **given: Any) -> None:
+        write_stock(run, folder, **given)
+        file = folder / "retrieval" / "retrieval.safetensors"
+        tensors = load_file(file)
+        tensors["retrieval.embedding_proj_layer.weight"][0] *= 1.01
+        save_file(tensors, file)
 
-    original, module._put_beside = module._put_beside, put_beside
-    try:
-        with pytest.raises(VerificationError, match="embeddings of images differ"):
-            merge_run(run, tmp_path / "merged", QUIET)
-    finally:
-        module._put_beside = original
+    monkeypatch.setattr(module, "write_stock", write_wrongly)
+    with pytest.raises(VerificationError, match="embeddings of images differ"):
+        merge_run(run, tmp_path / "merged", QUIET)
     assert list(tmp_path.iterdir()) == []
 
 

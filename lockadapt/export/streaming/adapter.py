@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,9 +81,21 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
             )
     read_shard(folder / WEIGHTS)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"cannot be read: {error}", where=str(folder / CONFIG)) from error
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"cannot be read: {error}", where=str(folder / CONFIG), fix="copy it again"
+        ) from error
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(key for key, value in said.items() if value and key not in known):
+        raise AdapterError(
+            f"this version of PEFT does not know {some(unknown)}",
+            where=str(folder / CONFIG),
+            fix="pip install -U peft, or leave the key out",
+        )
     _require_sum(config, weight, str(folder / CONFIG))
     prepared: Any = dataclasses.replace(config, init_lora_weights=False) if _is_lora(config) else config
     try:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lockadapt.errors import AdapterError
+
 
 class Change(Protocol):
     """One step from a stored matrix to the merged one.
@@ -100,6 +102,45 @@ class Whole:
 
     def apply(self, matrix: Tensor, first: int) -> None:
         _towards(matrix, self.tensor[first : first + matrix.shape[0]], self.weight)
+
+
+def blended(changes: Sequence[Change]) -> list[Change]:
+    """The same changes, where those that bring values of their own become one: `W + sum of w_i (T_i - W)`.
+
+    One after the other they would depend on their order. Low-rank sums stay, behind.
+
+    Raises:
+        AdapterError: weights of several cancel out.
+    """
+    wholes = [one for one in changes if isinstance(one, Whole)]
+    found: list[Change] = []
+    if wholes:
+        found.append(Whole(*_mean([(one.tensor, one.weight) for one in wholes])))
+    by_row: dict[int, list[tuple[Tensor, float]]] = {}
+    for one in changes:
+        if isinstance(one, Rows):
+            for row, values in zip(one.ids, one.values, strict=True):
+                by_row.setdefault(row, []).append((values, one.weight))
+    by_weight: dict[float, dict[int, Tensor]] = {}
+    for row, goals in sorted(by_row.items()):
+        goal, weight = _mean(goals)
+        by_weight.setdefault(weight, {})[row] = goal
+    found += [Rows(tuple(rows), torch.stack(list(rows.values())), w) for w, rows in by_weight.items()]
+    return found + [one for one in changes if isinstance(one, LowRank)]
+
+
+def _mean(goals: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, float]:
+    if len(goals) == 1:
+        return goals[0]
+    total = sum(weight for _, weight in goals)
+    if abs(total) < 1e-6:
+        raise AdapterError(
+            "weights of adapters that bring trained tensors cancel out",
+            where="--adapter",
+            fix="give weights with another sum",
+        )
+    mean = sum((tensor.float() * weight for tensor, weight in goals), torch.zeros(()))
+    return mean / total, total
 
 
 def touched(changes: Sequence[Change], count: int) -> list[tuple[int, int]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,23 @@ from torch import Tensor
 
 from lockadapt.errors import AdapterError, DiskError, VerificationError
 from lockadapt.export.streaming.adapter import as_matrix, read_adapter
-from lockadapt.export.streaming.changes import Change, LowRank, Whole
+from lockadapt.export.streaming.changes import Change, LowRank, Whole, blended
 from lockadapt.export.streaming.edits import Edit, require_fit
 from lockadapt.export.streaming.names import Names, meta_model, read_names
 from lockadapt.export.streaming.requantized import Requantized
 from lockadapt.export.streaming.shards import INDEX, Layout, header_bytes, read_layout
-from lockadapt.export.streaming.stream import write_shards
+from lockadapt.export.streaming.stream import cores, write_shards
 from lockadapt.files import write_json
 from lockadapt.models.sources import some
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A PEFT folder, and how much of it."""
+    """A PEFT folder (or none), how much of it, and by stock name what was trained beside it, such as a projector."""
 
-    folder: Path
+    folder: Path | None
     weight: float = 1.0
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,28 @@ def merge_weights(
         VerificationError: names or shapes of base, adapter and stock class do not fit one another.
         DiskError: there is no room.
     """
+    changes = all_changes(base, adapters, replaced or {})
+    return write_changes(base, folder, changes, requantized=requantized, rename=rename, threads=threads)
+
+
+def write_changes(
+    base: Path,
+    folder: Path,
+    changes: Mapping[str, Sequence[Change]],
+    *,
+    requantized: Mapping[str, Requantized] | None = None,
+    rename: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> WeightsReport:
+    """As `merge_weights`, of changes by stock name."""
     layout = read_layout(base)
     places = layout.places()
     names = read_names(meta_model(base), places, str(base))
     shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(base).state_dict().items()}
-    changes = _all_changes(base, adapters, replaced or {})
     keys = {key: (rename or {}).get(key, key) for key in places}
     if len(set(keys.values())) != len(keys):
         raise VerificationError("two tensors would get one name", where=str(base))
-    steps: dict[str, tuple[list[Change], Requantized | None]] = {}
+    steps: dict[str, tuple[Sequence[Change], Requantized | None]] = {}
     for name in {**changes, **(requantized or {})}:
         held = names.keys_of(name)
         _require_free(name, held, names, changes.get(name, []), str(base))
@@ -96,35 +109,39 @@ def merge_weights(
                 edits[place.key] = Edit(
                     place, place.begin + shift, tuple(steps[place.key][0]), steps[place.key][1]
                 )
-    write_shards(layout, folder, edits, keys, device, threads or len(os.sched_getaffinity(0)))
+    write_shards(layout, folder, edits, keys, device, threads or cores())
     if layout.index is not None:
         _write_index(layout, keys, folder / INDEX)
     size = sum(place.end - place.begin for _, place in places.values())
     return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(places) - len(edits), size)
 
 
-def _all_changes(
+def all_changes(
     base: Path, adapters: Sequence[Weighted], replaced: Mapping[str, Tensor]
 ) -> dict[str, list[Change]]:
-    changes: dict[str, list[Change]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
+    """By stock name, what adapters and replaced tensors do together; errors as `merge_weights`."""
+    gathered: dict[str, list[Change]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
     for adapter in adapters:
-        for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
-            changes.setdefault(name, []).extend(found)
-    for name, found in changes.items():
-        dora = any(isinstance(one, LowRank) and one.magnitude is not None for one in found)
-        if dora and sum(isinstance(one, LowRank) for one in found) > 1:
+        if adapter.folder is not None:
+            for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
+                gathered.setdefault(name, []).extend(found)
+        for name, tensor in adapter.parts.items():
+            gathered.setdefault(name, []).append(Whole(as_matrix(tensor), adapter.weight))
+    for name, found in gathered.items():
+        sums = [one for one in found if isinstance(one, LowRank)]
+        if sums and len(sums) < len(found):
+            raise AdapterError(
+                "gets a low-rank sum and trained values of its own",
+                where=name,
+                fix="merge these adapters one after the other",
+            )
+        if len(sums) > 1 and any(one.magnitude is not None for one in sums):
             raise AdapterError(
                 "DoRA's magnitudes belong to one adapter's whole sum, and another adapter adds to it",
                 where=name,
                 fix="merge a DoRA adapter alone",
             )
-        if any(isinstance(one, Whole) and one.weight == 1.0 for one in found[1:]):
-            raise AdapterError(
-                "two adapters bring a whole tensor of their own",
-                where=name,
-                fix="give weights, such as A:0.5 and B:0.5",
-            )
-    return changes
+    return {name: blended(found) for name, found in gathered.items()}
 
 
 def _require_free(name: str, held: list[str], names: Names, found: Sequence[Change], where: str) -> None:

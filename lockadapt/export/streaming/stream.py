@@ -51,6 +51,11 @@ def write_shards(
             os.fsync(target)
 
 
+def cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _jobs(
     shard: Shard, source: int, target: int, start: int, edits: Mapping[str, Edit], device: torch.device
 ) -> list[Job]:
