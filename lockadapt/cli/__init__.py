@@ -24,6 +24,7 @@ from lockadapt.cli import (
     tokenizer,
     train,
     unmerge,
+    verify,
 )
 from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
 from lockadapt.version import __version__
@@ -47,6 +48,7 @@ for name, verb in (
     ("eval", evaluate.evaluate),
     ("merge", merge.merge),
     ("unmerge", unmerge.unmerge),
+    ("verify", verify.verify),
     ("export", export.export),
     ("chat", chat.chat),
     ("generate", generate.generate),

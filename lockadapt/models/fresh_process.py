@@ -10,10 +10,15 @@ The request:
     conversations list of {"messages": chat messages with {"type": "image"} parts, "images": [paths]}; may be empty
     max_new_tokens for the conversations, greedy
     output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens, vocabulary), for every
-                  case with pixel_values alone `case.features` (images, tokens, channels), what the projector is fed
-    answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys, texts,
-                  prompt_ids (a list of token ids for each conversation), image_token_id, versions, lockadapt (whether
-                  anything imported it)
+                  case with pixel_values alone `case.features` (images, tokens, channels), what the projector is fed; for
+                  every conversation `conversation0.logits` … (1, vocabulary), what its first new token is taken from, and
+                  `conversation0.pixel_values` if it has images
+    answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys, mismatched_keys,
+                  texts, prompt_ids and answer_ids (a list of token ids for each conversation), image_token_id,
+                  processor_image_token_id, versions, lockadapt (whether anything imported it)
+
+Nothing is run, and there are no outputs, if keys are missing, unexpected or of another shape, or if model and processor name
+different image tokens: what would be computed means nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 TOWERS, PROJECTORS = ("vision_tower", "vision_model"), ("multi_modal_projector", "aligner")
+KINDS = ("missing", "unexpected", "mismatched")
 
 
 def main() -> None:
@@ -55,23 +61,32 @@ def main() -> None:
     model, info = loaded
     model = model.eval().to(request["device"])
     processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
-    outputs = run_cases(model, load_file(request["tensors"])) if request.get("tensors") else {}
-    save_file(outputs, request["output"])
-    texts, prompts = [], []
-    for conversation in request.get("conversations") or []:
-        text, prompt = converse(model, processor, conversation, request["max_new_tokens"])
-        texts.append(text)
+    keys = {f"{kind}_keys": names(info.get(f"{kind}_keys", ())) for kind in KINDS}
+    image_token_id = model.config.image_token_id
+    written = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    sound = not any(keys.values()) and image_token_id == written
+    outputs: dict[str, torch.Tensor] = {}
+    if sound and request.get("tensors"):
+        outputs = run_cases(model, load_file(request["tensors"]))
+    texts: list[str] = []
+    prompts, answers = [], []
+    for conversation in (request.get("conversations") or []) if sound else []:
+        prompt, new, made = converse(model, processor, conversation, request["max_new_tokens"])
+        outputs |= {f"conversation{len(texts)}.{name}": tensor for name, tensor in made.items()}
+        texts.append(processor.decode(new, skip_special_tokens=True))
         prompts.append(prompt)
+        answers.append(new)
+    save_file(outputs, request["output"])
     answer = {
         "model_class": full_name(model),
         "tower_class": full_name(part(model, TOWERS)),
         "llm_class": full_name(model.model.language_model),
-        "missing_keys": sorted(info["missing_keys"]),
-        "unexpected_keys": sorted(info["unexpected_keys"]),
+        **keys,
         "texts": texts,
         "prompt_ids": prompts,
-        "image_token_id": model.config.image_token_id,
-        "processor_image_token_id": processor.tokenizer.convert_tokens_to_ids(processor.image_token),
+        "answer_ids": answers,
+        "image_token_id": image_token_id,
+        "processor_image_token_id": written,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "lockadapt": any(name.split(".")[0] == "lockadapt" for name in sys.modules),
     }
@@ -105,8 +120,8 @@ def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 def converse(
     model: Any, processor: Any, conversation: dict[str, Any], max_new_tokens: int
-) -> tuple[str, list[int]]:
-    """Greedy answer to a conversation, as text without special tokens, and the ids of its prompt."""
+) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
+    """Ids of a conversation's prompt and of the greedy answer to it; logits (1, vocabulary) of its first token, and pixels."""
     pictures = [Image.open(path).convert("RGB") for path in conversation["images"]]
     prompt = processor.apply_chat_template(
         conversation["messages"], add_generation_prompt=True, tokenize=False
@@ -121,9 +136,22 @@ def converse(
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    text = processor.decode(ids[0, length:], skip_special_tokens=True)
-    return text, inputs["input_ids"][0].tolist()
+        made = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    outputs = {"logits": made.logits[0].cpu().contiguous()}
+    if "pixel_values" in inputs:
+        outputs["pixel_values"] = inputs["pixel_values"].cpu().contiguous()
+    return inputs["input_ids"][0].tolist(), made.sequences[0, length:].tolist(), outputs
+
+
+def names(keys: Any) -> list[str]:
+    """Names of weights in order; those of another shape come with their shapes."""
+    return sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
 
 
 def part(model: Any, names: tuple[str, str]) -> Any:

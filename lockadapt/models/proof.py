@@ -20,6 +20,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.models.sources import some, tolerance
 
 SCRIPT = Path(__file__).with_name("fresh_process.py")
+REPORT = "please report this"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def run_fresh(
     conversations: Sequence[Mapping[str, Any]] = (),
     max_new_tokens: int = 16,
     device: str = "cpu",
+    fix: str = REPORT,
 ) -> FreshResult:
     """Load a stock folder in a fresh process and run it there; see `fresh_process.py` for the names of inputs.
 
@@ -88,6 +90,7 @@ def run_fresh(
         conversations: `{"messages": …, "images": [paths]}`, answered greedily.
         max_new_tokens: in each answer.
         device: where the process runs the model.
+        fix: what the error says to do.
 
     Raises:
         VerificationError: the process fails.
@@ -101,12 +104,17 @@ def run_fresh(
         ],
         "max_new_tokens": max_new_tokens,
     }
-    outputs, answer = run_script(SCRIPT, folder, request, tensors or {})
+    outputs, answer = run_script(SCRIPT, folder, request, tensors or {}, fix=fix)
     return FreshResult(outputs, tuple(answer["texts"]), answer)
 
 
 def run_script(
-    script: Path, folder: Path, request: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    script: Path,
+    folder: Path,
+    request: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    fix: str = REPORT,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Run one of the package's fresh-process scripts on a folder, offline.
 
@@ -115,6 +123,7 @@ def run_script(
         folder: handed on as `folder`.
         request: handed on; `tensors`, `output` and `answer` (paths of files to read and write) are added.
         tensors: what the file `tensors` holds; without any, `tensors` is null.
+        fix: what the error says to do.
 
     Returns:
         The tensors and the JSON answer that the script wrote.
@@ -154,7 +163,7 @@ def run_script(
             raise VerificationError(
                 f"a fresh process cannot load and run the folder: {last}",
                 where=str(folder),
-                fix="please report this",
+                fix=fix,
             )
         answer = json.loads((room / "answer.json").read_text(encoding="utf-8"))
         # Clones, because the file that the tensors are mapped from goes away with the folder.

@@ -76,7 +76,7 @@ def test_help_and_version_import_neither_torch_nor_transformers() -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        *("plan", "train", "eval", "merge", "export", "search", "check", "chat"),
+        *("plan", "train", "eval", "merge", "verify", "export", "search", "check", "chat"),
         *("assemble", "schema", "doctor", "quickstart"),
     ],
 )

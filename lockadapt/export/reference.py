@@ -1,0 +1,224 @@
+"""What a trained model computes on its probe samples: logits of images, of images swapped and of text alone, and answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from lockadapt.data.encode import Encoder
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.errors import DataError
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import tolerance
+from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.training.rows import context_length
+
+MAX_PIXELS = 50_000_000
+NEW_TOKENS = 20
+POSITIONS = 64
+"""Logits are kept at the last so many places of a sample that hold no image token: nobody samples from the others,
+and those of all 576 patches of an image over 128,000 words would be 300 MB."""
+LIKELIEST = 8
+"""Tokens of every step of an answer whose scores are kept, to see how near a tie another answer is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer.
+
+    Attributes:
+        prompt: token ids that it followed.
+        tokens: its ids, the one that ends it among them.
+        pixel_values: that the prompt's image tokens stand for, (images, 3, side, side); None without images.
+        likeliest: int64 (steps, LIKELIEST); `scores`: float32, the same shape, falling.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    pixel_values: Tensor | None
+    likeliest: Tensor
+    scores: Tensor
+
+    def gap(self, other: Sequence[int]) -> float:
+        """By how much the trained model preferred its own token where another answer first leaves this one.
+
+        0 for the same answer; at least what the last of `likeliest` lacks for a token that is none of them; infinite if
+        one answer goes on where the other stops.
+        """
+        for step, (mine, theirs) in enumerate(zip(self.tokens, other, strict=False)):
+            if mine != theirs:
+                row = self.likeliest[step].tolist()
+                place = row.index(theirs) if theirs in row else -1
+                return float(self.scores[step, 0] - self.scores[step, place])
+        return 0.0 if len(self.tokens) == len(other) else float("inf")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the trained model computes on a few real samples.
+
+    Attributes:
+        tensors: inputs named `case.argument`. Cases: `sample0` … with their images, `swapped0` … the same tokens with
+            other images, `text0` … the same conversations without any image.
+        logits: float32 (1, places, vocabulary) by case.
+        samples: the conversations that were answered: all with their images, then all without.
+        answers: one each.
+        dtype: that the model computed in.
+        image_effect: the largest change of a logit when images are swapped; None if no sample has an image.
+        adapter_kl: mean KL divergence, in nats, between the model with and without its adapter; None without adapter.
+    """
+
+    tensors: dict[str, Tensor]
+    logits: dict[str, Tensor]
+    samples: tuple[Sample, ...]
+    answers: tuple[Answer, ...]
+    dtype: torch.dtype
+    image_effect: float | None
+    adapter_kl: float | None
+
+    def allowed(self, dtype: torch.dtype) -> float:
+        """How far a logit of a folder stored in `dtype` may lie from the trained model's."""
+        coarse = max((self.dtype, dtype), key=lambda one: torch.finfo(one).eps)
+        return max(tolerance(coarse, logits) for logits in self.logits.values())
+
+
+@torch.no_grad()
+def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> Reference:
+    """Runs the trained model, adapter unmerged, on samples with their images, with images swapped, and on text alone.
+
+    Samples that are longer than the model's context are left out, as in training.
+
+    Raises:
+        DataError: no sample is left.
+    """
+    model.eval()
+    encoder = Encoder(processor, context_length(model))
+    samples = [sample for sample in samples if encoder.encode([sample]).encoded]
+    if not samples:
+        raise DataError(
+            "no probe sample fits into the model's context, so nothing can be compared", fix="train again"
+        )
+    pixels = PixelInputs(processor.image_processor, MAX_PIXELS)
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    alone = [without_images(sample) for sample in samples]
+    tensors: dict[str, Tensor] = {}
+    for number, (sample, text) in enumerate(zip(samples, alone, strict=True)):
+        shown = _ids(encoder, sample)
+        if sample.images:
+            pictures = {"pixel_values": pixels(sample.images)["pixel_values"].to(dtype)}
+            tensors |= _case(f"sample{number}", shown | pictures)
+            others = {"pixel_values": pixels.values(_others(sample, samples, pixels)).to(dtype)}
+            tensors |= _case(f"swapped{number}", shown | others)
+        tensors |= _case(f"text{number}", _ids(encoder, text))
+    logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
+    conversations = (*(sample for sample in samples if sample.images), *alone)
+    answers = tuple(_answer(model, encoder, pixels, sample, dtype) for sample in conversations)
+    return Reference(
+        tensors,
+        logits,
+        conversations,
+        answers,
+        dtype,
+        image_effect(logits),
+        _adapter_kl(model, tensors, logits),
+    )
+
+
+def without_images(sample: Sample) -> Sample:
+    """The same conversation about no image."""
+    turns = tuple(dataclasses.replace(turn, images=0) for turn in sample.turns)
+    return dataclasses.replace(sample, images=(), turns=turns)
+
+
+def image_effect(logits: dict[str, Tensor]) -> float | None:
+    """The largest change of a logit between `sample0` … and `swapped0` …; None if there are none."""
+    found = [
+        float((logits[f"swapped{case.removeprefix('sample')}"] - one).abs().max())
+        for case, one in logits.items()
+        if case.startswith("sample")
+    ]
+    return max(found) if found else None
+
+
+def cases(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The cases among tensors named `case.argument`, on the model's device."""
+    device = next(model.parameters()).device
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        case, argument = name.rsplit(".", 1)
+        grouped.setdefault(case, {})[argument] = tensor
+    for case, inputs in grouped.items():
+        yield case, {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """KL divergence of each place's distribution, in nats, float64 (…, places), from logits (…, places, vocabulary)."""
+    log_a, log_b = first.double().log_softmax(-1), second.double().log_softmax(-1)
+    return (log_a.exp() * (log_a - log_b)).sum(-1)
+
+
+def _ids(encoder: Encoder, sample: Sample) -> dict[str, Tensor]:
+    ids = torch.from_numpy(encoder.encode([sample]).encoded[0].input_ids.astype("int64"))[None]
+    kept = (ids[0] != encoder.image_token_id).nonzero().flatten()[-POSITIONS:]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "logits_to_keep": kept}
+
+
+def _case(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Clones, because safetensors takes no tensor twice, and a sample and its swapped one share their tokens.
+    return {f"{name}.{argument}": value.clone() for argument, value in inputs.items()}
+
+
+def _others(sample: Sample, samples: Sequence[Sample], pixels: PixelInputs) -> list[Image.Image]:
+    """For each image of a sample the next one of the probe; its negative where the probe shows only that one."""
+    known: dict[str, ImageRef] = {image.key: image for one in samples for image in one.images}
+    keys = list(known)
+    if len(keys) == 1:
+        return [ImageOps.invert(pixels.picture(image)) for image in sample.images]
+    return [pixels.picture(known[keys[(keys.index(image.key) + 1) % len(keys)]]) for image in sample.images]
+
+
+def _answer(
+    model: nn.Module, encoder: Encoder, pixels: PixelInputs, sample: Sample, dtype: torch.dtype
+) -> Answer:
+    prompt = encoder.prompt_ids(sample)
+    ids = torch.tensor([prompt])
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels(sample.images)}
+    device = next(model.parameters()).device
+    inputs = {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in given.items()
+    }
+    with quiet():  # Janus says at every call which of two lengths counts
+        made: Any = model.generate(  # type: ignore[operator]
+            **model_inputs(model, inputs),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=encoder.tokenizer.pad_token_id,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
+    shown = inputs["pixel_values"].cpu() if sample.images else None
+    tokens = tuple(made.sequences[0, len(prompt) :].tolist())
+    return Answer(tuple(prompt), tokens, shown, best.indices.cpu(), best.values.cpu())
+
+
+def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor]) -> float | None:
+    """What the adapter changes: a folder that is no nearer than this cannot be told from one without it."""
+    if not hasattr(model, "disable_adapter"):
+        return None
+    with model.disable_adapter():
+        found = [
+            kl_divergence(logits[case], model(**inputs).logits.float().cpu()).flatten()
+            for case, inputs in cases(model, tensors)
+            if not case.startswith("swapped")
+        ]
+    return float(torch.cat(found).mean())
