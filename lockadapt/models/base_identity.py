@@ -26,7 +26,12 @@ SAMPLED_ROWS, WHOLE = 128, 1 << 16
 TRAINED = ("projector", "lora", "retrieval", "generation")
 """Components that a run trains; they do not count."""
 
-SETTINGS = ("image_token_id", "vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act")
+SETTINGS = (
+    "image_token_id",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "projector_hidden_act",
+)
 """What of the config decides how the frozen parts are joined."""
 
 _TEXT = "Hello, world! Is there a red circle?\n  1234 + ünïcödé\tend"
@@ -215,11 +220,11 @@ def compare(recorded: BaseIdentity, found: BaseIdentity) -> Comparison:
     else:
         first, second = asdict(recorded.tokenizer), asdict(found.tokenizer)
         words = {
-            "vocabulary": "vocabulary",
-            "special_tokens": "special tokens",
-            "probe": "way of cutting texts",
+            "vocabulary": "another vocabulary",
+            "special_tokens": "other special tokens",
+            "probe": "another way of cutting texts",
         }
-        tokens = [f"the tokenizer has another {words[key]}" for key in first if first[key] != second[key]]
+        tokens = [f"the tokenizer has {words[key]}" for key in first if first[key] != second[key]]
     return Comparison(tuple(differ), tuple(tokens), tuple(blind))
 
 
@@ -272,7 +277,9 @@ def _line(entry: _Entry, tables: Sequence[Tensor], rows: Sequence[int]) -> str:
     tensor = entry.tensor.detach()
     if tensor.is_meta:
         raise EnvironmentProblem(
-            "is not in memory, so its base cannot be told", where=entry.name, fix="load the model without offloading"
+            "is not in memory, so its base cannot be told",
+            where=entry.name,
+            fix="load the model without offloading",
         )
     apart = rows if any(entry.tensor is table for table in tables) else ()
     values = _sample(tensor, apart)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from lockadapt.attach.fit import Fit, enforce, judge
-from lockadapt.attach.graft import active, graft, remove, switch
-from lockadapt.attach.snapshot import Snapshot
-from lockadapt.attach.source import Source, read_source
+from lockadapt.attaching.fit import Fit, enforce, judge
+from lockadapt.attaching.graft import active, graft, remove, switch
+from lockadapt.attaching.snapshot import Snapshot
+from lockadapt.attaching.source import Source, read_source
 from lockadapt.errors import AdapterError
 from lockadapt.models.parts import parts_of
 
@@ -140,7 +140,9 @@ def _ready(model: Any, name: str) -> _State:
     """The state of a model that can take an adapter of that name."""
     if not isinstance(model, nn.Module) or hasattr(model, "get_base_model"):
         raise AdapterError(
-            f"{type(model).__name__} is not a stock model", where="model", fix="give the model that PEFT wraps"
+            f"{type(model).__name__} is not a stock model",
+            where="model",
+            fix="give the model that PEFT wraps",
         )
     parts_of(model)
     state: _State | None = vars(model).get(_STATE)
@@ -154,7 +156,9 @@ def _ready(model: Any, name: str) -> _State:
     if not name or "." in name:
         raise AdapterError(f"{name!r} is no name for an adapter", where="name", fix="use letters and digits")
     if name in known:
-        raise AdapterError(f"an adapter {name!r} is attached already", where="name", fix="give it another name")
+        raise AdapterError(
+            f"an adapter {name!r} is attached already", where="name", fix="give it another name"
+        )
     return state or _State(Snapshot.of(model))
 
 

@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
-from lockadapt.attach.source import Source
+from lockadapt.attaching.source import Source
 from lockadapt.errors import VerificationError
 from lockadapt.models.parts import RETRIEVAL, Parts, component_of, parts_of
 from lockadapt.models.quantize import dequantized_weight, is_quantized
@@ -53,7 +53,9 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         with quiet():
             inject_adapter_in_model(copy.deepcopy(config), model, name)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise VerificationError(f"the adapter does not fit the model: {error}", where=str(source.folder)) from error
+        raise VerificationError(
+            f"the adapter does not fit the model: {error}", where=str(source.folder)
+        ) from error
     model._hf_peft_config_loaded = True
     brought = {component_of(key, places) for key in source.tensors}
     for path in _part_paths(model, places):
@@ -165,9 +167,15 @@ def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str
     own = _slots(model, name, places, brought)
     missing, unexpected = sorted(set(own) - set(source.tensors)), sorted(set(source.tensors) - set(own))
     if missing or unexpected:
-        said = [f"{word} {some(keys)}" for word, keys in (("lacks", missing), ("has no place for", unexpected)) if keys]
+        said = [
+            f"{word} {some(keys)}"
+            for word, keys in (("lacks", missing), ("has no place for", unexpected))
+            if keys
+        ]
         raise VerificationError(
-            f"the adapter does not fit the model: it {' and '.join(said)}".replace("it has no place", "there is no place"),
+            f"the adapter does not fit the model: it {' and '.join(said)}".replace(
+                "it has no place", "there is no place"
+            ),
             where=str(source.folder),
             fix="use the model that it was trained on, and the whole folder",
         )
@@ -175,7 +183,8 @@ def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str
         value = source.tensors[key]
         if value.shape != slot.shape:
             raise VerificationError(
-                f"{key} is {tuple(value.shape)}, the model wants {tuple(slot.shape)}", where=str(source.folder)
+                f"{key} is {tuple(value.shape)}, the model wants {tuple(slot.shape)}",
+                where=str(source.folder),
             )
         slot.copy_(value)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoTokenizer
 
-from lockadapt.attach.source import Source
+from lockadapt.attaching.source import Source
 from lockadapt.errors import AdapterError, LockadaptError, VerificationError
 from lockadapt.models.base_identity import base_identity, compare, part_digest
 from lockadapt.models.parts import component_of, parts_of, stock
@@ -76,10 +76,14 @@ def refusal(fit: Fit, source: Source) -> LockadaptError | None:
     """The error that says what differs; None if nothing does."""
     where = str(source.folder)
     if fit.classes:
-        return AdapterError(fit.classes[0], where=where, fix="load the model by the class that it was trained in")
+        return AdapterError(
+            fit.classes[0], where=where, fix="load the model by the class that it was trained in"
+        )
     differ = (*fit.base, *fit.tokenizer)
     if differ:
-        return VerificationError(f"this is not the adapter's base: {'; '.join(differ)}", where=where, fix=FORCE)
+        return VerificationError(
+            f"this is not the adapter's base: {'; '.join(differ)}", where=where, fix=FORCE
+        )
     return None
 
 
@@ -105,4 +109,6 @@ def _bridge(model: nn.Module, source: Source) -> tuple[str, ...]:
     if source.projector is None:
         return ("the folder brings no projector, and does not say which one its base (the bridge) has",)
     same = part_digest(model, "projector") == source.projector
-    return () if same else ("the projector is not the trained one: load the bridge that was exported with it",)
+    return (
+        () if same else ("the projector is not the trained one: load the bridge that was exported with it",)
+    )

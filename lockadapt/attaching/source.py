@@ -65,7 +65,9 @@ class Source:
         """Vocabulary rows that the adapter brings."""
         by_layer = getattr(self.config, "trainable_token_indices", None)
         rows = getattr(self.config, "token_indices", None) or by_layer or ()
-        return tuple(sorted({row for one in rows.values() for row in one} if isinstance(rows, dict) else rows))
+        return tuple(
+            sorted({row for one in rows.values() for row in one} if isinstance(rows, dict) else rows)
+        )
 
 
 def read_source(path_or_id: str | Path) -> Source:
@@ -123,7 +125,9 @@ def _find(path_or_id: str | Path) -> Path:
                 fix="check the id, the connection and access rights",
             ) from error
     raise EnvironmentProblem(
-        "the adapter does not exist", where=str(path_or_id), fix="check the path, or give a Hub id such as org/name"
+        "the adapter does not exist",
+        where=str(path_or_id),
+        fix="check the path, or give a Hub id such as org/name",
     )
 
 
@@ -148,7 +152,9 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise VerificationError(f"cannot be read: {error}", where=str(file), fix="copy or train it again") from error
+        raise VerificationError(
+            f"cannot be read: {error}", where=str(file), fix="copy or train it again"
+        ) from error
 
 
 def _config(file: Path) -> Any:
@@ -157,7 +163,9 @@ def _config(file: Path) -> Any:
     make = _KINDS.get(str(values.get("peft_type")))
     if make is None:
         raise AdapterError(
-            f"adapters of the kind {values.get('peft_type')} cannot be attached", where=str(file), fix="use LoRA"
+            f"adapters of the kind {values.get('peft_type')} cannot be attached",
+            where=str(file),
+            fix="use LoRA",
         )
     default = make()
     fields = {field.name for field in dataclasses.fields(make)}
