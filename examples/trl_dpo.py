@@ -1,8 +1,8 @@
 """TRL's DPOTrainer on what `lockadapt.assemble` returns: a right answer about a picture against a wrong one.
 
-    python examples/trl_dpo.py --output trl-dpo
+    HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_dpo.py --output trl-dpo
 
-It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
+TRL tells Hugging Face that it is used unless that variable is set. It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
 """
 
 from __future__ import annotations

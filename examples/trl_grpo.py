@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer on what `lockadapt.assemble` returns: answers about pictures are sampled and rewarded.
 
-    python examples/trl_grpo.py --output trl-grpo
+    HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_grpo.py --output trl-grpo
 
-It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
+TRL tells Hugging Face that it is used unless that variable is set. It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
 """
 
 from __future__ import annotations

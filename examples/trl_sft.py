@@ -1,8 +1,8 @@
 """TRL's SFTTrainer on what `lockadapt.assemble` returns: questions about pictures, LoRA in the LLM, the projector beside it.
 
-    python examples/trl_sft.py --output trl-sft
+    HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_sft.py --output trl-sft
 
-It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
+TRL tells Hugging Face that it is used unless that variable is set. It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
 """
 
 from __future__ import annotations

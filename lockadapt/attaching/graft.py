@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.functional import inject_adapter_in_model, set_adapter
+from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_adapter
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lockadapt.attaching.source import Source
 from lockadapt.errors import VerificationError
-from lockadapt.models.parts import RETRIEVAL, Parts, component_of, parts_of
+from lockadapt.models.parts import RETRIEVAL, Parts, component_of, llm_of, parts_of
 from lockadapt.models.quantize import dequantized_weight, is_quantized
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
@@ -57,14 +57,16 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
             f"the adapter does not fit the model: {error}", where=str(source.folder)
         ) from error
     model._hf_peft_config_loaded = True
-    brought = {component_of(key, places) for key in source.tensors}
+    cast_adapter_dtype(model, name)  # LoRA in float32 on a bfloat16 model, as it was trained
+    brought = {component_of(key, places) for key in source.tensors if not _is_row(key)}
     for path in _part_paths(model, places):
         _wrap(model, path, name, others)
     _add_retrieval(model, source, name, others, RETRIEVAL in brought)
     for layer in _layers(model, TrainableTokensLayer):
-        for one in (*others, name):  # PEFT looks every active adapter up in it
+        for one in (*others, name):
             if one not in layer.token_indices:
-                layer.update_layer(one, token_indices=[])
+                # PEFT looks every active adapter up in it, and an empty list of rows fails: the base's own first row.
+                layer.update_layer(one, token_indices=[0])
     _fill(model, source, name, places, brought)
     _follow_mode(model)
     switch(model, name)
@@ -117,7 +119,7 @@ def _wrap(model: Any, path: str, name: str, others: Sequence[str]) -> None:
     parent, _, leaf = path.rpartition(".")
     holder, part = model.get_submodule(parent), model.get_submodule(path)
     if not isinstance(part, ModulesToSaveWrapper):
-        dtype = model.get_input_embeddings().weight.dtype
+        dtype = llm_of(model).get_input_embeddings().weight.dtype
         part = ModulesToSaveWrapper(_floating(part, dtype), name)
         setattr(holder, leaf, part)
     for one in (*others, name):
@@ -164,7 +166,7 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
 @torch.no_grad()
 def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str]) -> None:
     """Copies every tensor to its place; each exactly once, and none may be without one."""
-    own = _slots(model, name, places, brought)
+    own = _slots(model, name, places, brought, source.trained_rows)
     missing, unexpected = sorted(set(own) - set(source.tensors)), sorted(set(source.tensors) - set(own))
     if missing or unexpected:
         said = [
@@ -189,20 +191,23 @@ def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str
         slot.copy_(value)
 
 
-def _slots(model: Any, name: str, places: Parts, brought: set[str]) -> dict[str, Tensor]:
+def _slots(model: Any, name: str, places: Parts, brought: set[str], rows: Sequence[int]) -> dict[str, Tensor]:
     """Storage of everything that an adapter of this kind brings, by the key that its files have."""
     found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return {
-        key: tensor
-        for key, tensor in found.items()
-        # Rows of none, and copies of parts that the adapter leaves as they are in the base.
-        if tensor.numel() and (component_of(key, places) in brought or _is_adapter(key, places))
-    }
+    parts = tuple(f"{part}." for part in (places.projector, *places.generation, *places.retrieval) if part)
+
+    def wanted(key: str) -> bool:
+        # Not what stands there for an adapter that leaves rows or a part as they are in the base.
+        if _is_row(key):
+            return bool(rows)
+        return not key.startswith(parts) or component_of(key, places) in brought
+
+    return {key: tensor for key, tensor in found.items() if wanted(key)}
 
 
-def _is_adapter(key: str, places: Parts) -> bool:
-    parts = [places.projector, *places.generation, *places.retrieval]
-    return not any(part and key.startswith(part + ".") for part in parts)
+def _is_row(key: str) -> bool:
+    """Whether a key is one of trained vocabulary rows, in PEFT's naming."""
+    return ".trainable_tokens_" in key
 
 
 def _follow_mode(model: nn.Module) -> None:

@@ -81,10 +81,10 @@ def test_what_trains_does_not_count(assembled: Assembled) -> None:
 
 def test_other_llm_other_tower_other_settings(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
     reference = base_identity(assembled.model)
-    tower = tiny / (
-        "clip-vision" if assembled.report.model_class.startswith("Llava") else "mobilenet-v2"
+    tower = tiny / ("clip-vision" if assembled.report.model_class.startswith("Llava") else "mobilenet-v2")
+    other = assemble(
+        tiny_llm("llama-tied", tmp_path / "llm", seed=7), tower, None, dtype="float32", prove=False
     )
-    other = assemble(tiny_llm("llama-tied", tmp_path / "llm", seed=7), tower, None, dtype="float32", prove=False)
     assert differences(reference, base_identity(other.model)) == ("llm has other weights",)
     kind = tower.name
     moved = tiny_tower(kind, tmp_path / "tower", seed=7)
