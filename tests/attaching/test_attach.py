@@ -129,6 +129,7 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
     attached = lockadapt.attach(model, run)
     assert attached.fit.base == attached.fit.tokenizer == ()
     assert not any(parameter.requires_grad for n, parameter in model.named_parameters() if "lora_" in n)
+    assert not any(module.training for module in model.modules())
     found = logits(model)
     reference, _ = load_quantized(
         base,
