@@ -54,7 +54,7 @@ def judge(
     if recorded.model_class != name:
         said = f"the adapter was trained on {recorded.model_class}, the model is {name}"
         return Fit(name, (said,), (), (), ())
-    found = base_identity(base, _tokenizer(base, tokenizer), source.trained_rows, modules)
+    found = base_identity(base, _tokenizer(base, tokenizer), recorded.trained_rows, modules)
     result = compare(recorded, found)
     bridge = _bridge(base, source)
     return Fit(name, (), (*result.base, *bridge), result.tokenizer, result.not_compared)

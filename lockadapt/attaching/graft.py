@@ -138,7 +138,7 @@ def _floating(part: nn.Module, dtype: torch.dtype) -> nn.Module:
         plain.weight.data = weight
         if layer.bias is not None:
             plain.bias.data = layer.bias.data.to(dtype, copy=True)
-        memo[id(layer)] = plain.requires_grad_(False)
+        memo[id(layer)] = plain.requires_grad_(False).train(layer.training)
     return copy.deepcopy(part, memo)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lockadapt.errors import AdapterError, EnvironmentProblem, RecipeError, VerificationError
-from lockadapt.evaluation.target import SIDECAR
+from lockadapt.evaluation.target import BESIDE, SIDECAR
 from lockadapt.models.base_identity import BaseIdentity
 from lockadapt.models.sources import HUB_ID
 from lockadapt.recipe.schema import Recipe
@@ -26,7 +26,7 @@ BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
 """Keys of `run.json` and of the sidecar `lockadapt.json`; the second one only where the projector is in a bridge."""
 
 _PREFIX = "base_model.model."
-_FILES = ["*.json", "*.jsonl", "*.yaml", "*.safetensors", f"{ADAPTER}/*"]
+_FILES = ["*.json", "*.yaml", "*.safetensors", f"{ADAPTER}/*", BESIDE.as_posix()]
 
 _KINDS: dict[str, Any] = {"LORA": LoraConfig, "TRAINABLE_TOKENS": TrainableTokensConfig}
 _UNDERSTOOD = {
@@ -71,7 +71,8 @@ class Source:
 
 
 def read_source(path_or_id: str | Path) -> Source:
-    """Reads a run folder, an adapter folder, or one of them from the Hub (only if an id is named).
+    """Reads a run folder, an adapter folder, or one of them from the Hub (only if an id is named). What `--to adapter` wrote
+    may be named as a whole, with its bridge beside, or by its folder `adapter`.
 
     Raises:
         EnvironmentProblem: it does not exist or cannot be fetched.
@@ -84,7 +85,8 @@ def read_source(path_or_id: str | Path) -> Source:
         raise RecipeError(
             "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
         )
-    parts = {file: folder / file for file in PART_FILES.values() if (folder / file).is_file()}
+    places = [folder / file for file in (*PART_FILES.values(), BESIDE)]
+    parts = [place for place in places if place.is_file()]
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
     has_adapter = (inner / CONFIG).is_file() or (inner / WEIGHTS).is_file() or inner != folder
     if not parts and not has_adapter:
@@ -95,12 +97,12 @@ def read_source(path_or_id: str | Path) -> Source:
         )
     config = _config(inner / CONFIG) if has_adapter else None
     tensors = {k.removeprefix(_PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
-    for file in parts.values():
+    for file in parts:
         found = _load(file)
         if twice := sorted(set(found) & set(tensors)):
             raise VerificationError(f"{twice[0]} is there twice", where=str(file))
         tensors |= found
-    facts = _facts(folder)
+    facts = _facts(folder) or _facts(inner)
     recorded = facts.get(BASE_IDENTITY)
     recipe = run_folder.read_recipe(folder) if (folder / run_folder.RECIPE).is_file() else None
     if recipe is None and facts.get("recipe"):

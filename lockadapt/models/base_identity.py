@@ -179,6 +179,12 @@ def part_digest(model: nn.Module, part: str) -> str:
     return _hash([_line(entry, (), ()) for entry in own])
 
 
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The same from a file of the part's tensors by their stock names, such as a run's `projector.safetensors`."""
+    entries = [_Entry(name, one, tuple(one.shape), False, False) for name, one in sorted(tensors.items())]
+    return _hash([_line(entry, (), ()) for entry in entries])
+
+
 def tokenisation(tokenizer: Any) -> Tokenisation:
     """Digests of a tokenizer. Which token pads is left out: users change it, and no model sees it."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

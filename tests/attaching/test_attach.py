@@ -24,7 +24,7 @@ from lockadapt.errors import AdapterError, EnvironmentProblem, LockadaptError, R
 from lockadapt.export.embeddings import embed_probe
 from lockadapt.models.adapters import resolve_targets
 from lockadapt.models.assemble import Assembled
-from lockadapt.models.base_identity import part_digest
+from lockadapt.models.base_identity import part_digest, tensors_digest
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import tensor_digest
 from lockadapt.models.parts import parts_of, tower_of
@@ -384,12 +384,18 @@ def test_exported_adapter_folders(run: Path, tmp_path: Path) -> None:
         lockadapt.attach(model, thin)
     bridge = live(run / "base")
     load_parts(bridge, run)
-    sidecar(run, thin, projector_digest=part_digest(bridge, "projector"))
+    digest = tensors_digest(projector)
+    assert digest == part_digest(bridge, "projector")
+    sidecar(run, thin, projector_digest=digest)
     with pytest.raises(VerificationError, match="the projector is not the trained one"):
         lockadapt.attach(model, thin)
     attached = lockadapt.attach(bridge, thin)
     assert torch.equal(logits(bridge), expected)
     attached.detach()
+    (tmp_path / "whole").mkdir()
+    thin.rename(tmp_path / "whole" / "adapter")  # as the export leaves it, beside `bridge`
+    lockadapt.attach(bridge, tmp_path / "whole")
+    assert torch.equal(logits(bridge), expected)
 
 
 def test_janus_draws_with_the_adapters_parts(drawing: Assembled, tmp_path: Path) -> None:
