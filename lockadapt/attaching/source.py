@@ -85,8 +85,8 @@ def read_source(path_or_id: str | Path) -> Source:
         raise RecipeError(
             "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
         )
-    places = [folder / file for file in (*PART_FILES.values(), BESIDE)]
-    parts = [place for place in places if place.is_file()]
+    names: list[str | Path] = [*PART_FILES.values(), BESIDE]
+    parts = [folder / name for name in names if (folder / name).is_file()]
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
     has_adapter = (inner / CONFIG).is_file() or (inner / WEIGHTS).is_file() or inner != folder
     if not parts and not has_adapter:
