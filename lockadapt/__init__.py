@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 from lockadapt.version import __version__
 
 if TYPE_CHECKING:
+    from lockadapt.attaching.attach import attach
     from lockadapt.export.merge import merge_run as merge
     from lockadapt.models.assemble import assemble
     from lockadapt.recipe.read import load_recipe
     from lockadapt.training.config import GroundingConfig
     from lockadapt.training.trainer import GroundingTrainer
 
-__all__ = ["GroundingConfig", "GroundingTrainer", "__version__", "assemble", "load_recipe", "merge"]
+__all__ = ["GroundingConfig", "GroundingTrainer", "__version__", "assemble", "attach", "load_recipe", "merge"]
 
 _HOMES = {
+    "attach": ("lockadapt.attaching.attach", "attach"),
     "assemble": ("lockadapt.models.assemble", "assemble"),
     "load_recipe": ("lockadapt.recipe.read", "load_recipe"),
     "GroundingConfig": ("lockadapt.training.config", "GroundingConfig"),

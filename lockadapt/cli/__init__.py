@@ -9,6 +9,7 @@ import typer
 
 from lockadapt.cli import (
     assemble,
+    attach,
     cache,
     chat,
     check,
@@ -53,6 +54,7 @@ for name, verb in (
     ("chat", chat.chat),
     ("generate", generate.generate),
     ("search", search.search),
+    ("attach", attach.attach),
     ("assemble", assemble.assemble),
     ("schema", schema.schema),
     ("doctor", doctor.doctor),

@@ -29,6 +29,7 @@ class TowerRecord:
         parameters: how many it has.
         tensors: full name -> SHA-256 of every parameter and buffer, as the lock proof has them.
         identity: its part of `feature_identity`.
+        base: its part of `base_identity`; None in records of older versions.
     """
 
     folder: str
@@ -37,6 +38,7 @@ class TowerRecord:
     parameters: int
     tensors: dict[str, str]
     identity: dict[str, Any]
+    base: dict[str, Any] | None = None
 
 
 class AbsentTower(nn.Module):

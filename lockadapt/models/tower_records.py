@@ -12,6 +12,7 @@ from torch import nn
 
 from lockadapt.files import write_json
 from lockadapt.models.absent_tower import TowerRecord, files_digest
+from lockadapt.models.base_identity import tower_component
 from lockadapt.models.feature_identity import tower_identity
 from lockadapt.models.locks import tensor_digest
 from lockadapt.models.parts import parts_of, stock
@@ -38,7 +39,9 @@ def remember_tower(cache: Path, model: nn.Module, folder: Path, dtype: torch.dty
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
     digests = {f"{path}.{name}": tensor_digest(tensor) for name, tensor in tensors.items()}
     count = sum(parameter.numel() for parameter in tower.parameters())
-    write_json(target, asdict(TowerRecord(str(folder), files, name, count, digests, tower_identity(model))))
+    base = asdict(tower_component(model))
+    record = TowerRecord(str(folder), files, name, count, digests, tower_identity(model), base)
+    write_json(target, asdict(record))
 
 
 def recall_tower(cache: Path, folder: Path, dtype: torch.dtype) -> TowerRecord | None:

@@ -19,8 +19,10 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
+from lockadapt.models.base_identity import base_identity
 from lockadapt.models.locks import component_table, table_json, table_text
 from lockadapt.models.quantize import load_quantized
+from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import pick_dtype
 from lockadapt.models.widen import with_query_tokens
@@ -89,6 +91,8 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     samples = load_samples(recipe, reporter)
     cached = cached_features(recipe, folder, samples, reporter)
     model, processor, dtype = build_model(recipe, folder, samples["train"], reporter, cached)
+    rows_trained = query_token_ids(processor.tokenizer, query_tokens_of(recipe))
+    identity = base_identity(model, processor.tokenizer, rows_trained)
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     model = adapted(recipe, model, processor)
@@ -101,6 +105,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     for images in rows.images.values():
         remember(recipe, folder, model, images, dtype)
     started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
+    facts["base_identity"] = identity.to_dict()
     steps, seen, locked = 0, 0, 0
     for stage in stages_of(recipe, {name: len(items) for name, items in rows.train.items()}):
         outcome = run_stage(recipe, stage, folder, model, processor, rows, dtype, reporter, resume)

@@ -1,0 +1,82 @@
+"""TRL's DPOTrainer on what `lockadapt.assemble` returns: a right answer about a picture against a wrong one.
+
+    HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_dpo.py --output trl-dpo
+
+TRL tells Hugging Face that it is used unless that variable is set. It uses the tiny models that come with the package; for your own, give `--llm` and `--tower` (folders or Hub ids).
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from PIL import Image
+from trl import DPOConfig, DPOTrainer
+
+import lockadapt
+from lockadapt.models.adapters import resolve_targets
+from lockadapt.models.parts import parts_of
+from lockadapt.models.still import keep_tower_still
+
+ASSETS = files("lockadapt.quickstart").joinpath("assets")
+COLOURS = ("red", "green", "blue", "yellow")
+
+
+def rows() -> Dataset:
+    """A question about a coloured square each, with an answer to prefer and one to leave."""
+    return Dataset.from_list(
+        [
+            {
+                "images": [Image.new("RGB", (48, 48), colour)],
+                "prompt": [{"role": "user", "content": "what color is it?"}],
+                "chosen": [{"role": "assistant", "content": colour}],
+                "rejected": [{"role": "assistant", "content": other}],
+            }
+            for colour, other in zip(COLOURS, reversed(COLOURS), strict=True)
+        ]
+    )
+
+
+def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTrainer:
+    """The reference is the same model with LoRA and the trained projector switched off."""
+    keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
+    config = DPOConfig(
+        str(output),
+        max_steps=steps,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        max_length=None,  # a cut could fall into an image
+        logging_steps=1,
+        save_strategy="no",
+        bf16=str(model.dtype) == "torch.bfloat16",  # TRL asks for it everywhere, also where there is no GPU
+        report_to="none",
+    )
+    lora = LoraConfig(
+        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(parts_of(model).projector)]
+    )
+    return DPOTrainer(model, args=config, train_dataset=rows(), processing_class=processor, peft_config=lora)
+
+
+def main() -> None:
+    """Assemble, train, merge into one stock folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--llm", default=str(ASSETS.joinpath("llm")), help="folder or Hub id")
+    parser.add_argument("--tower", default=str(ASSETS.joinpath("tower")), help="folder or Hub id")
+    parser.add_argument("--output", type=Path, default=Path("trl-dpo"), help="a new folder")
+    parser.add_argument("--steps", type=int, default=3)
+    arguments = parser.parse_args()
+    made = lockadapt.assemble(arguments.llm, arguments.tower, arguments.output / "base")
+    trainer = make_trainer(made.model, made.processor, arguments.output / "training", arguments.steps)
+    trainer.train()
+    trainer.model.merge_and_unload().save_pretrained(arguments.output / "merged")
+    made.processor.save_pretrained(arguments.output / "merged")
+
+
+if __name__ == "__main__":
+    main()

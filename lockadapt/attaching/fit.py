@@ -1,0 +1,114 @@
+"""Judges whether an adapter belongs on a model: class, base, tokenizer, projector; before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoTokenizer
+
+from lockadapt.attaching.source import Source
+from lockadapt.errors import AdapterError, LockadaptError, VerificationError
+from lockadapt.models.base_identity import base_identity, compare, part_digest
+from lockadapt.models.parts import component_of, parts_of, stock
+from lockadapt.models.quiet import quiet
+
+FORCE = "attach to the base that it was trained on, or force_base=True (--force-base) if you know better"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found. Fits if all three tuples of differences are empty.
+
+    Attributes:
+        model_class: of the live model.
+        classes, base, tokenizer: what differs, in words.
+        not_compared: what could not be compared, and why.
+    """
+
+    model_class: str
+    classes: tuple[str, ...]
+    base: tuple[str, ...]
+    tokenizer: tuple[str, ...]
+    not_compared: tuple[str, ...]
+
+
+def judge(
+    model: nn.Module, source: Source, tokenizer: Any = None, modules: Mapping[str, nn.Module] | None = None
+) -> Fit:
+    """Compares a live model with what the adapter was trained on.
+
+    Args:
+        tokenizer: the model's tokenizer or processor; None: the one in the folder that it was loaded from, if that
+            is on this machine.
+        modules: as `base_identity` takes them.
+    """
+    base = stock(model)
+    name, recorded = type(base).__name__, source.identity
+    if recorded is None:
+        said = "nothing in the folder says which base it was trained on (written by an older lockadapt, or by others)"
+        return Fit(name, (), (said,), (), ())
+    if recorded.model_class != name:
+        said = f"the adapter was trained on {recorded.model_class}, the model is {name}"
+        return Fit(name, (said,), (), (), ())
+    found = base_identity(base, _tokenizer(base, tokenizer), recorded.trained_rows, modules)
+    result = compare(recorded, found)
+    bridge = _bridge(base, source)
+    return Fit(name, (), (*result.base, *bridge), result.tokenizer, result.not_compared)
+
+
+def enforce(fit: Fit, source: Source, force_base: bool) -> None:
+    """Refuses what does not belong together.
+
+    Raises:
+        AdapterError: another class; `force_base` does not help.
+        VerificationError: another base or tokenizer, or none recorded, and not `force_base`.
+    """
+    error = refusal(fit, source)
+    if error is not None and (fit.classes or not force_base):
+        raise error
+
+
+def refusal(fit: Fit, source: Source) -> LockadaptError | None:
+    """The error that says what differs; None if nothing does."""
+    where = str(source.folder)
+    if fit.classes:
+        return AdapterError(
+            fit.classes[0], where=where, fix="load the model by the class that it was trained in"
+        )
+    differ = (*fit.base, *fit.tokenizer)
+    if differ:
+        return VerificationError(
+            f"this is not the adapter's base: {'; '.join(differ)}", where=where, fix=FORCE
+        )
+    return None
+
+
+def _tokenizer(model: Any, given: Any) -> Any:
+    if given is not None:
+        return getattr(given, "tokenizer", given)
+    place = str(model.name_or_path or "")
+    if not place:
+        return None
+    try:
+        with quiet():
+            # Never the network: a folder, or what an earlier download left.
+            return AutoTokenizer.from_pretrained(Path(place).expanduser(), local_files_only=True)
+    except Exception:
+        return None  # `compare` reports that there was none
+
+
+def _bridge(model: nn.Module, source: Source) -> tuple[str, ...]:
+    """An adapter without a projector needs a base that has the trained one."""
+    places = parts_of(model)
+    if places.projector is None or any(component_of(name, places) == "projector" for name in source.tensors):
+        return ()
+    if source.projector is None:
+        return ("the folder brings no projector, and does not say which one its base (the bridge) has",)
+    same = part_digest(model, "projector") == source.projector
+    return (
+        () if same else ("the projector is not the trained one: load the bridge that was exported with it",)
+    )

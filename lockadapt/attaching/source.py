@@ -1,0 +1,191 @@
+"""Reads what is to be attached: a run folder, or a PEFT folder that `lockadapt export` made; everything, strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, TrainableTokensConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lockadapt.errors import AdapterError, EnvironmentProblem, RecipeError, VerificationError
+from lockadapt.evaluation.target import BESIDE, SIDECAR
+from lockadapt.models.base_identity import BaseIdentity
+from lockadapt.models.sources import HUB_ID
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import run_folder
+from lockadapt.training.artifacts import ADAPTER, PART_FILES
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
+"""Keys of `run.json` and of the sidecar `lockadapt.json`; the second one only where the projector is in a bridge."""
+
+_PREFIX = "base_model.model."
+_FILES = ["*.json", "*.yaml", "*.safetensors", f"{ADAPTER}/*", BESIDE.as_posix()]
+
+_KINDS: dict[str, Any] = {"LORA": LoraConfig, "TRAINABLE_TOKENS": TrainableTokensConfig}
+_UNDERSTOOD = {
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias"),
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
+    *("trainable_token_indices", "token_indices", "init_weights", "init_lora_weights"),
+}
+_BESIDE_THE_POINT = {
+    *("base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_type", "auto_mapping"),
+    *("peft_version", "modules_to_save"),
+}
+_INIT_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter as read from its folder.
+
+    Attributes:
+        config: PEFT's, for LoRA or trained tokens; None where only other parts were trained.
+        tensors: everything that is to be put in: PEFT's keys without prefix and adapter name, parts by their stock names.
+        identity: the base that it was trained on, if the folder says so.
+        projector: digest of the trained projector, where it lies in the base (a bridge) and not in the folder.
+        recipe: of the run, if the folder has it.
+    """
+
+    folder: Path
+    config: Any
+    tensors: dict[str, Tensor]
+    identity: BaseIdentity | None
+    projector: str | None
+    recipe: Recipe | None
+
+    @property
+    def trained_rows(self) -> tuple[int, ...]:
+        """Vocabulary rows that the adapter brings."""
+        by_layer = getattr(self.config, "trainable_token_indices", None)
+        rows = getattr(self.config, "token_indices", None) or by_layer or ()
+        return tuple(
+            sorted({row for one in rows.values() for row in one} if isinstance(rows, dict) else rows)
+        )
+
+
+def read_source(path_or_id: str | Path) -> Source:
+    """Reads a run folder, an adapter folder, or one of them from the Hub (only if an id is named). What `--to adapter` wrote
+    may be named as a whole, with its bridge beside, or by its folder `adapter`.
+
+    Raises:
+        EnvironmentProblem: it does not exist or cannot be fetched.
+        RecipeError: it is an unfinished run, or nothing that can be attached.
+        AdapterError: it asks for what cannot be attached.
+        VerificationError: a file is damaged or missing.
+    """
+    folder = _find(path_or_id)
+    if (folder / run_folder.RECIPE).is_file() and not (folder / run_folder.RUN).is_file():
+        raise RecipeError(
+            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
+        )
+    names: list[str | Path] = [*PART_FILES.values(), BESIDE]
+    parts = [folder / name for name in names if (folder / name).is_file()]
+    inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+    has_adapter = (inner / CONFIG).is_file() or (inner / WEIGHTS).is_file() or inner != folder
+    if not parts and not has_adapter:
+        raise RecipeError(
+            "is neither a run nor an adapter folder",
+            where=str(folder),
+            fix="name a folder that `lockadapt train` or `lockadapt export --to adapter` wrote",
+        )
+    config = _config(inner / CONFIG) if has_adapter else None
+    tensors = {k.removeprefix(_PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
+    for file in parts:
+        found = _load(file)
+        if twice := sorted(set(found) & set(tensors)):
+            raise VerificationError(f"{twice[0]} is there twice", where=str(file))
+        tensors |= found
+    facts = _facts(folder) or _facts(inner)
+    recorded = facts.get(BASE_IDENTITY)
+    recipe = run_folder.read_recipe(folder) if (folder / run_folder.RECIPE).is_file() else None
+    if recipe is None and facts.get("recipe"):
+        recipe = Recipe.model_validate(facts["recipe"])
+    identity = BaseIdentity.from_dict(recorded) if recorded else None
+    return Source(folder, config, tensors, identity, facts.get(PROJECTOR_DIGEST), recipe)
+
+
+def _find(path_or_id: str | Path) -> Path:
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(path_or_id, allow_patterns=_FILES))
+        except Exception as error:
+            raise EnvironmentProblem(
+                f"the adapter cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0]}",
+                where=path_or_id,
+                fix="check the id, the connection and access rights",
+            ) from error
+    raise EnvironmentProblem(
+        "the adapter does not exist",
+        where=str(path_or_id),
+        fix="check the path, or give a Hub id such as org/name",
+    )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    for name in (run_folder.RUN, SIDECAR):
+        if (folder / name).is_file():
+            return _json(folder / name)
+    return {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VerificationError(f"cannot be read: {error}", where=str(file)) from error
+    if not isinstance(values, dict):
+        raise VerificationError("is no JSON object", where=str(file))
+    return values
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise VerificationError(
+            f"cannot be read: {error}", where=str(file), fix="copy or train it again"
+        ) from error
+
+
+def _config(file: Path) -> Any:
+    """PEFT's config, made of the fields that are understood; nothing else in the file has an effect."""
+    values = _json(file)
+    make = _KINDS.get(str(values.get("peft_type")))
+    if make is None:
+        raise AdapterError(
+            f"adapters of the kind {values.get('peft_type')} cannot be attached",
+            where=str(file),
+            fix="use LoRA",
+        )
+    default = make()
+    fields = {field.name for field in dataclasses.fields(make)}
+    for key, value in values.items():
+        plain = getattr(default, key, None)
+        if key not in _UNDERSTOOD | _BESIDE_THE_POINT and value not in (None, False, [], {}, plain):
+            raise AdapterError(
+                f"asks for {key}: {str(value)[:80]}, which cannot be attached",
+                where=str(file),
+                fix="load it with PEFT itself",
+            )
+    init = str(values.get("init_lora_weights", "")).lower()
+    if init.startswith(_INIT_CHANGES_BASE):
+        raise AdapterError(
+            f"init_lora_weights is {init}, which changes the base itself",
+            where=str(file),
+            fix="convert the adapter with PEFT (path_initial_model_for_weight_conversion)",
+        )
+    kept = {key: value for key, value in values.items() if key in _UNDERSTOOD & fields and value is not None}
+    kept.pop("init_lora_weights", None)  # what it would draw is written over
+    return make(**kept, inference_mode=True)

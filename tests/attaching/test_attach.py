@@ -1,0 +1,481 @@
+"""An adapter on a live model computes what was trained; taken off, nothing is left of it; what does not fit is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.functional import set_adapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, VisionTextDualEncoderModel
+
+import lockadapt
+from lockadapt.attaching.graft import active
+from lockadapt.errors import AdapterError, EnvironmentProblem, LockadaptError, RecipeError, VerificationError
+from lockadapt.export.embeddings import embed_probe
+from lockadapt.models.adapters import resolve_targets
+from lockadapt.models.assemble import Assembled
+from lockadapt.models.base_identity import part_digest, tensors_digest
+from lockadapt.models.load import load_model
+from lockadapt.models.locks import tensor_digest
+from lockadapt.models.parts import parts_of, tower_of
+from lockadapt.models.quantize import load_quantized
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training import run_folder
+from lockadapt.training.artifacts import load_parts
+from lockadapt.training.progress import Reporter
+from lockadapt.training.session import train
+from tests.export.test_merge import values
+from tests.rows import embedding_recipe
+
+QUIET = Reporter(quiet=True)
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+SKIP = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the untied Llama with the token tower. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("run")
+    train(load_recipe(None, (), values(tiny, folder)).recipe, folder / "run", QUIET)
+    return folder / "run"
+
+
+def live(base: Path, **given: Any) -> Any:
+    """The model as a user loads it."""
+    return AutoModelForImageTextToText.from_pretrained(base, **{"dtype": torch.float32, **given}).eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    """Of one image and some text."""
+    ids = torch.tensor([[0] + [model.config.image_token_id] * 16 + [5, 6, 7]])
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randn(1, 3, 32, 32, generator=generator).to(model.get_input_embeddings().weight.dtype)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values).logits.float()
+
+
+def state(model: Any) -> dict[str, Any]:
+    """Everything of a model that an adapter could change: bytes, flags, objects, classes, hooks, modes, attributes, configs."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    found: dict[str, Any] = {
+        f"bytes {name}": (id(t), tensor_digest(t), t.requires_grad) for name, t in tensors
+    }
+    for name, p in model.named_parameters():
+        quantized = getattr(p, "quant_state", None)
+        if quantized is not None:
+            found[f"absmax {name}"] = tensor_digest(quantized.absmax)
+    for name, module in model.named_modules(remove_duplicate=False):
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        found[f"module {name}"] = (
+            *(id(module), type(module), module.training, [len(h) for h in hooks], list(module._modules)),
+            sorted(vars(module)),
+        )
+    configs = (model.config, getattr(model, "generation_config", None))
+    found["configs"] = [None if one is None else one.to_json_string() for one in configs]
+    return found
+
+
+def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **changes: Any) -> Path:
+    """Adapter and projector of random values as `GroundingTrainer.save_model` writes them; it says nothing of the base."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    places = parts_of(model)
+    parts = {"projector": [places.projector], "generation": places.generation}
+    for part, paths in parts.items():
+        tensors = {
+            f"{path}.{name}": torch.randn_like(p.float()) * 0.1
+            for path in paths
+            for name, p in model.get_submodule(path).named_parameters()
+        }
+        if tensors:
+            save_file(tensors, folder / f"{part}.safetensors")
+    if lora:
+        config = LoraConfig(r=3, target_modules=resolve_targets(model, "attention"), **changes)
+        wrapped = get_peft_model(copy.deepcopy(model), config)
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        wrapped.save_pretrained(folder / "adapter")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "nf4", "nf4-everywhere", "int8"])
+def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> None:
+    base, given = run / "base", {}
+    if kind == "bfloat16":
+        given["dtype"] = torch.bfloat16
+    elif kind.startswith(
+        "nf4"
+    ):  # "everywhere": what Transformers does by default, tower and projector included
+        skip = SKIP if kind == "nf4" else None
+        given["quantization_config"] = BitsAndBytesConfig(
+            **NF4, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=skip
+        )
+    elif kind == "int8":
+        given["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=SKIP)
+    model = live(base, **given)
+    before_logits = logits(model)
+    before = state(model)
+    attached = lockadapt.attach(model, run)
+    assert attached.fit.base == attached.fit.tokenizer == ()
+    assert not any(parameter.requires_grad for n, parameter in model.named_parameters() if "lora_" in n)
+    assert not any(module.training for module in model.modules())
+    found = logits(model)
+    reference, _ = load_quantized(
+        base,
+        "nf4" if "nf4" in kind else "int8" if kind == "int8" else "none",
+        given.get("dtype", torch.float32),
+    )
+    reference = run_folder.load_adapter(reference, run / "adapter")
+    load_parts(reference, run)
+    close = kind != "nf4-everywhere"  # the tower is another there
+    expected = logits(reference.eval())
+    assert torch.equal(found, expected) or not close
+    assert float((found - expected).abs().max()) < 0.1 * float((before_logits - expected).abs().max())
+    attached.detach()
+    assert state(model) == before
+    assert torch.equal(logits(model), before_logits)
+
+
+def test_modes_and_flags(run: Path) -> None:
+    model = live(run / "base").train()
+    model.model.vision_tower.eval().requires_grad_(False)
+    before, flags = state(model), {n: p.requires_grad for n, p in model.named_parameters()}
+    attached = lockadapt.attach(model, run)
+    layer = model.model.language_model.layers[0].self_attn.q_proj
+    assert layer.training
+    assert not model.model.vision_tower.training
+    plain = {
+        n.replace(".base_layer", "").replace(".original_module", ""): p for n, p in model.named_parameters()
+    }
+    assert {n: p.requires_grad for n, p in plain.items() if n in flags} == flags
+    attached.detach()
+    assert state(model) == before
+
+
+def test_several_by_name_each_with_its_projector(run: Path, tmp_path: Path) -> None:
+    model = live(run / "base")
+    logits(model)  # a first forward leaves attributes of Transformers' own
+    before = state(model)
+    folders = {
+        "run": run,
+        "other": parts_folder(model, tmp_path / "other", 1),
+        "projector": parts_folder(model, tmp_path / "projector", 2, lora=False),
+    }
+    alone: dict[str, Tensor] = {}
+    for name, folder in folders.items():
+        attached = lockadapt.attach(model, folder, force_base=True)
+        alone[name] = logits(model)
+        attached.detach()
+        assert state(model) == before
+    handles = {
+        name: lockadapt.attach(model, folder, name=name, force_base=True) for name, folder in folders.items()
+    }
+    assert active(model) == "projector"
+    for switch in (handles["run"].use, lambda n: set_adapter(model, n), _transformers_switch(model)):
+        for name in ("run", "other", "projector", "run"):
+            switch(name)
+            assert torch.equal(logits(model), alone[name]), name
+    with pytest.raises(AdapterError, match="attached already"):
+        lockadapt.attach(model, run, name="other")
+    with pytest.raises(AdapterError, match="no adapter 'nobody'"):
+        handles["run"].use("nobody")
+    handles["other"].use()
+    handles["run"].detach()
+    assert torch.equal(logits(model), alone["other"])
+    handles["other"].detach()
+    assert torch.equal(logits(model), alone["projector"])
+    with pytest.raises(AdapterError, match="not attached any more"):
+        handles["run"].detach()
+    lockadapt.attach(model, run, name="run")
+    assert torch.equal(logits(model), alone["run"])
+    handles["projector"].detach()
+    handles["run"].detach()
+    assert state(model) == before
+    with pytest.raises(AdapterError, match="nothing is attached"):
+        handles["run"].use()
+
+
+def _transformers_switch(model: Any) -> Callable[[str], None]:
+    """Transformers' own `set_adapter`; 5.24 refuses PEFT before 0.22, and there PEFT's stands in."""
+
+    def switch(name: str) -> None:
+        try:
+            model.set_adapter(name)
+        except ValueError as error:
+            if "version of PEFT" not in str(error):
+                raise
+            set_adapter(model, name)
+
+    return switch
+
+
+def test_another_base_is_refused(run: Path, assembled: Assembled, tiny: Path, tmp_path: Path) -> None:
+    model = live(run / "base")
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    before = state(model)
+    with pytest.raises(VerificationError, match="llm has other weights in its linear layers") as error:
+        lockadapt.attach(model, run)
+    assert error.value.exit_code == 8
+    assert state(model) == before
+    lockadapt.attach(model, run, force_base=True).detach()
+    assert state(model) == before
+    other = live(assembled.folder)
+    expected = "head is absent" if "Llava" in assembled.report.model_class else "trained on LlavaFor"
+    for forced in (False, True):
+        kind: type[LockadaptError] = VerificationError
+        if not forced and "Llava" not in assembled.report.model_class:
+            kind = AdapterError
+        if forced and "Llava" in assembled.report.model_class:
+            continue
+        with pytest.raises((kind, AdapterError), match=expected):
+            lockadapt.attach(other, run, force_base=forced)
+
+
+def test_another_tokenizer_is_refused(run: Path) -> None:
+    model, processor = load_model(run / "base", "float32")
+    processor.tokenizer.add_tokens(["unheard-of"])
+    with pytest.raises(VerificationError, match="another vocabulary"):
+        lockadapt.attach(model, run, tokenizer=processor)
+    model.name_or_path = model.config._name_or_path = ""
+    with pytest.warns(UserWarning, match="not compared"):
+        attached = lockadapt.attach(model, run)
+    assert attached.fit.not_compared == ("tokenizer (not at hand now)",)
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_tensor_too_few_too_many_or_of_another_shape(run: Path, tmp_path: Path, second: bool) -> None:
+    model = live(run / "base")
+    if second:
+        first = lockadapt.attach(model, run, name="first")
+    expected = logits(model)
+    before = state(model)
+    for number, (place, change, words) in enumerate(
+        (
+            (
+                "adapter/adapter_model.safetensors",
+                lambda t: t.pop(min(t)),
+                "it lacks base_model|it lacks model",
+            ),
+            ("projector.safetensors", lambda t: t.pop(min(t)), "lacks model.multi_modal_projector"),
+            ("projector.safetensors", lambda t: t.update(extra=torch.zeros(1)), "no place for extra"),
+            ("projector.safetensors", lambda t: t.update({min(t): torch.zeros(3)}), "the model wants"),
+            (
+                "adapter/adapter_model.safetensors",
+                lambda t: t.update({min(t): torch.zeros(3)}),
+                "the model wants",
+            ),
+        )
+    ):
+        broken = tmp_path / str(number)
+        shutil.copytree(run, broken, ignore=shutil.ignore_patterns("base"))
+        tensors = load_file(broken / place)
+        change(tensors)
+        save_file(tensors, broken / place)
+        with pytest.raises(VerificationError, match=words):
+            lockadapt.attach(model, broken, name="second")
+        if not second:
+            assert state(model) == before
+        assert torch.equal(logits(model), expected)
+        assert ["first"] * second == list(getattr(model, "peft_config", {}))
+    if second:
+        lockadapt.attach(model, run, name="second").detach()
+        first.detach()
+        assert not hasattr(model, "peft_config")
+
+
+def test_folders_that_are_none(run: Path, tmp_path: Path) -> None:
+    model = live(run / "base")
+    with pytest.raises(EnvironmentProblem, match="does not exist"):
+        lockadapt.attach(model, tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="neither a run nor"):
+        lockadapt.attach(model, tmp_path)
+    shutil.copy(run / "recipe.yaml", tmp_path)
+    with pytest.raises(RecipeError, match="not finished"):
+        lockadapt.attach(model, tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken, ignore=shutil.ignore_patterns("base"))
+    file = broken / "projector.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(VerificationError, match="cannot be read"):
+        lockadapt.attach(model, broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"peft_type": "LOHA"}, "of the kind LOHA"),
+        ({"init_lora_weights": "pissa"}, "changes the base"),
+        ({"megatron_config": {"a": 1}}, "megatron_config"),
+    ],
+)
+def test_configs_that_ask_for_more(run: Path, tmp_path: Path, changes: dict[str, Any], error: str) -> None:
+    copied = tmp_path / "copy"
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("base"))
+    file = copied / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(AdapterError, match=error):
+        lockadapt.attach(live(run / "base"), copied)
+
+
+def test_models_that_cannot_take_one(run: Path) -> None:
+    model = live(run / "base")
+    wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(AdapterError, match="not a stock model"):
+        lockadapt.attach(wrapped, run)
+    with pytest.raises(AdapterError, match="did not attach"):
+        lockadapt.attach(model, run)
+
+
+def test_a_run_of_an_older_version(run: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run, old, ignore=shutil.ignore_patterns("base"))
+    facts = json.loads((old / "run.json").read_text())
+    del facts["base_identity"]
+    (old / "run.json").write_text(json.dumps(facts))
+    model = live(run / "base")
+    with pytest.raises(VerificationError, match="nothing in the folder says which base") as error:
+        lockadapt.attach(model, old)
+    assert "force_base" in str(error.value)
+    lockadapt.attach(model, old, force_base=True)
+
+
+def sidecar(run: Path, folder: Path, **more: Any) -> None:
+    facts = json.loads((run / "run.json").read_text())
+    (folder / "lockadapt.json").write_text(json.dumps({"base_identity": facts["base_identity"], **more}))
+
+
+def test_exported_adapter_folders(run: Path, tmp_path: Path) -> None:
+    """`adapter-full` brings the projector inside PEFT's file; `adapter` wants a bridge that has it."""
+    model = live(run / "base")
+    attached = lockadapt.attach(model, run)
+    expected = logits(model)
+    attached.detach()
+    full, thin = tmp_path / "full", tmp_path / "thin"
+    shutil.copytree(run / "adapter", thin)
+    shutil.copytree(run / "adapter", full)
+    projector = load_file(run / "projector.safetensors")
+    inside = {f"base_model.model.{name}": tensor for name, tensor in projector.items()}
+    save_file(
+        {**load_file(run / "adapter" / "adapter_model.safetensors"), **inside},
+        full / "adapter_model.safetensors",
+    )
+    config = json.loads((full / "adapter_config.json").read_text())
+    config["modules_to_save"] = ["multi_modal_projector"]
+    (full / "adapter_config.json").write_text(json.dumps(config))
+    sidecar(run, full)
+    attached = lockadapt.attach(model, full)
+    assert torch.equal(logits(model), expected)
+    attached.detach()
+
+    sidecar(run, thin)
+    with pytest.raises(VerificationError, match="brings no projector"):
+        lockadapt.attach(model, thin)
+    bridge = live(run / "base")
+    load_parts(bridge, run)
+    digest = tensors_digest(projector)
+    assert digest == part_digest(bridge, "projector")
+    sidecar(run, thin, projector_digest=digest)
+    with pytest.raises(VerificationError, match="the projector is not the trained one"):
+        lockadapt.attach(model, thin)
+    attached = lockadapt.attach(bridge, thin)
+    assert torch.equal(logits(bridge), expected)
+    attached.detach()
+    (tmp_path / "whole").mkdir()
+    thin.rename(tmp_path / "whole" / "adapter")  # as the export leaves it, beside `bridge`
+    lockadapt.attach(bridge, tmp_path / "whole")
+    assert torch.equal(logits(bridge), expected)
+
+
+def test_janus_draws_with_the_adapters_parts(drawing: Assembled, tmp_path: Path) -> None:
+    model = copy.deepcopy(drawing.model)
+    folder = parts_folder(model, tmp_path / "parts", 4)
+    before = state(model)
+    head, hidden = model.model.generation_head, torch.randn(2, 32)
+    untrained = head(hidden)
+    attached = lockadapt.attach(model, folder, force_base=True)
+    found = model.model.generation_head(hidden)
+    weights = load_file(folder / "generation.safetensors")
+    assert not torch.equal(found, untrained)
+    own = dict(model.model.generation_head.modules_to_save["default"].named_parameters())
+    for name, tensor in own.items():
+        assert torch.equal(tensor, weights[f"model.generation_head.{name}"])
+    attached.detach()
+    assert state(model) == before
+
+
+def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None:
+    """Tied embeddings, trained rows, LoRA and a module that no stock class has; beside an adapter without them."""
+    trained = run_folder.load_run(embedding_run)
+    samples = run_folder.read_probe(embedding_run)
+    expected = embed_probe(trained.model, trained.processor, trained.recipe, samples)
+    model = live(embedding_run / "base")
+    logits(model)
+    before = state(model)
+    other = parts_folder(model, tmp_path / "other", 5)
+    plain = lockadapt.attach(model, other, name="plain", force_base=True)
+    reference = logits(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        embeds = lockadapt.attach(model, embedding_run, name="embeds")
+    found = embed_probe(model, trained.processor, trained.recipe, samples)
+    assert expected is not None
+    assert found is not None
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.texts, expected.texts)
+    answers = logits(model)
+    assert torch.equal(answers, logits(trained.model))
+    plain.use()
+    assert torch.equal(logits(model), reference)
+    with pytest.raises(VerificationError, match="not trained to embed"):
+        embed_probe(model, trained.processor, trained.recipe, samples)
+    embeds.use()
+    assert torch.equal(logits(model), answers)
+    plain.detach()
+    found = embed_probe(model, trained.processor, trained.recipe, samples)
+    assert found is not None
+    assert torch.equal(found.images, expected.images)
+    lockadapt.attach(model, other, name="plain", force_base=True)
+    assert torch.equal(logits(model), reference)
+    plain.detach()
+    embeds.detach()
+    assert state(model) == before
+
+
+@pytest.mark.slow
+def test_dual_encoder(tiny: Path, tmp_path: Path) -> None:
+    recipe = embedding_recipe(tiny, tmp_path, "llama-tied")
+    recipe["objectives"].pop("vqa")
+    recipe["objectives"]["itc"].pop("queries")
+    recipe["training"].pop("projector_learning_rate")
+    train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
+    trained = run_folder.load_run(tmp_path / "run")
+    samples = run_folder.read_probe(tmp_path / "run")
+    expected = embed_probe(trained.model, trained.processor, trained.recipe, samples)
+    model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32).eval()
+    before = state(model)
+    attached = lockadapt.attach(model, tmp_path / "run")
+    found = embed_probe(model, trained.processor, trained.recipe, samples)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.texts, expected.texts)
+    assert tower_of(model) is model.vision_model
+    attached.detach()
+    assert state(model) == before
+
+
+def test_the_name_is_a_function_also_the_second_time() -> None:
+    assert callable(lockadapt.attach)
+    assert callable(lockadapt.attach)
