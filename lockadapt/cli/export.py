@@ -13,10 +13,11 @@ def export(
     to: str = typer.Option(
         ...,
         "--to",
-        help="merged, bridge, adapter or adapter-full, of runs that answer; dual, sentence-transformers or colpali, of "
-        "runs that embed.",
+        help="merged, bridge, adapter, adapter-full or gguf, of runs that answer; dual, sentence-transformers or "
+        "colpali, of runs that embed.",
     ),
     output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
+    llama_cpp: Path = typer.Option(None, "--llama-cpp", help="Folder of llama.cpp's sources, for gguf."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
@@ -24,5 +25,5 @@ def export(
     from lockadapt.export.export import export_run
     from lockadapt.training.progress import Reporter
 
-    result = export_run(run, to, output, Reporter(quiet))
+    result = export_run(run, to, output, Reporter(quiet), llama_cpp)
     print(json.dumps(result) if as_json else result["output"])

@@ -17,13 +17,10 @@ from lockadapt.errors import VerificationError
 from lockadapt.export.finished import FinishedRun
 from lockadapt.export.peft_folder import read_config
 from lockadapt.export.proof import (
-    MAX_PIXELS,
     MIN_TOP1,
-    NEW_TOKENS,
-    Reference,
     compare_logits,
-    reference_answers,
 )
+from lockadapt.export.reference import MAX_PIXELS, NEW_TOKENS, Reference, reference_answers
 from lockadapt.models.parts import parts_of
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some, tolerance
@@ -117,16 +114,16 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
         )
         for way in ways
     }
-    equal = sum(a.strip() == b for a, b in zip(answer["texts"], reference.texts, strict=True))
+    pairs = list(zip(reference.answers, answer["answer_ids"], strict=True))
     result = {
         **_worst(found.values()),
         "model_class": answer["model_class"].rsplit(".", 1)[-1],
         "missing_keys": answer["missing_keys"],
         "unexpected_keys": answer["unexpected_keys"],
-        "answers_equal": equal,
-        "answers": len(reference.texts),
-        "prompts_equal": [list(ids) for ids in answer["prompt_ids"]]
-        == [list(ids) for ids in reference.prompts],
+        "answers_equal": sum(list(mine.tokens) == theirs for mine, theirs in pairs),
+        "answers": len(pairs),
+        "answer_gap": max((mine.gap(theirs) for mine, theirs in pairs), default=0.0),
+        "prompts_equal": [list(one.prompt) for one in reference.answers] == answer["prompt_ids"],
         "clients": {way: one["max_abs_logit_diff"] for way, one in found.items()},
     }
     _judge(result, trained, str(adapter or base))
@@ -155,6 +152,8 @@ def _judge(result: Mapping[str, Any], trained: Trained, where: str) -> None:
         problems.append(f"only {result['top1_agreement']:.4f} of the likeliest tokens agree")
     if not result["prompts_equal"]:
         problems.append("the saved processor writes other prompts than training used")
+    elif not result["answer_gap"] <= 2 * allowed:
+        problems.append("greedy answers differ, and not by a near tie")
     if problems:
         raise VerificationError(
             f"what was written is not the trained model: {'; '.join(problems)}",

@@ -54,6 +54,25 @@ def embedding_card(
     return card_text(run.folder, Made(client.library, "feature-extraction", section))
 
 
+def gguf_card(run: Path, proof: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """That of a folder for llama.cpp; `proof` is that of the merged folder that it was written from."""
+    section = (
+        "## For llama.cpp",
+        "",
+        f"Written from a merged folder that was proved equal to the trained model (largest logit difference "
+        f"{proof['max_abs_logit_diff']:.3g}). `{result['model']}` is the LLM, by llama.cpp's own converter; "
+        f"`{result['mmproj']}` is tower and projector, its tensors read back after writing. llama.cpp itself was not run.",
+        "",
+        *[f"- {note}" for note in result["notes"]],
+        *([""] if result["notes"] else []),
+        "```bash",
+        f"llama-mtmd-cli -m {result['model']} --mmproj {result['mmproj']} --jinja --temp 0 --image IMAGE -p PROMPT",
+        "```",
+        "",
+    )
+    return card_text(run, Made("gguf", "image-text-to-text", section))
+
+
 def _retrieval(proof: Mapping[str, Any]) -> list[str]:
     if "max_abs_embedding_diff" not in proof:
         return []

@@ -9,17 +9,22 @@ from typing import Any
 from lockadapt.errors import RecipeError
 from lockadapt.export.finished import finished_run
 from lockadapt.export.targets import TARGETS
+from lockadapt.export.targets.gguf import NAME as GGUF
+from lockadapt.export.targets.gguf import gguf_target
 from lockadapt.files import require_new
 from lockadapt.training.progress import Reporter
 
 
-def export_run(run: Path, name: str, output: Path, reporter: Reporter) -> dict[str, Any]:
+def export_run(
+    run: Path, name: str, output: Path, reporter: Reporter, llama_cpp: Path | None = None
+) -> dict[str, Any]:
     """Writes a new folder and proves it in a fresh process by the client's own code.
 
     Args:
         run: a finished run folder.
-        name: of `TARGETS`.
+        name: of `TARGETS`, or `gguf`.
         output: a new folder; it appears only when every check has passed.
+        llama_cpp: folder of llama.cpp's sources, which `gguf` needs.
 
     Returns:
         `{"target", "output", …}`, and the numbers of the proof.
@@ -28,13 +33,14 @@ def export_run(run: Path, name: str, output: Path, reporter: Reporter) -> dict[s
         RecipeError: no such target, or one that cannot hold this run, and why.
         VerificationError: the folder differs from the trained model; nothing is left at `output`.
     """
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
+    targets = {**TARGETS, GGUF: gguf_target(llama_cpp)}
+    if name not in targets:
+        near = difflib.get_close_matches(name, targets, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise RecipeError(
-            f"there is no target {name!r}", where="--to", fix=f"{hint}There are: {', '.join(TARGETS)}"
+            f"there is no target {name!r}", where="--to", fix=f"{hint}There are: {', '.join(targets)}"
         )
-    target = TARGETS[name]
+    target = targets[name]
     require_new(output, what="exporting")
     finished = finished_run(run)
     if reason := target.refusal(finished):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import torch
 
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.evaluate import SCORES
-from lockadapt.evaluation.target import SIDECAR
 from lockadapt.export.card import merged_card
 from lockadapt.export.embeddings import Embedded, embed_probe, prove_embeddings
-from lockadapt.export.proof import Reference, compare_logits, prove_merge, reference_answers
+from lockadapt.export.finished import finished_run
+from lockadapt.export.proof import Reference, compare_logits, prove_merge, record, reference_answers
+from lockadapt.export.sidecar import sidecar
 from lockadapt.export.stock_folder import BaseMode, write_stock
-from lockadapt.files import new_folder, require_new, sha256_of, write_json
-from lockadapt.recipe.schema import Recipe
+from lockadapt.files import new_folder, require_new, write_json
+from lockadapt.models.origins import SIDECAR
 from lockadapt.training import run_folder
 from lockadapt.training.from_recipe import is_dual
 from lockadapt.training.progress import Reporter
@@ -63,12 +62,13 @@ def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "deq
     with new_folder(output, what="merging") as folder:
         reporter.note("merging")
         write_stock(run, folder, base=base)
-        write_json(folder / SIDECAR, provenance(run, recipe, facts, folder))
+        write_json(folder / SIDECAR, sidecar(finished_run(run), folder))
         reporter.note("proving in a fresh process")
         proof = prove_merge(folder, expected.answers, dtype)
         proof |= prove_embeddings(folder, expected.embedded, recipe, dtype)
         if expected is not trained:
             proof["from_trained"] = compare_logits(trained.answers.logits, expected.answers.logits)
+        record(folder, proof)
         (folder / "README.md").write_text(merged_card(run, proof), encoding="utf-8")
     return {"output": str(output), **proof}
 
@@ -87,18 +87,3 @@ def _reference(run: Path, facts: Mapping[str, Any], *, dequantized: bool) -> _Ex
     model, processor = run_folder.load_trained(run, recipe, facts, dequantized)
     answers = reference_answers(model.cpu(), processor, samples)
     return _Expected(answers, embed_probe(model, processor, recipe, samples))
-
-
-def provenance(run: Path, recipe: Recipe, facts: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """What a folder says of where it comes from: recipe, versions, scores, SHA-256 of its weights."""
-    scores = run / SCORES
-    return {
-        "run": run.name,
-        "recipe": recipe.model_dump(mode="json"),
-        "base_fingerprint": facts.get("base_fingerprint"),
-        "versions": facts["versions"],
-        "evaluation": json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else None,
-        "files": {
-            p.relative_to(folder).as_posix(): sha256_of(p) for p in sorted(folder.rglob("*.safetensors"))
-        },
-    }

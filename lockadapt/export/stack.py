@@ -13,7 +13,7 @@ from PIL import Image
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.target import SIDECAR
-from lockadapt.export.proof import prove_merge, reference_answers
+from lockadapt.export.proof import prove_merge, record, reference_answers
 from lockadapt.export.stock_folder import copy_configs, local_folder, trained_parts
 from lockadapt.export.streaming import merge_weights
 from lockadapt.export.streaming.dialects import client_keys
@@ -85,6 +85,7 @@ def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter:
         write_json(folder / SIDECAR, _origin(source, adapters, folder))
         reporter.note("proving in a fresh process")
         proof = prove_merge(folder, reference, stored_dtype(folder))
+        record(folder, proof)
     return {"output": str(output), **proof}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +12,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import JanusForConditionalGeneration
+from transformers import AutoConfig, JanusForConditionalGeneration
 
 from lockadapt.evaluation.target import BESIDE
-from lockadapt.export.streaming import merge_weights
+from lockadapt.export.streaming.changes import Change, LowRank
 from lockadapt.export.streaming.dialects import client_keys
-from lockadapt.export.streaming.merge_weights import Weighted, WeightsReport
-from lockadapt.export.streaming.names import meta_model, read_names
+from lockadapt.export.streaming.merge_weights import Weighted, WeightsReport, all_changes, write_changes
+from lockadapt.export.streaming.names import Names, meta_model, read_names
 from lockadapt.export.streaming.requantized import Requantized
 from lockadapt.export.streaming.shards import read_layout
-from lockadapt.files import ordinary_permissions
+from lockadapt.files import ordinary_permissions, write_json
 from lockadapt.models.parts import RETRIEVAL, block_linears
 from lockadapt.models.sources import find, loading
+from lockadapt.models.text_class import name_text_class
 from lockadapt.training import run_folder
 from lockadapt.training.artifacts import ADAPTER, PART_FILES
 
@@ -41,7 +43,8 @@ def write_stock(
         run: a finished run folder.
         base: of a quantized run: the matrices that its layers multiplied with (what was trained), or those that they
             were quantized from.
-        lora: fold the adapter in; without it the folder is the bridge that an adapter is loaded onto.
+        lora: fold its sums in; without them the folder is the bridge that LoRA is loaded onto. Trained vocabulary rows
+            are in it either way.
 
     Raises:
         As `merge_weights`.
@@ -50,20 +53,17 @@ def write_stock(
     source = local_folder(run_folder.base_of(run, facts))
     model = meta_model(source)
     names = read_names(model, read_layout(source).places(), str(source))
-    adapters = [Weighted(run / ADAPTER)] if lora and (run / ADAPTER).is_dir() else []
+    adapters = [Weighted(run / ADAPTER)] if (run / ADAPTER).is_dir() else []
+    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_codebook(model, names, source)})
+    if not lora:
+        changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
     requantized: dict[str, Requantized] = {}
     if facts["quantization"] != "none" and base == "dequantized":
         how = Requantized(facts["quantization"], getattr(torch, facts["dtype"]))
         requantized = {f"{name}.weight": how for name in block_linears(model)}
-    report = merge_weights(
-        source,
-        folder,
-        adapters,
-        {**trained_parts(run), **_unit_codebook(model, names.keys_of(CODEBOOK), source)},
-        requantized=requantized,
-        rename=client_keys(model, names),
-    )
+    report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)
+    _name_text_class(folder)
     if (run / PART_FILES[RETRIEVAL]).is_file():
         (folder / BESIDE).parent.mkdir()
         shutil.copyfile(run / PART_FILES[RETRIEVAL], folder / BESIDE)
@@ -106,8 +106,25 @@ def local_folder(source: str) -> Path:
         return Path(snapshot_download(found.name, allow_patterns=[*CONFIGS, "*.safetensors"]))
 
 
-def _unit_codebook(model: Any, keys: list[str], source: Path) -> Mapping[str, Tensor]:
+def _without_sums(changes: Sequence[Change]) -> list[Change]:
+    return [one for one in changes if not isinstance(one, LowRank)]
+
+
+def _name_text_class(folder: Path) -> None:
+    """Older checkpoints do not say which class their LLM is, and converters take it for a Llama then."""
+    file = folder / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    name_text_class(config)
+    text = said.get("text_config")
+    if isinstance(text, dict) and not text.get("architectures"):
+        text["architectures"] = config.get_text_config().architectures
+        write_json(file, said)
+
+
+def _unit_codebook(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
     """Of a Janus that does not keep its codes at length 1: as `load_model` trained with them."""
+    keys = names.keys_of(CODEBOOK)
     if not isinstance(model, JanusForConditionalGeneration) or not keys:
         return {}
     from safetensors import safe_open

@@ -7,7 +7,7 @@ The request is that of `fresh_process.py`, and:
     ways          how it is put on: "peft" (`PeftModel.from_pretrained`), "load_adapter" (Transformers' own), "alone" (not)
     quantization  arguments of `BitsAndBytesConfig`, or null
     output        for every way and case `way:case.logits`
-    answer        model_class, missing_keys, unexpected_keys (base and adapter, all ways), texts and prompt_ids (of the first
+    answer        model_class, missing_keys, unexpected_keys (base and adapter, all ways), answer_ids and prompt_ids (of the first
                   way), lockadapt, versions
 """
 
@@ -43,7 +43,12 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(request["folder"], **LOCAL)
     given = load_file(request["tensors"])
     outputs: dict[str, torch.Tensor] = {}
-    answer: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "texts": [], "prompt_ids": []}
+    answer: dict[str, Any] = {
+        "missing_keys": set(),
+        "unexpected_keys": set(),
+        "answer_ids": [],
+        "prompt_ids": [],
+    }
     for number, way in enumerate(request["ways"]):
         model, info = load_base(request)
         answer["model_class"] = alone.full_name(model)
@@ -53,8 +58,8 @@ def main() -> None:
         model.eval()
         outputs |= {f"{way}:{name}": one for name, one in alone.run_cases(model, given).items()}
         for conversation in request["conversations"] if number == 0 else ():
-            text, prompt = alone.converse(model, processor, conversation, request["max_new_tokens"])
-            answer["texts"].append(text)
+            prompt, new, _ = alone.converse(model, processor, conversation, request["max_new_tokens"])
+            answer["answer_ids"].append(new)
             answer["prompt_ids"].append(prompt)
     save_file(outputs, request["output"])
     answer |= {key: sorted(answer[key]) for key in ("missing_keys", "unexpected_keys")}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.export.adapter_proof import prove_adapter, trained_answers
-from lockadapt.export.bridge import finish_bridge, local_folder, write_bridge
+from lockadapt.export.bridge import finish_bridge, write_bridge
 from lockadapt.export.finished import FinishedRun
 from lockadapt.export.peft_folder import finish_adapter, read_config, write_lora
 from lockadapt.export.servers import Served, rank_of, servable, serve_command, tensor_names
+from lockadapt.export.stock_folder import local_folder
 from lockadapt.export.targets.base import Target
 from lockadapt.export.targets.bridge import refusal as no_bridge
 from lockadapt.files import new_folder

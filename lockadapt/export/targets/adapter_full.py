@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.export.adapter_proof import prove_adapter, trained_answers
-from lockadapt.export.bridge import local_folder
 from lockadapt.export.finished import FinishedRun
 from lockadapt.export.peft_folder import finish_adapter, read_config, write_full
 from lockadapt.export.servers import Served, servable, tensor_names
+from lockadapt.export.stock_folder import local_folder
 from lockadapt.export.targets.adapter import refusal
 from lockadapt.export.targets.base import Target
 from lockadapt.files import new_folder
