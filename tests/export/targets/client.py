@@ -86,7 +86,12 @@ def main() -> None:
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]
     pipe = pipeline("image-text-to-text", model=request["merged"], device="cpu")
-    said = pipe(text=chat, max_new_tokens=8, return_full_text=False, generate_kwargs={"do_sample": False, "min_new_tokens": 4})
+    said = pipe(
+        text=chat,
+        max_new_tokens=8,
+        return_full_text=False,
+        generate_kwargs={"do_sample": False, "min_new_tokens": 4},
+    )
     answer["pipeline"] = said[0]["generated_text"]
     processor = AutoProcessor.from_pretrained(request["bridge"])
     asked = processor.apply_chat_template(
