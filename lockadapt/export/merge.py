@@ -13,7 +13,14 @@ from lockadapt.errors import RecipeError
 from lockadapt.export.card import merged_card
 from lockadapt.export.embeddings import Embedded, embed_probe, prove_embeddings
 from lockadapt.export.finished import finished_run
-from lockadapt.export.proof import Reference, compare_logits, prove_merge, record, reference_answers
+from lockadapt.export.proof import (
+    Reference,
+    compare_logits,
+    note_blindness,
+    prove_merge,
+    record,
+    reference_answers,
+)
 from lockadapt.export.sidecar import sidecar
 from lockadapt.export.stock_folder import BaseMode, write_stock
 from lockadapt.files import new_folder, require_new, write_json
@@ -38,7 +45,7 @@ def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "deq
 
     Returns:
         `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`; for a
-        contrastive run `"max_abs_embedding_diff"` too; with `original`, `"from_trained": {"max_abs_logit_diff", "kl",
+        contrastive run `"max_abs_embedding_diff"` too; for a quantized one `"base"`; with `original`, `"from_trained": {"max_abs_logit_diff", "kl",
         "top1_agreement"}`.
 
     Raises:
@@ -66,6 +73,9 @@ def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "deq
         reporter.note("proving in a fresh process")
         proof = prove_merge(folder, expected.answers, dtype)
         proof |= prove_embeddings(folder, expected.embedded, recipe, dtype)
+        note_blindness(proof, reporter)
+        if facts["quantization"] != "none":
+            proof["base"] = base
         if expected is not trained:
             proof["from_trained"] = compare_logits(trained.answers.logits, expected.answers.logits)
         record(folder, proof)

@@ -25,8 +25,17 @@ from lockadapt.export.reference import (
 from lockadapt.files import write_json
 from lockadapt.models.proof import REPORT, FreshResult, run_fresh
 from lockadapt.models.sources import some, tolerance
+from lockadapt.training.progress import Reporter
 
-__all__ = ["RECORD", "Reference", "compare_logits", "prove_merge", "record", "reference_answers"]
+__all__ = [
+    "RECORD",
+    "Reference",
+    "compare_logits",
+    "note_blindness",
+    "prove_merge",
+    "record",
+    "reference_answers",
+]
 
 RECORD = "merge.json"
 """Where a merged folder keeps the numbers of its proof."""
@@ -79,6 +88,15 @@ def prove_merge(
 def record(folder: Path, result: Mapping[str, Any]) -> None:
     """Keeps the numbers of a proof in the folder, as `merge.json`."""
     write_json(folder / RECORD, dict(result))
+
+
+def note_blindness(result: Mapping[str, Any], reporter: Reporter) -> None:
+    """Says so where the trained model itself hardly looks, so that nothing was asked of the folder."""
+    if result["looks_at_images"] is False:
+        reporter.note(
+            "the trained model hardly looks: swapping images changes its logits by "
+            f"{result['trained_image_effect']:.3g} at most"
+        )
 
 
 def compare_logits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from PIL import Image
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.export.embeddings import embed_probe, prove_embeddings
-from lockadapt.export.proof import RECORD, prove_merge, unsound
+from lockadapt.export.proof import RECORD, note_blindness, prove_merge, unsound
 from lockadapt.export.reference import NEW_TOKENS, reference_answers
 from lockadapt.export.stored import Stored, read_json, read_stored
 from lockadapt.models.load import load_processor
@@ -67,9 +67,13 @@ def _against(stored: Stored, against: Path, reporter: Reporter) -> dict[str, Any
             fix="leave --against out; `lockadapt export` compares what it writes with the run",
         )
     reporter.note("asking the trained model")
-    run = run_folder.load_run(against, dequantized=True)
-    samples, recipe = run_folder.read_probe(against), run.recipe
-    model, processor = run.model.cpu(), run.processor
+    samples, recipe = run_folder.read_probe(against), run_folder.read_recipe(against)
+    facts = run_folder.read_facts(against)
+    if _base(stored.folder) == "original":
+        reporter.note("merged on the base before quantization: compared with the adapter on that")
+        facts = {**facts, "quantization": "none"}
+    model, processor = run_folder.load_trained(against, recipe, facts, dequantized=True)
+    model = model.cpu()
     reference = reference_answers(model, processor, samples)
     embedded = embed_probe(model, processor, recipe, samples)
     if embedded is not None and not (stored.folder / BESIDE).is_file():
@@ -77,13 +81,10 @@ def _against(stored: Stored, against: Path, reporter: Reporter) -> dict[str, Any
             f"{BESIDE} is missing: the folder answers only, and what the run embeds is not compared"
         )
         embedded = None
-    del run, model  # before the fresh process loads its own
+    del model  # before the fresh process loads its own
     reporter.note("proving in a fresh process")
     proof = prove_merge(stored.folder, reference, stored.dtype, fix=FIX)
-    if proof["looks_at_images"] is False:
-        reporter.note(
-            f"the trained model hardly looks: swapping images changes its logits by {reference.image_effect:.3g} at most"
-        )
+    note_blindness(proof, reporter)
     return proof | prove_embeddings(stored.folder, embedded, recipe, stored.dtype)
 
 
@@ -148,6 +149,13 @@ def _effect(folder: Path, first: torch.Tensor, second: torch.Tensor, *outputs: t
             "another image changes nothing: the model does not see", where=str(folder), fix=FIX
         )
     return change
+
+
+def _base(folder: Path) -> str | None:
+    """Which base of a quantized run a folder says that it was merged on."""
+    file = folder / RECORD
+    said = read_json(file).get("base") if file.is_file() else None
+    return said if isinstance(said, str) else None
 
 
 def _known_blind(folder: Path) -> bool:

@@ -14,6 +14,7 @@ from lockadapt.evaluation.target import open_target
 from lockadapt.export.merging import merge_any, text_of
 from lockadapt.export.stack import parse_adapter
 from lockadapt.export.unmerge import unmerge
+from lockadapt.export.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
 from lockadapt.training.session import train
@@ -95,6 +96,13 @@ def test_the_original_base_is_proved_too_and_says_how_far_it_is(nf4: Path, tmp_p
     result = merge_any(str(nf4), tmp_path / "merged", (), "original", False, None, QUIET)
     assert result["max_abs_logit_diff"] < 1e-4
     assert result["from_trained"]["max_abs_logit_diff"] > 1e-3
+    assert result["base"] == "original"
+    assert json.loads((tmp_path / "merged" / "merge.json").read_text())["base"] == "original"
+    # It knows which base it was merged on; without that it is another model than the one that was trained.
+    assert verify_folder(tmp_path / "merged", nf4, QUIET)["max_abs_logit_diff"] < 1e-4
+    (tmp_path / "merged" / "merge.json").unlink()
+    with pytest.raises(VerificationError, match="not the trained model"):
+        verify_folder(tmp_path / "merged", nf4, QUIET)
 
 
 @pytest.mark.parametrize(
