@@ -3,9 +3,10 @@
     python benchmarks/throughput.py --details benchmarks/results/throughput-fp32.json
     python benchmarks/head.py --details benchmarks/results/head.json
     python benchmarks/gradcache.py --details benchmarks/results/gradcache.json
+    python benchmarks/merge.py --details benchmarks/results/merge.json
     python benchmarks/report.py
 
-`make bench` runs all four. The prose around the markers is written by hand and left alone; a part without results
+`make bench` runs them all. The prose around the markers is written by hand and left alone; a part without results
 says so.
 """
 
@@ -141,6 +142,30 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
     )
 
 
+def merge_table(found: dict[str, Any] | None) -> str:
+    """Ways to merge as Markdown, beside `cp`."""
+    if found is None:
+        return NOTHING
+    lines = [
+        "| | fastest, s | `cp` = 1 | memory beyond `import torch`, MiB |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, seconds in found["seconds"].items():
+        memory = f"{max(found['rss_excess_mib'][name]):,.0f}" if name in found["rss_excess_mib"] else ""
+        ratio = min(seconds) / min(found["seconds"]["cp"])
+        lines.append(f"| `{name}` | {min(seconds):.2f} | {ratio:.2f} | {memory} |")
+    rounds = len(found["seconds"]["cp"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{found['bytes'] / 1e9:.2f} GB of bfloat16 in {found['shards']} files, rank 16 on every linear layer, "
+            f"{found['cores']} cores, fastest of {rounds} rounds. Bit for bit what the plain way computes: "
+            f"{'yes' if found['bit_identical'] else 'no'}.",
+        ]
+    )
+
+
 def draw(found: dict[str, Any], path: Path) -> None:
     """Speedup and memory of every case beside TRL's."""
     import matplotlib
@@ -200,6 +225,8 @@ def main() -> None:
     text = replaced(text, "bf16", throughput_table(bf16))
     text = replaced(text, "head", head_table(load(arguments.results, "head")))
     text = replaced(text, "gradcache", gradcache_table(load(arguments.results, "gradcache")))
+    text = replaced(text, "merge", merge_table(load(arguments.results, "merge")))
+    text = replaced(text, "merge-large", merge_table(load(arguments.results, "merge-large")))
     if fp32 is not None and fp32["cases"]:
         picture = arguments.file.with_suffix(".png")
         draw(fp32, picture)

@@ -87,8 +87,9 @@ def write_changes(
     """As `merge_weights`, of changes by stock name."""
     layout = read_layout(base)
     places = layout.places()
-    names = read_names(meta_model(base), places, str(base))
-    shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(base).state_dict().items()}
+    model = meta_model(base)
+    names = read_names(model, places, str(base))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     keys = {key: (rename or {}).get(key, key) for key in places}
     if len(set(keys.values())) != len(keys):
         raise VerificationError("two tensors would get one name", where=str(base))
