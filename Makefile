@@ -19,7 +19,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lockadapt quickstart
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

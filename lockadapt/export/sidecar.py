@@ -7,9 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 from lockadapt.evaluation.evaluate import SCORES
 from lockadapt.export.finished import FinishedRun
 from lockadapt.files import sha256_of
+from lockadapt.models.base_identity import tensors_digest
+from lockadapt.training.artifacts import PART_FILES
 from lockadapt.training.origins import origins_of
 
 
@@ -30,4 +34,7 @@ def sidecar(run: FinishedRun, folder: Path) -> dict[str, Any]:
 
 def base_facts(run: FinishedRun) -> dict[str, Any]:
     """Which base the run trained on: what `lockadapt.attach` compares a live model with."""
-    return {name: run.facts.get(name) for name in ("base_fingerprint", "base_identity")}
+    projector = run.folder / PART_FILES["projector"]
+    digest = tensors_digest(load_file(projector)) if projector.is_file() else None
+    facts = {name: run.facts.get(name) for name in ("base_fingerprint", "base_identity")}
+    return {**facts, "projector_digest": digest}
