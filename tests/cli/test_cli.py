@@ -143,7 +143,7 @@ def test_train_eval_merge_chat(place: Path) -> None:
         (["chat", ".", "--image", "none.png", "--question", "?"], 3, "none.png"),
         (["search", ".", "--images", "pictures"], 2, "nothing is asked for"),
         (["search", ".", "--images", "pictures", "--query", "red"], 2, "not finished"),
-        (["export", ".", "--to", "gguf", "-o", "out"], 2, "There are: merged"),
+        (["export", ".", "--to", "ollama", "-o", "out"], 2, "There are: merged"),
         (["export", ".", "--to", "dual", "-o", "out"], 2, "no finished run"),
     ],
 )
