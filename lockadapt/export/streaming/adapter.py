@@ -89,6 +89,7 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
         raise DataError(
             f"cannot be read: {error}", where=str(folder / CONFIG), fix="copy it again"
         ) from error
+    _require_kind(config, str(folder / CONFIG))
     known = {field.name for field in dataclasses.fields(config)}
     if unknown := sorted(key for key, value in said.items() if value and key not in known):
         raise AdapterError(
@@ -220,13 +221,16 @@ def _is_lora(config: Any) -> bool:
     return str(getattr(config.peft_type, "value", config.peft_type)) == "LORA"
 
 
-def _require_sum(config: Any, weight: float, where: str) -> None:
-    """Refuses what is not the base plus something that this file knows."""
+def _require_kind(config: Any, where: str) -> None:
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     if kind not in ("LORA", "TRAINABLE_TOKENS"):
         raise AdapterError(
             f"merging knows LoRA and trained tokens, not {kind}", where=where, fix="merge it with PEFT"
         )
+
+
+def _require_sum(config: Any, weight: float, where: str) -> None:
+    """Refuses what is not the base plus something that this file knows."""
     plain = type(config)()
     for field in dataclasses.fields(config):
         value, usual = getattr(config, field.name), getattr(plain, field.name)
