@@ -98,7 +98,9 @@ def sentence_pieces(tokenizer: Any, image_token: str) -> Pieces:
 
 
 def _serialised(description: dict[str, Any], unknown: str | None, space_first: bool) -> bytes:
-    from sentencepiece import sentencepiece_model_pb2 as protocol
+    import sentencepiece.sentencepiece_model_pb2 as generated
+
+    protocol: Any = generated  # made by protoc at import, so nobody can check its names
 
     model = description["model"]
     added = {token["content"]: token for token in description["added_tokens"]}
