@@ -110,6 +110,9 @@ def test_proofs_say_what_was_compared(
 def test_a_bridge_is_the_base_and_the_trained_projector(run: Path, exported: tuple[Path, Any]) -> None:
     base, bridge = load_file(run / "base" / "model.safetensors"), exported[0] / "bridge"
     found = load_file(bridge / "model.safetensors")
+    # The tower's keys are those that vLLM and llama.cpp look for.
+    assert sum(name.startswith("vision_tower.vision_model.") for name in found) > 10
+    found = {name.replace("vision_tower.vision_model.", "vision_tower."): one for name, one in found.items()}
     assert found.keys() == base.keys()
     moved = {name for name in base if not torch.equal(base[name], found[name])}
     projector = load_file(run / "projector.safetensors")
