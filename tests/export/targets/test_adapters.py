@@ -19,8 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.evaluate import evaluate_folder
-from lockadapt.export import bridge as bridge_module
-from lockadapt.export import peft_folder
+from lockadapt.export import peft_folder, stock_folder
 from lockadapt.export.export import export_run
 from lockadapt.export.proof import reference_answers
 from lockadapt.recipe.read import load_recipe
@@ -256,14 +255,14 @@ def test_refusals_come_before_any_work(tiny: Path, tmp_path: Path, monkeypatch: 
 def test_a_bridge_that_differs_is_not_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_parts = bridge_module.load_parts
+    trained_parts = stock_folder.trained_parts
 
-    def bent(model: Any, folder: Path) -> None:
-        load_parts(model, folder)
-        with torch.no_grad():
-            model.model.multi_modal_projector.linear_2.weight[0] *= 1.05
+    def bent(run: Path) -> dict[str, torch.Tensor]:
+        tensors = trained_parts(run)
+        tensors["model.multi_modal_projector.linear_2.weight"][0] *= 1.05
+        return tensors
 
-    monkeypatch.setattr(bridge_module, "load_parts", bent)
+    monkeypatch.setattr(stock_folder, "trained_parts", bent)
     with pytest.raises(VerificationError, match="not the trained model: logits differ"):
         export_run(run, "adapter", tmp_path / "out", QUIET)
     assert list(tmp_path.iterdir()) == []
