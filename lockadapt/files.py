@@ -95,16 +95,15 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     require_new(target, what=what)
     with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
-            if left.is_dir() and not left.is_symlink():
-                _remove_if_abandoned(left)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        prefix = f".{target.name}.{WRITING}-"
+        for left in target.parent.glob(f"{glob.escape(prefix)}*"):
+            _remove_if_abandoned(left)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
         try:
             # The system gives the lock back when this process ends, however it ends.
-            with open(temporary / WRITING, "w", encoding="ascii") as mark:
-                _lock(mark)
+            with opened(temporary, os.O_RDONLY) as handle:
+                _lock(handle)
                 yield temporary
-                (temporary / WRITING).unlink()
                 ordinary_permissions(temporary)
                 for file in temporary.rglob("*"):
                     sync(file)
@@ -118,22 +117,22 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
             raise
 
 
-WRITING = ".writing"
-"""In a folder that is being filled: locked by whoever fills it."""
+WRITING = "writing"
+"""In the name of a folder that is being filled, which is locked by whoever fills it."""
 
 
-def _lock(mark: Any) -> None:
-    """Claims an open file for this process; OSError if another has it."""
+def _lock(handle: int) -> None:
+    """Claims an open folder for this process; OSError if another has it."""
     import fcntl
 
-    fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_if_abandoned(folder: Path) -> None:
-    """Removes what a killed writer left: a folder with a mark that nobody holds. Anything else stays."""
+    """Removes what a killed writer left: a folder that nobody holds."""
     try:
-        with open(folder / WRITING, encoding="ascii") as mark:
-            _lock(mark)
+        with opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+            _lock(handle)
             shutil.rmtree(folder, ignore_errors=True)
     except OSError:
         return

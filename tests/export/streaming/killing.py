@@ -60,7 +60,7 @@ def finish(child: int) -> None:
 
 def marked(room: Path, number: int) -> list[Path]:
     """Folders that a killed child had begun to fill."""
-    return [path for path in room.glob(f".killed-{number}.*") if (path / ".writing").exists()]
+    return list(room.glob(f".killed-{number}.writing-*"))
 
 
 def digests(folder: Path) -> dict[str, str]:
