@@ -293,7 +293,7 @@ def main() -> None:
     short = summary(found)
     if arguments.details:
         arguments.details.parent.mkdir(parents=True, exist_ok=True)
-        arguments.details.write_text(json.dumps({**found, **short}, indent=1) + "\n")
+        arguments.details.write_text(json.dumps({**found, "summary": short}, indent=1) + "\n")
     print(json.dumps(short) if arguments.json else "\n".join(table(found)))
     if short["merge_over_cp"] is not None and (
         short["merge_over_cp"] > TIME_LIMIT
