@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from lockadapt.export.merge import merge_run
+from lockadapt.models import proof
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.training.progress import Reporter
 from tests.rows import train_to_embed
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
+from tests.warm import Warm
+
+COLD = proof.run_python
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +37,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm() -> Iterator[Warm]:
+    """Proofs are forks of a warm process, but for the tests that are marked `cold`."""
+    warm = Warm()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "run_python", warm)
+        yield warm
+    warm.close()
+
+
+@pytest.fixture(autouse=True)
+def cold(request: pytest.FixtureRequest, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marked tests get the fresh process that users get."""
+    if request.node.get_closest_marker("cold"):
+        monkeypatch.setattr(proof, "run_python", COLD)
 
 
 @pytest.fixture(scope="session")

@@ -150,16 +150,9 @@ def run_script(
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        done = subprocess.run(
-            [sys.executable, str(script), str(room / "request.json")],
-            cwd=room,
-            env=settings,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        code, errors = run_python([str(script), str(room / "request.json")], room, settings)
+        if code != 0:
+            last = (errors.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
                 f"a fresh process cannot load and run the folder: {last}",
                 where=str(folder),
@@ -169,6 +162,19 @@ def run_script(
         # Clones, because the file that the tensors are mapped from goes away with the folder.
         outputs = {name: tensor.clone() for name, tensor in load_file(room / "outputs.safetensors").items()}
     return outputs, answer
+
+
+def run_python(arguments: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> tuple[int, str]:
+    """Exit code and stderr of this Python, started anew."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
 
 
 def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> ProofReport:

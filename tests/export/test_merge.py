@@ -88,6 +88,7 @@ def test_run_folder_is_complete(run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_merge_is_proved_and_scores_the_same(run: Path, tmp_path: Path) -> None:
     before = evaluate_folder(run, None, (), False, None, QUIET)
     result = merge_run(run, tmp_path / "merged", QUIET)

@@ -58,6 +58,7 @@ def copy(foreign: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_a_merge_of_pefts_own_passes(run: Path, foreign: Path, own: tuple[Path, dict[str, Any]]) -> None:
     before = digest(foreign)
     done = lockadapt("verify", foreign, "--against", run, "--json")

@@ -153,6 +153,7 @@ def test_assembling_is_reproducible_and_fits_given_images(tiny: Path) -> None:
     assert (first.report.fitted_on, plain.report.fitted_on) == (5, 0)
 
 
+@pytest.mark.cold
 def test_a_folder_is_proved_in_a_fresh_process(tiny: Path, tmp_path: Path) -> None:
     made = assemble_dual(tiny / "llama-tied", tiny / "mobilenet-v2", tmp_path / "dual", dtype="float32")
     assert (made.report.text_difference, made.report.image_difference) == (0.0, 0.0)

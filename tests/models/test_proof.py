@@ -18,6 +18,7 @@ from tests.tiny import tiny_llm, tiny_tower
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_proved_in_a_fresh_process(tmp_path: Path) -> None:
     llm, tower = "gpt2", "dinov2-registers"  # a copied head, and register tokens
     result = assemble(
@@ -64,6 +65,7 @@ def test_fresh_process_answers_as_this_one_does(tiny: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_a_folder_that_does_not_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(VerificationError, match="fresh process cannot load") as caught:

@@ -127,6 +127,7 @@ def test_recipe_is_well_formed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_tour_from_end_to_end(tmp_path: Path) -> None:
     """Too few steps to learn much, enough for every objective to have its turn; everything else as users have it."""
     result = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=24",), scenes=(60, 20))

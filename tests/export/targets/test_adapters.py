@@ -366,6 +366,7 @@ def test_a_model_that_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cold
 def test_dora_is_for_peft_alone(tiny: Path, tmp_path: Path) -> None:
     run = trained(values(tiny, tmp_path, lora={"rank": 4, "dora": True}), tmp_path / "run")
     proof = export_run(run, "adapter", tmp_path / "out", QUIET)

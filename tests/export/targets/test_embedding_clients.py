@@ -97,7 +97,7 @@ def test_dual_class_refuses_maps_and_frames(tmp_path: Path, tiny: Path, bert: Pa
 @pytest.mark.parametrize(
     ("llm", "tower"),
     [
-        ("llama-tied", "clip-vision"),
+        pytest.param("llama-tied", "clip-vision", marks=pytest.mark.cold),
         pytest.param("qwen2", "mobilenet-v2", marks=pytest.mark.slow),
         pytest.param("llama", "janus", marks=pytest.mark.slow),
     ],
@@ -159,7 +159,7 @@ def test_a_folder_that_embeds_otherwise_is_not_kept(
 @pytest.mark.parametrize(
     ("llm", "tower", "pooling"),
     [
-        ("bert", "clip-vision", "pooler"),
+        pytest.param("bert", "clip-vision", "pooler", marks=pytest.mark.cold),
         ("llama-tied", "mobilenet-v2", "mean"),
         pytest.param("bert", "resnet", "mean", marks=pytest.mark.slow),
         pytest.param("gpt2", "siglip-vision", "last", marks=pytest.mark.slow),

@@ -37,6 +37,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+@pytest.mark.cold
 def test_proved_in_a_fresh_process(sources: dict[str, Path], tmp_path: Path) -> None:
     made = assemble(**sources, output=tmp_path / "model", dtype="float32")
     assert made.report.model_class == "JanusForConditionalGeneration"
