@@ -252,3 +252,21 @@ def _umask() -> int:
     umask = os.umask(0)
     os.umask(umask)
     return umask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["none"], indirect=True)
+def test_a_killed_merge_leaves_nothing_or_everything(run: Path, tmp_path: Path) -> None:
+    """The whole command; more kills of the writing alone are in streaming/test_killed.py."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("killing_merges.py")), str(run), str(tmp_path), "5"],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["absent"] + found["complete"] == 5
+    assert found["abandoned"] > 0
