@@ -1,7 +1,7 @@
 """Merging beside copying: lockadapt's stream, PEFT, and a dictionary a shard, interleaved with `cp`, fastest of each.
 
     python benchmarks/merge.py                      # a table; 1.3 GB in bfloat16, rank 16 on every linear layer
-    python benchmarks/merge.py --layers 98 --rounds 2 --only lockadapt      # 10 GB
+    python benchmarks/merge.py --layers 108 --rounds 2 --only lockadapt      # 10 GB
     python benchmarks/merge.py --json --details build/merge.json
 
 Every round runs in a process of its own. Time starts when libraries are imported and ends when the result is on the
@@ -276,7 +276,7 @@ def main() -> None:
     """Reads the command line, measures, prints; exit code 1 if lockadapt misses its limits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=LAYERS, help="12: 1.3 GB; 98: 10 GB")
+    parser.add_argument("--layers", type=int, default=LAYERS, help="12: 1.3 GB; 108: 10 GB")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--only", choices=METHODS, help="beside cp")
     parser.add_argument("--room", type=Path, help="folder on the disk to measure; default: the temporary one")
