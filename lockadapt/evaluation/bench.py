@@ -92,6 +92,8 @@ class EvaluationBench:
 
         features, learned = TowerFeatures(tower), list(self.training())[:PROBE_IMAGES]
         probe = train_probe(features(real(learned)), [row.answer for row in learned])
-        drawn = features(pictures(self.model, self.encoder.processor, codes))
-        captions = [row.answer for row in samples]
-        return probe_scores(probe, drawn, captions, features(real(samples)), captions)
+        processor, captions = self.encoder.processor, [row.answer for row in samples]
+        drawn = features(pictures(self.model, processor, codes))
+        known = self.images([row.images[0] for row in samples])["image_codes"]
+        tokenized = features(pictures(self.model, processor, known))
+        return probe_scores(probe, drawn, captions, features(real(samples)), captions, tokenized)

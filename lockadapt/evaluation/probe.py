@@ -136,7 +136,12 @@ def train_probe(features: Tensor, captions: Sequence[str], seed: int = 0) -> Pro
 
 
 def probe_scores(
-    probe: Probe, drawn: Tensor, prompts: Sequence[str], real: Tensor, captions: Sequence[str]
+    probe: Probe,
+    drawn: Tensor,
+    prompts: Sequence[str],
+    real: Tensor,
+    captions: Sequence[str],
+    tokenized: Tensor,
 ) -> dict[str, Any]:
     """How many drawn pictures show their prompt, beside how many real ones show their caption.
 
@@ -144,16 +149,18 @@ def probe_scores(
         probe: trained on other real pictures than `real`.
         drawn, prompts: features of drawn pictures (pictures, channels), and what was to be drawn.
         real, captions: features of real pictures, and their captions.
+        tokenized: those of the same pictures, there and back through the image tokenizer: what it loses, no drawing has.
 
     Returns:
-        `{"accuracy", "probe_accuracy_on_real", "by_word"}`: in every respect at once; `by_word` by respect, as
-        [drawn, real].
+        `{"accuracy", "probe_accuracy_on_real", "probe_accuracy_on_tokenized", "by_word"}`: in every respect at once;
+        `by_word` by respect, as [drawn, real].
     """
     first, second = probe.right(drawn, prompts).float(), probe.right(real, captions).float()
     words = ["caption"] if probe.positions is None else [str(position + 1) for position in probe.positions]
     return {
         "accuracy": float(first.prod(1).mean()),
         "probe_accuracy_on_real": float(second.prod(1).mean()),
+        "probe_accuracy_on_tokenized": float(probe.right(tokenized, captions).float().prod(1).mean()),
         "by_word": {
             word: [float(first[:, number].mean()), float(second[:, number].mean())]
             for number, word in enumerate(words)

@@ -33,9 +33,11 @@ def test_word_by_word() -> None:
     real, told = world(200, 1)
     # Every other drawing has the wrong colour, but its shape.
     wrong = ["a blue " + c.split()[2] if n % 2 and "blue" not in c else c for n, c in enumerate(told)]
-    scores = probe_scores(probe, real, wrong, real, told)
+    scores = probe_scores(probe, real, wrong, real, told, real.roll(1, 0))
     changed = sum(first != second for first, second in zip(wrong, told, strict=True)) / len(told)
     assert scores["probe_accuracy_on_real"] > 0.99
+    same = sum(told[n - 1] == caption for n, caption in enumerate(told)) / len(told)
+    assert scores["probe_accuracy_on_tokenized"] == pytest.approx(same, abs=0.02)
     assert scores["accuracy"] == pytest.approx(1 - changed, abs=0.01)
     assert scores["by_word"]["3"] == pytest.approx([1.0, 1.0], abs=0.01)
     assert scores["by_word"]["2"][0] == pytest.approx(1 - changed, abs=0.01)
@@ -56,7 +58,7 @@ def test_whole_captions() -> None:
     assert len(probe.values[0]) == 6
     real, told = world(100, 1)
     told = [caption if "red" in caption else caption + " on white" for caption in told]
-    assert probe_scores(probe, real, told, real, told)["accuracy"] > 0.95
+    assert probe_scores(probe, real, told, real, told, real)["accuracy"] > 0.95
 
 
 @pytest.mark.parametrize("captions", [["a dog"] * 5, [f"number {n}" for n in range(300)]])

@@ -43,6 +43,8 @@ def test_scores(drawing: Assembled, tmp_path: Path) -> None:
     assert 1 <= scores["codebook_perplexity"] <= 24
     assert scores["n"] == 4
     assert scores["probe"]["probe_accuracy_on_real"] == 1.0
+    # An image tokenizer that was never trained paints all four colours alike.
+    assert scores["probe"]["probe_accuracy_on_tokenized"] < 1
     assert 0 <= scores["probe"]["accuracy"] < 1
     assert [len(row["answer"].split()) for row in rows] == [16] * 4
     again, _ = TextToImage().evaluate(bench, samples)
