@@ -149,7 +149,7 @@ def probe_scores(
         probe: trained on other real pictures than `real`.
         drawn, prompts: features of drawn pictures (pictures, channels), and what was to be drawn.
         real, captions: features of real pictures, and their captions.
-        tokenized: those of the same pictures, there and back through the image tokenizer: what it loses, no drawing has.
+        tokenized: those of the same pictures, there and back through the image tokenizer.
 
     Returns:
         `{"accuracy", "probe_accuracy_on_real", "probe_accuracy_on_tokenized", "by_word"}`: in every respect at once;
