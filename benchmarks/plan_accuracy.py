@@ -1,4 +1,6 @@
-"""Compares what `lockadapt plan` predicts with what torch's allocator counts while the same recipe trains, on the CPU.
+"""Compares what `lockadapt plan` predicts with what torch's allocator counts while the same recipe trains.
+
+On the GPU where there is one (more cases, of the sizes that people train, are tried there), else on the CPU.
 
 Models have random weights and are made on the spot. Run it as `python benchmarks/plan_accuracy.py [CASE …]`; the
 table that it prints is the one in docs/plan.md.
@@ -43,6 +45,7 @@ class Case:
     tower: Callable[[], Any]
     side: int
     overrides: tuple[str, ...]
+    large: bool = False
 
 
 def llama(hidden: int, layers: int, heads: int, key_heads: int, wide: int, rows: int) -> Any:
@@ -58,6 +61,22 @@ def llama(hidden: int, layers: int, heads: int, key_heads: int, wide: int, rows:
             max_position_embeddings=2048,
             tie_word_embeddings=True,
         )
+    )
+
+
+def qwen3(hidden: int, layers: int, heads: int, key_heads: int, wide: int) -> Any:
+    """A Qwen3 of a published size with random weights and its whole vocabulary; bfloat16, to be made quickly."""
+    return hf.Qwen3ForCausalLM._from_config(
+        hf.Qwen3Config(
+            hidden_size=hidden,
+            intermediate_size=wide,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            head_dim=128,
+            tie_word_embeddings=True,
+        ),
+        dtype=torch.bfloat16,
     )
 
 
@@ -123,6 +142,25 @@ CASES = {
         224,
         ("training.batch_size=2", "data.features=memory"),
     ),
+    "Qwen3-0.6B, SigLIP-base, bf16, checkpointing": Case(
+        lambda: qwen3(1024, 28, 16, 8, 3072),
+        lambda: vit("siglip", 768, 12, 256, 16),
+        256,
+        (
+            "model.dtype=bfloat16",
+            "training.batch_size=4",
+            "training.gradient_checkpointing=true",
+            "lora.rank=64",
+        ),
+        large=True,
+    ),
+    "Qwen3-1.7B, SigLIP-base, NF4": Case(
+        lambda: qwen3(2048, 28, 16, 8, 6144),
+        lambda: vit("siglip", 768, 12, 256, 16),
+        256,
+        ("model.dtype=bfloat16", "model.quantization=nf4", "training.batch_size=4", "lora.rank=64"),
+        large=True,
+    ),
 }
 
 
@@ -154,6 +192,9 @@ def measured(recipe: Any, folder: Path) -> dict[str, float]:
     samples = session.load_samples(recipe, QUIET)
     model, processor, dtype = session.build_model(recipe, folder, samples["train"], QUIET)
     model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        model = model.to("cuda")
     rows = session.encode(recipe, model, processor, samples, QUIET)
     stage = stages_of(recipe, {"vqa": len(rows.train["vqa"])})[0]
     trainer = GroundingTrainer(
@@ -167,6 +208,12 @@ def measured(recipe: Any, folder: Path) -> dict[str, float]:
     )
     trainer.args.save_strategy = "no"
     _ = trainer.packing  # decided before a run, on a few samples
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+        free, total = torch.cuda.mem_get_info()
+        return {"bytes": torch.cuda.max_memory_allocated(), "card": total - free}
     storages = {}
     for _, tensor in named_tensors(model):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -191,7 +238,12 @@ def compared(names: list[str]) -> Iterator[dict[str, Any]]:
             recipe = load_recipe(None, case.overrides, recipe_values(case, Path(scratch))).recipe
             planned = plan_recipe(recipe, QUIET)
             real = measured(recipe, Path(scratch) / "run")
-        yield {"name": name, "planned": planned["peak_bytes"], **real}
+        yield {
+            "name": name,
+            "planned": planned["peak_bytes"],
+            "card_planned": planned["card_peak_bytes"],
+            **real,
+        }
 
 
 def main() -> None:
@@ -199,18 +251,21 @@ def main() -> None:
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    names = sys.argv[1:] or list(CASES)
+    on_gpu = torch.cuda.is_available()
+    names = sys.argv[1:] or [name for name, case in CASES.items() if on_gpu or not case.large]
     if len(names) > 1:
-        print("| recipe | planned, MB | measured, MB | difference |")
-        print("| --- | --- | --- | --- |", flush=True)
+        card = " card, planned, MB | card, measured, MB |" if on_gpu else ""
+        print(f"| recipe | planned, MB | measured, MB | difference |{card}")
+        print("| --- | --- | --- | --- |" + " --- | --- |" * on_gpu, flush=True)
         # The profiler remembers blocks of earlier profiles in the same process, and counts their end in later ones.
         for name in names:
             subprocess.run([sys.executable, __file__, name], check=True)
         return
     for row in compared(names):
         error = row["planned"] / row["bytes"] - 1
+        card = f" {row['card_planned'] / 1e6:.0f} | {row['card'] / 1e6:.0f} |" if "card" in row else ""
         print(
-            f"| {row['name']} | {row['planned'] / 1e6:.1f} | {row['bytes'] / 1e6:.1f} | {error:+.1%} |",
+            f"| {row['name']} | {row['planned'] / 1e6:.1f} | {row['bytes'] / 1e6:.1f} | {error:+.1%} |{card}",
             flush=True,
         )
 

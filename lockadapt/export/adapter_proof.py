@@ -22,6 +22,7 @@ from lockadapt.export.proof import (
 )
 from lockadapt.export.reference import MAX_PIXELS, NEW_TOKENS, Reference, reference_answers
 from lockadapt.models.parts import parts_of
+from lockadapt.models.place import held_bytes, place_for
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some, tolerance
 from lockadapt.training import run_folder
@@ -37,20 +38,22 @@ class Trained:
 
     Attributes:
         quantization: arguments of `BitsAndBytesConfig`, or None.
+        size: bytes that the trained model held.
     """
 
     reference: Reference
     dtype: torch.dtype
     quantization: dict[str, Any] | None
+    size: int
 
 
 def trained_answers(run: FinishedRun) -> Trained:
     """Loads the run as it was trained (its base quantized if it was then), and asks it."""
     loaded = run_folder.load_run(run.folder)
-    model = loaded.model.cpu()
+    model = loaded.model
     reference = reference_answers(model, loaded.processor, run_folder.read_probe(run.folder))
     dtype = getattr(torch, run.facts["dtype"])
-    return Trained(reference, dtype, quantization_of(run, model))
+    return Trained(reference, dtype, quantization_of(run, model), held_bytes(model))
 
 
 def quantization_of(run: FinishedRun, model: nn.Module) -> dict[str, Any] | None:
@@ -100,7 +103,7 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
             "adapter": str(adapter.resolve()) if adapter is not None else None,
             "ways": list(ways),
             "dtype": str(trained.dtype).removeprefix("torch."),
-            "device": "cpu",
+            "device": place_for(trained.size),
             "quantization": trained.quantization,
             "conversations": [
                 _conversation(sample, Path(room), number) for number, sample in enumerate(reference.samples)

@@ -15,6 +15,7 @@ from lockadapt.evaluation.target import Target, open_target
 from lockadapt.export.proof import compare_logits, reference_answers
 from lockadapt.export.stock_folder import BaseMode, write_stock
 from lockadapt.models.load import load_model
+from lockadapt.models.place import place_for, stored_bytes
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import run_folder
 from lockadapt.training.from_recipe import is_dual
@@ -46,8 +47,8 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
         recipe = recipe.model_copy(update={"evaluation": shorter})
     probe = run_folder.read_probe(run)
     dtype = getattr(torch, facts["dtype"])
-    trained, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
-    expected = reference_answers(trained.cpu(), processor, probe).logits
+    trained, processor = run_folder.load_reference(run, recipe, facts)
+    expected = reference_answers(trained, processor, probe).logits
     del trained
     reporter.note("scoring the run")
     found: dict[str, Any] = {UNMERGED: {"scores": _scores(open_target(run), recipe, reporter)}}
@@ -58,6 +59,7 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
             reporter.note(f"merging, base {mode}")
             write_stock(run, folder, base=mode)
             model, processor = load_model(folder, dtype)
+            model.to(place_for(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
             target = Target(model, processor, recipe, None, open_target(run).mean, folder)
             found[mode] = {**compare_logits(expected, logits), "scores": _scores(target, recipe, reporter)}

@@ -15,6 +15,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.evaluation.embedder import Embedder, contrastive
 from lockadapt.evaluation.target import add_from_folder
 from lockadapt.models.load import load_model
+from lockadapt.models.place import place_for, stored_bytes
 from lockadapt.models.sources import tolerance
 from lockadapt.objectives import ImageText
 from lockadapt.recipe.schema import Recipe
@@ -55,6 +56,7 @@ def prove_embeddings(
     if reference is None:
         return {}
     model, processor = load_model(folder, dtype)
+    model.to(place_for(stored_bytes(folder)))
     add_from_folder(model, reference.objective, folder)
     found = _embed(Embedder.of(model, processor, reference.objective, recipe), reference.samples)
     return {"max_abs_embedding_diff": compare(reference, found, dtype, str(folder))}

@@ -62,10 +62,10 @@ def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "deq
             fix="lockadapt export RUN --to dual, or --to sentence-transformers",
         )
     dtype = getattr(torch, facts["dtype"])
-    trained = _reference(run, facts, dequantized=True)
+    trained = _reference(run, facts)
     expected = trained
     if base == "original" and facts["quantization"] != "none":
-        expected = _reference(run, {**facts, "quantization": "none"}, dequantized=False)
+        expected = _reference(run, {**facts, "quantization": "none"})
     with new_folder(output, what="merging") as folder:
         reporter.note("merging")
         write_stock(run, folder, base=base)
@@ -91,9 +91,9 @@ class _Expected:
     embedded: Embedded | None
 
 
-def _reference(run: Path, facts: Mapping[str, Any], *, dequantized: bool) -> _Expected:
+def _reference(run: Path, facts: Mapping[str, Any]) -> _Expected:
     """Runs the trained model, its adapter not folded; the model is gone when this returns."""
     recipe, samples = run_folder.read_recipe(run), run_folder.read_probe(run)
-    model, processor = run_folder.load_trained(run, recipe, facts, dequantized)
-    answers = reference_answers(model.cpu(), processor, samples)
+    model, processor = run_folder.load_reference(run, recipe, facts)
+    answers = reference_answers(model, processor, samples)
     return _Expected(answers, embed_probe(model, processor, recipe, samples))

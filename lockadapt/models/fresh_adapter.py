@@ -55,7 +55,7 @@ def main() -> None:
         model, missing, unexpected = WAYS[way](model, request["adapter"])
         answer["missing_keys"] |= {*info["missing_keys"], *missing}
         answer["unexpected_keys"] |= {*info["unexpected_keys"], *unexpected}
-        model.eval()
+        model.eval().to(request["device"])
         outputs |= {f"{way}:{name}": one for name, one in alone.run_cases(model, given).items()}
         for conversation in request["conversations"] if number == 0 else ():
             prompt, new, _ = alone.converse(model, processor, conversation, request["max_new_tokens"])
@@ -86,7 +86,7 @@ def load_base(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     how: dict[str, Any] = {}
     if request["quantization"]:
         how["quantization_config"] = BitsAndBytesConfig(**request["quantization"])
-        # Where there is a GPU, Transformers would quantize there, and other kernels would answer.
+        # By itself Transformers would quantize on any GPU, whatever room it has.
         how["device_map"] = {"": request["device"]}
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         request["folder"], dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL, **how

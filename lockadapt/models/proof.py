@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lockadapt.errors import VerificationError
+from lockadapt.models.place import place_for, stored_bytes
 from lockadapt.models.sources import some, tolerance
 
 SCRIPT = Path(__file__).with_name("fresh_process.py")
@@ -78,7 +79,7 @@ def run_fresh(
     tensors: Mapping[str, Tensor] | None = None,
     conversations: Sequence[Mapping[str, Any]] = (),
     max_new_tokens: int = 16,
-    device: str = "cpu",
+    device: str | None = None,
     fix: str = REPORT,
 ) -> FreshResult:
     """Load a stock folder in a fresh process and run it there; see `fresh_process.py` for the names of inputs.
@@ -89,7 +90,7 @@ def run_fresh(
         tensors: inputs named `case.argument`.
         conversations: `{"messages": …, "images": [paths]}`, answered greedily.
         max_new_tokens: in each answer.
-        device: where the process runs the model.
+        device: where the process runs the model; default: a GPU that has room for it, else the CPU.
         fix: what the error says to do.
 
     Raises:
@@ -97,7 +98,7 @@ def run_fresh(
     """
     request: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
-        "device": device,
+        "device": device or place_for(stored_bytes(Path(folder))),
         "conversations": [
             {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
             for one in conversations
@@ -183,7 +184,7 @@ def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> Proo
     Raises:
         VerificationError: keys missing or unexpected, another class, or other numbers than the sources'.
     """
-    fresh = run_fresh(folder, dtype=dtype, tensors=expected.inputs)
+    fresh = run_fresh(folder, dtype=dtype, tensors=expected.inputs, device="cpu")
     answer = fresh.answer
     for key in ("missing_keys", "unexpected_keys"):
         if answer[key]:

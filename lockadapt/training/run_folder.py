@@ -21,6 +21,7 @@ from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import EnvironmentProblem, RecipeError, VerificationError
 from lockadapt.files import write_json, write_text
+from lockadapt.models.place import held_bytes, place_for
 from lockadapt.models.quantize import dequantize, load_quantized
 from lockadapt.recipe.explain import as_yaml
 from lockadapt.recipe.read import load_recipe
@@ -144,16 +145,28 @@ def load_trained(
     base = base_of(folder, facts)
     dtype = getattr(torch, facts["dtype"])
     model, processor = load_quantized(base, facts["quantization"], dtype)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     if dequantized and facts["quantization"] != "none":
-        model = dequantize(model, torch.float32)
+        # As float32 it can be too large for the card that it was trained on.
+        place = place_for({"nf4": 8, "int8": 4}[facts["quantization"]] * held_bytes(model))
+        model = dequantize(model.to(place), torch.float32)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)
     for objective in objectives_of(recipe).values():
         objective.prepare(model)
     load_parts(model, folder)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    return model.eval(), processor
+    return model.to(place).eval(), processor
+
+
+def load_reference(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> tuple[nn.Module, Any]:
+    """The trained model, adapter unmerged, as what is made of it is compared with; errors as `load_run`.
+
+    A base of 4 bits is run as it was trained on a GPU, whose kernels multiply with its dequantized matrices; the CPU's do
+    not quite, so that it is float32 matrices of the same values there. One of 8 bits always is: LLM.int8() rounds what
+    it multiplies with these as well, which no merged matrix can do.
+    """
+    as_trained = facts["quantization"] == "nf4" and torch.cuda.is_available()
+    return load_trained(folder, recipe, facts, dequantized=not as_trained)
 
 
 def load_adapter(model: Any, folder: Path) -> nn.Module:

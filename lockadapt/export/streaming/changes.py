@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -141,6 +141,18 @@ def _mean(goals: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, float]:
         )
     mean = sum((tensor.float() * weight for tensor, weight in goals), torch.zeros(()))
     return mean / total, total
+
+
+def on_device(changes: Sequence[Change], device: torch.device) -> tuple[Change, ...]:
+    """The same, with low-rank matrices where they are multiplied; trained rows and tensors are copied piece by piece."""
+
+    def moved(change: Change) -> Change:
+        if not isinstance(change, LowRank):
+            return change
+        magnitude = change.magnitude if change.magnitude is None else change.magnitude.to(device)
+        return replace(change, a=change.a.to(device), b=change.b.to(device), magnitude=magnitude)
+
+    return tuple(moved(change) for change in changes)
 
 
 def touched(changes: Sequence[Change], count: int) -> list[tuple[int, int]]:

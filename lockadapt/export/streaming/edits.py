@@ -21,6 +21,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 """That arithmetic is done on; others are only copied."""
 PIECE_BYTES = 1 << 18
 """Of stored values in a piece: its float32 copies stay in a core's cache and its memory is small (4 MiB pieces take half as long again; 1 MiB, 17 MiB more)."""
+GPU_PIECE_BYTES = 1 << 24
+"""Of a piece that a GPU computes: every piece waits for three copies and a dozen kernels to start."""
 
 MIN_ROWS = 16
 """In a piece of more: products of less than four rows are summed in another order (measured, MKL), and pieces must give
@@ -34,12 +36,14 @@ class Edit:
     Attributes:
         place: where it is read; `offset`: where it is written, in bytes of the new file.
         changes: in order; `base`: how the stored values are taken, None as they are.
+        piece_bytes: of stored values in a piece.
     """
 
     place: Place
     offset: int
     changes: tuple[Change, ...]
     base: Requantized | None = None
+    piece_bytes: int = PIECE_BYTES
     _shared: list[Any] = field(default_factory=list, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -57,7 +61,7 @@ class Edit:
         return DTYPES[self.place.dtype].itemsize
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are computed, each about a megabyte; the rows between them stay as they are."""
+        """Ranges of rows that are computed, each of about `piece_bytes`; the rows between them stay as they are."""
         rows = self.shape[0]
         spans = [(0, rows)] if self.base else touched(self.changes, rows)
         return [piece for first, last in spans for piece in _divided(first, last, self._step())]
@@ -68,7 +72,7 @@ class Edit:
         Raises:
             VerificationError: a value is no longer finite in the stored dtype.
         """
-        stored = self._read(source, first, last)
+        stored = self._read(source, first, last, pinned=device.type == "cuda")
         exact = torch.float64 if stored.dtype == torch.float64 else torch.float32
         if self.base is None:
             matrix = stored.to(device, exact)
@@ -91,7 +95,7 @@ class Edit:
         rows, columns = self.shape
         if not all(change.by_rows for change in self.changes):
             return rows
-        step = max(MIN_ROWS, PIECE_BYTES // max(1, columns * self.item))
+        step = max(MIN_ROWS, self.piece_bytes // max(1, columns * self.item))
         if self.base is not None:
             together = self.base.rows_at_once(columns)
             step = max(together, step // together * together)
@@ -108,9 +112,9 @@ class Edit:
                 self._shared.append(self.base.prepare(read, self.shape[0], self._step()))
         return self._shared[0]
 
-    def _read(self, source: int, first: int, last: int) -> Tensor:
+    def _read(self, source: int, first: int, last: int, pinned: bool = False) -> Tensor:
         columns = self.shape[1]
-        stored = torch.empty(last - first, columns, dtype=DTYPES[self.place.dtype])
+        stored = torch.empty(last - first, columns, dtype=DTYPES[self.place.dtype], pin_memory=pinned)
         view, start = _bytes(stored), self.place.begin + first * columns * self.item
         while view:
             got = os.preadv(source, [view], start)

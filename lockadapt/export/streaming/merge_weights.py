@@ -13,14 +13,17 @@ from torch import Tensor
 
 from lockadapt.errors import AdapterError, DiskError, VerificationError
 from lockadapt.export.streaming.adapter import as_matrix, read_adapter
-from lockadapt.export.streaming.changes import Change, LowRank, Whole, blended
-from lockadapt.export.streaming.edits import Edit, require_fit
+from lockadapt.export.streaming.changes import Change, LowRank, Whole, blended, on_device
+from lockadapt.export.streaming.edits import GPU_PIECE_BYTES, PIECE_BYTES, Edit, require_fit
 from lockadapt.export.streaming.names import Names, meta_model, read_names
 from lockadapt.export.streaming.requantized import Requantized
 from lockadapt.export.streaming.shards import INDEX, Layout, header_bytes, read_layout
 from lockadapt.export.streaming.stream import cores, write_shards
 from lockadapt.files import write_json
 from lockadapt.models.sources import some
+
+GPU_THREADS = 4
+"""That read, feed a GPU and write: more of them wait for one another."""
 
 
 @dataclass(frozen=True)
@@ -101,16 +104,19 @@ def write_changes(
             require_fit(places[key][1], changes.get(name, []), shapes[name])
             steps[key] = (changes.get(name, []), (requantized or {}).get(name))
     _require_room(layout, folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    piece_bytes, most = (GPU_PIECE_BYTES, min(GPU_THREADS, cores())) if on_gpu else (PIECE_BYTES, cores())
     edits: dict[str, Edit] = {}
     for shard in layout.shards:
         shift = len(header_bytes(shard, keys)) - shard.data_start
         for place in shard.places:
             if place.key in steps:
+                found, requantize = steps[place.key]
                 edits[place.key] = Edit(
-                    place, place.begin + shift, tuple(steps[place.key][0]), steps[place.key][1]
+                    place, place.begin + shift, on_device(found, device), requantize, piece_bytes
                 )
-    write_shards(layout, folder, edits, keys, device, threads or cores())
+    write_shards(layout, folder, edits, keys, device, threads or most)
     if layout.index is not None:
         _write_index(layout, keys, folder / INDEX)
     size = sum(place.end - place.begin for _, place in places.values())

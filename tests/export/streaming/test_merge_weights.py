@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shutil
 import tempfile
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from lockadapt.errors import AdapterError, LockadaptError
-from lockadapt.export.streaming import edits as edits_module
 from lockadapt.export.streaming import merge_weights
 from lockadapt.export.streaming.changes import LowRank
 from lockadapt.export.streaming.merge_weights import Weighted
@@ -36,6 +36,8 @@ from tests.export.streaming.made import (
 
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPT2 = ("c_attn", "c_proj", "c_fc")
+merging_module = importlib.import_module("lockadapt.export.streaming.merge_weights")
+"""Not the function of that name, which the package exports."""
 NORM = {"llama": "model.norm", "gpt2": "transformer.ln_f"}
 
 
@@ -93,7 +95,7 @@ def test_random_adapters_against_float64(case: Case) -> None:
 
 def test_pieces_give_the_same_bits_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain way, `round_once(fp32(W) + scale * B A)`, with pieces of a few rows and on several threads."""
-    monkeypatch.setattr(edits_module, "PIECE_BYTES", 600)
+    monkeypatch.setattr(merging_module, "PIECE_BYTES", 600)
     case = Case(dtype="bfloat16", hidden=96, rank=5, targets=LLAMA, shards=2, tied=False)
     base, adapter, output = make(case, tmp_path)
     merge_weights(base, output, [Weighted(adapter)], threads=3)
@@ -183,7 +185,7 @@ def test_a_quantized_base_is_what_its_layers_multiplied_with(
 ) -> None:
     import bitsandbytes as bnb
 
-    monkeypatch.setattr(edits_module, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(merging_module, "PIECE_BYTES", 4000)
     case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
     base, adapter, output = make(case, tmp_path)
     name = "model.layers.0.self_attn.q_proj"
