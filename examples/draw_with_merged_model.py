@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import AutoProcessor, DynamicCache, JanusForConditionalGeneration
 
 
@@ -52,7 +53,9 @@ def main() -> None:
     with torch.no_grad():
         # Channels first: the Pillow processor cannot take what `decode_image_tokens` gives.
         values = model.model.vqmodel.decode(codes)
-    pictures = processor.postprocess(list(values), return_tensors="PIL.Image.Image")["pixel_values"]
+    # As tensors, which the processor can make with torchvision and without.
+    levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
+    pictures = [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
     given.output.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         picture.save(given.output / f"{number:04d}.png")

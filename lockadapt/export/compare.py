@@ -47,7 +47,7 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
         recipe = recipe.model_copy(update={"evaluation": shorter})
     probe = run_folder.read_probe(run)
     dtype = getattr(torch, facts["dtype"])
-    trained, processor = run_folder.load_reference(run, recipe, facts)
+    trained, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
     expected = reference_answers(trained, processor, probe).logits
     del trained
     reporter.note("scoring the run")

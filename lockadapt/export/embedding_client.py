@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lockadapt.models.texts import Pooling
 
 SCRIPT = Path(__file__).parents[1] / "models" / "fresh_embeddings.py"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Of a normalised embedding's entries, by the dtype that the fresh process computes in."""
+"""Of a normalised embedding's entries, by the dtype that is computed in."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class EmbeddingClient:
         refusal: why this model cannot, found by running it before anything is written, or None.
         write: puts everything into an existing, empty folder.
         use: lines of Python for the model card.
+        dtype: that the client keeps weights in, whatever the run's is; None: the run's.
     """
 
     name: str
@@ -86,6 +87,7 @@ class EmbeddingClient:
     refusal: Callable[[Trained], str | None]
     write: Callable[[Trained, Path], None]
     use: Callable[[Frames], list[str]]
+    dtype: torch.dtype | None = None
 
 
 def export(
@@ -112,13 +114,14 @@ def export(
     """
     if reason := client.refusal(trained):
         raise RecipeError(f"no export to {client.name}: {reason}", where="--to", fix="choose another target")
-    dtype = next(trained.model.parameters()).dtype
+    own = next(trained.model.parameters()).dtype
+    dtype = client.dtype or own
     # Before writing, which may take the modules of the model into another one.
     expected = {"texts": embed_texts(trained, texts), "images": embed_images(trained, images)}
     with new_folder(output, what="exporting") as folder:
-        client.write(trained, folder)
+        client.write(_stored(trained, dtype), folder)
         ordinary_permissions(folder)
-        proof = {"target": client.name, **_prove(client, trained, folder, expected, texts, images, dtype)}
+        proof = {"target": client.name, **_prove(client, trained, folder, expected, texts, images, own, dtype)}
         if finish is not None:
             finish(folder, proof)
     return proof
@@ -178,6 +181,11 @@ def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
     return processor
 
 
+def _stored(trained: Trained, dtype: torch.dtype) -> Trained:
+    projection = None if trained.projection is None else trained.projection.to(dtype)
+    return replace(trained, model=trained.model.to(dtype), projection=projection)
+
+
 def _embed_sequence(trained: Trained, text: str, image: Image.Image | None) -> Tensor:
     shown = {} if image is None else {"images": [image]}
     inputs = trained.processor(text=[text], **shown, add_special_tokens=False, return_tensors="pt")
@@ -196,6 +204,7 @@ def _prove(
     expected: dict[str, Tensor],
     texts: Sequence[str],
     images: Sequence[Image.Image],
+    own: torch.dtype,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     # sentence-transformers folders write the frames themselves; the others leave them to whoever calls the processor.
@@ -215,13 +224,13 @@ def _prove(
     for key in ("missing_keys", "unexpected_keys"):
         if answer[key]:
             raise VerificationError(f"{key.replace('_', ' ')}: {some(answer[key])}", where=str(folder))
-    found = {}
+    allowed, found = max(TOLERANCE[own], TOLERANCE[dtype]), {}
     for name, first in expected.items():
         second = outputs[name].float()
         difference = float((first - second).abs().max()) if first.shape == second.shape else float("nan")
-        if not difference <= TOLERANCE[dtype]:
+        if not difference <= allowed:
             raise VerificationError(
-                f"embeddings of {name} differ by {difference:.3g} (allowed: {TOLERANCE[dtype]:.3g})",
+                f"embeddings of {name} differ by {difference:.3g} (allowed: {allowed:.3g})",
                 where=str(folder),
                 fix="please report this",
             )

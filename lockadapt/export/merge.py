@@ -94,6 +94,6 @@ class _Expected:
 def _reference(run: Path, facts: Mapping[str, Any]) -> _Expected:
     """Runs the trained model, its adapter not folded; the model is gone when this returns."""
     recipe, samples = run_folder.read_recipe(run), run_folder.read_probe(run)
-    model, processor = run_folder.load_reference(run, recipe, facts)
+    model, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
     answers = reference_answers(model, processor, samples)
     return _Expected(answers, embed_probe(model, processor, recipe, samples))

@@ -72,7 +72,7 @@ def _against(stored: Stored, against: Path, reporter: Reporter) -> dict[str, Any
     if _base(stored.folder) == "original":
         reporter.note("merged on the base before quantization: compared with the adapter on that")
         facts = {**facts, "quantization": "none"}
-    model, processor = run_folder.load_reference(against, recipe, facts)
+    model, processor = run_folder.load_trained(against, recipe, facts, dequantized=True)
     reference = reference_answers(model, processor, samples)
     embedded = embed_probe(model, processor, recipe, samples)
     if embedded is not None and not (stored.folder / BESIDE).is_file():

@@ -30,7 +30,7 @@ def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """
     base = stock(model)
     tower = getattr(base, "vision_model", base)
-    output = tower(pixel_values=pixel_values, return_dict=True)
+    output = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype), return_dict=True)
     pooled = getattr(output, "pooler_output", None)
     if not isinstance(pooled, Tensor):
         states = output.last_hidden_state

@@ -131,7 +131,7 @@ def probe_text(text: PreTrainedModel, where: str, seed: int = 0) -> TextFacts:
     table: Any = text.get_input_embeddings()
     rows = int(table.weight.shape[0])
     context = getattr(text.config, "max_position_embeddings", None)
-    ids = probe_ids(rows, seed, context)
+    ids = probe_ids(rows, seed, context).to(table.weight.device)
     mask = torch.ones_like(ids)
     try:
         output = text(input_ids=ids, attention_mask=mask, return_dict=True)

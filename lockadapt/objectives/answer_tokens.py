@@ -14,7 +14,7 @@ from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.models.fusions import image_outputs
-from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.parts import parts_of, stock, tower_of
 from lockadapt.models.query_tokens import head_rows
 from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
@@ -106,7 +106,8 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
             stock(model), batch["image_features"], batch.get("image_scales")
         )
     elif "pixel_values" in batch:
-        inputs["pixel_values"] = batch["pixel_values"]
+        # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
+        inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
     return inputs
 
 

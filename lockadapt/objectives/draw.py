@@ -67,7 +67,9 @@ def pictures(model: nn.Module, processor: Any, codes: Tensor, batch_size: int = 
     for part in codes.split(batch_size) if len(codes) else ():
         # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which it cannot take.
         values = base.model.vqmodel.decode(part.to(base.device)).float().cpu()
-        made += processor.postprocess(list(values), return_tensors="PIL.Image.Image")["pixel_values"]
+        # As tensors: where torchvision is installed, the stock processor fails at making Pillow's images itself.
+        levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
+        made += [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
     return made
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lockadapt.models.mixed import as_trained
+
 CHUNK_BYTES = 128 * 2**20
 """Float32 logits that exist at a time."""
 
@@ -115,7 +117,8 @@ def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predic
 
     handle = head.register_forward_pre_hook(take)
     try:
-        model(**inputs, logits_to_keep=predicting, use_cache=False)
+        with as_trained(model):
+            model(**inputs, logits_to_keep=predicting, use_cache=False)
     finally:
         handle.remove()
     return seen[0]

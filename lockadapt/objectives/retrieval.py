@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lockadapt.models.dual import pool, project_images, project_texts, text_embedding
+from lockadapt.models.mixed import as_trained
 from lockadapt.models.parts import RETRIEVAL, llm_of, parts_of, stock
 from lockadapt.models.texts import Pooling, probe_text
 from lockadapt.objectives.answer_tokens import model_inputs
@@ -89,7 +90,8 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     base, own, mask = stock(model), retrieval_of(model), inputs["attention_mask"]
     if is_dual(base):
         return project_texts(base, text_embedding(base, inputs["input_ids"], mask, own.pooling)).float()
-    hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
+    with as_trained(model):
+        hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
     layer = own.embedding_proj_layer
     return F.normalize(layer(pool(hidden, mask, own.pooling).to(layer.weight.dtype)).float(), dim=-1)
 

@@ -125,7 +125,8 @@ def load_run(folder: str | Path, dequantized: bool = False) -> Run:
     """Loads a finished run: base as it was trained on, LoRA attached, projector in place, eval mode.
 
     Args:
-        dequantized: turn a quantized base into float32 matrices of the same values.
+        dequantized: turn a quantized base into matrices of the same values in the run's dtype, as 4-bit layers multiply
+            with them (8-bit layers round what they are multiplied with as well, which no merged matrix can do).
 
     Raises:
         RecipeError: the folder is no finished run.
@@ -147,26 +148,16 @@ def load_trained(
     model, processor = load_quantized(base, facts["quantization"], dtype)
     place = "cuda" if torch.cuda.is_available() else "cpu"
     if dequantized and facts["quantization"] != "none":
-        # As float32 it can be too large for the card that it was trained on.
-        place = place_for({"nf4": 8, "int8": 4}[facts["quantization"]] * held_bytes(model))
-        model = dequantize(model.to(place), torch.float32)
+        # What fits a card in 4 bits can be too large for it in 16.
+        growth = (4 if facts["quantization"] == "nf4" else 2) * dtype.itemsize // 2
+        place = place_for(growth * held_bytes(model))
+        model = dequantize(model.to(place), dtype)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)
     for objective in objectives_of(recipe).values():
         objective.prepare(model)
     load_parts(model, folder)
     return model.to(place).eval(), processor
-
-
-def load_reference(folder: Path, recipe: Recipe, facts: Mapping[str, Any]) -> tuple[nn.Module, Any]:
-    """The trained model, adapter unmerged, as what is made of it is compared with; errors as `load_run`.
-
-    A base of 4 bits is run as it was trained on a GPU, whose kernels multiply with its dequantized matrices; the CPU's do
-    not quite, so that it is float32 matrices of the same values there. One of 8 bits always is: LLM.int8() rounds what
-    it multiplies with these as well, which no merged matrix can do.
-    """
-    as_trained = facts["quantization"] == "nf4" and torch.cuda.is_available()
-    return load_trained(folder, recipe, facts, dequantized=not as_trained)
 
 
 def load_adapter(model: Any, folder: Path) -> nn.Module:

@@ -43,7 +43,7 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     ),
     "the mean": lambda m, p: setattr(p.image_processor, "image_mean", [0.1, 0.2, 0.3]),
     "the size": lambda m, p: setattr(p.image_processor, "size", {"height": 48, "width": 48}),
-    "the resampling": lambda m, p: setattr(p.image_processor, "resample", Image.Resampling.BOX),
+    "the resampling": lambda m, p: setattr(p.image_processor, "resample", Image.Resampling.NEAREST),
 }
 
 
@@ -63,7 +63,12 @@ def test_a_resize_that_differs_only_in_effect_changes_it(
     before = fingerprint(assembled.model, assembled.processor)
     kind = type(assembled.processor.image_processor)
     own = kind.resize
-    monkeypatch.setattr(kind, "resize", lambda self, *a, **k: own(self, *a, **k)[..., ::-1].copy())
+
+    def mirrored(self: Any, *arguments: Any, **named: Any) -> Any:
+        resized = own(self, *arguments, **named)  # an array, or with torchvision a tensor
+        return resized.flip(-1) if torch.is_tensor(resized) else resized[..., ::-1].copy()
+
+    monkeypatch.setattr(kind, "resize", mirrored)
     assert fingerprint(assembled.model, assembled.processor) != before
 
 

@@ -195,5 +195,6 @@ def use(frames: Frames) -> list[str]:
 
 
 NAME = "sentence-transformers"
-CLIENT = EmbeddingClient(NAME, NAME, early, refusal, write, use)
+# Its `Dense` comes back in float32, whatever it was saved in, and fails behind a transformer in 16 bits.
+CLIENT = EmbeddingClient(NAME, NAME, early, refusal, write, use, dtype=torch.float32)
 SENTENCE_TRANSFORMERS = embedding_target(CLIENT, "SentenceTransformer, of a run that embeds")

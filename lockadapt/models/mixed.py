@@ -1,0 +1,32 @@
+"""While a run lasts, its projector is float32 beside a tower and an LLM of 16 bits: only autocast lets them meet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lockadapt.models.parts import parts_of, stock
+
+
+@contextlib.contextmanager
+def as_trained(model: nn.Module) -> Iterator[None]:
+    """The arithmetic that the trainer uses, where a model is called without it: autocast, if its dtypes need that.
+
+    The stock classes hand the tower's outputs to the projector as they are, which fails if the two differ. A loaded
+    run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
+    """
+    base, parts = stock(model), parts_of(model)
+    dtypes = {
+        next(base.get_submodule(path).parameters()).dtype
+        for path in (parts.projector, parts.tower)
+        if path and any(True for _ in base.get_submodule(path).parameters())
+    }
+    if len(dtypes) < 2:
+        yield
+        return
+    small = next(dtype for dtype in dtypes if dtype != torch.float32)
+    with torch.autocast(next(base.parameters()).device.type, dtype=small):
+        yield
