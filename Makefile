@@ -6,11 +6,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test lint types check bench assets clean
+.PHONY: quickstart test test-gpu lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
+	@echo "make test-gpu    what depends on the device, on the GPU (a minute)"
 	@echo "make lint types  ruff and mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
@@ -20,6 +21,9 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+test-gpu: $(VENV)/.installed-dev
+	LOCKADAPT_GPU=1 $(BIN)/python -m pytest -q tests/gpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from lockadapt.export.merge import merge_run
 from lockadapt.models import proof
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.training.progress import Reporter
+from tests import ON_GPU
 from tests.rows import train_to_embed
 from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 from tests.warm import Warm
@@ -51,8 +52,8 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(autouse=True)
 def cold(request: pytest.FixtureRequest, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marked tests get the fresh process that users get."""
-    if request.node.get_closest_marker("cold"):
+    """Marked tests get the fresh process that users get; so do all on a GPU, which no fork can use."""
+    if ON_GPU or request.node.get_closest_marker("cold"):
         monkeypatch.setattr(proof, "run_python", COLD)
 
 

@@ -267,7 +267,7 @@ def test_low_rank_sums_of_a_tensor_that_changes_shape_by_pieces() -> None:
     for first in range(0, 10, 3):
         LowRank(a, b, 2.0, transposed=True).apply(pieces[first : first + 3], first)
     assert torch.allclose(whole, 2 * (b @ a).T)
-    assert torch.equal(whole, pieces)
+    assert torch.allclose(whole, pieces)  # so few rows may be summed in another order
 
 
 def make(case: Case, room: Path) -> tuple[Path, Path, Path]:

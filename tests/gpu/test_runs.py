@@ -1,0 +1,93 @@
+"""Runs in 16 bits, as on a GPU: trained, scored, merged, verified, exported. On the GPU with `make test-gpu`, else on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lockadapt.evaluation.chat import Chat
+from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.export.export import export_run
+from lockadapt.export.merge import merge_run
+from lockadapt.export.verify import verify_folder
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training.progress import Reporter
+from lockadapt.training.run_folder import load_run, read_facts
+from lockadapt.training.session import train
+from tests.export.test_merge import values
+from tests.rows import embedding_recipe, pictures
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+QUIET = Reporter(quiet=True)
+RUNS = {
+    "feature map, pixels": ("mobilenet-v2", "none", "none"),
+    "tokens, remembered, NF4": ("clip-vision", "nf4", "memory"),
+    "feature map, pixels, NF4": ("mobilenet-v2", "nf4", "none"),
+    "tokens, pixels, int8": ("clip-vision", "int8", "none"),
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tower, quantization, features = RUNS[request.param]
+    folder = tmp_path_factory.mktemp("sixteen")
+    recipe = values(tiny, folder)
+    recipe["model"] |= {"tower": str(tiny / tower), "dtype": "bfloat16", "quantization": quantization}
+    recipe["data"] = {"features": features}
+    train(load_recipe(None, (), recipe).recipe, folder / "run", QUIET)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "model"
+    found = merge_run(run, folder, QUIET)
+    assert (found["missing_keys"], found["unexpected_keys"]) == ([], [])
+    return folder
+
+
+def test_the_run_says_where_it_ran(run: Path) -> None:
+    facts = read_facts(run)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    assert (facts["dtype"], facts["versions"]["device"]) == ("bfloat16", device)
+    model = load_run(run).model
+    assert {p.device.type for p in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
+
+
+def test_run_and_merged_folder_score_and_answer(run: Path, merged: Path, tmp_path: Path) -> None:
+    for folder in (run, merged):
+        assert evaluate_folder(folder, None, (), False, None, QUIET)["vqa"]["n"] == 8
+        talk = Chat.open(folder, list(pictures(tmp_path).values())[:2], 4)
+        assert isinstance(talk.ask("what color is the shape?"), str)
+
+
+def test_the_merged_folder_is_verified(run: Path, merged: Path) -> None:
+    found = verify_folder(merged, run, QUIET)
+    assert found["top1_agreement"] > 0.9
+    assert found["image_effect"] > 0
+
+
+def test_the_adapter_is_what_peft_loads(run: Path, tmp_path: Path) -> None:
+    found = export_run(run, "adapter", tmp_path / "out", QUIET)
+    assert (found["missing_keys"], found["unexpected_keys"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("tower", "mode", "target"),
+    [("mobilenet-v2", "dual", "sentence-transformers"), ("clip-vision", "vlm", "colpali")],
+)
+def test_embeddings(tower: str, mode: str, target: str, tiny: Path, tmp_path: Path) -> None:
+    recipe = embedding_recipe(tiny, tmp_path, "llama")
+    recipe["model"] |= {"tower": str(tiny / tower), "dtype": "bfloat16"}
+    recipe["data"] = {"features": "none"}
+    itc = recipe["objectives"]["itc"] | {"mode": mode, "pooling": "mean" if mode == "dual" else "last"}
+    if mode == "dual":
+        del itc["queries"], recipe["training"]["projector_learning_rate"]
+    recipe["objectives"] = {"itc": itc}
+    train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
+    scores = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
+    assert scores["retrieval"]["n"] == 4
+    found = export_run(tmp_path / "run", target, tmp_path / "out", QUIET)
+    assert max(found["text_difference"], found["image_difference"]) < 3e-2
