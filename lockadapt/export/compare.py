@@ -62,7 +62,10 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
             model.to(place_for(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
             target = Target(model, processor, recipe, None, open_target(run).mean, folder)
-            found[mode] = {**compare_logits(expected, logits), "scores": _scores(target, recipe, reporter)}
+            found[mode] = {
+                **compare_logits(expected, logits, dtype),
+                "scores": _scores(target, recipe, reporter),
+            }
     return found
 
 

@@ -77,7 +77,7 @@ def merge_run(run: Path, output: Path, reporter: Reporter, base: BaseMode = "deq
         if facts["quantization"] != "none":
             proof["base"] = base
         if expected is not trained:
-            proof["from_trained"] = compare_logits(trained.answers.logits, expected.answers.logits)
+            proof["from_trained"] = compare_logits(trained.answers.logits, expected.answers.logits, dtype)
         record(folder, proof)
         (folder / "README.md").write_text(merged_card(run, proof), encoding="utf-8")
     return {"output": str(output), **proof}

@@ -24,7 +24,7 @@ from lockadapt.export.reference import (
 )
 from lockadapt.files import write_json
 from lockadapt.models.proof import REPORT, FreshResult, run_fresh
-from lockadapt.models.sources import some, tolerance
+from lockadapt.models.sources import some
 from lockadapt.training.progress import Reporter
 
 __all__ = [
@@ -39,8 +39,11 @@ __all__ = [
 
 RECORD = "merge.json"
 """Where a merged folder keeps the numbers of its proof."""
-MIN_TOP1 = {torch.float32: 0.999, torch.bfloat16: 0.95, torch.float16: 0.95}
-"""Share of positions whose likeliest token must stay the same; a rounding to 16 bits may flip near ties."""
+MIN_TOP1 = {torch.float32: 0.999, torch.bfloat16: 0.98, torch.float16: 0.98}
+"""Share of the positions with a decided likeliest token at which that must stay the same."""
+NEAR_TIE = 4
+"""Roundings of the largest logit by which a lead can come and go. Measured: a bfloat16 run whose logits moved by 0.5 at most (of
+17, so 4 roundings) kept the likeliest token at 0.941 of all positions, questions that nobody learned among them."""
 KL = {torch.float32: (1e-7, 1e-4), torch.float16: (1e-4, 2e-3), torch.bfloat16: (5e-3, 2e-2)}
 """Mean KL divergence in nats, by dtype: what rounding alone may do, and what nothing excuses. Between the two, a folder must be
 nearer to the trained model than `ADAPTER_SHARE` of what the adapter changed. Two orders of the same arithmetic differ by 3e-12,
@@ -99,19 +102,35 @@ def note_blindness(result: Mapping[str, Any], reporter: Reporter) -> None:
         )
 
 
-def compare_logits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> dict[str, float]:
+def compare_logits(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
     """Largest difference, mean KL divergence (nats, first against second) and top-1 agreement over all positions.
 
     Entries that are no finite numbers give a difference of infinity.
+
+    Args:
+        dtype: that logits were computed in. `decided_agreement` leaves out the positions where the first's two likeliest
+            tokens lie within `NEAR_TIE` roundings of it, whose order says nothing.
     """
     largest, divergence, same, positions = 0.0, 0.0, 0, 0
+    kept, decided = 0, 0
     for case, a in first.items():
         b = second[case]
         largest = max(largest, float((a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).max()))
         divergence += float(kl_divergence(a, b).sum())
-        same += int((a.argmax(-1) == b.argmax(-1)).sum())
+        equal = a.argmax(-1) == b.argmax(-1)
+        same += int(equal.sum())
         positions += a.shape[0] * a.shape[1]
-    return {"max_abs_logit_diff": largest, "kl": divergence / positions, "top1_agreement": same / positions}
+        best = a.topk(2, dim=-1).values
+        clear = best[..., 0] - best[..., 1] > NEAR_TIE * torch.finfo(dtype).eps * float(a.abs().max())
+        kept, decided = kept + int((equal & clear).sum()), decided + int(clear.sum())
+    return {
+        "max_abs_logit_diff": largest,
+        "kl": divergence / positions,
+        "top1_agreement": same / positions,
+        "decided_agreement": kept / decided if decided else 1.0,
+    }
 
 
 def unsound(fresh: FreshResult) -> list[str]:
@@ -141,7 +160,7 @@ def _measure(fresh: FreshResult, reference: Reference, dtype: torch.dtype) -> di
         return {"shapes": shapes}
     gaps = [one.gap(other) for one, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)]
     return {
-        **compare_logits(reference.logits, logits),
+        **compare_logits(reference.logits, logits, reference.coarse(dtype)),
         "model_class": fresh.answer["model_class"].rsplit(".", 1)[-1],
         "missing_keys": fresh.answer["missing_keys"],
         "unexpected_keys": fresh.answer["unexpected_keys"],
@@ -172,8 +191,8 @@ def differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dt
         problems.append(f"logits differ by {result['max_abs_logit_diff']:.3g} (allowed {allowed:.3g})")
     if not result["kl"] <= (limit := kl_limit(reference, dtype)):
         problems.append(f"KL divergence is {result['kl']:.3g} nats (allowed {limit:.3g})")
-    if not result["top1_agreement"] >= MIN_TOP1[dtype]:
-        problems.append(f"only {result['top1_agreement']:.4f} of the likeliest tokens agree")
+    if not result["decided_agreement"] >= MIN_TOP1[reference.coarse(dtype)]:
+        problems.append(f"only {result['decided_agreement']:.4f} of the likeliest tokens agree")
     if not result["prompts_equal"]:
         problems.append("the saved processor writes other prompts than training used")
     elif not result["pixels_equal"]:
@@ -192,8 +211,7 @@ def differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dt
 
 def kl_limit(reference: Reference, dtype: torch.dtype) -> float:
     """The largest KL divergence that a folder stored in `dtype` may have."""
-    coarse = max((reference.dtype, dtype), key=lambda one: torch.finfo(one).eps)
-    noise, most = KL[coarse]
+    noise, most = KL[reference.coarse(dtype)]
     return (
         most if reference.adapter_kl is None else min(most, max(noise, ADAPTER_SHARE * reference.adapter_kl))
     )

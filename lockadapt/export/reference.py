@@ -83,10 +83,13 @@ class Reference:
     image_effect: float | None
     adapter_kl: float | None
 
+    def coarse(self, dtype: torch.dtype) -> torch.dtype:
+        """Of `dtype` and the model's, the one with the larger roundings."""
+        return max((self.dtype, dtype), key=lambda one: torch.finfo(one).eps)
+
     def allowed(self, dtype: torch.dtype) -> float:
         """How far a logit of a folder stored in `dtype` may lie from the trained model's."""
-        coarse = max((self.dtype, dtype), key=lambda one: torch.finfo(one).eps)
-        return max(tolerance(coarse, logits) for logits in self.logits.values())
+        return max(tolerance(self.coarse(dtype), logits) for logits in self.logits.values())
 
 
 @torch.no_grad()

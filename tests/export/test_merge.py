@@ -167,7 +167,12 @@ def test_numbers_of_a_comparison() -> None:
     first = {"a": torch.tensor([[[0.0, 1.0], [2.0, 0.0]]])}
     second = {"a": torch.tensor([[[0.0, 1.0], [0.0, 2.0]]])}
     same, other = compare_logits(first, first), compare_logits(first, second)
-    assert same == {"max_abs_logit_diff": 0.0, "kl": 0.0, "top1_agreement": 1.0}
+    assert same == {
+        "max_abs_logit_diff": 0.0,
+        "kl": 0.0,
+        "top1_agreement": 1.0,
+        "decided_agreement": 1.0,
+    }
     p = torch.tensor([2.0, 0.0]).double().softmax(-1)
     q = torch.tensor([0.0, 2.0]).double().softmax(-1)
     assert other["max_abs_logit_diff"] == 2.0

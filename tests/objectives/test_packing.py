@@ -47,7 +47,9 @@ def adapted(folder: Path, quantization: str, checkpointing: bool) -> tuple[nn.Mo
     model = attach_lora(model, lora_config(model, LoraSettings(rank=4, init="gaussian")))
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
-            nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+            chance = torch.Generator().manual_seed(1)
+            with torch.no_grad():
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=chance))
     set_trainable(model, ["projector", "lora"])
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -22,8 +22,8 @@ from lockadapt.export.streaming.stream import cores, write_shards
 from lockadapt.files import write_json
 from lockadapt.models.sources import some
 
-GPU_THREADS = 4
-"""That read, feed a GPU and write: more of them wait for one another."""
+GPU_THREADS = 8
+"""That read, feed a GPU and write."""
 
 
 @dataclass(frozen=True)
