@@ -42,18 +42,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def warm() -> Iterator[Warm]:
-    """Proofs are forks of a warm process, but for the tests that are marked `cold`."""
+    """Proofs are forks of a warm process, but for the tests that are marked `cold`, and on a GPU, which no fork can use."""
     warm = Warm()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "run_python", warm)
+        patch.setattr(proof, "run_python", COLD if ON_GPU else warm)
         yield warm
     warm.close()
 
 
 @pytest.fixture(autouse=True)
 def cold(request: pytest.FixtureRequest, warm: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marked tests get the fresh process that users get; so do all on a GPU, which no fork can use."""
-    if ON_GPU or request.node.get_closest_marker("cold"):
+    """Marked tests get the fresh process that users get."""
+    if request.node.get_closest_marker("cold"):
         monkeypatch.setattr(proof, "run_python", COLD)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ def load_quantized(
     if quantization == "none":
         return load_model(folder, dtype, without_tower=without_tower)
     require_bitsandbytes()
+    # It says so at every product of every layer; docs/recipes.md says it once.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     from transformers import BitsAndBytesConfig
 
     plain, _ = load_model(folder, torch.bfloat16, meta=True)

@@ -41,6 +41,13 @@ def test_blocks_only(kind: str, folder: Path) -> None:
     assert kind in rows["llm"].dtype
 
 
+def test_int8_does_not_talk_at_every_product(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = load_quantized(folder, "int8", torch.bfloat16)
+    with torch.no_grad():
+        model(input_ids=IDS)
+    assert "inputs will be cast" not in caplog.text
+
+
 def test_true_parameter_count_survives_packing(folder: Path) -> None:
     plain, _ = load_quantized(folder, "none", torch.float32)
     packed, _ = load_quantized(folder, "nf4", torch.float32)
