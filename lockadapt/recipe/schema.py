@@ -57,7 +57,9 @@ class ModelSection(Section):
         default="auto", description="auto: bfloat16 where the GPU has it, else float32"
     )
     quantization: Literal["none", "nf4", "int8"] = Field(
-        default="none", description="of the LLM's blocks; tower, projector and head are never quantized"
+        default="none",
+        description="of the LLM's blocks; tower, projector and head are never quantized; "
+        "`int8` rounds what it multiplies to float16 (LLM.int8())",
     )
 
     @model_validator(mode="after")
