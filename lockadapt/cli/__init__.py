@@ -108,9 +108,11 @@ def main() -> None:
         # torch's out-of-memory errors are RuntimeErrors; anything else is our mistake and keeps its traceback.
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
+        from lockadapt.training.worst_batch import reason  # torch is loaded by now; --help does without it
+
         _fail(
             DoesNotFitError(
-                f"out of memory: {str(error).splitlines()[0]}",
+                f"out of memory: {reason(error)}",
                 fix="halve training.batch_size and double training.accumulation, or use quantization: nf4",
             )
         )

@@ -138,6 +138,12 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+def reason(error: BaseException) -> str:
+    """What ran out, without the allocator's statistics that CUDA's message goes on with."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first.split(". GPU ")[0].removesuffix(".")
+
+
 def _measure(trainer: GroundingTrainer) -> Measured | str:
     """The largest of the candidates, or the first line of an out-of-memory error."""
     args: Any = trainer.args
@@ -157,7 +163,7 @@ def _measure(trainer: GroundingTrainer) -> Measured | str:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return reason(error)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)

@@ -19,7 +19,7 @@ from lockadapt.recipe.read import load_recipe
 from lockadapt.training import largest_batch
 from lockadapt.training.largest_batch import try_largest_batch
 from lockadapt.training.progress import Reporter
-from lockadapt.training.worst_batch import Measured, fit_micro_batch, out_of_memory, worst_batches
+from lockadapt.training.worst_batch import Measured, fit_micro_batch, out_of_memory, reason, worst_batches
 from tests.export.test_merge import values
 from tests.rows import trainer, vqa_samples
 
@@ -49,6 +49,16 @@ def narrow(most: int, error: Exception | None = None) -> Narrow:
     }.items():
         object.__setattr__(objective, name, value)
     return objective
+
+
+def test_the_reason_is_what_ran_out() -> None:
+    said = (  # by torch 2.11 on an H100
+        "CUDA out of memory. Tried to allocate 28.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which 77.72 GiB "
+        "is free. Including non-PyTorch memory, this process has 1.45 GiB memory in use.\nSee documentation"
+    )
+    short = "CUDA out of memory. Tried to allocate 28.00 MiB"
+    assert reason(torch.cuda.OutOfMemoryError(said)) == short
+    assert reason(MemoryError()) == "MemoryError"
 
 
 @pytest.mark.parametrize("changes", [{"packing": "none"}, {"packing": "shared", "samples_per_image": 2}])
