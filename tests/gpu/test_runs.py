@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import lockadapt
 from lockadapt.evaluation.chat import Chat
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.export.export import export_run
 from lockadapt.export.merge import merge_run
 from lockadapt.export.verify import verify_folder
+from lockadapt.models.quantize import load_quantized
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
-from lockadapt.training.run_folder import load_run, read_facts
+from lockadapt.training.run_folder import base_of, load_run, read_facts
 from lockadapt.training.session import train
 from tests.export.test_merge import values
 from tests.rows import embedding_recipe, pictures
@@ -72,6 +75,23 @@ def test_the_merged_folder_is_verified(run: Path, merged: Path) -> None:
 def test_the_adapter_is_what_peft_loads(run: Path, tmp_path: Path) -> None:
     found = export_run(run, "adapter", tmp_path / "out", QUIET)
     assert (found["missing_keys"], found["unexpected_keys"]) == ([], [])
+
+
+@torch.no_grad()
+def test_attached_to_a_live_model_it_is_the_run(run: Path, tmp_path: Path) -> None:
+    facts, loaded = read_facts(run), load_run(run)
+    live, processor = load_quantized(base_of(run, facts), facts["quantization"], torch.bfloat16)
+    live = live.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    red = Image.open(pictures(tmp_path)["red"])
+    inputs = processor(text=[f"{processor.image_token}which color"], images=[red], return_tensors="pt")
+    inputs = inputs.to(live.device, torch.bfloat16)
+    alone = live(**inputs).logits
+    adapter = lockadapt.attach(live, run)
+    attached, trained = live(**inputs).logits, loaded.model(**inputs).logits
+    assert (attached - trained).abs().max() <= 3e-2 * trained.abs().max()
+    assert (attached - alone).abs().max() > 3e-2 * trained.abs().max()
+    adapter.detach()
+    assert torch.equal(live(**inputs).logits, alone)
 
 
 @pytest.mark.parametrize(
