@@ -11,7 +11,7 @@ CPU_TORCH := torch==2.13.0
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
-	@echo "make test-gpu    what depends on the device, on the GPU (a minute)"
+	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
 	@echo "make lint types  ruff and mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"

@@ -58,10 +58,8 @@ def generate_from_shared_prefix(
 
 
 def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
-    with (
-        as_trained(model),
-        quiet(),
-    ):  # Janus sets a length of its own beside ours, and says at every call which one counts
+    # Janus sets a length of its own beside ours, and says at every call which one counts.
+    with as_trained(model), quiet():
         made = model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=max_new_tokens,

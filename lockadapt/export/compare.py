@@ -51,7 +51,10 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
     expected = reference_answers(trained, processor, probe).logits
     del trained
     reporter.note("scoring the run")
-    found: dict[str, Any] = {UNMERGED: {"scores": _scores(open_target(run), recipe, reporter)}}
+    target = open_target(run)
+    mean = target.mean
+    found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, recipe, reporter)}}
+    del target  # before the next model is loaded
     for mode in MODES:
         with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
             folder = Path(room) / "merged"
@@ -61,7 +64,7 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
             model, processor = load_model(folder, dtype)
             model.to(place_for(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
-            target = Target(model, processor, recipe, None, open_target(run).mean, folder)
+            target = Target(model, processor, recipe, None, mean, folder)
             found[mode] = {
                 **compare_logits(expected, logits, dtype),
                 "scores": _scores(target, recipe, reporter),

@@ -151,7 +151,7 @@ def embed_images(trained: Trained, images: Sequence[Image.Image]) -> Tensor:
     rows = []
     for image in images:
         if trained.dual:
-            values = pixels(trained.processor.image_processor, [image]).to(trained.model.dtype)
+            values = pixels(trained.processor.image_processor, [image])
             rows.append(project_images(trained.model, pooled_image_features(trained.model, values)))
         else:
             rows.append(_embed_sequence(trained, trained.frames.image, image))

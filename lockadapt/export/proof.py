@@ -229,10 +229,10 @@ def _same_pixels(fresh: FreshResult, number: int, answer: Answer) -> bool:
         return mine is theirs
     if mine.shape != theirs.shape:
         return False
-    coarse = max((mine.dtype, theirs.dtype), key=lambda one: torch.finfo(one).eps)
-    # Both are rounded once at most, each to what its own model computes in.
-    allowed = max(1e-4, torch.finfo(coarse).eps) * float(mine.abs().max())
-    return float((mine.float() - theirs.float()).abs().max()) <= allowed
+    share = 1e-4
+    if mine.dtype != theirs.dtype:  # each was rounded to what its own model computes in
+        share = max(share, torch.finfo(mine.dtype).eps, torch.finfo(theirs.dtype).eps)
+    return float((mine.float() - theirs.float()).abs().max()) <= share * float(mine.abs().max())
 
 
 def _conversation(sample: Sample, room: Path, number: int) -> dict[str, Any]:

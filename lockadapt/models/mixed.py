@@ -15,15 +15,13 @@ from lockadapt.models.parts import parts_of, stock
 def as_trained(model: nn.Module) -> Iterator[None]:
     """The arithmetic that the trainer uses, where a model is called without it: autocast, if its dtypes need that.
 
-    The stock classes hand the tower's outputs to the projector as they are, which fails if the two differ. A loaded
-    run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
+    The stock classes hand the tower's outputs to the projector, and the LLM's to what draws, as they are, which fails if
+    the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
     """
     base, parts = stock(model), parts_of(model)
-    dtypes = {
-        next(base.get_submodule(path).parameters()).dtype
-        for path in (parts.projector, parts.tower)
-        if path and any(True for _ in base.get_submodule(path).parameters())
-    }
+    paths = (parts.tower, parts.projector, *parts.generation)
+    first = (next(base.get_submodule(path).parameters(), None) for path in paths if path)
+    dtypes = {parameter.dtype for parameter in first if parameter is not None}
     if len(dtypes) < 2:
         yield
         return

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from lockadapt.data.batch import left_padded
+from lockadapt.models.mixed import as_trained
 from lockadapt.models.parts import stock
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives.drawing import Drawing, drawing_prompts
@@ -41,7 +42,7 @@ def draw_codes(
     base, arguments = stock(model), settings.arguments()
     device, done, pad = base.device, list[Tensor](), base.generation_config.pad_token_id
     encoded = drawing_prompts(processor, prompts)
-    with _still(model, settings.seed), _one_dtype(base), quiet():
+    with _still(model, settings.seed), as_trained(model), quiet():
         for start in range(0, len(encoded), settings.batch_size):
             part = encoded[start : start + settings.batch_size]
             ids, mask = left_padded([row.tolist() for row in part], pad)
@@ -123,15 +124,3 @@ def _still(model: nn.Module, seed: int) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-@contextlib.contextmanager
-def _one_dtype(base: Any) -> Iterator[None]:
-    """While a run lasts, what trains is float32 beside an LLM in 16 bits, which only autocast lets meet."""
-    dtypes = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
-    if len(dtypes) < 2:
-        yield
-        return
-    small = next(dtype for dtype in dtypes if dtype != torch.float32)
-    with torch.autocast(base.device.type, dtype=small):
-        yield

@@ -149,8 +149,8 @@ def load_trained(
     place = "cuda" if torch.cuda.is_available() else "cpu"
     if dequantized and facts["quantization"] != "none":
         # What fits a card in 4 bits can be too large for it in 16.
-        growth = (4 if facts["quantization"] == "nf4" else 2) * dtype.itemsize // 2
-        place = place_for(growth * held_bytes(model))
+        values_in_a_byte = {"nf4": 2, "int8": 1}[facts["quantization"]]
+        place = place_for(values_in_a_byte * dtype.itemsize * held_bytes(model))
         model = dequantize(model.to(place), dtype)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)

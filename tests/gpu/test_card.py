@@ -11,13 +11,11 @@ import torch
 from lockadapt.data.batch import on_device
 from lockadapt.export.streaming import merge_weights
 from lockadapt.export.streaming.merge_weights import Weighted
-from lockadapt.export.streaming.requantized import Requantized
 from lockadapt.models.assemble import assemble
 from lockadapt.models.place import ROOM, place_for
-from lockadapt.models.quantize import dequantized_weight
 from lockadapt.objectives.answer_tokens import sample_losses
 from tests.export.streaming.made import Case, read_all
-from tests.export.streaming.test_merge_weights import _plain, make
+from tests.export.streaming.test_merge_weights import make, merged_and_wanted
 from tests.objectives.test_packing import adapted, both, gradients
 from tests.tiny import tiny_llm, tiny_tower
 
@@ -44,24 +42,8 @@ def test_a_merge_is_the_cpus_but_for_the_last_bit(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_quantized_base_is_what_its_layers_multiplied_with(kind: Any, tmp_path: Path) -> None:
-    import bitsandbytes as bnb
-
-    case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
-    base, adapter, output = make(case, tmp_path)
-    name = "model.layers.0.self_attn.q_proj"
-    merge_weights(
-        base, output, [Weighted(adapter)], requantized={f"{name}.weight": Requantized(kind, torch.bfloat16)}
-    )
-    stored, lora = read_all(base)[f"{name}.weight"], _plain(adapter)
-    layer: Any = torch.nn.Module()
-    if kind == "nf4":
-        layer.weight = bnb.nn.Params4bit(stored, requires_grad=False, quant_type="nf4").to("cuda")
-    else:
-        layer.weight = bnb.nn.Int8Params(stored.half(), requires_grad=False).to("cuda")
-    a, b = (lora[f"{name}.lora_{x}.weight"] for x in "AB")
-    sums = case.alpha / case.rank * (b @ a)
-    wanted = (dequantized_weight(layer, torch.float32).cpu() + sums).bfloat16()
-    torch.testing.assert_close(read_all(output)[f"{name}.weight"], wanted, rtol=2**-7, atol=1e-6)
+    merged, wanted, _ = merged_and_wanted(kind, tmp_path, "cuda")
+    torch.testing.assert_close(merged, wanted, rtol=2**-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

@@ -11,16 +11,20 @@ from PIL import Image
 import lockadapt
 from lockadapt.evaluation.chat import Chat
 from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.evaluation.target import open_target
 from lockadapt.export.export import export_run
 from lockadapt.export.merge import merge_run
 from lockadapt.export.verify import verify_folder
 from lockadapt.models.quantize import load_quantized
+from lockadapt.objectives.draw import draw
+from lockadapt.objectives.drawing import Drawing
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.progress import Reporter
 from lockadapt.training.run_folder import base_of, load_run, read_facts
 from lockadapt.training.session import train
 from tests.export.test_merge import values
 from tests.rows import embedding_recipe, pictures
+from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 QUIET = Reporter(quiet=True)
@@ -111,3 +115,20 @@ def test_embeddings(tower: str, mode: str, target: str, tiny: Path, tmp_path: Pa
     assert scores["retrieval"]["n"] == 4
     found = export_run(tmp_path / "run", target, tmp_path / "out", QUIET)
     assert max(found["text_difference"], found["image_difference"]) < 3e-2
+
+
+def test_one_body_that_answers_embeds_and_draws(tmp_path: Path) -> None:
+    tiny_llm("llama-tied", tmp_path / "llama")
+    tiny_tower("siglip-vision", tmp_path / "clip-vision")
+    recipe = embedding_recipe(tmp_path, tmp_path, "llama")
+    tokenizer = str(tiny_image_tokenizer(tmp_path / "tokenizer"))
+    recipe["model"] |= {"image_tokenizer": tokenizer, "dtype": "bfloat16"}
+    recipe["data"] = {"features": "none"}
+    rows = recipe["objectives"]["itc"]["train"]
+    recipe["objectives"]["t2i"] = {"train": rows, "test": rows}
+    train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
+    merge_run(tmp_path / "run", tmp_path / "merged", QUIET)
+    for folder in (tmp_path / "run", tmp_path / "merged"):
+        assert set(evaluate_folder(folder, None, (), False, None, QUIET)) == {"vqa", "retrieval", "t2i"}
+        target = open_target(folder)
+        assert len(draw(target.model, target.processor, ["a red shape"], Drawing())) == 1

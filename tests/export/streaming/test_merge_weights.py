@@ -183,11 +183,18 @@ def test_trained_rows_reach_the_tied_head_too_where_both_are_stored(tmp_path: Pa
 def test_a_quantized_base_is_what_its_layers_multiplied_with(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(merging_module, "PIECE_BYTES", 4000)
+    merged, wanted, original = merged_and_wanted(kind, tmp_path, "cpu")
+    assert torch.equal(merged, wanted)
+    assert not torch.equal(merged, original)
+
+
+def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix merged on a quantized base; what bitsandbytes' layer on `device` gives; what the base before gives."""
     import bitsandbytes as bnb
 
-    monkeypatch.setattr(merging_module, "PIECE_BYTES", 4000)
     case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
-    base, adapter, output = make(case, tmp_path)
+    base, adapter, output = make(case, room)
     name = "model.layers.0.self_attn.q_proj"
     merge_weights(
         base, output, [Weighted(adapter)], requantized={f"{name}.weight": Requantized(kind, torch.bfloat16)}
@@ -197,13 +204,13 @@ def test_a_quantized_base_is_what_its_layers_multiplied_with(
     if kind == "nf4":
         layer.weight = bnb.nn.Params4bit(
             stored, requires_grad=False, quant_type="nf4", compress_statistics=True
-        ).to("cpu")
+        ).to(device)
     else:
-        layer.weight = bnb.nn.Int8Params(stored.half(), requires_grad=False).to("cpu")
+        layer.weight = bnb.nn.Int8Params(stored.half(), requires_grad=False).to(device)
     a, b = (lora[f"{name}.lora_{x}.weight"] for x in "AB")
-    wanted = (dequantized_weight(layer, torch.float32) + case.alpha / case.rank * (b @ a)).bfloat16()
-    assert torch.equal(read_all(output)[f"{name}.weight"], wanted)
-    assert not torch.equal(wanted, (stored.float() + case.alpha / case.rank * (b @ a)).bfloat16())
+    sums = case.alpha / case.rank * (b @ a)
+    wanted = (dequantized_weight(layer, torch.float32).cpu() + sums).bfloat16()
+    return read_all(output)[f"{name}.weight"], wanted, (stored.float() + sums).bfloat16()
 
 
 def test_a_sum_on_a_tied_matrix_is_refused(tmp_path: Path) -> None:
