@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.autograd.profiler import profile
 
-from lockadapt.data.feature_shards import Layout, Shard, open_shard, write_shard
-from lockadapt.data.features import gather
+from lockadapt.features.on_disk import gather
+from lockadapt.features.shards import Layout, Shard, open_shard, write_shard
 
 SHAPES = {
     "MobileNetV2, 128 px": (16, 1280),

@@ -85,7 +85,7 @@ def make_adapter(base: Path, folder: Path) -> None:
     """A PEFT folder with random matrices on every linear layer of the blocks."""
     from peft import LoraConfig, get_peft_model
 
-    from lockadapt.export.streaming.names import meta_model
+    from lockadapt.exports.weights.names import meta_model
 
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model: Any = get_peft_model(meta_model(base), config)
@@ -112,7 +112,7 @@ def _lockadapt(base: Path, adapter: Path, output: Path) -> float:
     import transformers.modeling_utils
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    from lockadapt.export.streaming.merge_weights import Weighted, merge_weights
+    from lockadapt.exports.weights.merge_weights import Weighted, merge_weights
 
     start = time.perf_counter()
     output.mkdir()

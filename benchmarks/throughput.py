@@ -46,7 +46,7 @@ class WorkerError(Exception):
 
 
 @dataclass(frozen=True)
-class Bench:
+class EvaluationContext:
     """One invocation: its folder, and what is the same for all cases."""
 
     folder: Path
@@ -273,7 +273,7 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
     failed = False
     with tempfile.TemporaryDirectory(prefix="lockadapt-bench-") as folder:
-        bench = Bench(Path(folder), arguments)
+        bench = EvaluationContext(Path(folder), arguments)
         for name, reason in reasons.items():
             if reason is None:
                 try:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image, List
+from ideal_flops import count, flops, gemm_peak
 from shapes import build, build_easy_vqa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from useful import count, flops, gemm_peak
 
 from lockadapt import GroundingConfig, GroundingTrainer
 from lockadapt.data.encode import Encoded, Encoder
@@ -31,8 +31,8 @@ from lockadapt.models.adapters import LoraSettings, lora_config
 from lockadapt.models.fusions import projector_input
 from lockadapt.models.load import load_model
 from lockadapt.objectives import KINDS
+from lockadapt.runs.run_folder import versions
 from lockadapt.training.rows import context_length, distinct_images, encoded_rows
-from lockadapt.training.run_folder import versions
 
 LORA = LoraSettings(rank=16)
 TRL_TARGETS = r"model\.language_model\.layers\..*_proj"

@@ -19,8 +19,8 @@ from trl import SFTConfig, SFTTrainer
 
 import lockadapt
 from lockadapt.models.adapters import resolve_targets
-from lockadapt.models.parts import parts_of
-from lockadapt.models.still import keep_tower_still
+from lockadapt.models.freeze_tower_mode import keep_tower_still
+from lockadapt.models.parts import layout_of
 
 ASSETS = files("lockadapt.quickstart").joinpath("assets")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -55,7 +55,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTra
         report_to="none",
     )
     lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(parts_of(model).projector)]
+        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(layout_of(model).projector)]
     )
     return SFTTrainer(model, config, train_dataset=rows(), processing_class=processor, peft_config=lora)
 

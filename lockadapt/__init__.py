@@ -8,7 +8,7 @@ from lockadapt.version import __version__
 
 if TYPE_CHECKING:
     from lockadapt.attaching.attach import attach
-    from lockadapt.export.merge import merge_run as merge
+    from lockadapt.exports.merge import merge_run as merge
     from lockadapt.models.assemble import assemble
     from lockadapt.recipe.read import load_recipe
     from lockadapt.training.config import GroundingConfig
@@ -22,7 +22,7 @@ _HOMES = {
     "load_recipe": ("lockadapt.recipe.read", "load_recipe"),
     "GroundingConfig": ("lockadapt.training.config", "GroundingConfig"),
     "GroundingTrainer": ("lockadapt.training.trainer", "GroundingTrainer"),
-    "merge": ("lockadapt.export.merge", "merge_run"),
+    "merge": ("lockadapt.exports.merge", "merge_run"),
 }
 
 

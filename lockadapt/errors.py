@@ -43,7 +43,7 @@ class NoLabelError(DataError):
     """A sample has no token to learn from."""
 
 
-class EnvironmentProblem(LockadaptError):
+class SetupError(LockadaptError):
     """A package, a device or a model file that is needed is absent or too old."""
 
     exit_code = 4
@@ -85,7 +85,7 @@ class NonFiniteLossError(WouldNotLearnError):
     """The loss is NaN or infinite."""
 
 
-class BlindError(WouldNotLearnError):
+class ImageIgnoredError(WouldNotLearnError):
     """Swapping the images for others does not change the loss: the model does not look."""
 
 

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+from lockadapt.console import Reporter
 from lockadapt.models.image_tokenizer import TokenizerShape
 from lockadapt.quickstart.drawing import COLOURS, SHAPES, draw
 from lockadapt.quickstart.prompts import simple_scene
-from lockadapt.training.image_tokenizer import TokenizerTraining
-from lockadapt.training.progress import Reporter
-from lockadapt.training.tokenizer_folder import train_folder
+from lockadapt.training.image_tokenizer.folder import train_folder
+from lockadapt.training.image_tokenizer.train import TokenizerTraining
 
 SHAPE = TokenizerShape(size=32, grid=4, codes=256, blocks=0)
 """As many codes as the tower has patches, as Janus has one grid for both."""

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lockadapt.export.merge import merge_run
+from lockadapt.console import Reporter
+from lockadapt.exports.merge import merge_run
 from lockadapt.models import proof
 from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.training.progress import Reporter
 from tests import ON_GPU
-from tests.rows import train_to_embed
-from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
-from tests.warm import Warm
+from tests.support.rows import train_to_embed
+from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
+from tests.support.warm import Warm
 
 COLD = proof.run_python
 

@@ -14,7 +14,7 @@ from lockadapt.attaching.graft import active, graft, remove, switch
 from lockadapt.attaching.snapshot import Snapshot
 from lockadapt.attaching.source import Source, read_source
 from lockadapt.errors import AdapterError
-from lockadapt.models.parts import parts_of
+from lockadapt.models.parts import layout_of
 
 _STATE = "_lockadapt_attached"
 
@@ -105,7 +105,7 @@ def attach(
         AdapterError: another class; the name is taken; other adapters are on the model.
         VerificationError: another base or tokenizer; a tensor is missing, left over or of another shape. The model is
             left as it was.
-        RecipeError, EnvironmentProblem: the folder is none that can be attached, or is not there.
+        RecipeError, SetupError: the folder is none that can be attached, or is not there.
     """
     state = _ready(model, name)
     source = read_source(path_or_id)
@@ -144,7 +144,7 @@ def _ready(model: Any, name: str) -> _State:
             where="model",
             fix="give the model that PEFT wraps",
         )
-    parts_of(model)
+    layout_of(model)
     state: _State | None = vars(model).get(_STATE)
     known = set(state.kinds) if state else set()
     if set(getattr(model, "peft_config", None) or ()) != known:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from lockadapt.attaching.source import Source
 from lockadapt.errors import AdapterError, LockadaptError, VerificationError
 from lockadapt.models.base_identity import base_identity, compare, part_digest
-from lockadapt.models.parts import component_of, parts_of, stock
+from lockadapt.models.parts import component_of, layout_of, unwrap_model
 from lockadapt.models.quiet import quiet
 
 FORCE = "attach to the base that it was trained on, or force_base=True (--force-base) if you know better"
@@ -46,7 +46,7 @@ def judge(
             is on this machine.
         modules: as `base_identity` takes them.
     """
-    base = stock(model)
+    base = unwrap_model(model)
     name, recorded = type(base).__name__, source.identity
     if recorded is None:
         said = "nothing in the folder says which base it was trained on (written by an older lockadapt, or by others)"
@@ -103,7 +103,7 @@ def _tokenizer(model: Any, given: Any) -> Any:
 
 def _bridge(model: nn.Module, source: Source) -> tuple[str, ...]:
     """An adapter without a projector needs a base that has the trained one."""
-    places = parts_of(model)
+    places = layout_of(model)
     if places.projector is None or any(component_of(name, places) == "projector" for name in source.tensors):
         return ()
     if source.projector is None:

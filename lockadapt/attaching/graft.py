@@ -17,12 +17,12 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
 from lockadapt.attaching.source import Source
+from lockadapt.building.from_recipe import objectives_of
 from lockadapt.errors import VerificationError
-from lockadapt.models.parts import RETRIEVAL, Parts, component_of, llm_of, parts_of
+from lockadapt.models.parts import RETRIEVAL, ModelLayout, component_of, layout_of, llm_of
 from lockadapt.models.quantize import dequantized_weight, is_quantized
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
-from lockadapt.training.from_recipe import objectives_of
 
 
 class NoRetrieval(nn.Module):
@@ -47,7 +47,7 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
     Raises:
         VerificationError: a tensor is missing, left over, or of another shape.
     """
-    places = parts_of(model)
+    places = layout_of(model)
     config = source.config or LoraConfig(target_modules=DUMMY_TARGET_MODULES, inference_mode=True)
     try:
         with quiet():
@@ -108,7 +108,7 @@ def _own(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from getattr(layer, attribute).parameters()
 
 
-def _part_paths(model: Any, places: Parts) -> list[str]:
+def _part_paths(model: Any, places: ModelLayout) -> list[str]:
     """Parts of the stock class that train; every adapter has its own, so that PEFT can switch them."""
     paths = [places.projector, *places.generation, *(one for one in places.retrieval if one != RETRIEVAL)]
     return [path for path in paths if path is not None]
@@ -164,7 +164,7 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
 
 
 @torch.no_grad()
-def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str]) -> None:
+def _fill(model: Any, source: Source, name: str, places: ModelLayout, brought: set[str]) -> None:
     """Copies every tensor to its place; each exactly once, and none may be without one."""
     own = _slots(model, name, places, brought, source.trained_rows)
     missing, unexpected = sorted(set(own) - set(source.tensors)), sorted(set(source.tensors) - set(own))
@@ -191,7 +191,9 @@ def _fill(model: Any, source: Source, name: str, places: Parts, brought: set[str
         slot.copy_(value)
 
 
-def _slots(model: Any, name: str, places: Parts, brought: set[str], rows: Sequence[int]) -> dict[str, Tensor]:
+def _slots(
+    model: Any, name: str, places: ModelLayout, brought: set[str], rows: Sequence[int]
+) -> dict[str, Tensor]:
     """Storage of everything that an adapter of this kind brings, by the key that its files have."""
     found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     parts = tuple(f"{part}." for part in (places.projector, *places.generation, *places.retrieval) if part)

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lockadapt.errors import AdapterError, EnvironmentProblem, RecipeError, VerificationError
+from lockadapt.errors import AdapterError, RecipeError, SetupError, VerificationError
 from lockadapt.evaluation.target import BESIDE, SIDECAR
 from lockadapt.models.base_identity import BaseIdentity
 from lockadapt.models.sources import HUB_ID
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import run_folder
-from lockadapt.training.artifacts import ADAPTER, PART_FILES
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import ADAPTER, PART_FILES
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
@@ -75,7 +75,7 @@ def read_source(path_or_id: str | Path) -> Source:
     may be named as a whole, with its bridge beside, or by its folder `adapter`.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be fetched.
+        SetupError: it does not exist or cannot be fetched.
         RecipeError: it is an unfinished run, or nothing that can be attached.
         AdapterError: it asks for what cannot be attached.
         VerificationError: a file is damaged or missing.
@@ -121,12 +121,12 @@ def _find(path_or_id: str | Path) -> Path:
         try:
             return Path(snapshot_download(path_or_id, allow_patterns=_FILES))
         except Exception as error:
-            raise EnvironmentProblem(
+            raise SetupError(
                 f"the adapter cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0]}",
                 where=path_or_id,
                 fix="check the id, the connection and access rights",
             ) from error
-    raise EnvironmentProblem(
+    raise SetupError(
         "the adapter does not exist",
         where=str(path_or_id),
         fix="check the path, or give a Hub id such as org/name",

@@ -108,7 +108,9 @@ def main() -> None:
         # torch's out-of-memory errors are RuntimeErrors; anything else is our mistake and keeps its traceback.
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        from lockadapt.training.worst_batch import reason  # torch is loaded by now; --help does without it
+        from lockadapt.training.batch_size_search import (
+            reason,  # torch is loaded by now; --help does without it
+        )
 
         _fail(
             DoesNotFitError(

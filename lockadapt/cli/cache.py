@@ -20,8 +20,8 @@ def cache(
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    from lockadapt.training.cache import cache_recipe
-    from lockadapt.training.progress import Reporter
+    from lockadapt.building.cache import cache_recipe
+    from lockadapt.console import Reporter
 
     found = cache_recipe(loaded.recipe, Reporter(quiet))
     if as_json:

@@ -30,8 +30,8 @@ def check(
             else f"{recipe}: the recipe is well formed"
         )
         return
+    from lockadapt.console import Reporter
     from lockadapt.training.check import check_recipe
-    from lockadapt.training.progress import Reporter
 
     found = check_recipe(loaded.recipe, Reporter(), samples)
     print(json.dumps(found) if as_json else f"{recipe}: ready to train")

@@ -34,11 +34,11 @@ def _look() -> dict[str, Any]:
         import transformers
 
         from lockadapt.models.bitsandbytes import require_bitsandbytes
-        from lockadapt.training.run_folder import versions
+        from lockadapt.runs.run_folder import versions
     except ImportError as error:
         problems.append({"what": str(error), "fix": "pip install lockadapt again", "fatal": True})
         return {"facts": {"python": sys.version.split()[0]}, "problems": problems}
-    from lockadapt.errors import EnvironmentProblem
+    from lockadapt.errors import SetupError
 
     facts: dict[str, Any] = dict(versions())
     facts["cpu cores"] = os.cpu_count()
@@ -53,7 +53,7 @@ def _look() -> dict[str, Any]:
     try:
         require_bitsandbytes()
         facts["nf4, int8"] = "available"
-    except EnvironmentProblem as error:
+    except SetupError as error:
         problems.append({"what": str(error), "fix": error.fix or "", "fatal": False})
     facts["image backend"] = "torchvision" if transformers.utils.is_torchvision_available() else "Pillow"
     return {"facts": facts, "problems": problems}

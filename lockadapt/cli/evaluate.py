@@ -26,8 +26,8 @@ def evaluate(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Evaluate every objective on its test rows."""
+    from lockadapt.console import Reporter
     from lockadapt.evaluation.evaluate import evaluate_folder
-    from lockadapt.training.progress import Reporter
 
     scores = evaluate_folder(target, recipe, overrides, blind, predictions, Reporter(quiet))
     if as_json:

@@ -22,8 +22,8 @@ def export(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Write a run for another client, and prove in a fresh process that it computes what was trained."""
-    from lockadapt.export.export import export_run
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
+    from lockadapt.exports.export import export_run
 
     result = export_run(run, to, output, Reporter(quiet), llama_cpp)
     print(json.dumps(result) if as_json else result["output"])

@@ -26,8 +26,8 @@ def generate(
 ) -> None:
     """Draw pictures for prompts."""
     from lockadapt.evaluation.generate import generate_pictures
-    from lockadapt.objectives.drawing import Drawing
+    from lockadapt.objectives.image_generation import ImageGenerationConfig
 
-    drawing = Drawing(seed, temperature, top_k, top_p, guidance_scale)
+    drawing = ImageGenerationConfig(seed, temperature, top_k, top_p, guidance_scale)
     result = generate_pictures(target, prompts, output, drawing, count)
     print(json.dumps(result) if as_json else f"{len(result['images'])} pictures: {output}")

@@ -25,8 +25,8 @@ def merge(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Fold adapters and projector into one folder that stock Transformers loads, and prove it in a fresh process."""
-    from lockadapt.export.merging import merge_any, text_of
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
+    from lockadapt.exports.merging import merge_command, text_of
 
-    result = merge_any(source, output, adapter, base, compare, samples, Reporter(quiet))
+    result = merge_command(source, output, adapter, base, compare, samples, Reporter(quiet))
     print(json.dumps(result) if as_json else text_of(result))

@@ -23,9 +23,9 @@ def plan(
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    from lockadapt.training.plan import parse_size, plan_recipe, refuse_unless_fits
-    from lockadapt.training.plan_text import plan_text
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
+    from lockadapt.planning.plan import parse_size, plan_recipe, refuse_unless_fits
+    from lockadapt.planning.text import plan_text
 
     limit = None if memory is None else parse_size(memory)
     found = plan_recipe(loaded.recipe, Reporter(quiet), limit)

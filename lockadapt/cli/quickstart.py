@@ -15,8 +15,8 @@ def quickstart(
     as_json: bool = typer.Option(False, "--json", help="End with one JSON object on stdout."),
 ) -> None:
     """Draw pictures, bridge two tiny models, train, evaluate beside a blind run, merge, prove, and show the result."""
+    from lockadapt.console import Reporter
     from lockadapt.quickstart.tour import tour
-    from lockadapt.training.progress import Reporter
 
     result = tour(output, Reporter())
     if as_json:

@@ -23,8 +23,8 @@ def search(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Search a folder of images. Each image is embedded once; later only what is new or changed."""
+    from lockadapt.console import Reporter
     from lockadapt.evaluation.search import search as find
-    from lockadapt.training.progress import Reporter
 
     found = find(target, images, query, image, index, top, Reporter(quiet))
     searches = found["searches"]

@@ -41,7 +41,7 @@ def train(
     if print_config:
         print(shown(loaded))
         return
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
 
     reporter = Reporter(quiet)
     if dry_run:

@@ -17,9 +17,9 @@ def unmerge(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Subtract adapters from a merged folder, and prove that every tensor is the base's again, to two roundings."""
-    from lockadapt.export.stack import parse_adapter
-    from lockadapt.export.unmerge import unmerge as take_out
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
+    from lockadapt.exports.stack import parse_adapter
+    from lockadapt.exports.unmerge import unmerge as take_out
 
     adapters = [parse_adapter(text) for text in adapter]
     result = take_out(folder, adapters, base, output, Reporter(quiet))

@@ -15,8 +15,8 @@ def verify(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Prove a folder in a fresh process: its files, its keys, that it sees, and with --against that it is the trained model."""
-    from lockadapt.export.verify import verify_folder
-    from lockadapt.training.progress import Reporter
+    from lockadapt.console import Reporter
+    from lockadapt.exports.verify import verify_folder
 
     result = verify_folder(folder, against, Reporter(quiet))
     if as_json:

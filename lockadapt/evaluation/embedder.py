@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lockadapt.building.from_recipe import objectives_of
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, RecipeError, SafetyError
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready
 from lockadapt.objectives import ImageText, Objective
 from lockadapt.objectives.base import Progress
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.from_recipe import objectives_of
 from lockadapt.training.rows import context_length
 
 

@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lockadapt.building.from_recipe import feature_settings, objectives_of, samples_of
+from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready, open_target
+from lockadapt.features.inputs import CODES, codes_of
+from lockadapt.features.policy import disk_features, image_side, tower_batch, tower_outputs
 from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.card import write_card
-from lockadapt.training.features import disk_features, image_side, tower_batch, tower_outputs
-from lockadapt.training.from_recipe import feature_settings, objectives_of, samples_of
-from lockadapt.training.inputs import CODES, codes_of
-from lockadapt.training.progress import Reporter
+from lockadapt.runs.card import write_card
 from lockadapt.training.rows import context_length
 
 SCORES = "evaluation.json"
@@ -123,9 +123,9 @@ def _images(
         inputs = disk_features(target.model, target.processor, pixels, settings, reporter.note)
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
     elif recipe.data.features != "none" and (blind or uses > len(images)):
-        from lockadapt.models.parts import stock
+        from lockadapt.models.parts import unwrap_model
 
-        base = stock(target.model)
+        base = unwrap_model(target.model)
         inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
     return inputs

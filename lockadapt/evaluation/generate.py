@@ -9,13 +9,13 @@ from typing import Any
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import open_target
 from lockadapt.files import new_folder
-from lockadapt.models.parts import parts_of
-from lockadapt.objectives.draw import draw, grid
-from lockadapt.objectives.drawing import Drawing
+from lockadapt.models.parts import layout_of
+from lockadapt.objectives.generate_images import draw, grid
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 
 def generate_pictures(
-    target: Path, prompts: Sequence[str], output: Path, drawing: Drawing, count: int
+    target: Path, prompts: Sequence[str], output: Path, drawing: ImageGenerationConfig, count: int
 ) -> dict[str, Any]:
     """Writes `count` PNGs for each prompt and `grid.png`; the folder appears whole or not at all.
 
@@ -26,7 +26,7 @@ def generate_pictures(
         RecipeError: the model does not draw, or `output` is not empty.
     """
     opened = open_target(target)
-    if not parts_of(opened.model).generation:
+    if not layout_of(opened.model).generation:
         raise RecipeError(
             "the model does not draw", where=str(target), fix="train an objective of the kind t2i"
         )

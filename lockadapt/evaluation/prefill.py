@@ -13,8 +13,8 @@ from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
-from lockadapt.models.mixed import as_trained
 from lockadapt.models.quiet import quiet
+from lockadapt.models.training_autocast import training_autocast
 from lockadapt.objectives.answer_tokens import model_inputs
 
 
@@ -47,7 +47,7 @@ def generate_from_shared_prefix(
     prefix = torch.from_numpy(np.stack([first.input_ids[:end] for first in firsts]).astype("int64"))
     shown = images([image for first in firsts for image in first.images])
     inputs = on_device({"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown}, device)
-    with as_trained(model):
+    with training_autocast(model):
         cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).cache
     cache.batch_select_indices(owner.to(device))
     rest, mask = left_padded([prompt.input_ids[end:].tolist() for prompt in prompts], tokenizer.pad_token_id)
@@ -59,7 +59,7 @@ def generate_from_shared_prefix(
 
 def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
     # Janus sets a length of its own beside ours, and says at every call which one counts.
-    with as_trained(model), quiet():
+    with training_autocast(model), quiet():
         made = model.generate(  # type: ignore[operator]
             **inputs,
             max_new_tokens=max_new_tokens,

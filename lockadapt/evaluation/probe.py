@@ -38,7 +38,7 @@ class TowerFeatures:
         batch_size: pictures at a time; few, as all layers of all of them are in memory at once.
 
     Raises:
-        EnvironmentProblem, AssemblyError: as `load_tower`.
+        SetupError, AssemblyError: as `load_tower`.
     """
 
     def __init__(self, tower: str | Path, image_size: int | None = None, batch_size: int = 8) -> None:

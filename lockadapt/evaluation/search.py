@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import RecipeError
@@ -19,9 +20,8 @@ from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
 from lockadapt.evaluation.target import SIDECAR, Target, open_target
 from lockadapt.files import sha256_of
-from lockadapt.training import run_folder
-from lockadapt.training.artifacts import ADAPTER, PROCESSOR
-from lockadapt.training.progress import Reporter
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import ADAPTER, PROCESSOR
 
 SEARCH_CACHE = Path("~/.cache/lockadapt/search")
 """Where indices are that got no place of their own; one for each folder of images and each model."""

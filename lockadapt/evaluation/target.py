@@ -14,13 +14,13 @@ from torch import nn
 from lockadapt.errors import RecipeError
 from lockadapt.models.load import load_model
 from lockadapt.models.origins import SIDECAR
-from lockadapt.models.parts import RETRIEVAL, stock
-from lockadapt.models.sources import pick_dtype
+from lockadapt.models.parts import RETRIEVAL, unwrap_model
+from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.objectives.retrieval import is_dual
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import run_folder
-from lockadapt.training.artifacts import PART_FILES, load_part
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import PART_FILES, load_part
 
 BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
 """Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on top."""
@@ -59,7 +59,7 @@ def open_target(folder: Path) -> Target:
         raise RecipeError(
             "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
         )
-    model, processor = load_model(folder, pick_dtype("auto"))
+    model, processor = load_model(folder, resolve_dtype("auto"))
     if torch.cuda.is_available():
         model = model.to("cuda")
     sidecar = folder / SIDECAR
@@ -80,7 +80,9 @@ def make_ready(target: Target, objective: Objective) -> None:
     """
     model = target.model
     # A dual encoder's stock class holds all that embeds.
-    beside = RETRIEVAL in objective.parts and not is_dual(model) and not hasattr(stock(model), RETRIEVAL)
+    beside = (
+        RETRIEVAL in objective.parts and not is_dual(model) and not hasattr(unwrap_model(model), RETRIEVAL)
+    )
     if beside:
         add_from_folder(model, objective, target.folder)
     objective.prepare(model)

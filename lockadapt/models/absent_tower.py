@@ -12,7 +12,7 @@ from torch import nn
 
 from lockadapt.errors import VerificationError
 from lockadapt.files import sha256_of
-from lockadapt.models.parts import TOWER, stock
+from lockadapt.models.parts import TOWER, unwrap_model
 
 TOWER_NAMES = ("vision_tower", "vision_model")
 """What the stock classes call it: LLaVA and FastVLM, Janus."""
@@ -64,7 +64,7 @@ class AbsentTower(nn.Module):
 
 def absent_tower(model: nn.Module) -> AbsentTower | None:
     """The stand-in, if the tower is not loaded."""
-    inner = getattr(stock(model), "model", None)
+    inner = getattr(unwrap_model(model), "model", None)
     towers = (getattr(inner, name, None) for name in TOWER_NAMES)
     return next((tower for tower in towers if isinstance(tower, AbsentTower)), None)
 

@@ -16,8 +16,8 @@ from lockadapt.models.parts import (
     block_linears,
     component_of,
     is_linear,
-    parts_of,
-    stock,
+    layout_of,
+    unwrap_model,
 )
 from lockadapt.models.query_tokens import embedding_path
 
@@ -132,7 +132,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
 
 def adapted_paths(model: nn.Module) -> list[str]:
     """Full stock paths of the modules that carry LoRA."""
-    return [name for name, module in stock(model).named_modules() if hasattr(module, "lora_A")]
+    return [name for name, module in unwrap_model(model).named_modules() if hasattr(module, "lora_A")]
 
 
 def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
@@ -143,7 +143,7 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
     Raises:
         AdapterError: the model has nothing of a part.
     """
-    base, places = stock(model), parts_of(model)
+    base, places = unwrap_model(model), layout_of(model)
     identity = getattr(base.config, "projector_hidden_act", None) == "linear"
     found = set()
     for name, parameter in base.named_parameters():
@@ -161,7 +161,7 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
 def _unmatched(model: nn.Module, target: str, allowed: dict[str, nn.Module]) -> AdapterError:
     elsewhere = [
         name
-        for name, module in stock(model).named_modules()
+        for name, module in unwrap_model(model).named_modules()
         if is_linear(module) and name not in allowed and (name == target or name.endswith("." + target))
     ]
     names = sorted({path.rsplit(".", 1)[-1] for path in allowed})

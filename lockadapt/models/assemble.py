@@ -31,7 +31,7 @@ from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
 from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import pick_dtype
+from lockadapt.models.sources import resolve_dtype
 from lockadapt.models.stock_model import stock_model
 from lockadapt.models.text_class import name_text_class
 from lockadapt.models.tower_size import at_size
@@ -110,11 +110,11 @@ def assemble(
 
     Raises:
         RecipeError: `output` is not empty, or there is no such fusion.
-        EnvironmentProblem: a source does not exist or cannot be read.
+        SetupError: a source does not exist or cannot be read.
         AssemblyError: the stock class cannot hold this LLM or this tower; the message names why.
         VerificationError: a proof failed. Nothing is left at `output`.
     """
-    chosen, projector = pick_dtype(dtype), get_fusion(fusion_name, draws=image_tokenizer is not None)
+    chosen, projector = resolve_dtype(dtype), get_fusion(fusion_name, draws=image_tokenizer is not None)
     with _workplace(output) as folder:
         codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
         build = _build(

@@ -27,7 +27,7 @@ from lockadapt.models.llms import probe_ids
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import run_script
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import find, loading, pick_dtype, some, tolerance
+from lockadapt.models.sources import find, loading, resolve_dtype, some, tolerance
 from lockadapt.models.texts import LoadedText, TextFacts, load_text, load_text_tokenizer, probe_text
 from lockadapt.models.towers import LoadedTower, load_tower, probe_pixels
 
@@ -100,11 +100,11 @@ def assemble_dual(
 
     Raises:
         RecipeError: `output` is not empty.
-        EnvironmentProblem: a source does not exist or cannot be read.
+        SetupError: a source does not exist or cannot be read.
         AssemblyError: a text or an image cannot be made one vector; the message names why.
         VerificationError: a proof failed. Nothing is left at `output`.
     """
-    chosen = pick_dtype(dtype)
+    chosen = resolve_dtype(dtype)
     with _workplace(output) as folder:
         text, vision = load_text(llm, chosen), load_tower(tower, chosen)
         facts = probe_text(text.model, text.source.name, seed)
@@ -154,14 +154,14 @@ def load_dual(folder: str | Path, dtype: str | torch.dtype = "auto") -> tuple[An
     """Model (evaluation mode, frozen) and processor of a `VisionTextDualEncoderModel` folder or Hub id.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         VerificationError: a weight is missing or has no place.
     """
     source = find(folder, "dual encoder")
     with loading(source, "dual encoder"):
         loaded: Any = VisionTextDualEncoderModel.from_pretrained(
             source.name,
-            dtype=pick_dtype(dtype),
+            dtype=resolve_dtype(dtype),
             use_safetensors=True,
             output_loading_info=True,
             **source.arguments,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import JanusVQVAE
 
-from lockadapt.errors import EnvironmentProblem
+from lockadapt.errors import SetupError
 from lockadapt.models.absent_tower import absent_tower
-from lockadapt.models.parts import Parts, component_of, is_linear, parts_of, stock
+from lockadapt.models.parts import ModelLayout, component_of, is_linear, layout_of, unwrap_model
 from lockadapt.models.quantize import is_quantized
 
 FORMAT = 1
@@ -126,9 +126,9 @@ def base_identity(
         modules: the stock modules by name, where adapters are in the model already.
 
     Raises:
-        EnvironmentProblem: a weight is not in memory (offloaded to disk).
+        SetupError: a weight is not in memory (offloaded to disk).
     """
-    base, parts = stock(model), parts_of(model)
+    base, parts = unwrap_model(model), layout_of(model)
     found = modules if modules is not None else dict(base.named_modules())
     tables = _tables(base, parts, found)
     # lockadapt brings its rows to length 1 as it loads; who else loads the model does not.
@@ -153,7 +153,7 @@ def base_identity(
 
 def tower_component(model: nn.Module) -> Component:
     """The tower's part of `base_identity`, to be remembered for runs that do not load it."""
-    base, parts = stock(model), parts_of(model)
+    base, parts = unwrap_model(model), layout_of(model)
     entries = [
         entry
         for entry in _entries(dict(base.named_modules()), parts)
@@ -166,13 +166,13 @@ def part_digest(model: nn.Module, part: str) -> str:
     """SHA-256 (hex) over the tensors of a trained part (`projector` …) in bfloat16: which one lies in a bridge.
 
     Raises:
-        EnvironmentProblem: one of them is quantized, so that it cannot be told.
+        SetupError: one of them is quantized, so that it cannot be told.
     """
-    base, parts = stock(model), parts_of(model)
+    base, parts = unwrap_model(model), layout_of(model)
     entries = _entries(dict(base.named_modules()), parts)
     own = [entry for entry in entries if component_of(entry.name, parts) == part]
     if any(entry.quantized for entry in own):
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the {part} is quantized, so nothing tells whether it is the trained one",
             fix="put its modules into llm_int8_skip_modules, by full path",
         )
@@ -245,7 +245,7 @@ class _Entry:
     quantized: bool
 
 
-def _entries(modules: Mapping[str, nn.Module], parts: Parts) -> list[_Entry]:
+def _entries(modules: Mapping[str, nn.Module], parts: ModelLayout) -> list[_Entry]:
     seen: set[int] = set()
     found: list[_Entry] = []
     for path, module in modules.items():
@@ -282,7 +282,7 @@ def _component(entries: Sequence[_Entry], tables: Sequence[Tensor], rows: Sequen
 def _line(entry: _Entry, tables: Sequence[Tensor], rows: Sequence[int]) -> str:
     tensor = entry.tensor.detach()
     if tensor.is_meta:
-        raise EnvironmentProblem(
+        raise SetupError(
             "is not in memory, so its base cannot be told",
             where=entry.name,
             fix="load the model without offloading",
@@ -306,7 +306,7 @@ def _sample(tensor: Tensor, apart: Sequence[int]) -> Tensor:
     return tensor[torch.tensor(kept, dtype=torch.long, device=tensor.device)]
 
 
-def _tables(base: Any, parts: Parts, modules: Mapping[str, nn.Module]) -> list[Tensor]:
+def _tables(base: Any, parts: ModelLayout, modules: Mapping[str, nn.Module]) -> list[Tensor]:
     """The weights that have a row for every token."""
     config = modules[parts.llm].config
     rows = getattr(config, "vocab_size", None)

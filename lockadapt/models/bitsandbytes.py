@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 
-from lockadapt.errors import EnvironmentProblem
+from lockadapt.errors import SetupError
 
 _failure: Exception | None = None
 _quiet = io.StringIO()
@@ -26,10 +26,10 @@ def require_bitsandbytes() -> None:
     """Makes sure that bitsandbytes is there.
 
     Raises:
-        EnvironmentProblem: it is not installed or does not load.
+        SetupError: it is not installed or does not load.
     """
     if _failure is not None:
-        raise EnvironmentProblem(
+        raise SetupError(
             f"bitsandbytes does not load: {_failure}",
             where="model.quantization",
             fix="pip install -U bitsandbytes",

@@ -12,14 +12,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from lockadapt.errors import AssemblyError
 from lockadapt.models.adapters import LoraSettings, attach_adapters
 from lockadapt.models.embeddings import load_tokenizer
-from lockadapt.models.fake import quantize_meta
 from lockadapt.models.fusions import get_fusion
 from lockadapt.models.image_tokenizer import load_image_tokenizer
 from lockadapt.models.janus.graft import DRAWING_TOKENS
 from lockadapt.models.janus.siglip import janus_tower
 from lockadapt.models.llms import llm_config, llm_structure
 from lockadapt.models.load import load_model
-from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.parts import layout_of, unwrap_model
 from lockadapt.models.preprocessing import load_image_processor, square_processor
 from lockadapt.models.quantize import Quantization
 from lockadapt.models.query_tokens import add_query_tokens, query_token_ids
@@ -28,6 +27,7 @@ from lockadapt.models.sources import find, loading
 from lockadapt.models.stock_model import stock_model
 from lockadapt.models.tower_size import can_change
 from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
+from lockadapt.planning.fake import quantize_meta
 
 META = torch.device("meta")
 
@@ -54,7 +54,7 @@ def assembled_blueprint(
     """What `assemble` would build from these sources, without reading a weight. Arguments as there.
 
     Raises:
-        EnvironmentProblem: a config, tokenizer or image processor is neither here nor to be had.
+        SetupError: a config, tokenizer or image processor is neither here nor to be had.
         AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
     """
     source = find(llm, "LLM")
@@ -90,7 +90,7 @@ def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
     """A stock LLaVA or FastVLM folder or Hub id without its weights.
 
     Raises:
-        EnvironmentProblem, AssemblyError: as `load_model`.
+        SetupError, AssemblyError: as `load_model`.
     """
     model, processor = load_model(folder, dtype, meta=True)
     return Blueprint(model.eval(), processor)
@@ -117,7 +117,7 @@ def trainable_blueprint(
         settings = replace(lora, init="default") if lora is not None else None
         ids = query_token_ids(blueprint.processor.tokenizer, query_tokens)
         model = attach_adapters(model, settings, ids)
-        stock(model).get_submodule(parts_of(model).projector or "").float()
+        unwrap_model(model).get_submodule(layout_of(model).projector or "").float()
     return model
 
 

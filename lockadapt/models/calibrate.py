@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lockadapt.errors import DataError
 from lockadapt.models.fusions import Projector, fusion_of
-from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.parts import layout_of, unwrap_model
 
 TOKENS_KEPT = 16
 """Tokens of each image that the output scale is measured on; the statistics use all of them."""
@@ -38,9 +38,9 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     Raises:
         DataError: no images, or features that are not finite.
     """
-    base = stock(model)
+    base = unwrap_model(model)
     return calibrate(
-        base.get_submodule(parts_of(base).projector or ""), fusion_of(base), features, embedding_rms
+        base.get_submodule(layout_of(base).projector or ""), fusion_of(base), features, embedding_rms
     )
 
 
@@ -85,7 +85,7 @@ def calibrate(
 @torch.no_grad()
 def embedding_rms(model: nn.Module) -> float:
     """Root mean square of what the LLM's embedding layer returns, over all ids and channels."""
-    table: nn.Embedding = stock(model).get_input_embeddings()  # type: ignore[operator]
+    table: nn.Embedding = unwrap_model(model).get_input_embeddings()  # type: ignore[operator]
     ids = torch.arange(table.weight.shape[0], device=table.weight.device)
     squares = sum(float(table(part).double().square().sum()) for part in ids.split(8192))
     return (squares / table.weight.numel()) ** 0.5

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lockadapt.errors import AssemblyError
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import unwrap_model
 from lockadapt.models.texts import Pooling
 
 
@@ -28,7 +28,7 @@ def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Returns:
         (images, 1, channels), in the tower's dtype.
     """
-    base = stock(model)
+    base = unwrap_model(model)
     tower = getattr(base, "vision_model", base)
     output = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype), return_dict=True)
     pooled = getattr(output, "pooler_output", None)
@@ -50,7 +50,7 @@ def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
     Returns:
         (texts, hidden size).
     """
-    text = stock(model).text_model
+    text = unwrap_model(model).text_model
     # A cache would be built for every text and thrown away.
     extra = {"use_cache": False} if hasattr(text.config, "use_cache") else {}
     output = text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra)
@@ -76,19 +76,19 @@ def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
 
 def project_images(model: nn.Module, features: Tensor) -> Tensor:
     """Remembered features (images, 1, channels) -> L2-normalised embeddings (images, dimension), with graph."""
-    projection = stock(model).visual_projection
+    projection = unwrap_model(model).visual_projection
     return F.normalize(projection(features.flatten(1).to(projection.weight)), dim=-1)
 
 
 def project_texts(model: nn.Module, states: Tensor) -> Tensor:
     """What `text_embedding` gives -> L2-normalised embeddings (texts, dimension), with graph."""
-    projection = stock(model).text_projection
+    projection = unwrap_model(model).text_projection
     return F.normalize(projection(states.to(projection.weight.dtype)), dim=-1)
 
 
 def freeze_statistics(model: nn.Module) -> None:
     """Puts the tower into evaluation mode; to be called after every `model.train()`."""
-    base: Any = stock(model)
+    base: Any = unwrap_model(model)
     base.vision_model.eval()
 
 

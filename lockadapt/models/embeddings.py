@@ -27,7 +27,7 @@ def load_tokenizer(
         extra: further special tokens by the attribute that a stock processor looks for, such as `boi_token`.
 
     Raises:
-        EnvironmentProblem: there is no tokenizer that loads.
+        SetupError: there is no tokenizer that loads.
         AssemblyError: nothing says where a text ends, or `<image>` does not become one token.
     """
     with loading(source, "LLM's tokenizer"):

@@ -137,7 +137,7 @@ def load_image_tokenizer(
     rows of length 1 do both mean the same (and nearest is then the same as most alike). With `meta` no weight is read.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it is another class, or weights are missing or left over.
     """
     source = find(folder, "image tokenizer")

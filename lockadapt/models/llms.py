@@ -45,7 +45,7 @@ def llm_config(source: Source) -> Any:
     """The config of a causal LM that can be bridged; no weight is read.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it is no causal LM, or is stored quantized.
     """
     with loading(source, "LLM"):
@@ -67,7 +67,7 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
     """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it is no causal LM, or its checkpoint and its config do not belong together.
     """
     source = find(llm, "LLM")

@@ -20,7 +20,7 @@ from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.models.fusions import BODIES
 from lockadapt.models.image_tokenizer import unit_codebook
-from lockadapt.models.sources import find, loading, pick_dtype, some
+from lockadapt.models.sources import find, loading, resolve_dtype, some
 
 
 def load_model(
@@ -45,11 +45,11 @@ def load_model(
         without_tower: leave the tower's weights on the disk, and put an `AbsentTower` with this record in its place.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it is another class than LLaVA, FastVLM or Janus.
         VerificationError: a weight is missing or has no place.
     """
-    source, chosen = find(folder, "VLM"), pick_dtype(dtype)
+    source, chosen = find(folder, "VLM"), resolve_dtype(dtype)
     with loading(source, "VLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
     if isinstance(config, VisionTextDualEncoderConfig):
@@ -95,7 +95,7 @@ def load_processor(folder: str | Path) -> Any:
     """The processor of a stock folder or Hub id.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
     """
     source = find(folder, "VLM")
     with loading(source, "VLM's processor"):

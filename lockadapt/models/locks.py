@@ -11,7 +11,7 @@ from torch import nn
 
 from lockadapt.errors import LockError
 from lockadapt.models.absent_tower import absent_tower
-from lockadapt.models.parts import RETRIEVAL, Parts, component_of, parts_of, stock
+from lockadapt.models.parts import RETRIEVAL, ModelLayout, component_of, layout_of, unwrap_model
 
 ORDER = (
     *("tower", "projector", "llm", "head", "image tokenizer"),
@@ -34,8 +34,8 @@ class ComponentRow:
 def component_table(model: nn.Module) -> list[ComponentRow]:
     """Component, parameters (true count, also where 4-bit weights are packed), dtype, frozen or trained, LoRA modules."""
     rows: dict[tuple[str, bool], dict] = {}
-    parts = parts_of(model)
-    for name, parameter in stock(model).named_parameters():
+    parts = layout_of(model)
+    for name, parameter in unwrap_model(model).named_parameters():
         component = component_of(name, parts)
         row = rows.setdefault(
             (component, parameter.requires_grad), {"count": 0, "dtypes": {}, "adapters": set()}
@@ -91,7 +91,7 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     Returns:
         Full name -> hex digest over dtype, shape and bytes.
     """
-    base, parts = stock(model), parts_of(model)
+    base, parts = unwrap_model(model), layout_of(model)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in base.named_parameters():
@@ -108,7 +108,7 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     return digests if absent is None else {**digests, **absent.digests()}
 
 
-def _is_trainable_kind(name: str, parts: Parts) -> bool:
+def _is_trainable_kind(name: str, parts: ModelLayout) -> bool:
     """Whether a tensor is one that lockadapt added, so that no source has it: LoRA, query tokens, retrieval module."""
     return (
         ".lora_" in name

@@ -23,7 +23,7 @@ RETRIEVAL = "retrieval"
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelLayout:
     """Paths of the parts of a stock class.
 
     Attributes:
@@ -44,8 +44,8 @@ class Parts:
     image_tokenizer: tuple[str, ...] = ()
 
 
-LLAVA_PARTS = Parts(TOWER, LLM, PROJECTOR, HEAD)
-JANUS_PARTS = Parts(
+LLAVA_LAYOUT = ModelLayout(TOWER, LLM, PROJECTOR, HEAD)
+JANUS_LAYOUT = ModelLayout(
     "model.vision_model",
     LLM,
     "model.aligner",
@@ -53,12 +53,12 @@ JANUS_PARTS = Parts(
     generation=("model.generation_aligner", "model.generation_head"),
     image_tokenizer=("model.vqmodel", "model.generation_embeddings"),
 )
-DUAL_PARTS = Parts(
+DUAL_LAYOUT = ModelLayout(
     "vision_model", "text_model", None, None, retrieval=("visual_projection", "text_projection", RETRIEVAL)
 )
 
 
-def parts_of(model: nn.Module) -> Parts:
+def layout_of(model: nn.Module) -> ModelLayout:
     """Where this stock model, or the one inside wrappers, keeps its parts.
 
     Raises:
@@ -71,20 +71,20 @@ def parts_of(model: nn.Module) -> Parts:
         VisionTextDualEncoderModel,
     )
 
-    base = stock(model)
+    base = unwrap_model(model)
     if isinstance(base, (LlavaForConditionalGeneration, FastVlmForConditionalGeneration)):
-        return LLAVA_PARTS
+        return LLAVA_LAYOUT
     if isinstance(base, JanusForConditionalGeneration):
-        return JANUS_PARTS
+        return JANUS_LAYOUT
     if isinstance(base, VisionTextDualEncoderModel):
-        return DUAL_PARTS
+        return DUAL_LAYOUT
     raise AssemblyError(
         f"{type(base).__name__} is not one of the classes that lockadapt trains",
         fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",
     )
 
 
-def stock(model: nn.Module) -> Any:
+def unwrap_model(model: nn.Module) -> Any:
     """The stock Transformers object inside wrappers. PEFT injects adapters in place, so it is the same object."""
     if isinstance(getattr(model, "module", None), nn.Module):
         model = model.module  # type: ignore[assignment]
@@ -95,15 +95,15 @@ def stock(model: nn.Module) -> Any:
 
 def tower_of(model: nn.Module) -> Any:
     """The vision tower."""
-    return stock(model).get_submodule(parts_of(model).tower)
+    return unwrap_model(model).get_submodule(layout_of(model).tower)
 
 
 def llm_of(model: nn.Module) -> Any:
     """The LLM without its head."""
-    return stock(model).get_submodule(parts_of(model).llm)
+    return unwrap_model(model).get_submodule(layout_of(model).llm)
 
 
-def component_of(name: str, parts: Parts = LLAVA_PARTS) -> str:
+def component_of(name: str, parts: ModelLayout = LLAVA_LAYOUT) -> str:
     """Which component a parameter, buffer or module of a stock model belongs to."""
     if ".lora_" in name:
         return "lora"
@@ -130,7 +130,7 @@ def blocks_path(model: nn.Module) -> str:
     Raises:
         AssemblyError: no list of as many blocks as the config says.
     """
-    path, llm = parts_of(model).llm, llm_of(model)
+    path, llm = layout_of(model).llm, llm_of(model)
     depth = llm.config.num_hidden_layers
     for name, module in llm.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -140,7 +140,7 @@ def blocks_path(model: nn.Module) -> str:
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer inside the LLM's blocks by full path, quantized ones and GPT-2's `Conv1D` among them."""
-    base = stock(model)
+    base = unwrap_model(model)
     path = blocks_path(base)
     return {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
 
@@ -151,7 +151,7 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         AssemblyError: Transformers does not mark this LLM's attention class.
     """
-    base, path = stock(model), parts_of(model).llm
+    base, path = unwrap_model(model), layout_of(model).llm
     llm = llm_of(base)
     marked = getattr(llm, "_can_record_outputs", None) or {}
     recorder = marked.get("attentions")

@@ -22,7 +22,7 @@ def load_image_processor(source: Source) -> Any:
     """The tower's own image processor, on PIL.
 
     Raises:
-        EnvironmentProblem: there is none, or it cannot be read.
+        SetupError: there is none, or it cannot be read.
     """
     with loading(source, "tower's image processor (preprocessor_config.json)"):
         return AutoImageProcessor.from_pretrained(source.name, backend="pil", **source.arguments)

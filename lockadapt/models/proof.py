@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lockadapt.errors import VerificationError
-from lockadapt.models.place import place_for, stored_bytes
+from lockadapt.models.device import choose_device, stored_bytes
 from lockadapt.models.sources import some, tolerance
 
 SCRIPT = Path(__file__).with_name("fresh_process.py")
@@ -98,7 +98,7 @@ def run_fresh(
     """
     request: dict[str, Any] = {
         "dtype": str(dtype).removeprefix("torch."),
-        "device": device or place_for(stored_bytes(Path(folder))),
+        "device": device or choose_device(stored_bytes(Path(folder))),
         "conversations": [
             {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
             for one in conversations

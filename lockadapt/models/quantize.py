@@ -13,7 +13,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.models.absent_tower import TowerRecord
 from lockadapt.models.bitsandbytes import require_bitsandbytes
 from lockadapt.models.load import load_model
-from lockadapt.models.parts import block_linears, blocks_path, stock
+from lockadapt.models.parts import block_linears, blocks_path, unwrap_model
 
 Quantization = Literal["none", "nf4", "int8"]
 
@@ -33,7 +33,7 @@ def load_quantized(
         without_tower: as `load_model` takes it.
 
     Raises:
-        EnvironmentProblem: bitsandbytes is missing, or cannot do this here.
+        SetupError: bitsandbytes is missing, or cannot do this here.
         VerificationError: something else than the blocks was quantized, or a block was not.
     """
     if quantization == "none":
@@ -81,7 +81,7 @@ def check_types(model: nn.Module, quantization: Quantization) -> None:
     """
     path = blocks_path(model)
     wrong = []
-    for name, module in stock(model).named_modules():
+    for name, module in unwrap_model(model).named_modules():
         quantized = is_quantized(module)
         expected = name.startswith(path + ".") and isinstance(module, nn.Linear)
         if quantized != expected:
@@ -118,7 +118,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modul
 
     To be called before LoRA is attached: PEFT chooses its layer, and how that merges, by what it finds then.
     """
-    base = stock(model)
+    base = unwrap_model(model)
     for name, module in list(base.named_modules()):
         if not is_quantized(module):
             continue

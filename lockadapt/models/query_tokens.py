@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from lockadapt.errors import AdapterError
-from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.parts import layout_of, unwrap_model
 
 Rows = tuple[Tensor, Tensor]
 """Vocabulary ids, int64 (n,), and the rows that stand there, (n, hidden)."""
@@ -49,8 +49,8 @@ def query_token_ids(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]
 
 def embedding_path(model: nn.Module) -> str:
     """Full path of the LLM's embedding table."""
-    base = stock(model)
-    table: Any = base.get_submodule(parts_of(base).llm).get_input_embeddings()
+    base = unwrap_model(model)
+    table: Any = base.get_submodule(layout_of(base).llm).get_input_embeddings()
     return next(name for name, module in base.named_modules() if module is table)
 
 
@@ -59,7 +59,7 @@ def head_rows(model: nn.Module) -> Rows | None:
 
     Its `weight` says nothing of it: PEFT puts the trained rows in as the head is called. Without graph.
     """
-    head = stock(model).get_submodule(parts_of(model).head)
+    head = unwrap_model(model).get_submodule(layout_of(model).head)
     layer: Any = getattr(head, "token_adapter", head)
     delta = getattr(layer, "trainable_tokens_delta", None)
     if delta is None or layer.disable_adapters:

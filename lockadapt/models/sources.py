@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lockadapt.errors import AssemblyError, EnvironmentProblem, LockadaptError, SafetyError
+from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError
 from lockadapt.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -34,26 +34,26 @@ def find(source: str | Path, what: str) -> Source:
     """A folder if there is one of that name, else a Hub id if it reads like `org/name`.
 
     Raises:
-        EnvironmentProblem: it is neither. `what` ("LLM", "tower" …) names it in the message.
+        SetupError: it is neither. `what` ("LLM", "tower" …) names it in the message.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise EnvironmentProblem(
+            raise SetupError(
                 f"the {what} folder has no config.json",
                 where=str(path),
                 fix="name a folder in Hugging Face format (config.json and *.safetensors)",
             )
         return Source(str(path), local=True)
     if path.is_file():
-        raise EnvironmentProblem(
+        raise SetupError(
             f"the {what} is a file, not a folder",
             where=str(path),
             fix="name the folder that holds config.json",
         )
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return Source(source, local=False)
-    raise EnvironmentProblem(
+    raise SetupError(
         f"the {what} does not exist",
         where=str(source),
         fix="check the path, or give a Hub id such as org/name",
@@ -66,7 +66,7 @@ def loading(source: Source, what: str) -> Iterator[None]:
 
     Raises:
         SafetyError: the checkpoint wants its own code to be run.
-        EnvironmentProblem: anything else that keeps it from loading.
+        SetupError: anything else that keeps it from loading.
     """
     try:
         with quiet():
@@ -85,14 +85,14 @@ def loading(source: Source, what: str) -> Iterator[None]:
         fix = "check that the folder is complete and holds *.safetensors (pickled .bin/.pt files are refused)"
         if not source.local:
             fix = "check the id, the connection and access rights; only *.safetensors are read, never .bin or .pt"
-        raise EnvironmentProblem(message, where=source.name, fix=fix) from error
+        raise SetupError(message, where=source.name, fix=fix) from error
 
 
-def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """`"auto"` is bfloat16 where the GPU computes with it, else float32; other names are torch's own.
 
     Raises:
-        EnvironmentProblem: no floating-point dtype of that name.
+        SetupError: no floating-point dtype of that name.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -102,7 +102,7 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
         )
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in names:
-        raise EnvironmentProblem(f"unknown dtype {dtype!r}", fix=f"use auto, {', '.join(names)}")
+        raise SetupError(f"unknown dtype {dtype!r}", fix=f"use auto, {', '.join(names)}")
     return names[dtype]
 
 

@@ -80,7 +80,7 @@ def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
     """Load a text model from a folder or Hub id; of a two-tower checkpoint (CLIP) its text part.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it does not take texts, its weights are incomplete, or it is stored quantized.
     """
     source = find(text, "LLM")
@@ -165,7 +165,7 @@ def load_text_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     On the right, because no state of a causal model then depends on the padding, whatever its positions are.
 
     Raises:
-        EnvironmentProblem: there is no tokenizer that loads.
+        SetupError: there is no tokenizer that loads.
         AssemblyError: there is nothing to pad with.
     """
     with loading(source, "LLM's tokenizer"):

@@ -51,7 +51,7 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
     """Load a vision model from a folder or Hub id; of a two-tower checkpoint (CLIP, SigLIP) its vision part.
 
     Raises:
-        EnvironmentProblem: it does not exist or cannot be read.
+        SetupError: it does not exist or cannot be read.
         AssemblyError: it has no vision model.
     """
     source = find(tower, "tower")

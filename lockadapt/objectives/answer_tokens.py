@@ -14,9 +14,9 @@ from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.models.fusions import image_outputs
-from lockadapt.models.parts import parts_of, stock, tower_of
+from lockadapt.models.parts import layout_of, tower_of, unwrap_model
 from lockadapt.models.query_tokens import head_rows
-from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
+from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
 
 
@@ -67,7 +67,9 @@ class AnswerObjective:
         """Metrics of predicted answers."""
         raise NotImplementedError
 
-    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+    def evaluate(
+        self, bench: EvaluationContext, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], list[Row]]:
         """See `Objective.evaluate`."""
         answers = bench.answers(samples, self.answers, self.max_new_tokens)
         rows = [prediction_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
@@ -103,7 +105,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "image_features" in batch:
         inputs["mm_encoder_outputs"] = image_outputs(
-            stock(model), batch["image_features"], batch.get("image_scales")
+            unwrap_model(model), batch["image_features"], batch.get("image_scales")
         )
     elif "pixel_values" in batch:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
@@ -112,7 +114,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    head = stock(model).get_submodule(parts_of(model).head)
+    head = unwrap_model(model).get_submodule(layout_of(model).head)
     hidden = head_input(model, head, model_inputs(model, batch), batch["predicting"])
     # A head that PEFT wraps for query tokens says nothing of a bias; those that can be wrapped have none.
     bias = getattr(head, "bias", None)

@@ -12,7 +12,7 @@ from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
-from lockadapt.objectives.drawing import Drawing
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 Report = dict[str, torch.Tensor]
 """What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics. `tokens` is always there:
@@ -25,7 +25,7 @@ Frozen = Literal["tower", "codes", "crops", "nothing"]
 """What of an image is computed once: the tower's outputs, the codes of an image tokenizer, those of ten crops as well."""
 
 
-class Bench(Protocol):
+class EvaluationContext(Protocol):
     """What evaluation lends to an objective.
 
     Attributes:
@@ -57,7 +57,7 @@ class Bench(Protocol):
         """Answers to the last turns: the likeliest of a closed list, or generated greedily."""
         ...
 
-    def draw(self, captions: Sequence[str], drawing: Drawing) -> torch.Tensor:
+    def draw(self, captions: Sequence[str], drawing: ImageGenerationConfig) -> torch.Tensor:
         """Codes of an image for each caption, int64 (captions, codes)."""
         ...
 
@@ -145,7 +145,9 @@ class Objective(Protocol):
         """Called after every optimiser step, for what must stay within bounds."""
         ...
 
-    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+    def evaluate(
+        self, bench: EvaluationContext, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], list[Row]]:
         """Metrics in the shape that `lockadapt eval --json` prints, and every prediction as a row."""
         ...
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.models.mixed import as_trained
+from lockadapt.models.training_autocast import training_autocast
 
 CHUNK_BYTES = 128 * 2**20
 """Float32 logits that exist at a time."""
@@ -117,7 +117,7 @@ def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predic
 
     handle = head.register_forward_pre_hook(take)
     try:
-        with as_trained(model):
+        with training_autocast(model):
             model(**inputs, logits_to_keep=predicting, use_cache=False)
     finally:
         handle.remove()

@@ -20,10 +20,10 @@ from lockadapt.errors import DataError, RecipeError
 from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
 from lockadapt.models.dual import pooled_image_features
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import unwrap_model
 from lockadapt.models.query_tokens import query_token, query_token_ids
 from lockadapt.models.texts import Pooling
-from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row
+from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row
 from lockadapt.objectives.gather import gather
 from lockadapt.objectives.retrieval import (
     add_retrieval,
@@ -113,7 +113,7 @@ class ImageText:
         """
         if is_dual(model) != (self.mode == "dual"):
             raise RecipeError(
-                f"{type(stock(model)).__name__} cannot be trained in this mode",
+                f"{type(unwrap_model(model)).__name__} cannot be trained in this mode",
                 where=f"objectives.….mode: {self.mode}",
                 fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
             )
@@ -214,7 +214,9 @@ class ImageText:
         retrieval_of(model).temperature.clamp_()
 
     @torch.no_grad()
-    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+    def evaluate(
+        self, bench: EvaluationContext, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], list[Row]]:
         """Recall and median rank both ways over all captions of the rows; zero-shot accuracy where templates are given.
 
         Each distinct text is a row, with the images found for it, the best first.
@@ -245,7 +247,7 @@ class ImageText:
         return scores, rows
 
     @torch.no_grad()
-    def image_embeddings(self, bench: Bench, images: Sequence[ImageRef]) -> Tensor:
+    def image_embeddings(self, bench: EvaluationContext, images: Sequence[ImageRef]) -> Tensor:
         """Embeddings of images, float32 (images, dimension) on the CPU, `bench.batch_size` at a time."""
         alone = self.mode == "dual"
         ids = None if alone else torch.from_numpy(self._image_ids(bench.encoder).astype(np.int64))[None]
@@ -256,7 +258,7 @@ class ImageText:
         return _over(images, bench, embed)
 
     @torch.no_grad()
-    def text_embeddings(self, bench: Bench, texts: Sequence[str]) -> Tensor:
+    def text_embeddings(self, bench: EvaluationContext, texts: Sequence[str]) -> Tensor:
         """Embeddings of texts, float32 (texts, dimension) on the CPU, `bench.batch_size` at a time."""
         pad = bench.encoder.tokenizer.pad_token_id
 
@@ -349,11 +351,13 @@ def _key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _there(bench: Bench, batch: Batch) -> Batch:
+def _there(bench: EvaluationContext, batch: Batch) -> Batch:
     return on_device(batch, next(bench.model.parameters()).device)
 
 
-def _over(things: Sequence[Any], bench: Bench, embed: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+def _over(
+    things: Sequence[Any], bench: EvaluationContext, embed: Callable[[Sequence[Any]], Tensor]
+) -> Tensor:
     parts = []
     for start in range(0, len(things), bench.batch_size):
         parts.append(embed(things[start : start + bench.batch_size]).cpu())

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lockadapt.models.dual import pool, project_images, project_texts, text_embedding
-from lockadapt.models.mixed import as_trained
-from lockadapt.models.parts import RETRIEVAL, llm_of, parts_of, stock
+from lockadapt.models.parts import RETRIEVAL, layout_of, llm_of, unwrap_model
 from lockadapt.models.texts import Pooling, probe_text
+from lockadapt.models.training_autocast import training_autocast
 from lockadapt.objectives.answer_tokens import model_inputs
 from lockadapt.objectives.gradcache import embed_in_chunks
 from lockadapt.objectives.temperature import Temperature
@@ -49,12 +49,12 @@ def add_retrieval(
     Raises:
         AssemblyError: the text model of a dual encoder cannot be pooled so.
     """
-    base = stock(model)
+    base = unwrap_model(model)
     if hasattr(base, RETRIEVAL):
         return
     hidden, found = None, pooling or "last"
     if is_dual(base):
-        found = probe_text(llm_of(base), parts_of(base).llm).pooling(pooling)
+        found = probe_text(llm_of(base), layout_of(base).llm).pooling(pooling)
     else:
         hidden = int(llm_of(base).config.hidden_size)
     # Drawn beside the stream of random numbers, so that a run without it has the same order of samples.
@@ -66,12 +66,12 @@ def add_retrieval(
 
 def is_dual(model: nn.Module) -> bool:
     """Whether images and texts have a body each."""
-    return parts_of(model).projector is None
+    return layout_of(model).projector is None
 
 
 def retrieval_of(model: nn.Module) -> Any:
     """The `Retrieval` of a stock model, wrapped or not."""
-    return stock(model).get_submodule(RETRIEVAL)
+    return unwrap_model(model).get_submodule(RETRIEVAL)
 
 
 def embed_pooled(model: nn.Module, features: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         inputs: `input_ids`, `attention_mask` int64 (rows, tokens), padded on the right, the query tokens last; and
             `pixel_values` or `image_features` where the rows have images.
     """
-    base, own, mask = stock(model), retrieval_of(model), inputs["attention_mask"]
+    base, own, mask = unwrap_model(model), retrieval_of(model), inputs["attention_mask"]
     if is_dual(base):
         return project_texts(base, text_embedding(base, inputs["input_ids"], mask, own.pooling)).float()
-    with as_trained(model):
+    with training_autocast(model):
         hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
     layer = own.embedding_proj_layer
     return F.normalize(layer(pool(hidden, mask, own.pooling).to(layer.weight.dtype)).float(), dim=-1)

@@ -17,7 +17,7 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import NoLabelError
 from lockadapt.objectives.answer_tokens import answer_loss
-from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row
+from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class PlainText:
     def after_step(self, model: nn.Module) -> None:
         """Nothing has bounds."""
 
-    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+    def evaluate(
+        self, bench: EvaluationContext, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], list[Row]]:
         """`{"perplexity", "perplexity_before", "n"}`: with the adapter, and where there is one, without it."""
         items = self.encode(bench.encoder, samples).encoded
         scores: dict[str, Any] = {"perplexity": self._perplexity(bench, items), "n": len(items)}
@@ -95,7 +97,7 @@ class PlainText:
         return scores, []
 
     @torch.no_grad()
-    def _perplexity(self, bench: Bench, items: Sequence[Encoded]) -> float:
+    def _perplexity(self, bench: EvaluationContext, items: Sequence[Encoded]) -> float:
         """exp of the mean negative log-likelihood over all tokens."""
         bench.model.eval()
         device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id

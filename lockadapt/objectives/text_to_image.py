@@ -17,10 +17,10 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
-from lockadapt.models.parts import parts_of, stock
-from lockadapt.objectives.base import Bench, Frozen, Progress, Report, Row, prediction_row
-from lockadapt.objectives.drawing import Drawing, drawing_prompts
+from lockadapt.models.parts import layout_of, unwrap_model
+from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import CHUNK_BYTES, head_input
+from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts
 
 AT_ONCE = 512
 
@@ -146,7 +146,7 @@ class TextToImage:
             codes = views[torch.arange(len(codes), device=codes.device), chosen]
         read = codes
         if model.training and self.code_noise:
-            count = stock(model).config.vq_config.num_embeddings
+            count = unwrap_model(model).config.vq_config.num_embeddings
             wrong = torch.rand(codes.shape) < self.code_noise
             read = torch.where(
                 wrong.to(codes.device), torch.randint(count, codes.shape).to(codes.device), codes
@@ -158,14 +158,16 @@ class TextToImage:
     def after_step(self, model: nn.Module) -> None:
         """Nothing has bounds."""
 
-    def evaluate(self, bench: Bench, samples: Sequence[Sample]) -> tuple[dict[str, Any], list[Row]]:
+    def evaluate(
+        self, bench: EvaluationContext, samples: Sequence[Sample]
+    ) -> tuple[dict[str, Any], list[Row]]:
         """Cross-entropy of the true codes, and perplexity of the codes that are drawn for the same captions.
 
         Returns:
             `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what guessing gives,
             and `"probe"` where there is one; and the drawn codes as each row's answer.
         """
-        codes = stock(bench.model).config.vq_config.num_embeddings
+        codes = unwrap_model(bench.model).config.vq_config.num_embeddings
         drawn = bench.draw([sample.answer for sample in samples], self.drawing())
         used = torch.bincount(drawn.flatten(), minlength=codes).double()
         share = used / used.sum().clamp_min(1)
@@ -184,14 +186,14 @@ class TextToImage:
         ]
         return scores, rows
 
-    def drawing(self, batch_size: int = 64) -> Drawing:
+    def drawing(self, batch_size: int = 64) -> ImageGenerationConfig:
         """How this objective's fields say that images are drawn."""
-        return Drawing(
+        return ImageGenerationConfig(
             self.drawing_seed, self.temperature, self.top_k, self.top_p, self.guidance_scale, batch_size
         )
 
     @torch.no_grad()
-    def _cross_entropy(self, bench: Bench, samples: Sequence[Sample]) -> float:
+    def _cross_entropy(self, bench: EvaluationContext, samples: Sequence[Sample]) -> float:
         bench.model.eval()
         items = self.encode(bench.encoder, samples).encoded
         device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id
@@ -220,8 +222,8 @@ def code_losses(
     Returns:
         float32 (rows * codes,) with graph, and how many codes were the likeliest, int64 without.
     """
-    base = stock(model)
-    body, head = base.model, base.get_submodule(parts_of(base).head)
+    base = unwrap_model(model)
+    body, head = base.model, base.get_submodule(layout_of(base).head)
     prompt = base.get_input_embeddings()(input_ids)
     aligner = body.generation_aligner
     # What stands before the first code is the prompt, so the last code is predicted but never read.

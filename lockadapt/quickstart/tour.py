@@ -11,18 +11,18 @@ from typing import Any
 
 from PIL import Image
 
+from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.generate import generate_pictures
-from lockadapt.export.merge import merge_run
+from lockadapt.exports.merge import merge_run
 from lockadapt.files import write_json
-from lockadapt.objectives.drawing import Drawing
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.quickstart.prompts import make_prompts
 from lockadapt.quickstart.recipe import quickstart_recipe
 from lockadapt.quickstart.scenes import SEEN, make_dataset
 from lockadapt.quickstart.show import show
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.progress import Reporter
 from lockadapt.training.session import train
 
 ASSETS = Path(__file__).parent / "assets"
@@ -104,7 +104,9 @@ def _make_room(output: Path) -> None:
 def _show(output: Path, temperature: float) -> None:
     """Draws some combinations, by the run, and shows them beside what the run answered, told and found."""
     prompts = [f"a {colour} {shape}" for colour, shape in sorted(SEEN)[::2]][:DRAWN]
-    made = generate_pictures(output / "run", prompts, output / "drawn", Drawing(temperature=temperature), 1)
+    made = generate_pictures(
+        output / "run", prompts, output / "drawn", ImageGenerationConfig(temperature=temperature), 1
+    )
     drawn = [(one["prompt"], Image.open(output / "drawn" / one["file"])) for one in made["images"]]
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     show([json.loads(line) for line in lines], drawn, output / "data", output / "unseen.png")

@@ -6,17 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from lockadapt.data.encode import IGNORED, Encoded, Encoder
-from lockadapt.data.scan import scan_images
-from lockadapt.errors import DataError
-from lockadapt.models.adapters import set_trainable
-from lockadapt.models.load import load_model
-from lockadapt.models.locks import component_table, table_json, table_text
-from lockadapt.models.sources import pick_dtype
-from lockadapt.models.widen import add_rows
-from lockadapt.objectives import Objective
-from lockadapt.recipe.schema import Recipe
-from lockadapt.training.from_recipe import (
+from lockadapt.building.from_recipe import (
     adapted,
     assembled,
     dimension_of,
@@ -25,7 +15,17 @@ from lockadapt.training.from_recipe import (
     samples_of,
     stages_of,
 )
-from lockadapt.training.progress import Reporter
+from lockadapt.console import Reporter
+from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.scan import scan_images
+from lockadapt.errors import DataError
+from lockadapt.models.adapters import set_trainable
+from lockadapt.models.load import load_model
+from lockadapt.models.locks import component_table, table_json, table_text
+from lockadapt.models.resize_vocabulary import add_rows
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.objectives import Objective
+from lockadapt.recipe.schema import Recipe
 from lockadapt.training.rows import context_length
 from lockadapt.training.trainer import default_parts
 
@@ -106,7 +106,7 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
 def _components(recipe: Recipe) -> tuple[Any, Any]:
     section = recipe.model
     if section.vlm is not None:
-        model, processor = load_model(section.vlm, pick_dtype(section.dtype))
+        model, processor = load_model(section.vlm, resolve_dtype(section.dtype))
         add_rows(model, processor, query_tokens_of(recipe))
         return model, processor
     built = assembled(

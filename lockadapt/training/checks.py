@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt.data.batch import Batch
-from lockadapt.errors import BlindError, NoGradientError, NonFiniteLossError, NotMovingError
+from lockadapt.errors import ImageIgnoredError, NoGradientError, NonFiniteLossError, NotMovingError
 from lockadapt.objectives import Objective
 
 
@@ -98,11 +98,11 @@ class AfterStep(TrainerCallback):
 
 
 @torch.no_grad()
-def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
+def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
     """Swaps the images of a batch among each other, or for their negatives; gives the change of the loss.
 
     Raises:
-        BlindError: the loss stays the same to the last bit, so the images never reach it.
+        ImageIgnoredError: the loss stays the same to the last bit, so the images never reach it.
     """
     name = "image_features" if "image_features" in batch else "pixel_values"
     if name not in batch:
@@ -117,7 +117,7 @@ def check_sight(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: 
             other = float(loss({**batch, name: swapped}))
     model.train(training)
     if seen == other:
-        raise BlindError(
+        raise ImageIgnoredError(
             f"the loss of {batch['objective']!r} is {seen:.6f} with the images and with others in their place",
             where="before step 1",
             fix="check that the projector is not zero and that the rows name different images",

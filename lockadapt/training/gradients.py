@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from lockadapt.models.parts import component_of, parts_of, stock
+from lockadapt.models.parts import component_of, layout_of, unwrap_model
 
 SHARED = ("lora", "projector")
 
@@ -30,10 +30,10 @@ class GradientNotes:
 
     def snapshot(self, model: nn.Module) -> torch.Tensor:
         """The shared gradients as they are, float32 (shared parameters,)."""
-        parts = parts_of(model)
+        parts = layout_of(model)
         pieces = [
             torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.detach().float().flatten()
-            for name, p in stock(model).named_parameters()
+            for name, p in unwrap_model(model).named_parameters()
             if p.requires_grad and component_of(name, parts) in SHARED
         ]
         return torch.cat(pieces) if pieces else torch.zeros(1)

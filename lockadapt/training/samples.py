@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lockadapt.data.encode import Encoded
 from lockadapt.objectives import TextToImage
-from lockadapt.objectives.draw import draw, grid
+from lockadapt.objectives.generate_images import draw, grid
 
 SHOWN = 16
 

@@ -13,26 +13,7 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
-from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.images import open_image
-from lockadapt.data.pixels import ImageInputs
-from lockadapt.data.sample import Sample
-from lockadapt.data.scan import scan_images
-from lockadapt.errors import DataError, RecipeError
-from lockadapt.models.base_identity import base_identity
-from lockadapt.models.locks import component_table, table_json, table_text
-from lockadapt.models.quantize import load_quantized
-from lockadapt.models.query_tokens import query_token_ids
-from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import pick_dtype
-from lockadapt.models.widen import with_query_tokens
-from lockadapt.objectives import TextToImage
-from lockadapt.recipe.schema import Recipe
-from lockadapt.training import checkpoint, run_folder
-from lockadapt.training.artifacts import save_artifacts
-from lockadapt.training.cached import Cached, cached_features, remember
-from lockadapt.training.card import write_card
-from lockadapt.training.from_recipe import (
+from lockadapt.building.from_recipe import (
     Stage,
     adapted,
     assembled,
@@ -44,11 +25,32 @@ from lockadapt.training.from_recipe import (
     samples_of,
     stages_of,
 )
-from lockadapt.training.inputs import inputs_by_objective
-from lockadapt.training.largest_batch import try_largest_batch
-from lockadapt.training.origins import recipe_origins
+from lockadapt.building.towerless import Cached, cached_features, remember
+from lockadapt.console import Reporter
+from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.images import open_image
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import Sample
+from lockadapt.data.scan import scan_images
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.features.inputs import inputs_by_objective
+from lockadapt.models.base_identity import base_identity
+from lockadapt.models.locks import component_table, table_json, table_text
+from lockadapt.models.quantize import load_quantized
+from lockadapt.models.query_tokens import query_token_ids
+from lockadapt.models.quiet import quiet
+from lockadapt.models.resize_vocabulary import with_query_tokens
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.objectives import TextToImage
+from lockadapt.recipe.schema import Recipe
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import save_artifacts
+from lockadapt.runs.card import write_card
+from lockadapt.runs.origins import recipe_origins
+from lockadapt.training import checkpoint
 from lockadapt.training.plot import plot_losses
-from lockadapt.training.progress import ProgressCallback, Reporter
+from lockadapt.training.preflight import try_largest_batch
+from lockadapt.training.progress import ProgressCallback
 from lockadapt.training.rows import context_length, encoded_rows
 from lockadapt.training.samples import DrawingSamples
 from lockadapt.training.trainer import GroundingTrainer
@@ -186,7 +188,7 @@ def build_model(
     if all that it would compute is `cached`.
     """
     section = recipe.model
-    dtype = pick_dtype(section.dtype)
+    dtype = resolve_dtype(section.dtype)
     base = folder / run_folder.BASE
     if section.vlm is None and not base.exists():
         images = {

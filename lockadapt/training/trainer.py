@@ -17,22 +17,22 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
 from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.features import FeatureSettings
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
+from lockadapt.features.inputs import inputs_by_objective
+from lockadapt.features.on_disk import FeatureSettings
 from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import frozen_digests, prove_locked
-from lockadapt.models.parts import component_of, parts_of, stock, tower_of
+from lockadapt.models.parts import component_of, layout_of, tower_of, unwrap_model
 from lockadapt.objectives import KINDS, Objective
+from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
-from lockadapt.training.artifacts import save_artifacts
-from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_sight
+from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_image_sensitivity
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.gradients import GradientNotes
-from lockadapt.training.inputs import inputs_by_objective
 from lockadapt.training.packing import (
     NOTHING_PACKS,
     Packing,
@@ -249,7 +249,9 @@ class GroundingTrainer(Trainer):
         name = inputs["objective"]
         objective = self.objectives[name]
         if model.training and name not in self.sight and not self.args.blind:  # type: ignore[attr-defined]
-            self.sight[name] = check_sight(model, lambda batch: objective.loss(model, batch)[0], inputs)
+            self.sight[name] = check_image_sensitivity(
+                model, lambda batch: objective.loss(model, batch)[0], inputs
+            )
         tower_of(model).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
@@ -320,7 +322,7 @@ class GroundingTrainer(Trainer):
                 "generation": {"lr": args.generation_learning_rate or args.projector_learning_rate},
             }
             groups["temperature"] = {"lr": groups["retrieval"]["lr"], "weight_decay": 0.0}
-            base, parts = stock(model or self.model), parts_of(model or self.model)  # type: ignore[arg-type]
+            base, parts = unwrap_model(model or self.model), layout_of(model or self.model)  # type: ignore[arg-type]
             for name, parameter in base.named_parameters():
                 if parameter.requires_grad:
                     group = _group(name, component_of(name, parts))

@@ -20,22 +20,22 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, Vision
 
 import lockadapt
 from lockadapt.attaching.graft import active
-from lockadapt.errors import AdapterError, EnvironmentProblem, LockadaptError, RecipeError, VerificationError
-from lockadapt.export.embeddings import embed_probe
+from lockadapt.console import Reporter
+from lockadapt.errors import AdapterError, LockadaptError, RecipeError, SetupError, VerificationError
+from lockadapt.exports.proofs.embeddings import embed_probe
 from lockadapt.models.adapters import resolve_targets
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.base_identity import part_digest, tensors_digest
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import parts_of, tower_of
+from lockadapt.models.parts import layout_of, tower_of
 from lockadapt.models.quantize import load_quantized
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import run_folder
-from lockadapt.training.artifacts import load_parts
-from lockadapt.training.progress import Reporter
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import load_parts
 from lockadapt.training.session import train
-from tests.export.test_merge import values
-from tests.rows import embedding_recipe
+from tests.support.rows import embedding_recipe
+from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -89,7 +89,7 @@ def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **ch
     """Adapter and projector of random values as `GroundingTrainer.save_model` writes them; it says nothing of the base."""
     torch.manual_seed(seed)
     folder.mkdir()
-    places = parts_of(model)
+    places = layout_of(model)
     parts = {"projector": [places.projector], "generation": places.generation}
     for part, paths in parts.items():
         tensors = {
@@ -297,7 +297,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(run: Path, tmp_path: Path
 
 def test_folders_that_are_none(run: Path, tmp_path: Path) -> None:
     model = live(run / "base")
-    with pytest.raises(EnvironmentProblem, match="does not exist"):
+    with pytest.raises(SetupError, match="does not exist"):
         lockadapt.attach(model, tmp_path / "nowhere")
     with pytest.raises(RecipeError, match="neither a run nor"):
         lockadapt.attach(model, tmp_path)

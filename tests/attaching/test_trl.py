@@ -16,10 +16,10 @@ from transformers import AutoModelForImageTextToText
 
 import lockadapt
 from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.models.freeze_tower_mode import keep_tower_still
 from lockadapt.models.locks import frozen_digests
 from lockadapt.models.parts import tower_of
-from lockadapt.models.still import keep_tower_still
-from tests.tiny import tiny_llm
+from tests.support.tiny import tiny_llm
 
 pytest.importorskip("trl")
 pytestmark = pytest.mark.slow

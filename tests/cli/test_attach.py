@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lockadapt.console import Reporter
 from lockadapt.models.assemble import assemble
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.progress import Reporter
 from lockadapt.training.session import train
 from tests.cli.test_cli import lockadapt
-from tests.export.test_merge import values
-from tests.tiny import tiny_llm
+from tests.support.runs import values
+from tests.support.tiny import tiny_llm
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from lockadapt.cli import main
-from tests.export.test_merge import rows_file, values
-from tests.rows import pictures
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.rows import pictures
+from tests.support.runs import rows_file, values
+from tests.support.tiny import tiny_llm, tiny_tower
 
 SINGLE = "import torch; torch.set_num_threads(1); from lockadapt.cli import main; main()"
 

@@ -16,8 +16,8 @@ from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError, NoLabelError
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
-from tests.rows import dialogue_sample
-from tests.tiny import tiny_llm
+from tests.support.rows import dialogue_sample
+from tests.support.tiny import tiny_llm
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.pack import Packed, count_tokens, groups, pack
 from lockadapt.data.sample import ImageRef
-from tests.rows import IMAGE_TOKEN, encoded
+from tests.support.rows import IMAGE_TOKEN, encoded
 
 
 @st.composite

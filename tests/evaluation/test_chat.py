@@ -17,7 +17,7 @@ from lockadapt.errors import DataError
 from lockadapt.evaluation.chat import Chat
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.load import load_model
-from tests.rows import pictures
+from tests.support.rows import pictures
 
 TOKENS = 4
 

@@ -10,12 +10,12 @@ from PIL import Image
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.generate import generate_pictures
 from lockadapt.models.assemble import Assembled
-from lockadapt.objectives.drawing import Drawing
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 
 def test_pictures_and_grid(drawing: Assembled, tmp_path: Path) -> None:
     assert drawing.folder is not None
-    settings = Drawing(seed=3)
+    settings = ImageGenerationConfig(seed=3)
     first = generate_pictures(drawing.folder, ["a red one", "a blue one"], tmp_path / "a", settings, 2)
     generate_pictures(drawing.folder, ["a red one", "a blue one"], tmp_path / "b", settings, 2)
     assert [row["prompt"] for row in first["images"]] == [
@@ -35,4 +35,4 @@ def test_pictures_and_grid(drawing: Assembled, tmp_path: Path) -> None:
 def test_a_model_that_does_not_draw(assembled: Assembled, tmp_path: Path) -> None:
     assert assembled.folder is not None
     with pytest.raises(RecipeError, match="does not draw"):
-        generate_pictures(assembled.folder, ["a red one"], tmp_path / "a", Drawing(), 1)
+        generate_pictures(assembled.folder, ["a red one"], tmp_path / "a", ImageGenerationConfig(), 1)

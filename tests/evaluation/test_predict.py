@@ -17,13 +17,13 @@ from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import Turn
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation import prefill
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
+from lockadapt.features.policy import tower_outputs
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
-from lockadapt.training.features import tower_outputs
-from tests.rows import dialogue_sample, vqa_samples
-from tests.tiny import tiny_llm
+from tests.support.rows import dialogue_sample, vqa_samples
+from tests.support.tiny import tiny_llm
 
 CANDIDATES = ["red", "a very long yellow answer", "no", "green"]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lockadapt.errors import DataError
 from lockadapt.evaluation.probe import TowerFeatures, probe_scores, train_probe
-from tests.tiny import tiny_tower
+from tests.support.tiny import tiny_tower
 
 COLOURS, SHAPES = ("red", "green", "blue"), ("circle", "square")
 

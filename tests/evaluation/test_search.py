@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.embedder import Embedder
@@ -19,8 +20,7 @@ from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
 from lockadapt.evaluation.search import search
 from lockadapt.evaluation.target import open_target
-from lockadapt.training.progress import Reporter
-from tests.rows import CAPTIONS, pictures
+from tests.support.rows import CAPTIONS, pictures
 
 QUIET = Reporter(quiet=True)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lockadapt.data.codes import code_inputs
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, question_answer
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.features.image_tokens import code_inputs
 from lockadapt.models.assemble import Assembled
 from lockadapt.objectives.text_to_image import TextToImage, code_losses
-from tests.tiny import tiny_tower
+from tests.support.tiny import tiny_tower
 
 
 def test_scores(drawing: Assembled, tmp_path: Path) -> None:

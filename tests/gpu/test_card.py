@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from lockadapt.data.batch import on_device
-from lockadapt.export.streaming import merge_weights
-from lockadapt.export.streaming.merge_weights import Weighted
+from lockadapt.exports.weights import merge_weights
+from lockadapt.exports.weights.merge_weights import Weighted
 from lockadapt.models.assemble import assemble
-from lockadapt.models.place import ROOM, place_for
+from lockadapt.models.device import ROOM, choose_device
 from lockadapt.objectives.answer_tokens import sample_losses
-from tests.export.streaming.made import Case, read_all
-from tests.export.streaming.test_merge_weights import make, merged_and_wanted
+from tests.exports.weights.test_merge_weights import make, merged_and_wanted
 from tests.objectives.test_packing import adapted, both, gradients
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.adapters import Case, read_all
+from tests.support.tiny import tiny_llm, tiny_tower
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,9 +66,9 @@ def test_packed_samples_have_their_own_losses_and_gradients(quantization: str, t
 
 def test_what_does_not_fit_the_card_is_compared_on_the_cpu() -> None:
     free, total = torch.cuda.mem_get_info()
-    assert place_for(1 << 20) == "cuda"
-    assert place_for(total - ROOM // 2) == "cpu"
+    assert choose_device(1 << 20) == "cuda"
+    assert choose_device(total - ROOM // 2) == "cpu"
     held = torch.empty(free // 2, dtype=torch.uint8, device="cuda")
-    assert place_for(free // 2) == "cpu"
+    assert choose_device(free // 2) == "cpu"
     del held
-    assert place_for(free // 4) == "cuda"
+    assert choose_device(free // 4) == "cuda"

@@ -9,22 +9,22 @@ import torch
 from PIL import Image
 
 import lockadapt
+from lockadapt.console import Reporter
 from lockadapt.evaluation.chat import Chat
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.target import open_target
-from lockadapt.export.export import export_run
-from lockadapt.export.merge import merge_run
-from lockadapt.export.verify import verify_folder
+from lockadapt.exports.export import export_run
+from lockadapt.exports.merge import merge_run
+from lockadapt.exports.verify import verify_folder
 from lockadapt.models.quantize import load_quantized
-from lockadapt.objectives.draw import draw
-from lockadapt.objectives.drawing import Drawing
+from lockadapt.objectives.generate_images import draw
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.progress import Reporter
-from lockadapt.training.run_folder import base_of, load_run, read_facts
+from lockadapt.runs.run_folder import base_of, load_run, read_facts
 from lockadapt.training.session import train
-from tests.export.test_merge import values
-from tests.rows import embedding_recipe, pictures
-from tests.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
+from tests.support.rows import embedding_recipe, pictures
+from tests.support.runs import values
+from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 QUIET = Reporter(quiet=True)
@@ -131,4 +131,4 @@ def test_one_body_that_answers_embeds_and_draws(tmp_path: Path) -> None:
     for folder in (tmp_path / "run", tmp_path / "merged"):
         assert set(evaluate_folder(folder, None, (), False, None, QUIET)) == {"vqa", "retrieval", "t2i"}
         target = open_target(folder)
-        assert len(draw(target.model, target.processor, ["a red shape"], Drawing())) == 1
+        assert len(draw(target.model, target.processor, ["a red shape"], ImageGenerationConfig())) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.metrics.coco import CocoOracle, load_coco
+from tests.support.coco import CocoOracle, load_coco
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from lockadapt.errors import DataError
 from lockadapt.metrics.bleu import corpus_bleu
-from tests.metrics.coco import CocoOracle
+from tests.support.coco import CocoOracle
 
 
 def words(*texts: str) -> list[list[str]]:

@@ -6,7 +6,7 @@ import pytest
 
 from lockadapt.errors import DataError
 from lockadapt.metrics.captions import score_captions
-from tests.metrics.coco import CocoOracle
+from tests.support.coco import CocoOracle
 
 # Scored by pycocoevalcap 1.2 with its Java tokenizer.
 CANDIDATES = ["A cat's on the mat.", "Two dogs (brown) play!", "", "a bus at 5 p.m."]

@@ -8,7 +8,7 @@ import pytest
 
 from lockadapt.errors import DataError
 from lockadapt.metrics.cider import cider_d
-from tests.metrics.coco import CocoOracle
+from tests.support.coco import CocoOracle
 
 
 def scores(*items: tuple[str, list[str]]) -> list[float]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lockadapt.errors import DataError
 from lockadapt.metrics.rouge import rouge_l
-from tests.metrics.coco import CocoOracle
+from tests.support.coco import CocoOracle
 
 TOKENS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
 

@@ -19,7 +19,7 @@ from lockadapt.models.adapters import (
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import block_linears
-from tests.tiny import LLMS, tiny_llm
+from tests.support.tiny import LLMS, tiny_llm
 
 
 @pytest.mark.parametrize("kind", sorted(set(LLMS) - {"bloom"}))

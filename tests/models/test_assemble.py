@@ -14,7 +14,7 @@ from lockadapt.errors import AssemblyError, LockadaptError, RecipeError
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.fusions import projector_input
 from lockadapt.models.quiet import quiet
-from tests.tiny import FEATURE_MAPS, LLMS, ODD_LLMS, ROWS, SIDE, TOWERS, tiny_llm, tiny_tower
+from tests.support.tiny import FEATURE_MAPS, LLMS, ODD_LLMS, ROWS, SIDE, TOWERS, tiny_llm, tiny_tower
 
 
 @pytest.mark.parametrize("kind", LLMS)

@@ -22,7 +22,7 @@ from lockadapt.models.base_identity import (
     tower_component,
 )
 from lockadapt.models.load import load_model
-from tests.tiny import tiny_llm, tiny_tokenizer, tiny_tower
+from tests.support.tiny import tiny_llm, tiny_tokenizer, tiny_tower
 
 
 def loaded(folder: Path | None, **given: Any) -> Any:

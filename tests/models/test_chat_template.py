@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lockadapt.models.assemble import Assembled, assemble
-from tests.tiny import tiny_llm
+from tests.support.tiny import tiny_llm
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -24,7 +24,7 @@ from lockadapt.models.dual import (
     text_embedding,
 )
 from tests.models.test_texts import encoder
-from tests.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
+from tests.support.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
 
 NO_POOLER = ("vit-classifier",)
 """Towers whose checkpoint lacks the pooler that the stock class would run."""

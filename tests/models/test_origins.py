@@ -9,7 +9,7 @@ import pytest
 
 from lockadapt.models.assemble import assemble
 from lockadapt.models.origins import UNKNOWN, Origin, inherited, read_origin, write_origins
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.tiny import tiny_llm, tiny_tower
 
 CARD = (
     "---\nlicense: llama3.2\nlicense_name: Llama\nlicense_link: LICENSE.txt\n---\n# A model\nlicense: mit\n"

@@ -14,7 +14,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.models import assemble as assembly
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.proof import Expectation, compare, run_fresh
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.tiny import tiny_llm, tiny_tower
 
 
 @pytest.mark.slow

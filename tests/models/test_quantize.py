@@ -15,7 +15,7 @@ from lockadapt.models.assemble import assemble
 from lockadapt.models.locks import component_table, frozen_digests, prove_locked
 from lockadapt.models.parts import block_linears, component_of
 from lockadapt.models.quantize import check_types, dequantize, is_quantized, load_quantized
-from tests.tiny import tiny_llm
+from tests.support.tiny import tiny_llm
 
 IDS = torch.tensor([[5, 9, 33, 60, 7]])
 

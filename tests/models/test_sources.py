@@ -13,18 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from lockadapt.errors import AssemblyError, EnvironmentProblem, LockadaptError, SafetyError, VerificationError
+from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, VerificationError
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.load import load_model
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import find, pick_dtype
-from tests.tiny import tiny_tower
+from lockadapt.models.sources import find, resolve_dtype
+from tests.support.tiny import tiny_tower
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./org/name", "/nowhere/at/all", "a/b/c", "~/none-of-this", ""])
 def test_what_is_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(EnvironmentProblem) as caught:
+    with pytest.raises(SetupError) as caught:
         find(name, "tower")
     assert "tower" in caught.value.message
     assert caught.value.fix
@@ -34,7 +34,7 @@ def test_hub_ids_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     assert not find("org/name-1.5", "LLM").local
     (tmp_path / "org" / "name").mkdir(parents=True)
-    with pytest.raises(EnvironmentProblem, match="no config"):
+    with pytest.raises(SetupError, match="no config"):
         find("org/name", "LLM")
     (tmp_path / "org" / "name" / "config.json").write_text("{}")
     assert find("org/name", "LLM").local
@@ -86,10 +86,10 @@ def _drop(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("break_it", "kind", "named"),
     [
-        (_pickle_instead, EnvironmentProblem, "LLM cannot be loaded"),
-        (_cut, EnvironmentProblem, "LLM cannot be loaded"),
+        (_pickle_instead, SetupError, "LLM cannot be loaded"),
+        (_cut, SetupError, "LLM cannot be loaded"),
         (_remote_code, SafetyError, "code from its own repository"),
-        (_no_config, EnvironmentProblem, "LLM cannot be loaded"),
+        (_no_config, SetupError, "LLM cannot be loaded"),
         (_no_tokenizer, LockadaptError, "tokenizer"),
         (_drop("model.norm.weight"), AssemblyError, "lacks model.norm.weight"),
         (_config(num_hidden_layers=1), AssemblyError, "no place for.*model.layers.1"),
@@ -155,11 +155,11 @@ def test_loading_stock_folders(assembled: Assembled, tiny: Path, tmp_path: Path)
 
 
 def test_dtypes() -> None:
-    assert pick_dtype("float16") == torch.float16
-    assert pick_dtype(torch.float64) == torch.float64
-    assert pick_dtype("auto") in (torch.float32, torch.bfloat16)
-    with pytest.raises(EnvironmentProblem, match="float12"):
-        pick_dtype("float12")
+    assert resolve_dtype("float16") == torch.float16
+    assert resolve_dtype(torch.float64) == torch.float64
+    assert resolve_dtype("auto") in (torch.float32, torch.bfloat16)
+    with pytest.raises(SetupError, match="float12"):
+        resolve_dtype("float12")
 
 
 def test_quiet_gives_settings_back() -> None:

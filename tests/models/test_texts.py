@@ -12,7 +12,7 @@ import transformers as hf
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.texts import load_text, load_text_tokenizer, probe_text
-from tests.tiny import COMMON, ROWS, tiny_llm, tiny_tokenizer, tiny_tower
+from tests.support.tiny import COMMON, ROWS, tiny_llm, tiny_tokenizer, tiny_tower
 
 ENCODERS: dict[str, Callable[[], Any]] = {
     "bert": lambda: hf.BertModel(hf.BertConfig(**COMMON)),

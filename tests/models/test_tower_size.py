@@ -12,7 +12,7 @@ from lockadapt.models.assemble import assemble
 from lockadapt.models.fusions import projector_input
 from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import load_tower
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.tiny import tiny_llm, tiny_tower
 
 
 def test_interpolated_once(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AdapterError, DataError
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.features.policy import tower_outputs
 from lockadapt.models.adapters import LoraSettings, attach_adapters, set_trainable
 from lockadapt.models.assemble import assemble
 from lockadapt.models.load import load_model
@@ -25,8 +26,7 @@ from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import ImageText, Vqa
 from lockadapt.objectives.itc import IMAGES
 from lockadapt.objectives.retrieval import retrieval_of
-from lockadapt.training.features import tower_outputs
-from tests.rows import pictures, vqa_samples
+from tests.support.rows import pictures, vqa_samples
 
 PAIRS = [
     ("red", "a red shape"),

@@ -18,8 +18,8 @@ from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, se
 from lockadapt.models.assemble import assemble
 from lockadapt.models.quantize import load_quantized
 from lockadapt.objectives.answer_tokens import answer_loss, sample_losses
-from tests.rows import dialogue_sample, vqa_samples
-from tests.tiny import tiny_llm, tiny_tower
+from tests.support.rows import dialogue_sample, vqa_samples
+from tests.support.tiny import tiny_llm, tiny_tower
 
 FAMILIES = ["llama", "qwen3", "gpt2", "gemma", "opt", "gpt-neox", "phi3", "olmo2", "smollm3"]
 

@@ -14,7 +14,7 @@ from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, NoLabelError
-from lockadapt.evaluation.bench import EvaluationBench
+from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.load import load_model

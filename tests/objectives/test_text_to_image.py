@@ -18,7 +18,7 @@ from lockadapt.errors import DataError
 from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from lockadapt.models.assemble import Assembled
 from lockadapt.objectives import text_to_image
-from lockadapt.objectives.drawing import drawing_prompts
+from lockadapt.objectives.image_generation import drawing_prompts
 from lockadapt.objectives.text_to_image import TextToImage, code_losses
 
 CAPTIONS = ["a red circle", "yes", "what shape is in the image? a blue triangle"]

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 from PIL import Image
 
+from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.models.llms import load_llm
 from lockadapt.quickstart.drawing import COLOURS, SHAPES
@@ -19,7 +20,6 @@ from lockadapt.quickstart.scenes import HELD_OUT, SEEN, draw, make_dataset, rand
 from lockadapt.quickstart.show import show
 from lockadapt.quickstart.tour import ASSETS, DRAWN, tour, wording_alone
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.progress import Reporter
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,19 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from transformers import JanusImageProcessorPil, JanusVQVAE
 
+from lockadapt.console import Reporter
 from lockadapt.errors import DataError, LockadaptError, NonFiniteLossError, RecipeError, SafetyError
 from lockadapt.models.image_tokenizer import TokenizerShape, load_image_tokenizer, new_image_tokenizer
-from lockadapt.training.codebook import Codebook, nearest, perplexity
-from lockadapt.training.image_tokenizer import (
+from lockadapt.training.image_tokenizer.codebook import Codebook, nearest, perplexity
+from lockadapt.training.image_tokenizer.folder import find_images, train_folder
+from lockadapt.training.image_tokenizer.losses import Critic, TowerDistance, hinge
+from lockadapt.training.image_tokenizer.train import (
     TokenizerTraining,
     scaled,
     score_image_tokenizer,
     train_image_tokenizer,
 )
-from lockadapt.training.progress import Reporter
-from lockadapt.training.tokenizer_folder import find_images, train_folder
-from lockadapt.training.tokenizer_losses import Critic, TowerDistance, hinge
-from tests.tiny import tiny_tower
+from tests.support.tiny import tiny_tower
 
 SHAPE = TokenizerShape(8, 4, codes=12, code_size=4, width=32, blocks=0, latent=8)
 

@@ -11,8 +11,8 @@ import torch
 from lockadapt.errors import RecipeError
 from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.training.packing import choose_packing, packed_tokens, padded_tokens
-from tests.rows import encoded, trainer, vqa_samples
-from tests.tiny import tiny_llm
+from tests.support.rows import encoded, trainer, vqa_samples
+from tests.support.tiny import tiny_llm
 
 
 def losses(own) -> list[float]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
+from lockadapt.building import from_recipe
+from lockadapt.console import Reporter
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.models.assemble import Assembled
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import from_recipe, session
-from lockadapt.training.progress import Reporter
+from lockadapt.training import session
 from lockadapt.training.session import build_model, encode, load_samples, train
-from tests.export.test_merge import rows_file, values
-from tests.rows import embedding_recipe
+from tests.support.rows import embedding_recipe
+from tests.support.runs import rows_file, values
 
 QUIET = Reporter(quiet=True)
 

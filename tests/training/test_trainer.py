@@ -14,8 +14,8 @@ from PIL import Image
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.errors import (
-    BlindError,
     DataError,
+    ImageIgnoredError,
     LockError,
     NoGradientError,
     NoLabelError,
@@ -25,16 +25,16 @@ from lockadapt.errors import (
 from lockadapt.models.adapters import LoraSettings, lora_config
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.load import load_model
-from lockadapt.models.parts import stock
+from lockadapt.models.parts import unwrap_model
 from lockadapt.objectives import Caption, Vqa
 from lockadapt.training import checkpoint
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.trainer import GroundingTrainer
-from tests.rows import COLOURS, trainer, vqa_samples
+from tests.support.rows import COLOURS, trainer, vqa_samples
 
 
 def snapshot(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    base = stock(model)
+    base = unwrap_model(model)
     return {n: t.detach().clone() for n, t in [*base.named_parameters(), *base.named_buffers()]}
 
 
@@ -75,7 +75,7 @@ def test_the_loss_curve_is_pinned(assembled: Assembled, tmp_path: Path) -> None:
     expected = {
         "LlavaForConditionalGeneration": PINNED_LLAVA,
         "FastVlmForConditionalGeneration": PINNED_FASTVLM,
-    }[type(stock(run.model)).__name__]
+    }[type(unwrap_model(run.model)).__name__]
     assert curve == pytest.approx(expected, abs=2e-3)
 
 
@@ -86,16 +86,16 @@ PINNED_FASTVLM = [5.7905, 5.8141, 5.7297, 5.7017, 5.6374, 5.6451]
 def test_frozen_tensor_that_moves_fails_the_lock(assembled: Assembled, tmp_path: Path) -> None:
     run = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run")
     with torch.no_grad():
-        stock(run.model).lm_head.weight[0, 0] += 1e-6
+        unwrap_model(run.model).lm_head.weight[0, 0] += 1e-6
     with pytest.raises(LockError, match="lm_head|embed_tokens"):
         run.prove_locked()
 
 
 def test_batchnorm_statistics_stay(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
     run = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run", feature_memory_gib=0.0)
-    buffers = {n: b.clone() for n, b in stock(run.model).model.vision_tower.named_buffers()}
+    buffers = {n: b.clone() for n, b in unwrap_model(run.model).model.vision_tower.named_buffers()}
     run.train()
-    for name, buffer in stock(run.model).model.vision_tower.named_buffers():
+    for name, buffer in unwrap_model(run.model).model.vision_tower.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
 
 
@@ -151,9 +151,9 @@ def test_no_movement_stops_the_run(assembled: Assembled, tmp_path: Path) -> None
 def test_blind_model_is_refused(assembled: Assembled, tmp_path: Path) -> None:
     run = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run")
     with torch.no_grad():
-        for parameter in stock(run.model).model.multi_modal_projector.parameters():
+        for parameter in unwrap_model(run.model).model.multi_modal_projector.parameters():
             parameter.zero_()
-    with pytest.raises(BlindError, match="with the images and with others"):
+    with pytest.raises(ImageIgnoredError, match="with the images and with others"):
         run.train()
 
 

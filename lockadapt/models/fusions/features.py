@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lockadapt.models.fusions.bodies import body_of
-from lockadapt.models.parts import parts_of, stock
+from lockadapt.models.parts import layout_of, unwrap_model
 
 
 @torch.no_grad()
@@ -19,13 +19,13 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Taken where it happens, at the projector's entrance, so layer choice, dropped class token and flattening are the
     stock class's own. The tower is run without gradient, in whatever mode (train, eval) it is in.
     """
-    base: Any = stock(model)
+    base: Any = unwrap_model(model)
     seen: list[Tensor] = []
 
     def look(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         seen.append(arguments[0].detach())
 
-    handle = base.get_submodule(parts_of(base).projector).register_forward_pre_hook(look)
+    handle = base.get_submodule(layout_of(base).projector).register_forward_pre_hook(look)
     try:
         base.model.get_image_features(pixel_values=pixel_values)
     finally:
@@ -47,8 +47,8 @@ def image_outputs(
     Returns:
         The projected features with gradient to the projector. `pixel_values` must not be passed beside it.
     """
-    base: Any = stock(model)
-    projector = base.get_submodule(parts_of(base).projector)
+    base: Any = unwrap_model(model)
+    projector = base.get_submodule(layout_of(base).projector)
     weight = next(projector.parameters())
     features = image_features.to(weight.device)
     if image_scales is not None:

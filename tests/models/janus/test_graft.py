@@ -22,7 +22,7 @@ from lockadapt.models.embeddings import image_token_id
 from lockadapt.models.fusions import fusion_of, image_outputs, projector_input
 from lockadapt.models.image_tokenizer import load_image_tokenizer
 from lockadapt.models.load import load_model
-from tests.tiny import LLMS, tiny_image_tokenizer, tiny_llm, tiny_tower
+from tests.support.tiny import LLMS, tiny_image_tokenizer, tiny_llm, tiny_tower
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8))
 

@@ -10,7 +10,7 @@ import transformers as hf
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.janus.siglip import janus_tower, janus_vision_config, prove_tower
-from tests.tiny import TOWERS, VIT
+from tests.support.tiny import TOWERS, VIT
 
 VALUES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -1,0 +1,1 @@
+"""From a recipe to the objects of a run: samples, objectives, model."""

@@ -1,0 +1,88 @@
+"""Builds the feature cache of a recipe before it is needed, and checks every byte of what is there."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from lockadapt.building.from_recipe import assembled, dimension_of, feature_settings, samples_of
+from lockadapt.building.towerless import remember
+from lockadapt.console import Reporter
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.scan import scan_images
+from lockadapt.errors import RecipeError
+from lockadapt.features.on_disk import FeatureSettings
+from lockadapt.features.policy import disk_features
+from lockadapt.models.load import load_model
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.recipe.schema import Recipe
+
+
+def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+    """Tower outputs of all images of training, validation and test, on disk.
+
+    Started several times at once on one folder, the processes share the work.
+
+    Returns:
+        `{"folder", "stored", "images", "computed", "bytes", "seconds", "drift": {"largest", "relative"}}`; bytes are
+        those of the whole folder.
+
+    Raises:
+        RecipeError: a blind run, which shows one image only, or rows without images.
+        LockadaptError: whatever would stop the run.
+    """
+    if recipe.blind:
+        raise RecipeError(
+            "a blind run shows one image, the mean", where="blind", fix="cache the seeing recipe"
+        )
+    data, started = recipe.data, time.perf_counter()
+    samples = [
+        s
+        for part in ("train", "validation", "test")
+        for rows in samples_of(recipe, part).values()
+        for s in rows
+    ]
+    scan = scan_images(
+        samples,
+        data.max_pixels,
+        data.on_bad_image,
+        data.max_bad_fraction,
+        progress=reporter.counted("opening images"),
+    )
+    images = {image.key: image for sample in scan.good for image in sample.images}
+    if not images:
+        raise RecipeError("no row has an image", where="objectives", fix="there is nothing to cache")
+    model, processor = _components(recipe)
+    settings: FeatureSettings = replace(feature_settings(data), choice="disk")
+    pixels = PixelInputs(processor.image_processor, data.max_pixels)
+    disk = disk_features(model, processor, pixels, settings, reporter.note, thorough=True)
+    reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
+    computed = disk.fill(images.values(), reporter.counted("shards"))
+    remember(recipe, None, model, disk, resolve_dtype(recipe.model.dtype))
+    drift = disk.folder.drift()
+    assert drift is not None
+    if data.features != "disk":
+        reporter.note(f"data.features is {data.features}: train with data.features=disk to use the cache")
+    return {
+        "folder": str(disk.folder.path),
+        "stored": settings.stored,
+        "images": len(disk.content(images.values())),
+        "computed": computed,
+        "bytes": sum(file.stat().st_size for file in disk.folder.path.iterdir()),
+        "seconds": round(time.perf_counter() - started, 2),
+        "drift": asdict(drift),
+    }
+
+
+def _components(recipe: Recipe) -> tuple[Any, Any]:
+    section = recipe.model
+    if section.vlm is not None:
+        model, processor = load_model(section.vlm, resolve_dtype(section.dtype))
+    else:
+        size = dimension_of(recipe)
+        built = assembled(section, None, [], recipe.training.seed, prove=False, dimension=size)
+        model, processor = built.model, built.processor
+    return (model.to("cuda") if torch.cuda.is_available() else model), processor

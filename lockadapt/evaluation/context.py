@@ -1,0 +1,99 @@
+"""What evaluation lends to an objective: the model, its images, and answers to questions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from lockadapt.data.encode import Encoder
+from lockadapt.data.images import open_image
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import Sample
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.probe import TowerFeatures, at_side, probe_scores, train_probe
+from lockadapt.models.image_tokenizer import image_side
+from lockadapt.models.parts import unwrap_model
+from lockadapt.objectives.base import Progress
+from lockadapt.objectives.generate_images import generate_image_token_ids, pictures
+from lockadapt.objectives.image_generation import ImageGenerationConfig
+
+PROBE_IMAGES = 4000
+"""Training images that a probe learns from at most."""
+
+
+@dataclass(frozen=True)
+class EvaluationBench:
+    """See `lockadapt.objectives.base.Bench`.
+
+    Attributes:
+        method: `auto` ranks where a closed list is given, `rank` insists on one, `generate` never ranks.
+        row_tokens: longest row of prompts that share their beginnings; None: nothing is shared.
+        training: the objective's training rows, which a probe learns from; None for no probe.
+        max_pixels: larger images are refused before decoding.
+    """
+
+    model: nn.Module
+    encoder: Encoder
+    images: ImageInputs
+    batch_size: int
+    progress: Progress | None
+    method: str = "auto"
+    row_tokens: int | None = None
+    training: Callable[[], Sequence[Sample]] | None = None
+    max_pixels: int = 100_000_000
+
+    def answers(
+        self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
+    ) -> list[str]:
+        """Answers by ranking a closed list, or by greedy generation.
+
+        Raises:
+            RecipeError: ranking is asked for without a list.
+        """
+        predictor = Predictor(self.model, self.encoder, self.images, self.batch_size, self.row_tokens)
+        if self.method == "rank" and closed is None:
+            raise RecipeError(
+                "ranking needs a closed list of answers",
+                where="evaluation.method",
+                fix="give objectives.….answers",
+            )
+        if closed is not None and self.method != "generate":
+            return predictor.rank(samples, closed, self.progress)
+        return predictor.generate(samples, max_new_tokens, self.progress)
+
+    def draw(self, captions: Sequence[str], drawing: ImageGenerationConfig) -> Tensor:
+        """See `lockadapt.objectives.generate_images.generate_image_token_ids`."""
+        settings = dataclasses.replace(drawing, batch_size=self.batch_size)
+        return generate_image_token_ids(self.model, self.encoder.processor, captions, settings, self.progress)
+
+    def probe(self, tower: str, samples: Sequence[Sample], codes: Tensor) -> dict[str, Any] | None:
+        """What a probe on a tower, trained on the first `PROBE_IMAGES` training images, says of drawings.
+
+        Args:
+            tower: folder or Hub id of a vision model.
+            samples: test rows, one image each.
+            codes: what was drawn for their captions.
+
+        Returns:
+            See `probe_scores`; None without training rows.
+        """
+        if self.training is None:
+            return None
+        side = image_side(unwrap_model(self.model).config.vq_config)
+
+        def real(rows: Sequence[Sample]) -> list[Image.Image]:
+            return at_side([open_image(row.images[0], self.max_pixels) for row in rows], side)
+
+        features, learned = TowerFeatures(tower), list(self.training())[:PROBE_IMAGES]
+        probe = train_probe(features(real(learned)), [row.answer for row in learned])
+        processor, captions = self.encoder.processor, [row.answer for row in samples]
+        drawn = features(pictures(self.model, processor, codes))
+        known = self.images([row.images[0] for row in samples])["image_codes"]
+        tokenized = features(pictures(self.model, processor, known))
+        return probe_scores(probe, drawn, captions, features(real(samples)), captions, tokenized)

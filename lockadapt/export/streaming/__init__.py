@@ -1,8 +1,0 @@
-"""Merging from safetensors shards to safetensors shards, tensor by tensor, never with a whole model in memory."""
-
-from __future__ import annotations
-
-from lockadapt.export.streaming.merge_weights import WeightsReport, merge_weights
-from lockadapt.export.streaming.shards import Layout, read_layout
-
-__all__ = ["Layout", "WeightsReport", "merge_weights", "read_layout"]

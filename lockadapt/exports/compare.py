@@ -1,0 +1,102 @@
+"""Both ways to merge a quantized run, side by side: distance from what was trained, and scores on real samples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lockadapt.building.from_recipe import is_dual
+from lockadapt.console import Reporter
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.evaluate import evaluate
+from lockadapt.evaluation.target import Target, open_target
+from lockadapt.exports.proofs.merged_folder import compare_logits, reference_answers
+from lockadapt.exports.stock_folder import BaseMode, write_stock
+from lockadapt.models.device import choose_device, stored_bytes
+from lockadapt.models.load import load_model
+from lockadapt.recipe.schema import Recipe
+from lockadapt.runs import run_folder
+
+UNMERGED = "unmerged"
+MODES: tuple[BaseMode, ...] = ("dequantized", "original")
+
+
+def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[str, Any]:
+    """Merges a run both ways into temporary folders, and measures each; nothing is kept.
+
+    Args:
+        run: a finished run folder; of a run that was not quantized both ways are one.
+        samples: of each test set; default: as many as the recipe says.
+
+    Returns:
+        `{"unmerged": {"scores"}, "dequantized": {"max_abs_logit_diff", "kl", "top1_agreement", "scores"}, "original":
+        {…}}`; logits are compared on the run's probe with what was trained; scores are those of `lockadapt eval`.
+
+    Raises:
+        RecipeError: a dual encoder, which has no logits.
+    """
+    recipe, facts = run_folder.read_recipe(run), run_folder.read_facts(run)
+    if is_dual(recipe):
+        raise RecipeError("a dual encoder has no logits to compare", where=str(run), fix="compare with eval")
+    if samples is not None:
+        shorter = recipe.evaluation.model_copy(update={"samples": samples})
+        recipe = recipe.model_copy(update={"evaluation": shorter})
+    probe = run_folder.read_probe(run)
+    dtype = getattr(torch, facts["dtype"])
+    trained, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
+    expected = reference_answers(trained, processor, probe).logits
+    del trained
+    reporter.note("scoring the run")
+    target = open_target(run)
+    mean = target.mean
+    found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, recipe, reporter)}}
+    del target  # before the next model is loaded
+    for mode in MODES:
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+            folder = Path(room) / "merged"
+            folder.mkdir()
+            reporter.note(f"merging, base {mode}")
+            write_stock(run, folder, base=mode)
+            model, processor = load_model(folder, dtype)
+            model.to(choose_device(stored_bytes(folder)))
+            logits = reference_answers(model, processor, probe).logits
+            target = Target(model, processor, recipe, None, mean, folder)
+            found[mode] = {
+                **compare_logits(expected, logits, dtype),
+                "scores": _scores(target, recipe, reporter),
+            }
+    return found
+
+
+def comparison_text(found: Mapping[str, Any]) -> str:
+    """A table for the terminal: a line a way."""
+    names = sorted({f"{name} {key}" for one in found.values() for name, key, _ in _numbers(one["scores"])})
+    lines = [f"{'base':<12} {'KL':>9} {'top-1':>7} {'max |d|':>9}  " + "  ".join(names)]
+    for mode, one in found.items():
+        scores = {f"{name} {key}": value for name, key, value in _numbers(one["scores"])}
+        numbers = (
+            f"{one['kl']:9.2e} {one['top1_agreement']:7.4f} {one['max_abs_logit_diff']:9.2e}"
+            if "kl" in one
+            else f"{'-':>9} {'-':>7} {'-':>9}"
+        )
+        values = "  ".join(f"{scores.get(name, float('nan')):>{len(name)}.4f}" for name in names)
+        lines.append(f"{mode:<12} {numbers}  {values}")
+    return "\n".join(lines)
+
+
+def _numbers(scores: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    return [
+        (name, key, float(value))
+        for name, one in scores.items()
+        if isinstance(one, Mapping)
+        for key, value in one.items()
+        if isinstance(value, (int, float)) and key != "n"
+    ]
+
+
+def _scores(target: Target, recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
+    return evaluate(target, recipe, recipe.blind, reporter)[0]

@@ -1,0 +1,92 @@
+"""Why llama.cpp cannot take a stock folder, found from its config, processor and tokenizer before any weight is read."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    FastVlmConfig,
+    JanusConfig,
+    LlavaConfig,
+    PreTrainedConfig,
+    VisionTextDualEncoderConfig,
+)
+
+from lockadapt.errors import AssemblyError
+from lockadapt.exports.gguf.llama_cpp import LlamaCpp
+from lockadapt.exports.gguf.text import causal_class, write_vocabulary
+from lockadapt.exports.gguf.tower import CLIP, Colours, measure_colours, tower_refusal
+from lockadapt.models.load import load_processor
+from lockadapt.models.sources import find, loading
+
+
+def gguf_refusal(folder: str | Path, llama_cpp: LlamaCpp) -> str | None:
+    """Why this llama.cpp cannot take a merged stock folder, or None. Takes some seconds: its converter is asked.
+
+    Raises:
+        SetupError: the folder cannot be read, or the converter does not start.
+    """
+    source = find(folder, "VLM")
+    with loading(source, "VLM"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if reason := class_refusal(config):
+        return reason
+    processor = load_processor(folder)
+    return _picture_refusal(config, processor, llama_cpp) or _llm_refusal(config, processor, llama_cpp)
+
+
+def class_refusal(config: PreTrainedConfig) -> str | None:
+    """Why no llama.cpp takes this class, or None; from the config alone."""
+    if isinstance(config, VisionTextDualEncoderConfig):
+        return "a dual encoder answers nothing, and llama.cpp has no such class"
+    if isinstance(config, FastVlmConfig):
+        return (
+            "llama.cpp has no graph for this CNN tower beside a plain projector; "
+            "a CLIP or SigLIP tower can be exported"
+        )
+    if isinstance(config, JanusConfig):
+        return (
+            "llama.cpp looks at images but cannot draw, so the image tokenizer and what draws would be lost"
+        )
+    if isinstance(config, LlavaConfig):
+        return tower_refusal(config)
+    return None
+
+
+def colours_of(config: Any, processor: Any) -> Colours | str:
+    """What the tower is shown, or why llama.cpp cannot show the same."""
+    return measure_colours(processor.image_processor, config.vision_config.image_size)
+
+
+def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
+    vision: Any = getattr(config, "vision_config", None)
+    if not isinstance(config, LlavaConfig):
+        name = (config.architectures or [config.model_type])[0]
+        return None if name in llama_cpp.classes[1] else f"llama.cpp's converter does not take {name}"
+    if isinstance(colours := colours_of(config, processor), str):
+        return colours
+    if vision.model_type == CLIP and llama_cpp.misplaces_class_token:
+        return (
+            f"the llama.cpp at {llama_cpp.folder} takes CLIP's class token for a patch in LLaVA "
+            "(https://github.com/ggml-org/llama.cpp/issues/25814), so it would see other images than were trained on; "
+            "use one with pull request 25844 in it, or a SigLIP tower"
+        )
+    return None
+
+
+def _llm_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
+    """Tokenizer and config go through the converter as they will later, only without weights."""
+    if causal_class(text := config.get_text_config()) is None:
+        return f"{text.model_type} is no causal LM"
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+        folder = Path(room) / "text"
+        folder.mkdir()
+        try:
+            write_vocabulary(config, processor, folder)
+        except AssemblyError as error:
+            return error.message
+        reason = llama_cpp.refusal(folder, Path(room) / "vocabulary.gguf")
+    return reason and f"llama.cpp's converter does not take this LLM: {reason}"

@@ -1,0 +1,92 @@
+"""The LLM of a stock model as a plain causal LM folder, which is what llama.cpp's converter reads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+from lockadapt.errors import AssemblyError
+from lockadapt.exports.gguf.sentencepiece import came_from_sentencepiece, sentence_pieces
+from lockadapt.models.quiet import quiet
+
+
+def causal_class(config: Any) -> str | None:
+    """Name of the Transformers class `XForCausalLM` of a text config, or None."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return getattr(kind, "__name__", None)
+
+
+def vocabulary_rows(tokenizer: Any) -> int:
+    """How many rows the tokenizer can name. The padding behind them, which no text reaches, does not go along."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ...]:
+    """Writes config, tokenizer and chat template, but no weights, into an existing folder.
+
+    Returns:
+        What the user must know of the tokenizer in llama.cpp.
+
+    Raises:
+        AssemblyError: llama.cpp would tokenize otherwise.
+    """
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = processor.chat_template
+    text = copy.deepcopy(config.get_text_config())
+    text.architectures = [causal_class(text)]
+    text.vocab_size = min(text.vocab_size, vocabulary_rows(tokenizer))
+    with quiet():
+        tokenizer.save_pretrained(folder)
+        text.save_pretrained(folder)
+    if not came_from_sentencepiece(tokenizer):
+        return ()
+    pieces = sentence_pieces(tokenizer, processor.image_token)
+    (folder / "tokenizer.model").write_bytes(pieces.model)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["add_prefix_space"] = pieces.space_first
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=1), encoding="utf-8")
+    return pieces.notes
+
+
+def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
+    """Writes the LLM of a stock model with its tokenizer into an existing folder, weights in the model's dtype.
+
+    The model's vocabulary loses its padding in place.
+
+    Returns:
+        What the user must know, see `write_vocabulary`.
+
+    Raises:
+        AssemblyError: the LLM has parts that its causal class does not hold, or llama.cpp would tokenize otherwise.
+    """
+    config = copy.deepcopy(model.config.get_text_config())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    config.tie_word_embeddings = head.weight is embedding.weight
+    with quiet(), torch.device("meta"):
+        causal: Any = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    setattr(causal, causal.base_model_prefix, model.get_decoder())
+    causal.set_output_embeddings(head)
+    _require_real(causal)
+    rows = vocabulary_rows(processor.tokenizer)
+    notes = write_vocabulary(model.config, processor, folder)
+    with quiet():
+        if rows < embedding.weight.shape[0]:
+            causal.resize_token_embeddings(rows)
+        causal.save_pretrained(folder)
+    return notes
+
+
+def _require_real(causal: nn.Module) -> None:
+    empty = [name for name, tensor in causal.named_parameters() if tensor.is_meta]
+    if empty:
+        raise AssemblyError(
+            f"the stock model has no {empty[0]}, which {type(causal).__name__} needs",
+            fix="please report this",
+        )

@@ -1,0 +1,118 @@
+"""Writes the two files that llama.cpp wants: the LLM by llama.cpp's converter, the eyes by it or by ours."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
+
+from lockadapt.errors import AssemblyError, RecipeError, VerificationError
+from lockadapt.exports.gguf.key_layout import write_eyes
+from lockadapt.exports.gguf.llama_cpp import LlamaCpp
+from lockadapt.exports.gguf.mmproj import DTYPES, write_mmproj
+from lockadapt.exports.gguf.refusal import colours_of, gguf_refusal
+from lockadapt.exports.gguf.text import causal_class, write_causal_lm
+from lockadapt.files import new_folder, require_new
+from lockadapt.models.load import load_processor
+from lockadapt.models.sources import find, loading, some
+
+AUTO = "auto"
+OUTTYPES = (AUTO, *DTYPES)
+
+
+def write_gguf(
+    folder: str | Path,
+    output: str | Path,
+    llama_cpp: LlamaCpp,
+    *,
+    outtype: str = AUTO,
+    finish: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Writes a folder with `model-TYPE.gguf` and `mmproj-model-TYPE.gguf`.
+
+    Args:
+        folder: a merged stock folder.
+        output: must not exist or be empty; written whole or not at all.
+        llama_cpp: from `open_llama_cpp`.
+        outtype: of `OUTTYPES`; `auto` keeps the folder's own dtype, so nothing is rounded.
+        finish: given the written folder, still at its temporary place, and what is returned.
+
+    Returns:
+        `{"output", "model", "mmproj", "outtype", "llm_class", "projector", …, "notes"}`; `model` and `mmproj` are file
+        names, `notes` what the user must know.
+
+    Raises:
+        RecipeError: `output` is not empty, no such outtype, or llama.cpp cannot take this model, and why.
+        SetupError: the folder or llama.cpp cannot be read.
+        AssemblyError: a tensor has no place in llama.cpp's graph.
+        VerificationError: the converter failed, or a file is not as it was written. Nothing is left at `output`.
+    """
+    require_new(output, what="exporting")
+    if outtype not in OUTTYPES:
+        raise RecipeError(
+            f"there is no outtype {outtype!r}", where="--outtype", fix=f"there are: {', '.join(OUTTYPES)}"
+        )
+    if reason := gguf_refusal(folder, llama_cpp):
+        raise RecipeError(f"no export to gguf: {reason}", where="--to", fix="choose another target")
+    model, processor = _load(folder)
+    kept = _kept(model.dtype) if outtype == AUTO else outtype
+    names = {"model": f"model-{kept}.gguf", "mmproj": f"mmproj-model-{kept}.gguf"}
+    with (
+        new_folder(output, what="exporting") as place,
+        tempfile.TemporaryDirectory(prefix="lockadapt-") as room,
+    ):
+        eyes = _write_mmproj(model, processor, place / names["mmproj"], kept, llama_cpp, Path(room))
+        text = Path(room) / "text"
+        text.mkdir()
+        llm_class = causal_class(model.config.get_text_config())
+        notes = write_causal_lm(model, processor, text)
+        del model  # its weights are on the disk, and the converter runs in a process of its own
+        llama_cpp.convert(text, place / names["model"], kept)
+        result = {
+            "output": str(output),
+            **names,
+            "outtype": kept,
+            "llm_class": llm_class,
+            **eyes,
+            "notes": list(notes),
+        }
+        if finish is not None:
+            finish(place, result)
+    return result
+
+
+def _load(folder: str | Path) -> tuple[Any, Any]:
+    """The model in the dtype of its weights, on the CPU, and its processor."""
+    source = find(folder, "VLM")
+    with loading(source, "VLM"):
+        dtype = AutoConfig.from_pretrained(source.name, **source.arguments).dtype or torch.float32
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+        )
+    model, info = loaded
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            raise VerificationError(f"{kind.replace('_', ' ')}: {some(info[kind])}", where=str(folder))
+    return model.eval(), load_processor(folder)
+
+
+def _kept(dtype: torch.dtype) -> str:
+    for name, one in DTYPES.items():
+        if one == dtype:
+            return name
+    raise AssemblyError(f"weights in {dtype}", fix=f"merge to one of {', '.join(map(str, DTYPES.values()))}")
+
+
+def _write_mmproj(
+    model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, room: Path
+) -> dict[str, Any]:
+    if not isinstance(model.config, LlavaConfig):
+        return write_eyes(model, processor, path, outtype, llama_cpp, room)
+    colours = colours_of(model.config, processor)
+    if isinstance(colours, str):
+        raise AssemblyError(colours)
+    return write_mmproj(model, colours, path, outtype)

@@ -1,0 +1,58 @@
+"""What `lockadapt merge` was asked for: one run, a stack of adapters on a base, or both ways of a run compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from lockadapt.console import Reporter
+from lockadapt.errors import RecipeError
+from lockadapt.exports.compare import UNMERGED, compare_merges, comparison_text
+from lockadapt.exports.merge import merge_run
+from lockadapt.exports.stack import merge_stack, parse_adapter
+from lockadapt.exports.stock_folder import BaseMode
+from lockadapt.runs import run_folder
+
+
+def merge_command(
+    source: str,
+    output: Path | None,
+    adapters: Sequence[str],
+    base: str,
+    compare: bool,
+    samples: int | None,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Result of `merge_run`, `merge_stack` or `compare_merges`.
+
+    Raises:
+        RecipeError: what was asked for does not go together.
+    """
+    if base not in get_args(BaseMode):
+        raise RecipeError(f"there is no base {base!r}", where="--base", fix="dequantized or original")
+    is_run = run_folder.is_run(Path(source)) or (Path(source) / run_folder.RECIPE).is_file()
+    if is_run and adapters:
+        raise RecipeError(
+            f"{source} is a run, which has its own adapter",
+            where="--adapter",
+            fix=f"name its base: lockadapt merge {Path(source) / run_folder.BASE} --adapter {source} --adapter …",
+        )
+    if samples is not None and not compare:
+        raise RecipeError("counts what --compare scores", where="--samples", fix="add --compare")
+    if compare:
+        if output is not None:
+            raise RecipeError("--compare writes nothing", where="--output", fix="leave one of the two out")
+        return compare_merges(Path(source), samples, reporter)
+    if output is None:
+        raise RecipeError("is missing", where="--output", fix="name a new folder")
+    if not adapters:
+        return merge_run(Path(source), output, reporter, base)  # type: ignore[arg-type]
+    if base != "dequantized":
+        raise RecipeError("is of quantized runs", where="--base", fix="leave it out beside --adapter")
+    return merge_stack(source, [parse_adapter(text) for text in adapters], output, reporter)
+
+
+def text_of(result: Mapping[str, Any]) -> str:
+    """For the terminal: the table, or where the folder is."""
+    return comparison_text(result) if UNMERGED in result else str(result["output"])

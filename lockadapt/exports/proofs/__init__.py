@@ -1,0 +1,1 @@
+"""Proofs that a written folder is the trained model, each in a fresh process."""

@@ -1,0 +1,135 @@
+"""Folds adapters, weighted, into a stock folder, whoever trained them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lockadapt.console import Reporter
+from lockadapt.data.sample import ImageRef, Sample, question_answer
+from lockadapt.errors import RecipeError
+from lockadapt.evaluation.target import SIDECAR
+from lockadapt.exports.proofs.merged_folder import prove_merge, record, reference_answers
+from lockadapt.exports.stock_folder import copy_configs, local_folder, trained_parts
+from lockadapt.exports.weights import merge_weights
+from lockadapt.exports.weights.key_layouts import client_keys
+from lockadapt.exports.weights.merge_weights import Weighted, all_changes
+from lockadapt.exports.weights.names import meta_model, read_names
+from lockadapt.exports.weights.shards import read_layout
+from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
+from lockadapt.models.load import load_model
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import ADAPTER
+
+PROBES = 4
+"""Made-up samples that a stack is proved on where no run has kept real ones."""
+
+
+def parse_adapter(text: str) -> Weighted:
+    """`DIR` or `DIR:WEIGHT` of a PEFT folder or a run.
+
+    Raises:
+        RecipeError: there is no such folder, or the weight is no number.
+    """
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).is_dir():
+        name, number = text, "1"
+    try:
+        weight = float(number)
+    except ValueError as error:
+        raise RecipeError(
+            f"{number!r} is no weight", where=f"--adapter {text}", fix="write DIR:0.7"
+        ) from error
+    folder = Path(name)
+    if not folder.is_dir() or not np.isfinite(weight) or weight == 0:
+        problem = "there is no such folder" if not folder.is_dir() else f"a weight of {weight} adds nothing"
+        raise RecipeError(problem, where=f"--adapter {text}", fix="name a PEFT folder or a run, and a weight")
+    if not run_folder.is_run(folder):
+        return Weighted(folder, weight)
+    return Weighted(folder / ADAPTER if (folder / ADAPTER).is_dir() else None, weight, trained_parts(folder))
+
+
+def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter: Reporter) -> dict[str, Any]:
+    """Writes a stock folder: the base plus every adapter times its weight, summed in float32 and rounded once.
+
+    Trained tensors, such as two projectors, are mixed as `W + sum of w_i (T_i - W)`.
+
+    Args:
+        base: stock folder or Hub id of a class that lockadapt trains.
+        adapters: from `parse_adapter`.
+        output: a new folder; it appears only when every check has passed.
+
+    Returns:
+        As `merge_run`.
+
+    Raises:
+        As `merge_weights`; VerificationError: the reloaded folder differs from the sum computed in memory.
+    """
+    require_new(output, what="merging")
+    source = local_folder(base)
+    model, processor = load_model(source, torch.float32)
+    reference = reference_answers(added(model, source, adapters), processor, _probe(adapters))
+    del model
+    with new_folder(output, what="merging") as folder:
+        reporter.note("merging")
+        meta = meta_model(source)
+        names = read_names(meta, read_layout(source).places(), str(source))
+        merge_weights(source, folder, adapters, rename=client_keys(meta, names))
+        copy_configs(source, folder)
+        ordinary_permissions(folder)
+        write_json(folder / SIDECAR, _origin(source, adapters, folder))
+        reporter.note("proving in a fresh process")
+        proof = prove_merge(folder, reference, stored_dtype(folder))
+        record(folder, proof)
+    return {"output": str(output), **proof}
+
+
+@torch.no_grad()
+def added(model: Any, source: Path, adapters: Sequence[Weighted]) -> Any:
+    """A loaded model with every adapter in it, in memory: the plain way, which the streamed folder must equal."""
+    parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    for name, changes in all_changes(source, adapters, {}).items():
+        tensor = parameters[name].data
+        matrix = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim else tensor.reshape(1, 1)
+        for change in changes:
+            change.apply(matrix, 0)
+        tensor.copy_(matrix.reshape(tensor.shape))
+    return model
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The coarsest floating-point dtype that weights of a folder are kept in."""
+    dtypes = {place.dtype for _, place in read_layout(folder).places().values()}
+    for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
+        if name in dtypes:
+            return dtype
+    return torch.float32
+
+
+def _probe(adapters: Sequence[Weighted]) -> list[Sample]:
+    """Real samples where an adapter is a run's, else pictures of noise and a question."""
+    for adapter in adapters:
+        run = adapter.folder.parent if adapter.folder is not None else None
+        if run is not None and run_folder.is_run(run):
+            return run_folder.read_probe(run)
+    chance = np.random.default_rng(0)
+    samples = []
+    for number in range(PROBES):
+        noise = Image.fromarray(chance.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        image = ImageRef(key=f"noise-{number}", picture=noise)
+        samples.append(question_answer("what is there?", "a picture", [image], f"noise:{number}"))
+    return samples
+
+
+def _origin(source: Path, adapters: Sequence[Weighted], folder: Path) -> dict[str, Any]:
+    return {
+        "base": str(source),
+        "adapters": [{"folder": str(one.folder or ""), "weight": one.weight} for one in adapters],
+        "versions": run_folder.versions(),
+        "files": {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))},
+    }

@@ -1,0 +1,136 @@
+"""Writes a run as one stock folder: the base's shards streamed, trained parts and adapter in place, configs beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, JanusForConditionalGeneration
+
+from lockadapt.evaluation.target import BESIDE
+from lockadapt.exports.weights.changes import LowRank, WeightUpdate
+from lockadapt.exports.weights.key_layouts import client_keys
+from lockadapt.exports.weights.merge_weights import Weighted, WeightsReport, all_changes, write_changes
+from lockadapt.exports.weights.names import Names, meta_model, read_names
+from lockadapt.exports.weights.requantized import QuantizationRoundTrip
+from lockadapt.exports.weights.shards import read_layout
+from lockadapt.files import ordinary_permissions, write_json
+from lockadapt.models.parts import RETRIEVAL, block_linears
+from lockadapt.models.sources import find, loading
+from lockadapt.models.text_class import name_text_class
+from lockadapt.runs import run_folder
+from lockadapt.runs.artifacts import ADAPTER, PART_FILES
+
+BaseMode = Literal["dequantized", "original"]
+CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
+"""What a stock folder has beside weights and card."""
+CODEBOOK = "model.vqmodel.quantize.embedding.weight"
+
+
+def write_stock(
+    run: Path, folder: Path, *, base: BaseMode = "dequantized", lora: bool = True
+) -> WeightsReport:
+    """Puts weights, configs and the processor's files into an existing, empty folder; what only a contrastive run has lies below it.
+
+    Args:
+        run: a finished run folder.
+        base: of a quantized run: the matrices that its layers multiplied with (what was trained), or those that they
+            were quantized from.
+        lora: fold its sums in; without them the folder is the bridge that LoRA is loaded onto. Trained vocabulary rows
+            are in it either way.
+
+    Raises:
+        As `merge_weights`.
+    """
+    facts = run_folder.read_facts(run)
+    source = local_folder(run_folder.base_of(run, facts))
+    model = meta_model(source)
+    names = read_names(model, read_layout(source).places(), str(source))
+    adapters = [Weighted(run / ADAPTER)] if (run / ADAPTER).is_dir() else []
+    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_codebook(model, names, source)})
+    if not lora:
+        changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
+    requantized: dict[str, QuantizationRoundTrip] = {}
+    if facts["quantization"] != "none" and base == "dequantized":
+        how = QuantizationRoundTrip(facts["quantization"], getattr(torch, facts["dtype"]))
+        requantized = {f"{name}.weight": how for name in block_linears(model)}
+    report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
+    copy_configs(source, folder)
+    _name_text_class(folder)
+    if (run / PART_FILES[RETRIEVAL]).is_file():
+        (folder / BESIDE).parent.mkdir()
+        shutil.copyfile(run / PART_FILES[RETRIEVAL], folder / BESIDE)
+    ordinary_permissions(folder)
+    return report
+
+
+def trained_parts(run: Path) -> dict[str, Tensor]:
+    """What training put in the place of the base's tensors, by stock name: projector and what draws."""
+    tensors: dict[str, Tensor] = {}
+    for part, file in PART_FILES.items():
+        if part != RETRIEVAL and (run / file).is_file():
+            tensors |= load_file(run / file)
+    return tensors
+
+
+def copy_configs(source: Path, folder: Path) -> None:
+    """Copies everything of a stock folder but weights, their indexes, its card and what lockadapt wrote of its origin."""
+    for pattern in CONFIGS:
+        for file in source.glob(pattern):
+            if file.is_file() and not file.name.endswith(".index.json") and file.name not in OWN:
+                shutil.copyfile(file, folder / file.name)
+
+
+OWN = ("lockadapt.json", "merge.json", "adapter_config.json")
+
+
+def local_folder(source: str) -> Path:
+    """A stock folder on this disk: itself, or the Hub's files in its cache, downloaded if they are not there yet.
+
+    Raises:
+        SetupError: it is neither here nor on the Hub.
+    """
+    found = find(source, "base")
+    if found.local:
+        return Path(found.name)
+    from huggingface_hub import snapshot_download
+
+    with loading(found, "base"):
+        return Path(snapshot_download(found.name, allow_patterns=[*CONFIGS, "*.safetensors"]))
+
+
+def _without_sums(changes: Sequence[WeightUpdate]) -> list[WeightUpdate]:
+    return [one for one in changes if not isinstance(one, LowRank)]
+
+
+def _name_text_class(folder: Path) -> None:
+    """Older checkpoints do not say which class their LLM is, and converters take it for a Llama then."""
+    file = folder / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    name_text_class(config)
+    text = said.get("text_config")
+    if isinstance(text, dict) and not text.get("architectures"):
+        text["architectures"] = config.get_text_config().architectures
+        write_json(file, said)
+
+
+def _unit_codebook(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
+    """Of a Janus that does not keep its codes at length 1: as `load_model` trained with them."""
+    keys = names.keys_of(CODEBOOK)
+    if not isinstance(model, JanusForConditionalGeneration) or not keys:
+        return {}
+    from safetensors import safe_open
+
+    shard, place = read_layout(source).places()[keys[0]]
+    with safe_open(shard.path, "pt") as file:
+        table = file.get_tensor(place.key)
+    rows = F.normalize(table.double(), dim=-1).to(table.dtype)
+    return {} if torch.equal(rows, table) else {CODEBOOK: rows}

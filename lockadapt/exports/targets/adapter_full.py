@@ -1,0 +1,37 @@
+"""Writes everything that a run trained as one small PEFT folder, for the untrained base: the projector in `modules_to_save`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lockadapt.console import Reporter
+from lockadapt.exports.peft_folder import finish_adapter, read_config, write_full
+from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answers
+from lockadapt.exports.servers import Served, servable, tensor_names
+from lockadapt.exports.stock_folder import local_folder
+from lockadapt.exports.targets.adapter import refusal
+from lockadapt.exports.targets.base import Target
+from lockadapt.files import new_folder
+from lockadapt.runs.finished import RunRecord
+
+
+def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+    """A PEFT folder that points at the run's own base. See `Target`."""
+    trained = trained_answers(run)
+    base = str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base
+    reporter.note("writing the adapter, and proving it in a fresh process")
+    with new_folder(output, what="exporting") as folder:
+        write_full(run, folder, base)
+        place = local_folder(run.base)
+        proof = prove_adapter(place, folder, trained)
+        config, quantization = read_config(folder), run.facts["quantization"]
+        served = Served(run.config(), tensor_names(place), quantization, config, tensor_names(folder))
+        result = {**proof, "base": base, "servable": servable(served)}
+        finish_adapter(run, folder, result, trained.quantization)
+    return result
+
+
+ADAPTER_FULL = Target(
+    "adapter-full", "all that was trained as a PEFT folder, for the untrained base", refusal, write
+)

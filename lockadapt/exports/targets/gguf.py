@@ -1,0 +1,53 @@
+"""Writes a run for llama.cpp: merged and proved first, then one GGUF file of the LLM and one of tower and projector."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lockadapt.console import Reporter
+from lockadapt.errors import SetupError
+from lockadapt.exports.card import gguf_card
+from lockadapt.exports.gguf import gguf_refusal, open_llama_cpp, write_gguf
+from lockadapt.exports.merge import merge_run
+from lockadapt.exports.sidecar import sidecar
+from lockadapt.exports.stock_folder import local_folder
+from lockadapt.exports.targets.base import Target
+from lockadapt.files import write_json
+from lockadapt.models.origins import SIDECAR
+from lockadapt.runs.finished import RunRecord
+
+NAME = "gguf"
+
+
+def gguf_target(sources: Path | None) -> Target:
+    """The target, with the folder that llama.cpp's sources are in: its converter writes the LLM."""
+
+    def refusal(run: RunRecord) -> str | None:
+        if run.dual:
+            return "a dual encoder answers nothing"
+        if sources is None:
+            return "llama.cpp's own converter writes the LLM: name its sources with --llama-cpp DIR"
+        try:
+            return gguf_refusal(local_folder(run.base), open_llama_cpp(sources))
+        except SetupError as error:
+            return error.message
+
+    def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+        assert sources is not None
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+            merged = Path(room) / "merged"
+            proof = merge_run(run.folder, merged, reporter)
+            reporter.note("writing GGUF files")
+
+            def finish(folder: Path, result: dict[str, Any]) -> None:
+                write_json(folder / SIDECAR, sidecar(run, folder))
+                (folder / "README.md").write_text(gguf_card(run.folder, proof, result), encoding="utf-8")
+
+            result = write_gguf(merged, output, open_llama_cpp(sources), finish=finish)
+        for note in result["notes"]:
+            reporter.note(note)
+        return {**result, "merged": {**proof, "output": None}}
+
+    return Target(NAME, "the LLM and its eyes as two files for llama.cpp", refusal, write)

@@ -1,0 +1,189 @@
+"""Base and adapters to merged shards, with bounded memory: plan everything from headers, refuse, then write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lockadapt.errors import AdapterError, DiskError, VerificationError
+from lockadapt.exports.weights.adapter import as_matrix, read_adapter
+from lockadapt.exports.weights.changes import LowRank, WeightUpdate, Whole, blended, on_device
+from lockadapt.exports.weights.edits import GPU_PIECE_BYTES, PIECE_BYTES, TensorWrite, require_fit
+from lockadapt.exports.weights.names import Names, meta_model, read_names
+from lockadapt.exports.weights.requantized import QuantizationRoundTrip
+from lockadapt.exports.weights.shards import INDEX, Layout, header_bytes, read_layout
+from lockadapt.exports.weights.stream import cores, write_shards
+from lockadapt.files import write_json
+from lockadapt.models.sources import some
+
+GPU_THREADS = 8
+"""That read, feed a GPU and write."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A PEFT folder (or none), how much of it, and by stock name what was trained beside it, such as a projector."""
+
+    folder: Path | None
+    weight: float = 1.0
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What was written: tensors of which values were computed, tensors copied byte for byte, and all bytes."""
+
+    changed: tuple[str, ...]
+    copied: int
+    bytes: int
+
+
+def merge_weights(
+    base: Path,
+    folder: Path,
+    adapters: Sequence[Weighted] = (),
+    replaced: Mapping[str, Tensor] | None = None,
+    *,
+    requantized: Mapping[str, QuantizationRoundTrip] | None = None,
+    rename: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> WeightsReport:
+    """Writes the base's shards into an existing folder, adapters folded in: `round_once(fp32(W) + scale * B A)`.
+
+    Memory is that of the adapters and a few megabytes for each thread, whatever the size of the base. Shards, order,
+    metadata and dtypes stay those of the base. The work is done on a GPU where there is one.
+
+    Args:
+        base: stock folder with safetensors.
+        folder: gets nothing but weights and their index.
+        adapters: added in this order.
+        replaced: by stock name, trained tensors that take the place of the base's, such as the projector's.
+        requantized: by stock name, matrices that were trained on in quantized form.
+        rename: key on the disk -> key to write; keys that it leaves out stay.
+        threads: default: as many as there are cores.
+
+    Raises:
+        DataError, SafetyError, SetupError: see `read_layout` and `read_adapter`.
+        AdapterError: an adapter is of an unknown kind, or cannot be stacked, or lies on a matrix that is shared.
+        VerificationError: names or shapes of base, adapter and stock class do not fit one another.
+        DiskError: there is no room.
+    """
+    changes = all_changes(base, adapters, replaced or {})
+    return write_changes(base, folder, changes, requantized=requantized, rename=rename, threads=threads)
+
+
+def write_changes(
+    base: Path,
+    folder: Path,
+    changes: Mapping[str, Sequence[WeightUpdate]],
+    *,
+    requantized: Mapping[str, QuantizationRoundTrip] | None = None,
+    rename: Mapping[str, str] | None = None,
+    threads: int | None = None,
+) -> WeightsReport:
+    """As `merge_weights`, of changes by stock name."""
+    layout = read_layout(base)
+    places = layout.places()
+    model = meta_model(base)
+    names = read_names(model, places, str(base))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    keys = {key: (rename or {}).get(key, key) for key in places}
+    if len(set(keys.values())) != len(keys):
+        raise VerificationError("two tensors would get one name", where=str(base))
+    steps: dict[str, tuple[Sequence[WeightUpdate], QuantizationRoundTrip | None]] = {}
+    for name in {**changes, **(requantized or {})}:
+        held = names.keys_of(name)
+        _require_free(name, held, names, changes.get(name, []), str(base))
+        for key in held:
+            require_fit(places[key][1], changes.get(name, []), shapes[name])
+            steps[key] = (changes.get(name, []), (requantized or {}).get(name))
+    _require_room(layout, folder)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    piece_bytes, most = (GPU_PIECE_BYTES, min(GPU_THREADS, cores())) if on_gpu else (PIECE_BYTES, cores())
+    edits: dict[str, TensorWrite] = {}
+    for shard in layout.shards:
+        shift = len(header_bytes(shard, keys)) - shard.data_start
+        for place in shard.places:
+            if place.key in steps:
+                found, requantize = steps[place.key]
+                edits[place.key] = TensorWrite(
+                    place, place.begin + shift, on_device(found, device), requantize, piece_bytes
+                )
+    write_shards(layout, folder, edits, keys, device, threads or most)
+    if layout.index is not None:
+        _write_index(layout, keys, folder / INDEX)
+    size = sum(place.end - place.begin for _, place in places.values())
+    return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(places) - len(edits), size)
+
+
+def all_changes(
+    base: Path, adapters: Sequence[Weighted], replaced: Mapping[str, Tensor]
+) -> dict[str, list[WeightUpdate]]:
+    """By stock name, what adapters and replaced tensors do together; errors as `merge_weights`."""
+    gathered: dict[str, list[WeightUpdate]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
+    for adapter in adapters:
+        if adapter.folder is not None:
+            for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
+                gathered.setdefault(name, []).extend(found)
+        for name, tensor in adapter.parts.items():
+            gathered.setdefault(name, []).append(Whole(as_matrix(tensor), adapter.weight))
+    for name, found in gathered.items():
+        sums = [one for one in found if isinstance(one, LowRank)]
+        if sums and len(sums) < len(found):
+            raise AdapterError(
+                "gets a low-rank sum and trained values of its own",
+                where=name,
+                fix="merge these adapters one after the other",
+            )
+        if len(sums) > 1 and any(one.magnitude is not None for one in sums):
+            raise AdapterError(
+                "DoRA's magnitudes belong to one adapter's whole sum, and another adapter adds to it",
+                where=name,
+                fix="merge a DoRA adapter alone",
+            )
+    return {name: blended(found) for name, found in gathered.items()}
+
+
+def _require_free(
+    name: str, held: list[str], names: Names, found: Sequence[WeightUpdate], where: str
+) -> None:
+    """A changed parameter must lie in the folder as it is, and a low-rank sum only where nothing else shares it."""
+    if not held:
+        reason = "is stored in parts or in another form" if names.converted else "is not in the folder"
+        raise VerificationError(
+            f"{name} {reason}", where=where, fix="save the base with today's Transformers first"
+        )
+    shared = name in names.ties or name in names.ties.values()
+    if shared and any(isinstance(one, LowRank) for one in found):
+        raise AdapterError(
+            f"{name} is tied to {some(names.group(name) - {name})}: a merged sum would change both",
+            where=where,
+            fix="train with ensure_weight_tying, leave it out of the targets, or untie the base first",
+        )
+
+
+def _require_room(layout: Layout, folder: Path) -> None:
+    wanted = sum(shard.size for shard in layout.shards)
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise DiskError(
+            f"{wanted >> 20} MiB are to be written and {free >> 20} MiB are free",
+            where=str(folder),
+            fix="free space, or choose another --output",
+        )
+
+
+def _write_index(layout: Layout, keys: Mapping[str, str], file: Path) -> None:
+    assert layout.index is not None
+    places = layout.places()
+    metadata: dict[str, Any] = dict(layout.index.get("metadata") or {})
+    metadata["total_size"] = sum(place.end - place.begin for _, place in places.values())
+    weight_map = {keys[key]: layout.index["weight_map"][key] for key in layout.index["weight_map"]}
+    write_json(file, {**layout.index, "metadata": metadata, "weight_map": weight_map})

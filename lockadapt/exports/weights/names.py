@@ -1,0 +1,123 @@
+"""Which parameter of its stock class each tensor of a folder becomes, by Transformers' own conversion mapping."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig
+
+from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.sources import find, loading, some
+
+
+@dataclass(frozen=True)
+class Names:
+    """The dialect of a folder.
+
+    Attributes:
+        stock: key on the disk -> name of a parameter or buffer of the stock class.
+        converted: keys that only become a parameter together with others, or by arithmetic: nobody may change them.
+        ties: name -> the name whose tensor it shares.
+    """
+
+    stock: Mapping[str, str]
+    converted: frozenset[str]
+    ties: Mapping[str, str]
+
+    def keys_of(self, name: str) -> list[str]:
+        """Keys on the disk that hold this parameter, or one that it is tied to."""
+        group = self.group(name)
+        return [key for key, stock in self.stock.items() if stock in group]
+
+    def group(self, name: str) -> set[str]:
+        """The names that share one tensor with this one, itself among them."""
+        group = {name, self.ties.get(name, name)}
+        return group | {tied for tied, source in self.ties.items() if source in group}
+
+
+def meta_model(folder: Path) -> Any:
+    """The stock class that a folder's config names, without weights.
+
+    Raises:
+        SetupError: the folder cannot be read.
+        AssemblyError: Transformers has no such class.
+    """
+    source = find(folder, "base")
+    with loading(source, "base"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    name = (getattr(config, "architectures", None) or [None])[0]
+    kind = getattr(transformers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise AssemblyError(
+            f"Transformers {transformers.__version__} has no class {name}",
+            where=f"{folder / 'config.json'}: architectures",
+            fix="name a folder of a stock class",
+        )
+    with loading(source, "base"), torch.device("meta"):
+        model: Any = kind
+        return model._from_config(config)
+
+
+def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
+    """Names of every key of a folder, as loading it would find them.
+
+    Args:
+        model: from `meta_model`, nothing attached.
+
+    Raises:
+        VerificationError: two keys become one parameter; a key becomes none; a parameter has no key.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    own = model.state_dict()
+    stock: dict[str, str] = {}
+    converted, unexpected = set(), []
+    for key in sorted(keys):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, own)
+        if name not in own and key in own:
+            name, pattern = key, None
+        if pattern is not None:
+            converted.add(key)
+        elif name in own:
+            stock[key] = name
+        elif not any(re.search(p, name) for p in model._keys_to_ignore_on_load_unexpected or ()):
+            unexpected.append(key)
+    if unexpected:
+        raise VerificationError(
+            f"{type(model).__name__} has no place for {some(unexpected)}", where=where, fix=_FIX
+        )
+    if len(set(stock.values())) != len(stock):
+        values = list(stock.values())
+        raise VerificationError(
+            f"two keys are {some({name for name in values if values.count(name) > 1})}", where=where, fix=_FIX
+        )
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    names = Names(stock, frozenset(converted), ties)
+    missing = [
+        name
+        for name in own
+        if not converters
+        and name not in stock.values()
+        and not names.keys_of(name)
+        and name not in _buffers(model)
+    ]
+    if missing:
+        raise VerificationError(f"{type(model).__name__} lacks {some(missing)}", where=where, fix=_FIX)
+    return names
+
+
+_FIX = "config.json and the weights do not belong together: download or export the folder again"
+
+
+def _buffers(model: Any) -> set[str]:
+    return {name for name, _ in model.named_buffers()}

@@ -1,0 +1,72 @@
+"""What a matrix is after bitsandbytes has quantized and dequantized it, some rows at a time, exactly as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lockadapt.models.bitsandbytes import require_bitsandbytes
+
+BLOCK, SCALE_BLOCK = 64, 256
+"""Values that share a scale, and scales that share one in turn (double quantization, arXiv 2305.14314)."""
+
+ReadRows = Callable[[int, int], Tensor]
+"""Rows from, to -> the stored matrix's, in its own dtype."""
+
+
+@dataclass(frozen=True)
+class QuantizationRoundTrip:
+    """A trained run's base as its layers multiplied with it.
+
+    Attributes:
+        kind: how the run's LLM was quantized.
+        dtype: that the run computed in: quantized values come back rounded to it.
+    """
+
+    kind: Literal["nf4", "int8"]
+    dtype: torch.dtype
+
+    def rows_at_once(self, columns: int) -> int:
+        """Rows that a piece must be a multiple of, so that no block of values is divided."""
+        return 1 if self.kind == "int8" or columns % BLOCK == 0 else BLOCK
+
+    def prepare(self, read: ReadRows, rows: int, step: int) -> Any:
+        """What all pieces share: the scales of the whole matrix, quantized themselves (nf4); nothing for int8."""
+        if self.kind == "int8":
+            return None
+        require_bitsandbytes()
+        import bitsandbytes.functional as bnb
+
+        scales = torch.cat(
+            [
+                self._quantized(read(first, min(rows, first + step)))[1].absmax
+                for first in range(0, rows, step)
+            ]
+        )
+        offset = scales.mean()
+        codes, state = bnb.quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
+        return bnb.dequantize_blockwise(codes, state) + offset
+
+    def rows(self, stored: Tensor, first: int, shared: Any) -> Tensor:
+        """Rows `first`, … of the matrix, as the run's layers had them; float32."""
+        require_bitsandbytes()
+        import bitsandbytes.functional as bnb
+
+        if self.kind == "int8":
+            codes, scales, _ = bnb.int8_vectorwise_quant(stored.to(torch.float16))
+            return codes.float() * (scales.float() / 127.0).unsqueeze(1)
+        codes, state = self._quantized(stored)
+        start = first * stored.shape[1] // BLOCK
+        state.absmax = shared[start : start + state.absmax.numel()]
+        return bnb.dequantize_4bit(codes, state).to(torch.float32)
+
+    def _quantized(self, stored: Tensor) -> tuple[Tensor, Any]:
+        import bitsandbytes.functional as bnb
+
+        return bnb.quantize_4bit(
+            stored.to(self.dtype).contiguous(), blocksize=BLOCK, compress_statistics=False, quant_type="nf4"
+        )

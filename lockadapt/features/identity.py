@@ -1,0 +1,93 @@
+"""What remembered features depend on: tower, what of it the projector is fed, and how images are preprocessed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from lockadapt.models.locks import tensor_digest
+from lockadapt.models.parts import tower_of, unwrap_model
+from lockadapt.models.preprocessing import pixels
+
+FORMAT = 1
+"""Of the cache's files; another format is another fingerprint."""
+
+# What a config says of its origin, or of things that features do not depend on; the weights' dtype is in their digests.
+_BESIDE_THE_POINT = (
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+)
+
+
+def feature_identity(model: nn.Module, image_processor: Any, stored: str) -> dict[str, Any]:
+    """Everything that a remembered feature depends on beside the image itself, as plain JSON values.
+
+    Args:
+        model: a stock LLaVA or FastVLM with its tower, possibly wrapped by PEFT. LLM and projector do not count.
+        image_processor: measured as well as read: resizing and decoding differ between library versions.
+        stored: dtype of the stored features.
+    """
+    return with_preprocessing(tower_identity(model), image_processor, stored)
+
+
+def tower_identity(model: nn.Module) -> dict[str, Any]:
+    """The model's part of `feature_identity`: weights, buffers and config of the tower, and what of it is projected."""
+    base = unwrap_model(model)
+    tower = tower_of(base)
+    tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    config = {k: v for k, v in tower.config.to_dict().items() if k not in _BESIDE_THE_POINT}
+    return {
+        "format": FORMAT,
+        "model": type(base).__name__,
+        "tower": type(tower).__name__,
+        "tower_config": config,
+        "tower_tensors": _hash(digests),
+        "feature_layer": getattr(base.config, "vision_feature_layer", None),
+        "feature_strategy": getattr(base.config, "vision_feature_select_strategy", None),
+    }
+
+
+def with_preprocessing(tower: dict[str, Any], image_processor: Any, stored: str) -> dict[str, Any]:
+    """`feature_identity` from its model's part."""
+    identity = {
+        **tower,
+        "image_processor": image_processor.to_dict(),
+        "preprocessing": _preprocessing(image_processor),
+        "stored": stored,
+    }
+    # Through text, so that what is compared is what is written.
+    return json.loads(_text(identity))
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """SHA-256 (hex) of an identity."""
+    return _hash(identity)
+
+
+def _preprocessing(image_processor: Any) -> str:
+    """SHA-256 of what becomes of two odd-sized pictures, one of them through JPEG: decoder, resizing, scaling."""
+    rows, columns = np.indices((61, 97))
+    values = np.stack([rows * columns, rows * 7 + columns * 3, (rows - columns) ** 2], axis=-1) % 256
+    plain = Image.fromarray(values.astype(np.uint8))
+    file = io.BytesIO()
+    plain.save(file, "JPEG", quality=90)
+    return tensor_digest(pixels(image_processor, [plain, Image.open(file).convert("RGB")]))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(_text(value).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,167 @@
+"""Images as codes of an image tokenizer: each image is tokenised once and kept, in memory and, if asked, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from lockadapt.data.image_bytes import content_keys
+from lockadapt.data.images import open_image
+from lockadapt.data.sample import ImageRef
+from lockadapt.errors import DataError
+from lockadapt.features.crops import ten_crops
+from lockadapt.files import write_bytes
+
+SMALL = 65_536
+"""Codebooks up to this size are kept in 16 bits."""
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+
+
+class CodeInputs:
+    """Gives `{"image_codes": int64 (images, tokens)}`; see `lockadapt.data.pixels.ImageInputs`.
+
+    With `crops` also `"image_crops"`, int64 (images, CROPS, tokens): the codes of ten crops of each image.
+
+    Args:
+        pixels: RGB pictures -> pixel values (n, 3, side, side) of the image tokenizer.
+        encode: pixel values -> codes int64 (n, tokens), without gradient.
+        codes: entries of the codebook.
+        max_pixels: larger images are refused before decoding.
+        batch_size: images that are tokenised at a time.
+        folder: where codes are kept between runs; None for nowhere.
+        digest: of the image tokenizer and its preprocessing; names the file in `folder`.
+        crops: whether the crops of each image are tokenised as well.
+    """
+
+    replacement: Image.Image | None = None
+
+    def __init__(
+        self,
+        pixels: Callable[[list[Image.Image]], torch.Tensor],
+        encode: Encode,
+        codes: int,
+        max_pixels: int,
+        *,
+        batch_size: int = 64,
+        folder: Path | None = None,
+        digest: str = "",
+        crops: bool = False,
+    ) -> None:
+        self.pixels, self.encode, self.max_pixels, self.batch_size = pixels, encode, max_pixels, batch_size
+        self.codes, self.dtype = codes, np.uint16 if codes <= SMALL else np.int32
+        self.crops, name = crops, f"codes-{'ten-crops' if crops else 'whole'}-{digest[:32]}.safetensors"
+        self.file = None if folder is None else folder / name
+        self._rows: dict[str, np.ndarray[Any, Any]] = {}
+
+    def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> int:
+        """Tokenises the images that are not known yet; returns how many were.
+
+        Raises:
+            DataError: an image cannot be read, or the file on disk is damaged.
+            DiskError: the file cannot be written.
+        """
+        new = {image.key: image for image in images if image.key not in self._rows}
+        contents = content_keys(new, self.max_pixels) if self.file is not None else {}
+        stored = self._read() if contents else {}
+        for key, content in contents.items():
+            if content in stored:
+                self._rows[key] = stored[content]
+        todo = [key for key in new if key not in self._rows]
+        for start in range(0, len(todo), self.batch_size):
+            part = todo[start : start + self.batch_size]
+            pictures = [open_image(new[key], self.max_pixels) for key in part]
+            views = [[one, *ten_crops(one)] if self.crops else [one] for one in pictures]
+            rows = self._encoded([view for some in views for view in some]).reshape(
+                len(part), len(views[0]), -1
+            )
+            self._rows.update(zip(part, rows, strict=True))
+            if progress:
+                progress(start + len(part), len(todo))
+        if todo and self.file is not None:
+            self._write({**stored, **{contents[key]: self._rows[key] for key in todo}})
+        return len(todo)
+
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
+        """Codes in the order of the images, and those of their crops where there are any."""
+        if not images:
+            return {}
+        if any(image.key not in self._rows for image in images):
+            self.fill(images)
+        rows = torch.from_numpy(np.stack([self._rows[image.key] for image in images]).astype(np.int64))
+        return {"image_codes": rows[:, 0], **({"image_crops": rows[:, 1:]} if self.crops else {})}
+
+    def _encoded(self, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
+        parts = [
+            self.encode(self.pixels(pictures[start : start + self.batch_size]))
+            for start in range(0, len(pictures), self.batch_size)
+        ]
+        return torch.cat(parts).cpu().numpy().astype(self.dtype)
+
+    def _read(self) -> dict[str, np.ndarray[Any, Any]]:
+        if self.file is None or not self.file.is_file():
+            return {}
+        try:
+            found = load_file(self.file)
+            keys, rows = found["keys"], found["codes"]
+        except (SafetensorError, KeyError) as error:
+            raise DataError(
+                "the remembered codes are damaged", where=str(self.file), fix="remove the file"
+            ) from error
+        return {bytes(key).hex(): row for key, row in zip(keys, rows, strict=True)}
+
+    def _write(self, rows: dict[str, np.ndarray[Any, Any]]) -> None:
+        assert self.file is not None
+        tensors = {
+            "keys": np.stack([np.frombuffer(bytes.fromhex(key), np.uint8) for key in rows]),
+            "codes": np.stack(list(rows.values())),
+        }
+        write_bytes(self.file, save(tensors), fix="free space, or keep codes elsewhere")
+
+
+def code_inputs(
+    vqmodel: Any,
+    image_processor: Any,
+    max_pixels: int,
+    *,
+    folder: Path | None = None,
+    batch_size: int = 64,
+    crops: bool = False,
+) -> CodeInputs:
+    """Codes of a stock `JanusVQVAE`, whose images are prepared as the model's own image processor does, at its side.
+
+    Args:
+        vqmodel: the image tokenizer, or the one inside a Janus (`model.model.vqmodel`).
+        image_processor: of the Janus processor.
+        max_pixels, folder, batch_size, crops: as `CodeInputs`.
+    """
+    from lockadapt.models.image_tokenizer import encode_pixels, image_side, tokenizer_digest
+
+    side = image_side(vqmodel.config)
+
+    def pixels(pictures: list[Image.Image]) -> torch.Tensor:
+        size = {"height": side, "width": side}
+        return image_processor(images=pictures, size=size, return_tensors="pt")["pixel_values"]
+
+    digest = ""
+    if folder is not None:
+        settings = f"{tokenizer_digest(vqmodel)} {sorted(image_processor.to_dict().items(), key=str)}"
+        digest = hashlib.sha256(settings.encode()).hexdigest()
+    return CodeInputs(
+        pixels,
+        lambda values: encode_pixels(vqmodel, values),
+        vqmodel.config.num_embeddings,
+        max_pixels,
+        batch_size=batch_size,
+        folder=folder,
+        digest=digest,
+        crops=crops,
+    )

@@ -1,0 +1,70 @@
+"""What a drawing is asked for with: the prompt of a caption, and how codes are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lockadapt.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class ImageGenerationConfig:
+    """How images are drawn.
+
+    Attributes:
+        seed: of everything that is drawn; the same seed, prompts and batch size give the same images.
+        temperature: 0 takes the likeliest code.
+        top_k, top_p: as in `generate`; None for no limit.
+        guidance_scale: how far from the unconditional prompt; above 1, which the stock class needs.
+        batch_size: prompts at a time.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float = 3.0
+    batch_size: int = 64
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of the stock `generate`.
+
+        Raises:
+            RecipeError: a guidance scale of 1 or less, or a negative temperature.
+        """
+        if self.guidance_scale <= 1 or self.temperature < 0:
+            raise RecipeError(
+                f"guidance_scale {self.guidance_scale} and temperature {self.temperature} cannot be drawn with",
+                where="guidance_scale, temperature",
+                fix="the stock class draws with a guidance scale above 1, and temperatures from 0",
+            )
+        made: dict[str, Any] = {"guidance_scale": self.guidance_scale, "do_sample": self.temperature > 0}
+        if made["do_sample"]:
+            # 0 and 1 switch off what a generation config may have on.
+            made |= {"temperature": self.temperature, "top_k": self.top_k or 0, "top_p": self.top_p or 1.0}
+        return made
+
+
+def drawing_prompts(processor: Any, captions: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+    """What the stock processor makes of captions for drawing, int32 (tokens,) each.
+
+    These are the ids of `processor(text=processor.apply_chat_template(messages, add_generation_prompt=True),
+    generation_mode="image")` with the caption as the user's message.
+    """
+    if not captions:
+        return []
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "text", "text": caption}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for caption in captions
+    ]
+    made = processor(text=texts, generation_mode="image", padding=True, return_tensors="np")
+    pairs = zip(made["input_ids"], made["attention_mask"], strict=True)
+    return [ids[mask.astype(bool)].astype(np.int32) for ids, mask in pairs]

@@ -1,0 +1,218 @@
+"""Counts the bytes of live tensors while code runs, on real tensors or on fake ones, and remembers the largest sum."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from lockadapt.models.parts import unwrap_model
+from lockadapt.planning.sizes import named_tensors
+
+REAL_ELEMENTS = 65_536
+"""Floating-point tensors made from nothing stay real up to this size (positions, masks, scalars)."""
+
+
+class PeakTracker(TorchDispatchMode):
+    """Within the block every tensor storage that an operation makes is counted until it is freed.
+
+    What kernels allocate inside themselves is not seen, except where 4-bit weights are unpacked for a product.
+
+    Args:
+        vocabulary: floating-point tensors with this last dimension are labelled `logits`, others `activations`.
+
+    Attributes:
+        live: bytes by label now, `hold`'s included.
+        segments: the largest sum so far, and its parts by label, of each stretch that `split` made.
+    """
+
+    def __init__(self, vocabulary: int | None = None) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.live: dict[str, int] = {}
+        self.segments: list[tuple[int, dict[str, int]]] = [(0, {})]
+        self._labels: dict[int, str] = {}
+        self._sizes: dict[int, int] = {}
+        self._references: dict[int, Any] = {}
+
+    def hold(self, tensors: Iterable[torch.Tensor], label: str) -> None:
+        """Counts tensors that are there already, or gives those that are counted another label."""
+        for tensor in tensors:
+            self._count(tensor, label)
+
+    def split(self) -> None:
+        """Begins another stretch."""
+        self.segments.append((0, {}))
+        self._touch(0)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation, and counts what it made."""
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor, None)
+        if func is _gemm_4bit():
+            self._touch(args[2][0] * args[2][1] * args[0].element_size())
+        return result
+
+    def _count(self, tensor: torch.Tensor, label: str | None) -> None:
+        storage = tensor.untyped_storage()
+        # The C++ storage, which all views share; Python makes and drops wrappers of it.
+        key = storage._cdata
+        if key in self._sizes:
+            if label is not None and self._labels[key] != label:
+                self.live[self._labels[key]] -= self._sizes[key]
+                self._labels[key] = label
+                self.live[label] = self.live.get(label, 0) + self._sizes[key]
+            return
+        if label is None:
+            wide = tensor.ndim > 0 and tensor.shape[-1] == self.vocabulary and tensor.is_floating_point()
+            label = "logits" if wide else "activations"
+        size = storage.nbytes()
+        self._sizes[key], self._labels[key] = size, label
+        self._references[key] = weakref.ref(storage, lambda _: self._forget(key))
+        self.live[label] = self.live.get(label, 0) + size
+        self._touch(0)
+
+    def _forget(self, key: int) -> None:
+        self.live[self._labels.pop(key)] -= self._sizes.pop(key)
+        del self._references[key]
+
+    def _touch(self, extra: int) -> None:
+        total = sum(self.live.values()) + extra
+        if total > self.segments[-1][0]:
+            parts = {label: size for label, size in self.live.items() if size}
+            if extra:
+                parts["activations"] = parts.get("activations", 0) + extra
+            self.segments[-1] = (total, parts)
+
+
+@dataclass(frozen=True)
+class StepPeak:
+    """The largest moment of a training step in bytes, and its parts.
+
+    `segments` holds that of the time until a block of the LLM gets its first gradient, and of the time after.
+    """
+
+    segments: tuple[tuple[int, dict[str, int]], ...]
+
+    @property
+    def total(self) -> int:
+        """The larger one."""
+        return max(self.segments, key=lambda one: one[0])[0]
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Its `weights`, `gradients`, `logits` and `activations`."""
+        return max(self.segments, key=lambda one: one[0])[1]
+
+
+class FakeFloats(TorchDispatchMode):
+    """Within the block whatever depends on a fake tensor is fake; token ids, masks and positions stay real.
+
+    So code that looks at values (is there any padding? which positions are learned?) takes the way that it takes in
+    a run, and a boolean mask still selects a known number of rows.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation on fake tensors if one of its inputs is fake or it makes a large one; else as it is."""
+        kwargs = kwargs or {}
+        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
+        faked = any(isinstance(item, FakeTensor) for item in tensors)
+        if not faked and (tensors or not _makes_large(func, args, kwargs)):
+            return func(*args, **kwargs)
+        if func in _INDEXED:
+            args = (args[0], _positions(args[1]), *args[2:])
+        with self.mode:
+            return func(*args, **kwargs)
+
+
+def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:
+    """Live bytes in one forward and backward, with all of the model's tensors; its gradients are dropped after.
+
+    Args:
+        model: real, or fake inside its modes.
+        loss: the forward; gives the scalar that `backward` starts from.
+        accumulate: gradients of an earlier micro-batch are there already.
+    """
+    # A dual encoder has no head, and no tensor as wide as one either.
+    head = unwrap_model(model).get_output_embeddings()
+    tracker = PeakTracker(None if head is None else head.weight.shape[0])
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def arrived(parameter: torch.Tensor) -> None:
+        if len(tracker.segments) == 1:
+            tracker.split()
+        # A function that several parameters enter may have no gradient for some of them.
+        if parameter.grad is not None:
+            tracker.hold([parameter.grad], "gradients")
+
+    hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
+    tracker.hold((tensor for _, tensor in named_tensors(model)), "weights")
+    try:
+        if accumulate:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+                tracker.hold([parameter.grad], "gradients")
+        with tracker:
+            loss().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in trained:
+            parameter.grad = None
+    return StepPeak(tuple(tracker.segments))
+
+
+_INDEXED = {
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._unsafe_index.Tensor,
+}
+
+
+def _positions(indices: Any) -> list[Any]:
+    """Real boolean masks as the positions that they select, so that the shape of the result is known."""
+    found: list[Any] = []
+    for index in indices:
+        if (
+            isinstance(index, torch.Tensor)
+            and index.dtype == torch.bool
+            and not isinstance(index, FakeTensor)
+        ):
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
+    return found
+
+
+def _makes_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    size = args[0] if args and isinstance(args[0], (list, tuple)) else kwargs.get("size")
+    dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    return (
+        isinstance(size, (list, tuple))
+        and dtype.is_floating_point
+        and torch.Size(size).numel() > REAL_ELEMENTS
+    )
+
+
+def _gemm_4bit() -> Any:
+    """bitsandbytes' 4-bit product, where that package has been imported."""
+    namespace = torch.ops.bitsandbytes
+    return namespace.gemm_4bit.default if hasattr(namespace, "gemm_4bit") else None

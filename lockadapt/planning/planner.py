@@ -1,0 +1,297 @@
+"""Traces the largest moments of a recipe's stages, as it stands and with single changes, without its weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from lockadapt.building.from_recipe import Stage, lora_settings, objectives_of, query_tokens_of, stages_of
+from lockadapt.console import Reporter
+from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.errors import RecipeError
+from lockadapt.features.shards import Layout
+from lockadapt.models.blueprint import assembled_blueprint, stock_blueprint
+from lockadapt.models.quantize import Quantization
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.planning.rows import PlannedRows, planned_rows, shortened
+from lockadapt.planning.sizes import Size
+from lockadapt.planning.trace import Traced, traced
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.batch_size_search import worst_batches
+from lockadapt.training.packing import NOTHING_PACKS, Packing, choose_packing, drawn_together, why_not_exact
+from lockadapt.training.rows import context_length
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides about memory and may be changed: `divide` divides the micro-batches, `limit` cuts rows."""
+
+    dtype: torch.dtype
+    quantization: Quantization
+    checkpointing: bool
+    divide: int = 1
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The largest moment of a run in bytes: model by component, and what comes and goes."""
+
+    total: int
+    sizes: tuple[Size, ...]
+    parts: dict[str, int]
+    batch: dict[str, Any]
+
+
+class Planner:
+    """Plans one recipe; remembers what it traced, so that changes can be tried.
+
+    Args:
+        recipe: checked already.
+        reporter: is told about long work.
+
+    Raises:
+        LockadaptError: a config is not to be had, rows are wrong, LoRA has no target …
+    """
+
+    def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
+        self.recipe, self.reporter = recipe, reporter
+        if not any(objective.plannable for objective in objectives_of(recipe).values()):
+            raise RecipeError(
+                "no objective can be planned without weights",
+                where="objectives",
+                fix="start `lockadapt train`: it tries its largest micro-batch before step 1",
+            )
+        section = recipe.model
+        self.choice = Choice(
+            resolve_dtype(section.dtype), section.quantization, recipe.training.gradient_checkpointing
+        )
+        self._models: dict[tuple[torch.dtype, Quantization], Traced] = {}
+        self._peaks: dict[Any, Peak] = {}
+        self._traces: dict[Any, tuple[int, dict[str, int], int]] = {}
+        trace = self.model(self.choice)
+        self.rows: PlannedRows = planned_rows(recipe, trace.processor, context_length(trace.model), reporter)
+        # A stage over rows that are not here is planned for one step.
+        self.stages = stages_of(recipe, {name: count or 1 for name, count in self.rows.counts.items()})
+        self.objectives = objectives_of(recipe)
+        self._packing: dict[str, Packing] = {}
+        self.features = self._kept_features(trace)
+        self.cached = self.features != "none"
+
+    def model(self, choice: Choice) -> Traced:
+        """The model without weights for a choice; built once for a dtype and a quantization."""
+        key = (choice.dtype, choice.quantization)
+        if key not in self._models:
+            section = self.recipe.model
+            if section.vlm is not None:
+                blueprint = stock_blueprint(section.vlm, choice.dtype)
+            else:
+                assert section.llm is not None
+                assert section.tower is not None
+                blueprint = assembled_blueprint(
+                    section.llm,
+                    section.tower,
+                    choice.dtype,
+                    fusion_name=section.fusion,
+                    image_size=section.image_size,
+                    feature_layer=section.feature_layer,
+                    query_tokens=query_tokens_of(self.recipe),
+                    image_tokenizer=section.image_tokenizer,
+                )
+            lora = lora_settings(self.recipe.lora) if self.recipe.lora else None
+            objectives = objectives_of(self.recipe)
+            self._models[key] = traced(blueprint, choice.quantization, choice.dtype, lora, objectives)
+        return self._models[key]
+
+    def peak(self, choice: Choice, like: Peak | None = None) -> Peak:
+        """The largest moment of all stages with a choice, on the device; what is kept on the host is not in it.
+
+        Args:
+            like: look at the stage and the objective of this one only, which were the largest before a change.
+        """
+        key = (choice, like and (like.batch["stage"], like.batch["objective"]))
+        if key not in self._peaks:
+            stages = [stage for stage in self.stages if like is None or stage.name == like.batch["stage"]]
+            only = like.batch["objective"] if like else None
+            found = [peak for stage in stages for peak in self._stage_peaks(stage, choice, only)]
+            self._peaks[key] = max(found, key=lambda peak: peak.total)
+        return self._peaks[key]
+
+    def batches(self, stage: Stage, choice: Choice) -> list[tuple[str, list[Encoded]]]:
+        """The largest micro-batches of a stage."""
+        rows = {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].plannable}
+        if not rows:
+            return []
+        known = self.rows.whole and all(self.rows.counts[name] for name in stage.objectives)
+        size = micro_batch(stage.batch_size, choice.divide)
+        micro = stage.steps * stage.accumulation * (stage.batch_size // size) if known else 0
+        ratios = {name: self.objectives[name].ratio for name in rows}
+        found = []
+        packing, seed = self.packing(stage), self.recipe.training.seed
+        sizes = {name: self.objectives[name].batch_size or size for name in rows}
+        together = {name: packing.together if self.objectives[name].packs else 1 for name in rows}
+        for name, items in worst_batches(rows, ratios, sizes, micro, seed, packing, together):
+            repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
+            found.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
+        return found
+
+    def packing(self, stage: Stage) -> Packing:
+        """As the trainer decides it, but for the trial on the model, which needs its weights."""
+        if stage.name not in self._packing:
+            self._packing[stage.name] = self._choose_packing(stage)
+        return self._packing[stage.name]
+
+    def _choose_packing(self, stage: Stage) -> Packing:
+        if not any(self.objectives[name].packs for name in stage.objectives):
+            return NOTHING_PACKS
+        data, model = self.recipe.data, self.model(self.choice).model
+        step = stage.batch_size * stage.accumulation
+        return choose_packing(
+            data.packing,
+            data.row_tokens,
+            drawn_together(data.samples_per_image, step, stage.batch_size),
+            {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].packs},
+            stage.batch_size,
+            lambda longest: why_not_exact(model, longest),
+            difference=lambda: 0.0,
+            limit=0.0,
+        )
+
+    def host(self) -> int:
+        """Bytes of features that are kept in the host's memory."""
+        return self._in_memory(self.model(self.choice)) if self.features == "memory" else 0
+
+    def on_disk(self) -> int:
+        """Bytes of all features in a cache on disk, in the dtype that the recipe stores."""
+        layout = Layout(*self.model(self.choice).features, self.recipe.data.feature_dtype)
+        return len(self.rows.images) * layout.image_bytes
+
+    def _in_memory(self, trace: Traced) -> int:
+        tokens, channels = trace.features
+        return len(self.rows.images) * tokens * channels * torch.finfo(self.choice.dtype).bits // 8
+
+    def _kept_features(self, trace: Traced) -> Literal["memory", "disk", "none"]:
+        """Where features are kept: as `lockadapt.features.policy.image_inputs` decides it, but for a full disk."""
+        data, distinct = self.recipe.data, len(self.rows.images)
+        uses = sum(stage.samples for stage in self.stages)
+        if not distinct or data.features == "none":
+            return "none"
+        if data.features != "auto":
+            return data.features
+        if uses <= distinct:
+            return "none"
+        if self._in_memory(trace) <= data.feature_memory_gib * 2**30:
+            return "memory"
+        return "disk" if self.on_disk() <= data.feature_disk_gib * 2**30 else "none"
+
+    def _stage_peaks(self, stage: Stage, choice: Choice, only: str | None) -> Iterator[Peak]:
+        trace = self.model(choice)
+        accumulation = stage.accumulation * (stage.batch_size // micro_batch(stage.batch_size, choice.divide))
+        eight_bit = self.recipe.training.optimizer != "adamw"
+        gradients, moments = trace.state(stage.train, eight_bit)
+        sizes = tuple(trace.sizes(stage.train))
+        weights = sum(size.bytes for size in sizes)
+        for name, items in self.batches(stage, choice):
+            if only not in (None, name):
+                continue
+            # What a batch looks like to the memory: rows that are assumed are alike in several objectives.
+            shape = tuple((len(i.input_ids), int((i.labels != IGNORED).sum()), len(i.images)) for i in items)
+            alike = (choice, stage.train, self.objectives[name].kind, shape, accumulation > 1)
+            if alike not in self._traces:
+                self.reporter.note(
+                    f"tracing stage {stage.name}: {len(items)} rows of {name}, {choice_text(choice)}"
+                )
+                self._traces[alike] = trace.peak(
+                    stage.train,
+                    self.objectives[name],
+                    name,
+                    items,
+                    cached=self.cached,
+                    checkpointing=choice.checkpointing,
+                    accumulate=accumulation > 1,
+                    row_tokens=self.packing(stage).row_tokens,
+                )
+            peak, parts, batch = self._traces[alike]
+            if peak < weights + gradients:
+                peak, parts = weights + gradients, {"weights": weights, "gradients": gradients}
+            # All micro-batches of a step are fetched before it, and one ahead.
+            waiting = batch * (accumulation + 1)
+            # What the sizes do not say of the weights at that moment are casts of them.
+            held = {
+                "gradients": parts.get("gradients", 0),
+                "optimizer": moments,
+                "activations": parts.get("activations", 0) + parts.get("weights", 0) - weights,
+                "logits": parts.get("logits", 0),
+                "batches": waiting,
+            }
+            longest = max(len(item.input_ids) for item in items)
+            learned = sum(int((item.labels != IGNORED).sum()) for item in items)
+            yield Peak(
+                peak + moments + waiting,
+                sizes,
+                held,
+                {
+                    "stage": stage.name,
+                    "objective": name,
+                    "rows": len(items),
+                    "longest": longest,
+                    "learned_tokens": learned,
+                },
+            )
+
+
+def micro_batch(size: int, divide: int) -> int:
+    """The largest divisor of a micro-batch that is no larger than `size / divide`."""
+    return next(n for n in range(max(size // divide, 1), 0, -1) if size % n == 0)
+
+
+def choice_text(choice: Choice) -> str:
+    """In a few words."""
+    parts = [str(choice.dtype).removeprefix("torch."), choice.quantization]
+    parts += ["checkpointing"] if choice.checkpointing else []
+    parts += [f"rows cut to {choice.limit}"] if choice.limit else []
+    return ", ".join(part for part in parts if part != "none")
+
+
+def changes(planner: Planner, start: Choice) -> Iterator[tuple[str, Choice]]:
+    """Single changes that save memory, those that change the least about the result first, as overrides."""
+    if not start.checkpointing:
+        yield "training.gradient_checkpointing=true", replace(start, checkpointing=True)
+    largest = max(stage.batch_size for stage in planner.stages)
+    divide = 2
+    while micro_batch(largest, divide // 2) > 1:
+        yield _batch_overrides(planner, divide), replace(start, divide=divide)
+        divide *= 2
+    if start.quantization == "none":
+        yield "model.quantization=nf4", replace(start, quantization="nf4")
+    longest = max(len(item.input_ids) for rows in planner.rows.train.values() for item in rows)
+    for limit in (longest * 3 // 4, longest // 2):
+        cut = shortened([item for rows in planner.rows.train.values() for item in rows], limit)
+        if all(len(item.input_ids) <= limit for item in cut):
+            yield f"data.max_length={limit}", replace(start, limit=limit)
+
+
+def _batch_overrides(planner: Planner, divide: int) -> str:
+    """Halved micro-batches with the accumulation that keeps the samples of a step."""
+    training = planner.recipe.training
+    parts = []
+    places: list[tuple[str, Any]] = [
+        (f"stages.{number}", section) for number, section in enumerate(planner.recipe.stages)
+    ]
+    own = [place for place in places if place[1].batch_size or place[1].accumulation]
+    if not places or any(not section.batch_size for _, section in places):
+        size = micro_batch(training.batch_size, divide)
+        parts.append(f"training.batch_size={size}")
+        parts.append(f"training.accumulation={training.accumulation * (training.batch_size // size)}")
+    for place, section in own:
+        before = section.batch_size or training.batch_size
+        size = micro_batch(before, divide)
+        if section.batch_size:
+            parts.append(f"{place}.batch_size={size}")
+        accumulation = (section.accumulation or training.accumulation) * (before // size)
+        parts.append(f"{place}.accumulation={accumulation}")
+    return " ".join(parts)

@@ -1,0 +1,145 @@
+"""The rows of a recipe as a plan sees them: read and tokenised where they are here, assumed where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lockadapt.building.from_recipe import objectives_of, samples_of
+from lockadapt.console import Reporter
+from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.errors import DataError
+from lockadapt.recipe.schema import Recipe, SourceSection
+from lockadapt.training.packing import drawn_together, packed_tokens
+
+MOST_ROWS = 50_000
+"""Of more rows, a part is tokenised: whole images, evenly spread, and the longest texts."""
+LONGEST_KEPT = 512
+ASSUMED_LENGTH = 2048
+"""Tokens of a row that nothing is known of, where `data.max_length` is not given, the LLM's context permitting."""
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """Training rows by objective, and what they stand for.
+
+    Attributes:
+        train: encoded rows; assumed ones where a source is absent.
+        counts: how many rows there are by objective; 0 where not known.
+        tokens: of one pass over all rows, unpacked and packed; None where a source is absent.
+        learned: how many of them are learned, in one pass.
+        images: keys of the distinct images of training and validation.
+        whole: whether `train` is every row, in its order.
+        assumptions: what is not known, in sentences.
+    """
+
+    train: dict[str, list[Encoded]]
+    counts: dict[str, int]
+    tokens: tuple[int, int] | None
+    learned: int
+    images: set[str]
+    whole: bool
+    assumptions: tuple[str, ...] = field(default=())
+
+
+def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporter) -> PlannedRows:
+    """Reads and tokenises the training rows; opens no image.
+
+    Args:
+        processor: the stock model's.
+        context: the LLM's, in tokens.
+
+    Raises:
+        DataError: rows that are here are wrong, or none is short enough.
+    """
+    encoder = Encoder(processor, recipe.data.max_length or context)
+    train: dict[str, list[Encoded]] = {}
+    counts: dict[str, int] = {}
+    images: set[str] = set()
+    assumptions: list[str] = []
+    whole, known, learned = True, [0.0, 0.0], 0.0
+    objectives = objectives_of(recipe)  # also reads closed lists of answers, which may be wrong
+    for name, section in recipe.objectives.items():
+        if not objectives[name].plannable:
+            assumptions.append(
+                f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch before step 1"
+            )
+        if not _is_here(section.train):
+            length = recipe.data.max_length or min(context, ASSUMED_LENGTH)
+            train[name], counts[name] = [_assumed(encoder, length)], 0
+            assumptions.append(
+                f"objectives.{name}.train: {section.train.path} is not here; every row is taken to have {length} tokens, "
+                f"one image ({encoder.image_tokens} tokens), and to learn all of its text"
+            )
+            continue
+        here = recipe.model_copy(update={"objectives": {name: section}})
+        samples = samples_of(here, "train")[name]
+        images |= {image.key for sample in samples for image in sample.images}
+        kept = _spread(samples)
+        share = len(samples) / len(kept)
+        if share > 1:
+            whole = False
+            assumptions.append(
+                f"objectives.{name}.train: {len(kept):,} of {len(samples):,} rows are tokenised"
+            )
+        objective = objectives[name]
+        encoded = objective.encode(encoder, kept, reporter.counted(f"encoding {name}")).encoded
+        if not encoded:
+            raise DataError(
+                "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
+            )
+        train[name], counts[name] = encoded, round(len(encoded) * share)
+        step = recipe.training.batch_size * recipe.training.accumulation
+        together = drawn_together(recipe.data.samples_per_image, step, recipe.training.batch_size)
+        unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, together)
+        known = [known[0] + unpacked * share, known[1] + packed * share]
+        learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)
+        if section.validation is not None and _is_here(section.validation):
+            for sample in samples_of(here, "validation")[name]:
+                images |= {image.key for image in sample.images}
+    tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None
+    return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions))
+
+
+def shortened(items: list[Encoded], limit: int) -> list[Encoded]:
+    """Rows cut to `limit` tokens, as `data.max_length` does it; those whose images would be cut stay as they are."""
+    cut = []
+    for item in items:
+        labels = item.labels[:limit]
+        text = item.labels[limit:]
+        fits = len(item.input_ids) <= limit
+        lost = item.image_end > limit
+        keep = fits or lost or not (labels != IGNORED).any() or not len(text)
+        cut.append(item if keep else replace(item, input_ids=item.input_ids[:limit], labels=labels))
+    return cut
+
+
+def _is_here(source: SourceSection) -> bool:
+    paths = [source.path, *([source.annotations] if source.annotations else [])]
+    return all(Path(path).expanduser().exists() for path in paths)
+
+
+def _spread(samples: list[Sample]) -> list[Sample]:
+    if len(samples) <= MOST_ROWS:
+        return samples
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, sample in enumerate(samples):
+        groups.setdefault(tuple(image.key for image in sample.images) or (str(number),), []).append(number)
+    step = -(-len(samples) // MOST_ROWS)
+    chosen = {number for group in list(groups.values())[::step] for number in group}
+    lengths = [sum(len(turn.text) for turn in sample.turns) for sample in samples]
+    chosen |= set(sorted(range(len(samples)), key=lengths.__getitem__)[-LONGEST_KEPT:])
+    return [samples[number] for number in sorted(chosen)]
+
+
+def _assumed(encoder: Encoder, length: int) -> Encoded:
+    """One image, then text that is all learned."""
+    image = min(encoder.image_tokens, length - 1)
+    ids = np.full(length, encoder.tokenizer.eos_token_id or 0, np.int32)
+    ids[:image] = encoder.image_token_id
+    labels = np.where(np.arange(length) < image, IGNORED, ids).astype(np.int32)
+    return Encoded(ids, labels, (ImageRef("assumed"),), Sample((), (), "assumed"), image)

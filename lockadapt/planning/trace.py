@@ -1,0 +1,157 @@
+"""Traces one training step of a model without weights, to know its memory before anything is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lockadapt.data.encode import Encoded
+from lockadapt.data.sample import ImageRef
+from lockadapt.features.policy import image_side
+from lockadapt.models.adapters import LoraSettings, set_trainable
+from lockadapt.models.blueprint import Blueprint, trainable_blueprint
+from lockadapt.models.fusions import projector_input
+from lockadapt.models.parts import tower_of
+from lockadapt.models.quantize import Quantization
+from lockadapt.objectives import Objective
+from lockadapt.planning.extrapolate import deep_peak
+from lockadapt.planning.fake import fake
+from lockadapt.planning.memory import FakeFloats
+from lockadapt.planning.sizes import Size, component_sizes
+
+EIGHT_BIT_BLOCK = 256
+EIGHT_BIT_FROM = 4096
+"""bitsandbytes' 8-bit optimisers keep a float32 scale for so many values, and smaller tensors in float32."""
+
+
+@dataclass
+class Traced:
+    """A model without weights, ready to be traced; built once for a dtype and a quantization."""
+
+    model: Any
+    processor: Any
+    mode: FakeTensorMode
+    dtype: torch.dtype
+    features: tuple[int, int]
+    """Tokens and channels of what the tower gives the projector for one image."""
+
+    def sizes(self, train: Sequence[str]) -> list[Size]:
+        """Sizes of the components, with `train` (projector, lora) trained."""
+        set_trainable(self.model, train)
+        return component_sizes(self.model)
+
+    def state(self, train: Sequence[str], eight_bit: bool) -> tuple[int, int]:
+        """Bytes of the gradients and of Adam's two averages of what trains."""
+        set_trainable(self.model, train)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        moments = 0
+        for parameter in trained:
+            count = parameter.numel()
+            small = not eight_bit or count < EIGHT_BIT_FROM
+            moments += 8 * count if small else 2 * (count + 4 * -(-count // EIGHT_BIT_BLOCK))
+        return sum(parameter.nbytes for parameter in trained), moments
+
+    def tower_flops(self) -> float:
+        """Operations of the tower for one image."""
+        counter = FlopCounterMode(display=False)
+        pixels = _FakeImages(self, False)([ImageRef("any")])["pixel_values"]
+        with counter, FakeFloats(self.mode), _arithmetic(self.dtype):
+            projector_input(self.model, pixels.to(self.dtype))
+        return float(counter.get_total_flops())
+
+    def peak(
+        self,
+        train: Sequence[str],
+        objective: Objective,
+        name: str,
+        items: Sequence[Encoded],
+        *,
+        cached: bool,
+        checkpointing: bool,
+        accumulate: bool,
+        row_tokens: int | None,
+    ) -> tuple[int, dict[str, int], int]:
+        """One forward and backward of a micro-batch.
+
+        Args:
+            train: `projector`, `lora`.
+            objective, name: what is learned, and how it is called.
+            items: the rows of the micro-batch.
+            cached: the tower's outputs come from memory; else it is run.
+            checkpointing: activations are computed twice.
+            accumulate: gradients of an earlier micro-batch are there.
+            row_tokens: longest packed row, None: one row a sample.
+
+        Returns:
+            The peak in bytes, its parts (see `step_peak`), and the bytes of the batch, which are not among them.
+        """
+        set_trainable(self.model, train)
+        switch = "enable" if checkpointing else "disable"
+        getattr(self.model, f"activation_checkpointing_{switch}")()
+        self.model.train()
+        tower_of(self.model).eval()
+        images = _FakeImages(self, cached)
+        batch = objective.collate(items, images, self.processor.tokenizer.pad_token_id, name, row_tokens)
+
+        def loss() -> torch.Tensor:
+            with _arithmetic(self.dtype):
+                return objective.loss(self.model, batch)[0]
+
+        # Dropout of a fake tensor draws no number, but that of a small real one would.
+        with torch.random.fork_rng([]), FakeFloats(self.mode):
+            peak, parts = deep_peak(self.model, loss, accumulate)
+        return peak, parts, sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+def traced(
+    blueprint: Blueprint,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    objectives: Mapping[str, Objective] = MappingProxyType({}),
+) -> Traced:
+    """Makes a blueprint ready to be traced, with what its objectives add to it. In place."""
+    queries = max((objective.query_tokens for objective in objectives.values()), default=0)
+    model = trainable_blueprint(blueprint, quantization, dtype, lora, queries)
+    with torch.device("meta"):
+        for objective in objectives.values():
+            objective.prepare(model)
+    mode = fake(model)
+    result = Traced(model, blueprint.processor, mode, dtype, (0, 0))
+    pixels = _FakeImages(result, False)([ImageRef("any")])["pixel_values"]
+    with FakeFloats(mode), _arithmetic(dtype):
+        seen = projector_input(model, pixels.to(dtype))
+    result.features = (int(seen.shape[1]), int(seen.shape[2]))
+    return result
+
+
+def _arithmetic(dtype: torch.dtype) -> Any:
+    """Autocast, as the trainer has it for 16-bit weights."""
+    return torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+class _FakeImages:
+    """Images without pixels; see `ImageInputs`."""
+
+    replacement: Image.Image | None = None
+
+    def __init__(self, trace: Traced, cached: bool) -> None:
+        self.trace, self.cached = trace, cached
+
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
+        if not images:
+            return {}
+        side = image_side(self.trace.processor)
+        with self.trace.mode:
+            if self.cached:
+                shape, dtype = (len(images), *self.trace.features), self.trace.dtype
+                return {"image_features": torch.empty(shape, dtype=dtype)}
+            return {"pixel_values": torch.empty(len(images), 3, side, side)}

@@ -1,0 +1,80 @@
+"""What training leaves as plain files: a PEFT adapter (LoRA, query tokens), one file for each other part, the processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lockadapt.errors import VerificationError
+from lockadapt.files import ordinary_permissions
+from lockadapt.models.parts import component_of, layout_of, unwrap_model
+
+ADAPTER, PROCESSOR = "adapter", "processor"
+PART_FILES = {part: f"{part}.safetensors" for part in ("projector", "retrieval", "generation")}
+"""Where the tensors of each part are kept, by their stock names."""
+
+
+def save_artifacts(model: nn.Module, processor: Any, folder: Path, base: str | None = None) -> None:
+    """Writes `adapter/` (if there is one), a file for each part that the model has, and `processor/` below a folder.
+
+    Args:
+        base: what `base_model_name_or_path` of the adapter says; default: where the model was loaded from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        config = model.peft_config["default"]  # type: ignore[union-attr, index]
+        if base is not None:
+            config.base_model_name_or_path = base  # type: ignore[union-attr]
+        model.save_pretrained(str(folder / ADAPTER))  # type: ignore[operator]
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)
+    for part, file in PART_FILES.items():
+        save_part(model, part, folder / file)
+    processor.save_pretrained(folder / PROCESSOR)
+    ordinary_permissions(folder)
+
+
+def save_part(model: nn.Module, part: str, file: Path) -> None:
+    """Writes the tensors of a part by their stock names; nothing if the model has none."""
+    tensors = {n: t.detach().cpu().contiguous() for n, t in part_tensors(model, part).items()}
+    if tensors:
+        save_file(tensors, file, metadata={"format": "pt"})
+
+
+def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
+    """The parameters of a part by their stock names; query tokens not among them, which the adapter holds."""
+    places = layout_of(model)
+    return {
+        name: parameter
+        for name, parameter in unwrap_model(model).named_parameters()
+        if component_of(name, places) == part and ".trainable_tokens_" not in name
+    }
+
+
+def load_parts(model: nn.Module, folder: Path) -> None:
+    """Reads every trained part into a stock model; every tensor must be there and nothing else.
+
+    Raises:
+        VerificationError: names the tensors that are missing, unexpected or of another shape.
+    """
+    for part, name in PART_FILES.items():
+        own = part_tensors(model, part)
+        if own or (folder / name).is_file():
+            load_part(model, part, folder / name)
+
+
+@torch.no_grad()
+def load_part(model: nn.Module, part: str, file: Path) -> None:
+    """Reads one part into a stock model; errors as `load_parts`."""
+    own = part_tensors(model, part)
+    if not file.is_file():
+        raise VerificationError("the file is missing", where=str(file), fix="train again")
+    saved = load_file(file)
+    wrong = sorted(set(saved) ^ set(own)) + [n for n in saved if n in own and saved[n].shape != own[n].shape]
+    if wrong:
+        raise VerificationError(f"tensors do not match the model: {', '.join(wrong[:4])}", where=str(file))
+    for name, parameter in own.items():
+        parameter.copy_(saved[name])

@@ -1,0 +1,1 @@
+"""Training of an image tokenizer of one's own."""

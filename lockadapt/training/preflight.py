@@ -1,0 +1,56 @@
+"""Before a stage's first step: tries its largest micro-batch, and says what was measured beside what was planned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lockadapt.building.from_recipe import lora_settings
+from lockadapt.console import Reporter
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.models.blueprint import stock_blueprint
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.planning.trace import traced
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.batch_size_search import Measured, fit_micro_batch
+from lockadapt.training.trainer import GroundingTrainer
+
+WORTH_PLANNING = 256 * 2**20
+"""Below so many bytes memory is nobody's question, and the plan's seconds are saved."""
+
+
+def try_largest_batch(
+    trainer: GroundingTrainer, recipe: Recipe, base: str | Path, reporter: Reporter
+) -> Measured:
+    """See `fit_micro_batch`; `base` is the stock folder or Hub id that the model was loaded from.
+
+    Raises:
+        DoesNotFitError: a single sample does not fit.
+    """
+    measured = fit_micro_batch(trainer, reporter.note)
+    line = f"{measured.text}: {measured.peak / 1e9:.2f} GB measured"
+    if measured.peak >= WORTH_PLANNING:
+        try:
+            planned = _planned(trainer, recipe, base, measured)
+            line += f", {planned / 1e9:.2f} GB planned ({measured.peak / planned - 1:+.0%})"
+        except Exception as error:  # what could not be foretold is no reason not to train what fits
+            line += f"; it could not be planned ({type(error).__name__}: {error})"
+    reporter.note(f"{line}, the optimiser's state not included")
+    return measured
+
+
+def _planned(trainer: GroundingTrainer, recipe: Recipe, base: str | Path, measured: Measured) -> int:
+    dtype, args = resolve_dtype(recipe.model.dtype), trainer.args
+    lora = lora_settings(recipe.lora) if recipe.lora else None
+    blueprint = stock_blueprint(base, dtype)
+    trace = traced(blueprint, recipe.model.quantization, dtype, lora, trainer.objectives)
+    peak, _, _ = trace.peak(
+        args.train_parts or ["projector"],  # type: ignore[attr-defined]
+        trainer.objectives[measured.objective],
+        measured.objective,
+        measured.items,
+        cached=not isinstance(trainer.image_inputs[measured.objective], PixelInputs),
+        checkpointing=bool(args.activation_checkpointing),
+        accumulate=args.gradient_accumulation_steps > 1,
+        row_tokens=trainer.packing.row_tokens,
+    )
+    return peak

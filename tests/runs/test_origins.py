@@ -1,0 +1,96 @@
+"""Sources, licences and relations in model cards, and where a run keeps them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lockadapt.models.origins import UNKNOWN, Origin
+from lockadapt.recipe.read import load_recipe
+from lockadapt.runs import run_folder
+from lockadapt.runs.card import CardFields, base_relation, card_text
+from lockadapt.runs.origins import front_matter, origins_of, recipe_origins, sources_section
+from tests.support.runs import values
+
+LLM = Origin("LLM", "org/llm", "org/llm", "apache-2.0", "README.md: apache-2.0")
+TOWER = Origin("tower", "org/tower", "org/tower", "apache-2.0", "README.md: apache-2.0")
+LOCAL = Origin("tower", "/models/tower", None, "mit", "LICENSE: MIT License")
+DATA = Origin("data", "org/rows", "org/rows", "cc-by-4.0", "README.md: cc-by-4.0")
+
+
+@pytest.mark.parametrize(
+    ("origins", "licence", "bases"),
+    [
+        ([LLM, TOWER, DATA], "apache-2.0", ["org/llm", "org/tower"]),
+        ([LLM, LOCAL], "other", ["org/llm"]),
+        ([LLM, Origin("tower", "x", None, None, UNKNOWN)], "unknown", ["org/llm"]),
+        ([LOCAL], "mit", None),
+    ],
+)
+def test_front_matter_is_what_the_hub_reads(
+    origins: list[Origin], licence: str, bases: list[str] | None
+) -> None:
+    found = yaml.safe_load("\n".join(front_matter(origins, "merge")))
+    assert found["license"] == licence
+    assert found.get("base_model") == bases
+    assert found.get("base_model_relation") == ("merge" if bases else None)
+    assert found.get("datasets") == (["org/rows"] if DATA in origins else None)
+
+
+def test_readers_see_every_source_and_the_unknown_as_unknown() -> None:
+    text = "\n".join(sources_section([LLM, Origin("tower", "x", None, None, UNKNOWN), DATA], "merge"))
+    assert "| LLM | `org/llm` | apache-2.0 | README.md: apache-2.0 |" in text
+    assert "| tokenizer | of the LLM, with `<image>` added | apache-2.0 |" in text
+    assert f"| tower | `x` | {UNKNOWN} | - |" in text
+    assert "| data | `org/rows` | cc-by-4.0 |" in text
+
+
+def test_a_run_keeps_what_its_sources_said(tiny: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
+    found = recipe_origins(recipe)
+    assert [one.part for one in found] == ["LLM", "tower", "data"]
+    run_folder.write_recipe(tmp_path / "run", recipe)
+    run_folder.write_facts(tmp_path / "run", {})
+    assert origins_of(tmp_path / "run") == found, "runs of older versions"
+    kept = {"sources": [{**LLM.__dict__}]}
+    run_folder.write_facts(tmp_path / "run", kept)
+    assert origins_of(tmp_path / "run") == [LLM]
+
+
+def test_a_vlm_passes_on_what_it_was_made_of(tmp_path: Path, tiny: Path) -> None:
+    vlm = tmp_path / "vlm"
+    vlm.mkdir()
+    (vlm / "lockadapt.json").write_text(json.dumps({"sources": [LLM.__dict__]}))
+    given = values(tiny, tmp_path)
+    given["model"] = {"vlm": str(vlm)}
+    recipe = load_recipe(None, (), given).recipe
+    assert [one.part for one in recipe_origins(recipe)] == ["VLM", "LLM", "data"]
+    assert base_relation(recipe, adapter=False) == "finetune"
+    assert base_relation(recipe, adapter=True) == "adapter"
+
+
+def test_relations_of_cards(tiny: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
+    run = tmp_path / "run"
+    run_folder.write_recipe(run, recipe)
+    row = {"component": "lora", "parameters": 1, "dtype": "float32", "state": "trained", "adapters": 1}
+    facts = {
+        **{"steps": 1, "seconds": 1.0, "samples_per_second": 1.0, "dtype": "float32", "quantization": "none"},
+        **{"seed": 0, "versions": {"device": "cpu"}, "sources": [LLM.__dict__, TOWER.__dict__]},
+        "stages": [{"name": "train", "locked": 1, "components": [row]}],
+    }
+    run_folder.write_facts(run, facts)
+    relations = {}
+    cards = {
+        "run": None,
+        "merged": CardFields("transformers", "x", ()),
+        "adapter": CardFields("peft", "x", (), adapter=True),
+    }
+    for name, made in cards.items():
+        front = yaml.safe_load(card_text(run, made).split("---")[1])
+        relations[name] = front["base_model_relation"]
+        assert front["base_model"] == ["org/llm", "org/tower"]
+    assert relations == {"run": "adapter", "merged": "merge", "adapter": "adapter"}

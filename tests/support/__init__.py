@@ -1,0 +1,1 @@
+"""What tests share: tiny models, rows, finished runs, a warm process for proofs."""
