@@ -20,6 +20,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/lockadapt quickstart
 
 test: $(VENV)/.installed-dev
+	@$(BIN)/lockadapt doctor | grep '^4-bit layers'
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-gpu: $(VENV)/.installed-dev

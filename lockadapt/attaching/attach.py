@@ -14,6 +14,7 @@ from lockadapt.attaching.graft import active, graft, remove, switch
 from lockadapt.attaching.snapshot import Snapshot
 from lockadapt.attaching.source import Source, read_source
 from lockadapt.errors import AdapterError
+from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.models.parts import layout_of
 
 _STATE = "_lockadapt_attached"
@@ -103,8 +104,8 @@ def attach(
 
     Raises:
         AdapterError: another class; the name is taken; other adapters are on the model.
-        VerificationError: another base or tokenizer; a tensor is missing, left over or of another shape. The model is
-            left as it was.
+        VerificationError: another base or tokenizer; a tensor is missing, left over or of another shape; bitsandbytes has
+            repacked the model's 4-bit layers. The model is left as it was.
         RecipeError, SetupError: the folder is none that can be attached, or is not there.
     """
     state = _ready(model, name)
@@ -123,6 +124,7 @@ def _put(model: Any, source: Source, name: str, state: _State) -> None:
     _same_kind(kind, state, source)
     others, last = list(state.kinds), active(model) if state.kinds else None
     try:
+        keep_as_trained(model)
         graft(model, source, name, others)
     except BaseException:
         if last is None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from lockadapt.models.four_bit import restore_switches, switches
+
 _PEFT = ("peft_config", "_hf_peft_config_loaded")
 """Attributes that Transformers' PEFT integration sets on a model."""
 
@@ -21,11 +23,13 @@ class Snapshot:
         modules: every module by name.
         children: the modules directly below each of them.
         flags: every parameter, and whether it wanted a gradient.
+        repacking: every 4-bit layer, and whether bitsandbytes may repack it.
     """
 
     modules: dict[str, nn.Module]
     children: dict[str, dict[str, nn.Module | None]]
     flags: tuple[tuple[nn.Parameter, bool], ...]
+    repacking: tuple[tuple[nn.Module, bool], ...]
 
     @staticmethod
     def of(model: nn.Module) -> Snapshot:
@@ -35,7 +39,8 @@ class Snapshot:
         del modules[""]
         children = {name: dict(module._modules) for name, module in modules.items()}
         children[""] = dict(model._modules)
-        return Snapshot(modules, children, tuple((one, one.requires_grad) for one in model.parameters()))
+        flags = tuple((one, one.requires_grad) for one in model.parameters())
+        return Snapshot(modules, children, flags, switches(model))
 
     def restore(self, model: Any) -> None:
         """Puts everything back; adapters, and parts that were added, are gone afterwards."""
@@ -44,6 +49,7 @@ class Snapshot:
             module._modules.clear()
             module._modules.update(children)
         self.restore_flags()
+        restore_switches(self.repacking)
         for name in _PEFT:
             vars(model).pop(name, None)
 

@@ -34,6 +34,7 @@ def _look() -> dict[str, Any]:
         import transformers
 
         from lockadapt.models.bitsandbytes import require_bitsandbytes
+        from lockadapt.models.four_bit import processor_misreads_scales, processor_repacks
         from lockadapt.runs.run_folder import versions
     except ImportError as error:
         problems.append({"what": str(error), "fix": "pip install lockadapt again", "fatal": True})
@@ -53,6 +54,15 @@ def _look() -> dict[str, Any]:
     try:
         require_bitsandbytes()
         facts["nf4, int8"] = "available"
+        facts["4-bit layers on this CPU"] = (
+            "bitsandbytes would repack and round them in evaluation (AVX512-BF16); lockadapt stops it"
+            if processor_repacks()
+            else "computed as they are stored"
+        )
+        if processor_misreads_scales():
+            what = "bitsandbytes misreads 4-bit layers on this CPU whose columns 64 does not divide"
+            fix = "for LLMs with such layers use a GPU or quantization: none; training warns of them"
+            problems.append({"what": what, "fix": fix, "fatal": False})
     except SetupError as error:
         problems.append({"what": str(error), "fix": error.fix or "", "fatal": False})
     facts["image backend"] = "torchvision" if transformers.utils.is_torchvision_available() else "Pillow"

@@ -59,7 +59,8 @@ def write_stock(
         changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
     requantized: dict[str, QuantizationRoundTrip] = {}
     if facts["quantization"] != "none" and base == "dequantized":
-        how = QuantizationRoundTrip(facts["quantization"], getattr(torch, facts["dtype"]))
+        on_cpu = facts["versions"].get("device", "cpu") == "cpu"
+        how = QuantizationRoundTrip(facts["quantization"], getattr(torch, facts["dtype"]), on_cpu)
         requantized = {f"{name}.weight": how for name in block_linears(model)}
     report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)

@@ -51,6 +51,7 @@ def main() -> None:
     }
     for number, way in enumerate(request["ways"]):
         model, info = load_base(request)
+        alone.keep_as_trained(model)
         answer["model_class"] = alone.full_name(model)
         model, missing, unexpected = WAYS[way](model, request["adapter"])
         answer["missing_keys"] |= {*info["missing_keys"], *missing}
@@ -92,10 +93,6 @@ def load_base(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         request["folder"], dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL, **how
     )
     model, info = loaded
-    for module in model.modules():
-        # On some CPUs bitsandbytes would round 4-bit scales at the first forward; training does not let it.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
     return model, info
 
 

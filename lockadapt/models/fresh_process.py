@@ -59,6 +59,7 @@ def main() -> None:
         **arguments,
     )
     model, info = loaded
+    keep_as_trained(model)
     model = model.eval().to(request["device"])
     processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
     keys = {f"{kind}_keys": names(info.get(f"{kind}_keys", ())) for kind in KINDS}
@@ -91,6 +92,13 @@ def main() -> None:
         "lockadapt": any(name.split(".")[0] == "lockadapt" for name in sys.modules),
     }
     Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def keep_as_trained(model: Any) -> None:
+    """Stop bitsandbytes from rounding 4-bit scales at the first forward, as it does on CPUs with AVX512-BF16."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

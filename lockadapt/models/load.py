@@ -18,6 +18,7 @@ from transformers import (
 
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.absent_tower import TowerRecord, put_absent_tower, towerless_class
+from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.models.fusions import BODIES
 from lockadapt.models.image_tokenizer import unit_codebook
 from lockadapt.models.sources import find, loading, resolve_dtype, some
@@ -86,6 +87,7 @@ def load_model(
     _check(model, info, source.name)
     if isinstance(model, JanusForConditionalGeneration):
         unit_codebook(model.model.vqmodel)
+    keep_as_trained(model)
     if without_tower is not None:
         put_absent_tower(model, without_tower)
     return model.eval(), processor

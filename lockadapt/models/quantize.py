@@ -12,6 +12,7 @@ from torch import nn
 from lockadapt.errors import VerificationError
 from lockadapt.models.absent_tower import TowerRecord
 from lockadapt.models.bitsandbytes import require_bitsandbytes
+from lockadapt.models.four_bit import refuse_packed
 from lockadapt.models.load import load_model
 from lockadapt.models.parts import block_linears, blocks_path, unwrap_model
 
@@ -58,19 +59,8 @@ def load_quantized(
         llm_int8_skip_modules=sorted(outside),
     )
     model, processor = load_model(folder, dtype, quantization_config=config, without_tower=without_tower)
-    _keep_weights_as_trained(model)
     check_types(model, quantization)
     return model, processor
-
-
-def _keep_weights_as_trained(model: nn.Module) -> None:
-    """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights for good at the first forward in eval mode.
-
-    That rounds their scales to bfloat16 (evaluation would see another model than training) and moves frozen tensors.
-    """
-    for module in model.modules():
-        if is_quantized(module) and hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def check_types(model: nn.Module, quantization: Quantization) -> None:
@@ -100,8 +90,14 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def dequantized_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix (out, in) that a quantized layer multiplies with."""
+    """The matrix (out, in) that a quantized layer multiplies with.
+
+    Raises:
+        SetupError: bitsandbytes is missing.
+        VerificationError: bitsandbytes has repacked the layer.
+    """
     require_bitsandbytes()
+    refuse_packed(module)
     import bitsandbytes.functional as bnb
 
     weight: Any = module.weight

@@ -24,6 +24,7 @@ from lockadapt.errors import RecipeError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.on_disk import FeatureSettings
 from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
+from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import frozen_digests, prove_locked
 from lockadapt.models.parts import component_of, layout_of, tower_of, unwrap_model
@@ -101,6 +102,7 @@ class GroundingTrainer(Trainer):
             processing_class = processing_class or processor
         if processing_class is None:
             raise RecipeError("processing_class is missing", fix="pass the model's processor")
+        keep_as_trained(model)
         set_seed(args.seed)
         if peft_config is not None:
             model = attach_lora(model, peft_config)

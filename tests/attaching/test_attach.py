@@ -26,6 +26,7 @@ from lockadapt.exports.proofs.embeddings import embed_probe
 from lockadapt.models.adapters import resolve_targets
 from lockadapt.models.assemble import Assembled
 from lockadapt.models.base_identity import part_digest, tensors_digest
+from lockadapt.models.four_bit import keep_as_trained, switches
 from lockadapt.models.load import load_model
 from lockadapt.models.locks import tensor_digest
 from lockadapt.models.parts import layout_of, tower_of
@@ -124,6 +125,7 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
     elif kind == "int8":
         given["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=SKIP)
     model = live(base, **given)
+    keep_as_trained(model)  # attaching does; the model is evaluated before that here
     before_logits = logits(model)
     before = state(model)
     attached = lockadapt.attach(model, run)
@@ -145,6 +147,43 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
     attached.detach()
     assert state(model) == before
     assert torch.equal(logits(model), before_logits)
+
+
+def nf4_where_layers_repack(base: Path) -> Any:
+    """A user's NF4 model as on a processor with AVX512-BF16, whatever this one is."""
+    config = BitsAndBytesConfig(**NF4, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=SKIP)
+    model = live(base, quantization_config=config)
+    keep_as_trained(model)
+    logits(model)  # a first forward leaves attributes of Transformers' own
+    for layer, _ in switches(model):
+        layer.support_avx512bf16_for_cpu = True
+    return model
+
+
+def test_a_processor_that_repacks_does_not_while_something_is_attached(run: Path) -> None:
+    model = nf4_where_layers_repack(run / "base")
+    before, count = state(model), len(switches(model))
+    assert count == 14
+    attached = lockadapt.attach(model, run)
+    assert not any(may for _, may in switches(model))
+    logits(model)
+    attached.detach()
+    assert state(model) == before
+    assert [may for _, may in switches(model)] == [True] * count
+
+
+def test_a_model_repacked_by_its_first_forward_is_refused_and_left_as_it_was(run: Path) -> None:
+    model = nf4_where_layers_repack(run / "base")
+    layer = model.model.language_model.layers[1].self_attn.q_proj
+    layer.weight.quant_state.packing_format_for_cpu = True
+    before = state(model)
+    with pytest.raises(
+        VerificationError, match=r"(?s)layers\.1\.self_attn\.q_proj: .*load the model again"
+    ) as refused:
+        lockadapt.attach(model, run)
+    assert "rounded its scales to bfloat16" in str(refused.value)
+    assert state(model) == before
+    assert all(may for _, may in switches(model))
 
 
 def test_modes_and_flags(run: Path) -> None:

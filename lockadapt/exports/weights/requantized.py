@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lockadapt.models.bitsandbytes import require_bitsandbytes
+from lockadapt.models.four_bit import first_block_of_row
 
 BLOCK, SCALE_BLOCK = 64, 256
 """Values that share a scale, and scales that share one in turn (double quantization, arXiv 2305.14314)."""
@@ -25,10 +26,12 @@ class QuantizationRoundTrip:
     Attributes:
         kind: how the run's LLM was quantized.
         dtype: that the run computed in: quantized values come back rounded to it.
+        on_cpu: whether it was trained on the CPU, which may misread scales (`four_bit.processor_misreads_scales`).
     """
 
     kind: Literal["nf4", "int8"]
     dtype: torch.dtype
+    on_cpu: bool = True
 
     def rows_at_once(self, columns: int) -> int:
         """Rows that a piece must be a multiple of, so that no block of values is divided."""
@@ -60,8 +63,12 @@ class QuantizationRoundTrip:
             codes, scales, _ = bnb.int8_vectorwise_quant(stored.to(torch.float16))
             return codes.float() * (scales.float() / 127.0).unsqueeze(1)
         codes, state = self._quantized(stored)
-        start = first * stored.shape[1] // BLOCK
+        columns = stored.shape[1]
+        start = first_block_of_row(first, columns, BLOCK) if self.on_cpu else first * columns // BLOCK
         state.absmax = shared[start : start + state.absmax.numel()]
+        if not self.on_cpu:
+            state.shape = (1, stored.numel())  # one row, whose scales no processor misreads
+            return bnb.dequantize_4bit(codes, state).reshape(stored.shape).to(torch.float32)
         return bnb.dequantize_4bit(codes, state).to(torch.float32)
 
     def _quantized(self, stored: Tensor) -> tuple[Tensor, Any]:

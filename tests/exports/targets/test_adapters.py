@@ -23,6 +23,7 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.exports import peft_folder, stock_folder
 from lockadapt.exports.export import export_run
 from lockadapt.exports.proofs.merged_folder import reference_answers
+from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.run_folder import load_run, read_probe
@@ -318,6 +319,7 @@ def test_a_quantized_run_keeps_the_original_base(tiny: Path, tmp_path: Path) -> 
     code = card.split("```python\n")[1].split("```")[0]
     places = {"BASE": tmp_path / "out" / "bridge", "PATH": tmp_path / "out" / "adapter"}
     exec(code.replace("BASE", str(places["BASE"])).replace("PATH", str(places["PATH"])), scope)
+    keep_as_trained(scope["model"])
     wanted = forward(load_run(run).model, inputs)
     torch.testing.assert_close(forward(scope["model"], inputs), wanted, rtol=0, atol=1e-4)
 

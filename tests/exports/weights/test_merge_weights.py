@@ -200,7 +200,7 @@ def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor,
         base,
         output,
         [Weighted(adapter)],
-        requantized={f"{name}.weight": QuantizationRoundTrip(kind, torch.bfloat16)},
+        requantized={f"{name}.weight": QuantizationRoundTrip(kind, torch.bfloat16, device == "cpu")},
     )
     stored, lora = read_all(base)[f"{name}.weight"], _plain(adapter)
     layer = torch.nn.Module()
