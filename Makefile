@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
 	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
-	@echo "make lint types  ruff and mypy"
+	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
 
@@ -29,6 +29,8 @@ test-gpu: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --cache-dir .import_linter_cache
+	$(BIN)/pydoclint --quiet lockadapt
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lockadapt.errors import AdapterError, RecipeError, SetupError, VerificationError
-from lockadapt.evaluation.target import BESIDE, SIDECAR
+from lockadapt.evaluation.target import BESIDE
 from lockadapt.models.base_identity import BaseIdentity
+from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import HUB_ID
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder

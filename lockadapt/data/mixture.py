@@ -11,7 +11,7 @@ from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 
 
-class MixedDataset(Dataset):
+class MixedDataset(Dataset[tuple[str, Encoded]]):
     """The rows of all objectives behind one index; an item is (objective, row)."""
 
     def __init__(self, rows: Mapping[str, Sequence[Encoded]]) -> None:

@@ -117,7 +117,7 @@ def pack(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Packed:
 
 def groups(items: Sequence[Encoded]) -> list[list[int]]:
     """Positions of samples that show the same images behind the same text, groups in order of their first sample."""
-    found: dict[tuple, list[int]] = {}
+    found: dict[tuple[object, ...], list[int]] = {}
     for number, item in enumerate(items):
         key = (tuple(image.key for image in item.images), item.input_ids[: item.image_end].tobytes())
         found.setdefault(key, []).append(number)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.evaluate import open_target
+from lockadapt.evaluation.target import open_target
 from lockadapt.files import new_folder
 from lockadapt.models.parts import layout_of
 from lockadapt.objectives.generate_images import draw, grid

@@ -18,8 +18,9 @@ from lockadapt.errors import RecipeError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
-from lockadapt.evaluation.target import SIDECAR, Target, open_target
+from lockadapt.evaluation.target import Target, open_target
 from lockadapt.files import sha256_of
+from lockadapt.models.origins import SIDECAR
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, PROCESSOR
 

@@ -13,7 +13,6 @@ from PIL import Image
 from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.target import SIDECAR
 from lockadapt.exports.proofs.merged_folder import prove_merge, record, reference_answers
 from lockadapt.exports.stock_folder import copy_configs, local_folder, trained_parts
 from lockadapt.exports.weights import merge_weights
@@ -23,6 +22,7 @@ from lockadapt.exports.weights.names import meta_model, read_names
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
 from lockadapt.models.load import load_model
+from lockadapt.models.origins import SIDECAR
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ class ComponentRow:
 
 def component_table(model: nn.Module) -> list[ComponentRow]:
     """Component, parameters (true count, also where 4-bit weights are packed), dtype, frozen or trained, LoRA modules."""
-    rows: dict[tuple[str, bool], dict] = {}
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
     parts = layout_of(model)
     for name, parameter in unwrap_model(model).named_parameters():
         component = component_of(name, parts)
@@ -78,7 +79,7 @@ def table_text(rows: list[ComponentRow]) -> str:
     return "\n".join(lines)
 
 
-def table_json(rows: list[ComponentRow]) -> list[dict]:
+def table_json(rows: list[ComponentRow]) -> list[dict[str, object]]:
     """The component table for `run.json`."""
     return [asdict(row) for row in rows]
 

@@ -11,7 +11,7 @@ import yaml
 
 from lockadapt.errors import RecipeError, SafetyError
 from lockadapt.recipe.keys import dotted
-from lockadapt.recipe.schema import KeyPath
+from lockadapt.recipe.sections import KeyPath
 from lockadapt.recipe.yaml12 import MAX_VALUES, PLAIN_TAGS, TAG, RefusedError, compose, scalar
 
 MAX_BYTES = 1 << 20

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from lockadapt.recipe.keys import dotted
 from lockadapt.recipe.read import LoadedRecipe
-from lockadapt.recipe.schema import KeyPath, Recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.recipe.sections import KeyPath
 from lockadapt.recipe.yaml12 import dump, dump_line
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from lockadapt.recipe.schema import KeyPath, Recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.recipe.sections import KeyPath
 
 FREE = "<name>"
 """Stands in a key path for a name that the user chooses."""

@@ -8,7 +8,8 @@ from typing import Any
 
 from lockadapt.recipe.document import Document, Origin, Problem, parse
 from lockadapt.recipe.keys import at, child, dotted, holds_keys, holds_positions, key_path, suggestion
-from lockadapt.recipe.schema import KeyPath, Recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.recipe.sections import KeyPath
 
 
 def apply_override(document: Document, text: str, number: int) -> None:

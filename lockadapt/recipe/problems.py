@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from lockadapt.recipe.keys import at, branches, child, expected, meaning, suggestion
-from lockadapt.recipe.schema import InconsistentError, KeyPath, Recipe
+from lockadapt.recipe.schema import InconsistentError, Recipe
+from lockadapt.recipe.sections import KeyPath
 
 MAX_PROBLEMS = 100
 

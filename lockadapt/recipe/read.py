@@ -14,7 +14,8 @@ from lockadapt.recipe.document import Document, Origin, Problem, parse, read_tex
 from lockadapt.recipe.keys import at, key_path, suggestion
 from lockadapt.recipe.overrides import apply_override, lay_over
 from lockadapt.recipe.problems import MAX_PROBLEMS, in_english, shown
-from lockadapt.recipe.schema import KeyPath, Recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.recipe.sections import KeyPath
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ class GroundingTrainer(Trainer):
             exact_within(self.model, args.bf16 or args.fp16),  # type: ignore[arg-type]
         )
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of one objective each, drawn by ratio; one pass is the whole run."""
         dataset = self.train_dataset
         if not isinstance(dataset, MixedDataset):
@@ -228,14 +228,14 @@ class GroundingTrainer(Trainer):
         per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return max(1, math.ceil(self.args.num_train_epochs * len(self.train_dataset) / per_step))  # type: ignore[arg-type]
 
-    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader[Any]) -> Any:
         """The data loader holds all epochs already, so the run is one pass of `planned_steps`."""
         steps = self.planned_steps()
         per_step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
         micro = steps * args.gradient_accumulation_steps
         return 1, steps, len(self.train_dataset), steps * per_step, per_step, micro, steps  # type: ignore[arg-type]
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
         """Fetches micro-batches, and measures the time that training waits for data."""
         start = time.perf_counter()
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)

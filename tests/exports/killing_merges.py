@@ -1,5 +1,6 @@
-"""Runs `lockadapt merge RUN` again and again in children of a process that has imported everything, and kills each at a
-random moment: of reading, merging, proving, recording.
+"""Runs `lockadapt merge RUN` again and again, and kills each at a random moment: of reading, merging, proving, recording.
+
+The merges are children of a process that has imported everything.
 
     python killing_merges.py RUN ROOM KILLS [cold]
 

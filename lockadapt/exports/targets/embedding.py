@@ -8,13 +8,13 @@ from typing import Any
 from lockadapt.building.from_recipe import objectives_of
 from lockadapt.console import Reporter
 from lockadapt.evaluation.embedder import contrastive
-from lockadapt.evaluation.target import SIDECAR
 from lockadapt.exports.card import embedding_card
 from lockadapt.exports.embedding_client import EmbeddingClient, export
 from lockadapt.exports.sidecar import sidecar
 from lockadapt.exports.targets.base import Target
 from lockadapt.exports.trained import trained_embedder
 from lockadapt.files import write_json
+from lockadapt.models.origins import SIDECAR
 from lockadapt.runs import run_folder
 from lockadapt.runs.finished import RunRecord
 
