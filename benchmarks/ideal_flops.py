@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lockadapt.architectures.base import HEAD, LLM, PROJECTOR, unwrap_model
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.data.encode import IGNORED, Encoded
-from lockadapt.models.parts import HEAD, LLM, PROJECTOR, block_linears, unwrap_model
 
 
 @dataclass(frozen=True)

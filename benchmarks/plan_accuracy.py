@@ -25,12 +25,12 @@ from torch.profiler import ProfilerActivity, profile
 import lockadapt.quickstart
 from lockadapt.building.from_recipe import grounding_config, lora_settings, objectives_of, stages_of
 from lockadapt.console import Reporter
-from lockadapt.models.adapters import attach_lora, lora_config
 from lockadapt.planning.plan import plan_recipe
 from lockadapt.planning.sizes import named_tensors
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import session
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.adapters import attach_lora, lora_config
 
 TOKENIZER = Path(lockadapt.quickstart.__file__).parent / "assets" / "llm"
 QUIET = Reporter(quiet=True)

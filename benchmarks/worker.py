@@ -24,15 +24,15 @@ from shapes import build, build_easy_vqa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt import GroundingConfig, GroundingTrainer
+from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.files import write_json
-from lockadapt.models.adapters import LoraSettings, lora_config
-from lockadapt.models.fusions import projector_input
-from lockadapt.models.load import load_model
 from lockadapt.objectives import KINDS
 from lockadapt.runs.run_folder import versions
 from lockadapt.training.rows import context_length, distinct_images, encoded_rows
+from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 LORA = LoraSettings(rank=16)
 TRL_TARGETS = r"model\.language_model\.layers\..*_proj"

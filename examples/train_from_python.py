@@ -19,9 +19,9 @@ import lockadapt
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.readers import Source, read_samples
 from lockadapt.evaluation.predict import Predictor
-from lockadapt.models.adapters import LoraSettings, lora_config
 from lockadapt.objectives import Vqa
 from lockadapt.quickstart.scenes import make_dataset
+from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 ASSETS = files("lockadapt.quickstart").joinpath("assets")
 

@@ -18,9 +18,9 @@ from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
 import lockadapt
-from lockadapt.models.adapters import resolve_targets
-from lockadapt.models.freeze_tower_mode import keep_tower_still
-from lockadapt.models.parts import layout_of
+from lockadapt.architectures import layout_of
+from lockadapt.tuning.adapters import resolve_targets
+from lockadapt.tuning.freeze_tower_mode import keep_tower_still
 
 ASSETS = files("lockadapt.quickstart").joinpath("assets")
 COLOURS = ("red", "green", "blue", "yellow")

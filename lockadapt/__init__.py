@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from lockadapt.version import __version__
 
 if TYPE_CHECKING:
+    from lockadapt.architectures.assemble import assemble
     from lockadapt.attaching.attach import attach
     from lockadapt.exports.merge import merge_run as merge
-    from lockadapt.models.assemble import assemble
     from lockadapt.recipe.read import load_recipe
     from lockadapt.training.config import GroundingConfig
     from lockadapt.training.trainer import GroundingTrainer
@@ -18,7 +18,7 @@ __all__ = ["GroundingConfig", "GroundingTrainer", "__version__", "assemble", "at
 
 _HOMES = {
     "attach": ("lockadapt.attaching.attach", "attach"),
-    "assemble": ("lockadapt.models.assemble", "assemble"),
+    "assemble": ("lockadapt.architectures.assemble", "assemble"),
     "load_recipe": ("lockadapt.recipe.read", "load_recipe"),
     "GroundingConfig": ("lockadapt.training.config", "GroundingConfig"),
     "GroundingTrainer": ("lockadapt.training.trainer", "GroundingTrainer"),

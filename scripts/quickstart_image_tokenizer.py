@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from random import Random
 
+from lockadapt.architectures.janus.image_tokenizer import TokenizerShape
 from lockadapt.console import Reporter
-from lockadapt.models.image_tokenizer import TokenizerShape
 from lockadapt.quickstart.drawing import COLOURS, SHAPES, draw
 from lockadapt.quickstart.prompts import simple_scene
 from lockadapt.training.image_tokenizer.folder import train_folder

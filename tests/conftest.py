@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.console import Reporter
 from lockadapt.exports.merge import merge_run
 from lockadapt.models import proof
-from lockadapt.models.assemble import Assembled, assemble
 from tests import ON_GPU
 from tests.support.rows import train_to_embed
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from lockadapt.architectures import layout_of
 from lockadapt.attaching.fit import Fit, enforce, judge
 from lockadapt.attaching.graft import active, graft, remove, switch
 from lockadapt.attaching.snapshot import Snapshot
 from lockadapt.attaching.source import Source, read_source
 from lockadapt.errors import AdapterError
 from lockadapt.models.four_bit import keep_as_trained
-from lockadapt.models.parts import layout_of
 
 _STATE = "_lockadapt_attached"
 

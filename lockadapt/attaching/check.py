@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures.load import load_model
 from lockadapt.attaching.attach import attach
 from lockadapt.attaching.fit import judge, refusal
 from lockadapt.attaching.source import read_source
 from lockadapt.errors import LockadaptError, VerificationError
-from lockadapt.models.load import load_model
 
 
 @dataclass(frozen=True)

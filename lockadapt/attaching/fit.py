@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 from transformers import AutoTokenizer
 
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import component_of, unwrap_model
 from lockadapt.attaching.source import Source
 from lockadapt.errors import AdapterError, LockadaptError, VerificationError
-from lockadapt.models.base_identity import base_identity, compare, part_digest
-from lockadapt.models.parts import component_of, layout_of, unwrap_model
 from lockadapt.models.quiet import quiet
+from lockadapt.tuning.base_identity import base_identity, compare, part_digest
 
 FORCE = "attach to the base that it was trained on, or force_base=True (--force-base) if you know better"
 

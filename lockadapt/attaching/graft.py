@@ -16,13 +16,14 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of
 from lockadapt.attaching.source import Source
 from lockadapt.building.from_recipe import objectives_of
 from lockadapt.errors import VerificationError
-from lockadapt.models.parts import RETRIEVAL, ModelLayout, component_of, layout_of, llm_of
-from lockadapt.models.quantize import dequantized_weight, is_quantized
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
+from lockadapt.tuning.quantize import dequantized_weight, is_quantized
 
 
 class NoRetrieval(nn.Module):

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from lockadapt.errors import AdapterError, RecipeError, SetupError, VerificationError
 from lockadapt.evaluation.target import BESIDE
-from lockadapt.models.base_identity import BaseIdentity
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import HUB_ID
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
+from lockadapt.tuning.base_identity import BaseIdentity
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"

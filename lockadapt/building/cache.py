@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures.load import load_model
 from lockadapt.building.from_recipe import assembled, dimension_of, feature_settings, samples_of
 from lockadapt.building.towerless import remember
 from lockadapt.console import Reporter
@@ -16,7 +17,6 @@ from lockadapt.data.scan import scan_images
 from lockadapt.errors import RecipeError
 from lockadapt.features.on_disk import FeatureSettings
 from lockadapt.features.policy import disk_features
-from lockadapt.models.load import load_model
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 

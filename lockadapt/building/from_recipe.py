@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.dual_encoder.assemble import DualAssembled, assemble_dual
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, RecipeError, SetupError
 from lockadapt.features.on_disk import DEFAULT_CACHE, FeatureSettings
-from lockadapt.models.adapters import LoraSettings, attach_adapters
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.assemble_dual import DualAssembled, assemble_dual
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import KINDS, ImageText, Objective
 from lockadapt.recipe.schema import (
@@ -33,6 +32,7 @@ from lockadapt.recipe.schema import (
     kind_of,
 )
 from lockadapt.training.config import GroundingConfig
+from lockadapt.tuning.adapters import LoraSettings, attach_adapters
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",

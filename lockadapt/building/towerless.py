@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures.absent_tower import TowerRecord, absent_tower
+from lockadapt.architectures.load import load_processor
 from lockadapt.building.from_recipe import feature_settings
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import ImageInputs, PixelInputs
@@ -18,8 +20,6 @@ from lockadapt.features.folder import FeatureFolder
 from lockadapt.features.identity import with_preprocessing
 from lockadapt.features.on_disk import DiskFeatures
 from lockadapt.features.tower_records import recall_tower, remember_tower
-from lockadapt.models.absent_tower import TowerRecord, absent_tower
-from lockadapt.models.load import load_processor
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder

@@ -18,7 +18,7 @@ def assemble(
     as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
 ) -> None:
     """Bridge an LLM and a tower with an untrained projector, and prove that both are what they were."""
-    from lockadapt.models.assemble import assemble as build
+    from lockadapt.architectures.assemble import assemble as build
 
     result = build(
         llm,

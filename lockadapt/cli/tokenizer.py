@@ -39,8 +39,8 @@ def train(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
 ) -> None:
     """Train a stock JanusVQVAE on images, and report how well they come back and how much of the codebook is used."""
+    from lockadapt.architectures.janus.image_tokenizer import TokenizerShape
     from lockadapt.console import Reporter
-    from lockadapt.models.image_tokenizer import TokenizerShape
     from lockadapt.training.image_tokenizer.folder import train_folder
     from lockadapt.training.image_tokenizer.train import TokenizerTraining
 

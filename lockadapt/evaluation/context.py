@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.janus.image_tokenizer import image_side
 from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs
@@ -17,8 +19,6 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.evaluation.probe import TowerFeatures, at_side, probe_scores, train_probe
-from lockadapt.models.image_tokenizer import image_side
-from lockadapt.models.parts import unwrap_model
 from lockadapt.objectives.base import Progress
 from lockadapt.objectives.generate_images import generate_image_token_ids, pictures
 from lockadapt.objectives.image_generation import ImageGenerationConfig

@@ -123,7 +123,7 @@ def _images(
         inputs = disk_features(target.model, target.processor, pixels, settings, reporter.note)
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
     elif recipe.data.features != "none" and (blind or uses > len(images)):
-        from lockadapt.models.parts import unwrap_model
+        from lockadapt.architectures.base import unwrap_model
 
         base = unwrap_model(target.model)
         inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures import layout_of
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.target import open_target
 from lockadapt.files import new_folder
-from lockadapt.models.parts import layout_of
 from lockadapt.objectives.generate_images import draw, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 

@@ -14,8 +14,8 @@ from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.models.quiet import quiet
-from lockadapt.models.training_autocast import training_autocast
 from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.tuning.training_autocast import training_autocast
 
 
 @torch.no_grad()

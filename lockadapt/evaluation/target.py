@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lockadapt.architectures.base import RETRIEVAL, unwrap_model
+from lockadapt.architectures.load import load_model
 from lockadapt.errors import RecipeError
-from lockadapt.models.load import load_model
 from lockadapt.models.origins import SIDECAR
-from lockadapt.models.parts import RETRIEVAL, unwrap_model
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.objectives.retrieval import is_dual

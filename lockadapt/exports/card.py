@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures.base import RETRIEVAL
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames
-from lockadapt.models.parts import RETRIEVAL
 from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.card import CardFields, card_text
 from lockadapt.runs.finished import RunRecord

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures.load import load_model
 from lockadapt.building.from_recipe import is_dual
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
@@ -17,7 +18,6 @@ from lockadapt.evaluation.target import Target, open_target
 from lockadapt.exports.proofs.merged_folder import compare_logits, reference_answers
 from lockadapt.exports.stock_folder import BaseMode, write_stock
 from lockadapt.models.device import choose_device, stored_bytes
-from lockadapt.models.load import load_model
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 

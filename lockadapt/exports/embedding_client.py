@@ -14,9 +14,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lockadapt.architectures.dual_encoder.embeddings import (
+    pool,
+    pooled_image_features,
+    project_images,
+    project_texts,
+    text_embedding,
+)
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.files import new_folder, ordinary_permissions
-from lockadapt.models.dual import pool, pooled_image_features, project_images, project_texts, text_embedding
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.models.parts import RETRIEVAL, unwrap_model
+from lockadapt.architectures.base import RETRIEVAL, unwrap_model
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from lockadapt.evaluation.evaluate import SCORES
 from lockadapt.files import sha256_of
-from lockadapt.models.base_identity import tensors_digest
 from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.finished import RunRecord
 from lockadapt.runs.origins import origins_of
+from lockadapt.tuning.base_identity import tensors_digest
 
 
 def sidecar(run: RunRecord, folder: Path) -> dict[str, Any]:

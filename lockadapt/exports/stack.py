@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import RecipeError
@@ -21,7 +22,6 @@ from lockadapt.exports.weights.merge_weights import Weighted, all_changes
 from lockadapt.exports.weights.names import meta_model, read_names
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
-from lockadapt.models.load import load_model
 from lockadapt.models.origins import SIDECAR
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER

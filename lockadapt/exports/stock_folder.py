@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, JanusForConditionalGeneration
 
+from lockadapt.architectures.base import RETRIEVAL
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.exports.weights.changes import LowRank, WeightUpdate
 from lockadapt.exports.weights.key_layouts import client_keys
@@ -22,9 +24,8 @@ from lockadapt.exports.weights.names import Names, meta_model, read_names
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import ordinary_permissions, write_json
-from lockadapt.models.parts import RETRIEVAL, block_linears
+from lockadapt.models.llms import name_text_class
 from lockadapt.models.sources import find, loading
-from lockadapt.models.text_class import name_text_class
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
 

@@ -116,7 +116,7 @@ def _reader(folder: Path) -> str:
     if kind in EMBEDDERS:
         return EMBEDDERS[kind]
     # Here, because it imports Transformers' models, and a folder that is none should be refused at once.
-    from lockadapt.models.fusions import BODIES
+    from lockadapt.architectures.fusions import BODIES
 
     if kind not in (known := sorted(body.config_class.model_type for body in BODIES.values())):
         raise RecipeError(

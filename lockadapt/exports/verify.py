@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from lockadapt.architectures.load import load_processor
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.target import BESIDE
@@ -16,7 +17,6 @@ from lockadapt.exports.proofs.embeddings import embed_probe, prove_embeddings
 from lockadapt.exports.proofs.merged_folder import RECORD, note_blindness, prove_merge, unsound
 from lockadapt.exports.proofs.reference import NEW_TOKENS, reference_answers
 from lockadapt.exports.stored import Stored, read_json, read_stored
-from lockadapt.models.load import load_processor
 from lockadapt.models.proof import run_fresh, run_script
 from lockadapt.models.sources import some
 from lockadapt.runs import run_folder

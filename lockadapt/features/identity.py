@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import tower_of, unwrap_model
+from lockadapt.architectures import tower_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.models.preprocessing import pixels
+from lockadapt.tuning.locks import tensor_digest
 
 FORMAT = 1
 """Of the cache's files; another format is another fingerprint."""

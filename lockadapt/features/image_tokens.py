@@ -143,7 +143,7 @@ def code_inputs(
         image_processor: of the Janus processor.
         max_pixels, folder, batch_size, crops: as `CodeInputs`.
     """
-    from lockadapt.models.image_tokenizer import encode_pixels, image_side, tokenizer_digest
+    from lockadapt.architectures.janus.image_tokenizer import encode_pixels, image_side, tokenizer_digest
 
     side = image_side(vqmodel.config)
 

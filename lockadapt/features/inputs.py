@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import ImageInputs, PixelInputs
 from lockadapt.errors import AssemblyError
 from lockadapt.features.image_tokens import CodeInputs, code_inputs
 from lockadapt.features.on_disk import FeatureSettings
 from lockadapt.features.policy import Note, Progress, image_inputs, silent
-from lockadapt.models.parts import layout_of, unwrap_model
 from lockadapt.objectives import Objective
 from lockadapt.objectives.base import Frozen
 from lockadapt.training.rows import distinct_images

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.dual_encoder.embeddings import pooled_image_features
+from lockadapt.architectures.fusions import projector_input
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
 from lockadapt.data.sample import ImageRef
 from lockadapt.features.folder import FeatureFolder
 from lockadapt.features.identity import feature_identity
 from lockadapt.features.on_disk import DiskFeatures, FeatureSettings
-from lockadapt.models.dual import pooled_image_features
-from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import layout_of, tower_of, unwrap_model
 from lockadapt.training.rows import distinct_images
 
 GPU_BATCH, CPU_BATCH = 64, 8

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.absent_tower import TowerRecord, files_digest
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.features.identity import tower_identity
 from lockadapt.files import write_json
-from lockadapt.models.absent_tower import TowerRecord, files_digest
-from lockadapt.models.base_identity import tower_component
-from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import layout_of, unwrap_model
+from lockadapt.tuning.base_identity import tower_component
+from lockadapt.tuning.locks import tensor_digest
 
 RECORDS = "towers"
 

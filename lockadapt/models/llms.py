@@ -204,3 +204,16 @@ def _cannot(llm: PreTrainedModel, what: str) -> AssemblyError:
         fix="choose an LLM whose logits are a bias-free linear head over its last hidden state "
         "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)",
     )
+
+
+def name_text_class(config: Any) -> None:
+    """Fills in `text_config.architectures` where it is missing, in place.
+
+    Transformers itself never reads it there and many checkpoints lack it; llama.cpp then takes every LLM for a Llama.
+    """
+    text = config.get_text_config()
+    if text is config or text.architectures:
+        return
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    if kind is not None:
+        text.architectures = [(kind[0] if isinstance(kind, tuple) else kind).__name__]

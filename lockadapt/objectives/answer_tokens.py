@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.fusions import image_outputs
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
-from lockadapt.models.fusions import image_outputs
-from lockadapt.models.parts import layout_of, tower_of, unwrap_model
-from lockadapt.models.query_tokens import head_rows
 from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
+from lockadapt.tuning.query_rows import head_rows
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import left_padded
-from lockadapt.models.parts import unwrap_model
 from lockadapt.models.quiet import quiet
-from lockadapt.models.training_autocast import training_autocast
 from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts
+from lockadapt.tuning.training_autocast import training_autocast
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.models.training_autocast import training_autocast
+from lockadapt.tuning.training_autocast import training_autocast
 
 CHUNK_BYTES = 128 * 2**20
 """Float32 logits that exist at a time."""

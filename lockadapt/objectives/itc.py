@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.dual_encoder.embeddings import pooled_image_features
 from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
@@ -19,8 +21,6 @@ from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
-from lockadapt.models.dual import pooled_image_features
-from lockadapt.models.parts import unwrap_model
 from lockadapt.models.query_tokens import query_token, query_token_ids
 from lockadapt.models.texts import Pooling
 from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row

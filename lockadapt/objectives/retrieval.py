@@ -9,13 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.models.dual import pool, project_images, project_texts, text_embedding
-from lockadapt.models.parts import RETRIEVAL, layout_of, llm_of, unwrap_model
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import RETRIEVAL, unwrap_model
+from lockadapt.architectures.dual_encoder.embeddings import (
+    pool,
+    project_images,
+    project_texts,
+    text_embedding,
+)
 from lockadapt.models.texts import Pooling, probe_text
-from lockadapt.models.training_autocast import training_autocast
 from lockadapt.objectives.answer_tokens import model_inputs
 from lockadapt.objectives.gradcache import embed_in_chunks
 from lockadapt.objectives.temperature import Temperature
+from lockadapt.tuning.training_autocast import training_autocast
 
 
 class Retrieval(nn.Module):

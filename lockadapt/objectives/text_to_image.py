@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import Batch, left_padded, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
-from lockadapt.models.parts import layout_of, unwrap_model
 from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
 from lockadapt.objectives.head import CHUNK_BYTES, head_input
 from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.models.parts import block_linears, llm_of, unwrap_model
+from lockadapt.architectures import llm_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.planning.sizes import component_sizes
 
 GEMM_SIDE = 1024

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.models.parts import blocks_path, unwrap_model
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.blocks import blocks_path
 from lockadapt.planning.memory import StepPeak, step_peak
 from lockadapt.planning.sizes import named_tensors
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.models.bitsandbytes import require_bitsandbytes
-from lockadapt.models.parts import block_linears
-from lockadapt.models.quantize import Quantization
+from lockadapt.tuning.quantize import Quantization
 
 
 def fake(model: nn.Module) -> FakeTensorMode:

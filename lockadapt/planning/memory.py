@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from lockadapt.models.parts import unwrap_model
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.planning.sizes import named_tensors
 
 REAL_ELEMENTS = 65_536

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 import torch
 
+from lockadapt.architectures.blueprint import assembled_blueprint, stock_blueprint
 from lockadapt.building.from_recipe import Stage, lora_settings, objectives_of, query_tokens_of, stages_of
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.errors import RecipeError
 from lockadapt.features.shards import Layout
-from lockadapt.models.blueprint import assembled_blueprint, stock_blueprint
-from lockadapt.models.quantize import Quantization
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.rows import PlannedRows, planned_rows, shortened
 from lockadapt.planning.sizes import Size
@@ -24,6 +23,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.batch_size_search import worst_batches
 from lockadapt.training.packing import NOTHING_PACKS, Packing, choose_packing, drawn_together, why_not_exact
 from lockadapt.training.rows import context_length
+from lockadapt.tuning.quantize import Quantization
 
 
 @dataclass(frozen=True)

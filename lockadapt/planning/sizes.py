@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.models.locks import true_size
-from lockadapt.models.parts import blocks_path, component_of, layout_of, unwrap_model
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures.blocks import blocks_path
+from lockadapt.tuning.locks import true_size
 
 COMPONENTS = (
     *("embeddings", "blocks", "llm", "head", "tower", "projector"),

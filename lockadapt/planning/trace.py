@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,19 +13,22 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.blueprint import META, Blueprint
+from lockadapt.architectures.fusions import projector_input
 from lockadapt.data.encode import Encoded
 from lockadapt.data.sample import ImageRef
 from lockadapt.features.policy import image_side
-from lockadapt.models.adapters import LoraSettings, set_trainable
-from lockadapt.models.blueprint import Blueprint, trainable_blueprint
-from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import tower_of
-from lockadapt.models.quantize import Quantization
+from lockadapt.models.query_tokens import query_token_ids
+from lockadapt.models.quiet import quiet
 from lockadapt.objectives import Objective
 from lockadapt.planning.extrapolate import deep_peak
-from lockadapt.planning.fake import fake
+from lockadapt.planning.fake import fake, quantize_meta
 from lockadapt.planning.memory import FakeFloats
 from lockadapt.planning.sizes import Size, component_sizes
+from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
+from lockadapt.tuning.quantize import Quantization
 
 EIGHT_BIT_BLOCK = 256
 EIGHT_BIT_FROM = 4096
@@ -155,3 +158,28 @@ class _FakeImages:
                 shape, dtype = (len(images), *self.trace.features), self.trace.dtype
                 return {"image_features": torch.empty(shape, dtype=dtype)}
             return {"pixel_values": torch.empty(len(images), 3, side, side)}
+
+
+def trainable_blueprint(
+    blueprint: Blueprint,
+    quantization: Quantization,
+    dtype: torch.dtype,
+    lora: LoraSettings | None,
+    query_tokens: int = 0,
+) -> Any:
+    """The blueprint as it is trained: blocks quantized, adapter attached, projector in float32. In place.
+
+    Returns:
+        The model, wrapped by PEFT where there is an adapter; still on the meta device.
+    """
+    model = blueprint.model
+    with META, quiet():
+        if quantization != "none":
+            quantize_meta(model, quantization, dtype)
+        model.requires_grad_(False)
+        # Other ways to draw A need numbers; none of them changes a shape.
+        settings = replace(lora, init="default") if lora is not None else None
+        ids = query_token_ids(blueprint.processor.tokenizer, query_tokens)
+        model = attach_adapters(model, settings, ids)
+        unwrap_model(model).get_submodule(layout_of(model).projector or "").float()
+    return model

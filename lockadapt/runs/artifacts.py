@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import component_of, unwrap_model
 from lockadapt.errors import VerificationError
 from lockadapt.files import ordinary_permissions
-from lockadapt.models.parts import component_of, layout_of, unwrap_model
 
 ADAPTER, PROCESSOR = "adapter", "processor"
 PART_FILES = {part: f"{part}.safetensors" for part in ("projector", "retrieval", "generation")}

@@ -23,11 +23,11 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError, SetupError, VerificationError
 from lockadapt.files import write_json, write_text
 from lockadapt.models.device import choose_device, held_bytes
-from lockadapt.models.quantize import dequantize, load_quantized
 from lockadapt.recipe.explain import as_yaml
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.artifacts import ADAPTER, PROCESSOR, load_parts
+from lockadapt.tuning.quantize import dequantize, load_quantized
 from lockadapt.version import __version__
 
 RECIPE, RUN, METRICS, BASE, PROBE, MEAN_IMAGE_FILE = (

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lockadapt.architectures import tower_of
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pack import packed_area
 from lockadapt.errors import DoesNotFitError
-from lockadapt.models.parts import tower_of
 from lockadapt.planning.memory import step_peak
 from lockadapt.training.packing import Packing
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from lockadapt.architectures.load import load_model
 from lockadapt.building.from_recipe import (
     adapted,
     assembled,
@@ -19,15 +20,14 @@ from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
-from lockadapt.models.adapters import set_trainable
-from lockadapt.models.load import load_model
-from lockadapt.models.locks import component_table, table_json, table_text
-from lockadapt.models.resize_vocabulary import add_rows
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.rows import context_length
 from lockadapt.training.trainer import default_parts
+from lockadapt.tuning.adapters import set_trainable
+from lockadapt.tuning.locks import component_table, table_json, table_text
+from lockadapt.tuning.resize_vocabulary import add_rows
 
 
 def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:

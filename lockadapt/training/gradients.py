@@ -8,7 +8,8 @@ import math
 import torch
 from torch import nn
 
-from lockadapt.models.parts import component_of, layout_of, unwrap_model
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import component_of, unwrap_model
 
 SHARED = ("lora", "projector")
 

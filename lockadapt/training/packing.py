@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from lockadapt.architectures import llm_of
 from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import count_tokens, groups
 from lockadapt.errors import RecipeError
-from lockadapt.models.parts import llm_of
 from lockadapt.objectives.answer_tokens import sample_losses
 
 WORTH = 0.9

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lockadapt.architectures.blueprint import stock_blueprint
 from lockadapt.building.from_recipe import lora_settings
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
-from lockadapt.models.blueprint import stock_blueprint
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.trace import traced
 from lockadapt.recipe.schema import Recipe

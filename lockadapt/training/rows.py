@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from lockadapt.architectures import llm_of
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
-from lockadapt.models.parts import llm_of
 from lockadapt.objectives import Objective
 
 

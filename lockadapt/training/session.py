@@ -34,12 +34,8 @@ from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.features.inputs import inputs_by_objective
-from lockadapt.models.base_identity import base_identity
-from lockadapt.models.locks import component_table, table_json, table_text
-from lockadapt.models.quantize import load_quantized
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
-from lockadapt.models.resize_vocabulary import with_query_tokens
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import TextToImage
 from lockadapt.recipe.schema import Recipe
@@ -54,6 +50,10 @@ from lockadapt.training.progress import ProgressCallback
 from lockadapt.training.rows import context_length, encoded_rows
 from lockadapt.training.samples import DrawingSamples
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.base_identity import base_identity
+from lockadapt.tuning.locks import component_table, table_json, table_text
+from lockadapt.tuning.quantize import load_quantized
+from lockadapt.tuning.resize_vocabulary import with_query_tokens
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
 

@@ -16,6 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
+from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.mixture import MixedDataset, MixtureSampler
 from lockadapt.data.pack import groups
@@ -23,11 +26,7 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.on_disk import FeatureSettings
-from lockadapt.models.adapters import adapted_paths, attach_lora, set_trainable
 from lockadapt.models.four_bit import keep_as_trained
-from lockadapt.models.load import load_model
-from lockadapt.models.locks import frozen_digests, prove_locked
-from lockadapt.models.parts import component_of, layout_of, tower_of, unwrap_model
 from lockadapt.objectives import KINDS, Objective
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
@@ -45,6 +44,8 @@ from lockadapt.training.packing import (
     why_not_exact,
 )
 from lockadapt.training.rows import context_length, encoded_rows
+from lockadapt.tuning.adapters import adapted_paths, attach_lora, set_trainable
+from lockadapt.tuning.locks import frozen_digests, prove_locked
 
 TEMPERATURE = ("logit_scale", "logit_bias")
 """Parameters of the retrieval module that weight decay must not touch."""
@@ -67,7 +68,7 @@ class GroundingTrainer(Trainer):
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
             The model's processor; loaded with the model if that is a path.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA on the LLM; use `lockadapt.models.adapters.lora_config` to resolve its targets.
+            LoRA on the LLM; use `lockadapt.tuning.adapters.lora_config` to resolve its targets.
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
         image_inputs (`ImageInputs` or a mapping, *optional*):

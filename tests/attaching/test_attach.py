@@ -19,22 +19,22 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, VisionTextDualEncoderModel
 
 import lockadapt
+from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.attaching.graft import active
 from lockadapt.console import Reporter
 from lockadapt.errors import AdapterError, LockadaptError, RecipeError, SetupError, VerificationError
 from lockadapt.exports.proofs.embeddings import embed_probe
-from lockadapt.models.adapters import resolve_targets
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.base_identity import part_digest, tensors_digest
 from lockadapt.models.four_bit import keep_as_trained, switches
-from lockadapt.models.load import load_model
-from lockadapt.models.locks import tensor_digest
-from lockadapt.models.parts import layout_of, tower_of
-from lockadapt.models.quantize import load_quantized
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import load_parts
 from lockadapt.training.session import train
+from lockadapt.tuning.adapters import resolve_targets
+from lockadapt.tuning.base_identity import part_digest, tensors_digest
+from lockadapt.tuning.locks import tensor_digest
+from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import embedding_recipe
 from tests.support.runs import values
 

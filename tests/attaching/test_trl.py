@@ -15,10 +15,10 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import lockadapt
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.freeze_tower_mode import keep_tower_still
-from lockadapt.models.locks import frozen_digests
-from lockadapt.models.parts import tower_of
+from lockadapt.architectures import tower_of
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.tuning.freeze_tower_mode import keep_tower_still
+from lockadapt.tuning.locks import frozen_digests
 from tests.support.tiny import tiny_llm
 
 pytest.importorskip("trl")

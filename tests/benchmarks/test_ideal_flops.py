@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.base import LLM, PROJECTOR, unwrap_model
+from lockadapt.architectures.fusions import projector_input
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pack import count_tokens
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import ImageRef, Sample
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.fusions import projector_input
-from lockadapt.models.parts import LLM, PROJECTOR, unwrap_model
 from lockadapt.objectives.answer_tokens import answer_loss
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from tests.support.rows import vqa_samples
 
 

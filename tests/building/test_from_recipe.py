@@ -22,12 +22,12 @@ from lockadapt.building.from_recipe import (
 )
 from lockadapt.data.readers.source import Source
 from lockadapt.errors import DataError, RecipeError, SetupError
-from lockadapt.models.adapters import LoraSettings
 from lockadapt.objectives import KINDS
 from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.config import GroundingConfig
+from lockadapt.tuning.adapters import LoraSettings
 from tests.support.runs import rows_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,15 +190,15 @@ SEEN: dict[str, tuple[str, Observer, Any]] = {
 }
 
 ELSEWHERE = {
-    "model.llm": "tests/models/test_assemble.py::test_llm_keeps_its_logits_and_its_tie",
-    "model.tower": "tests/models/test_assemble.py::test_tower_keeps_its_features",
+    "model.llm": "tests/architectures/test_assemble.py::test_llm_keeps_its_logits_and_its_tie",
+    "model.tower": "tests/architectures/test_assemble.py::test_tower_keeps_its_features",
     "model.vlm": "tests/training/test_session.py::test_an_existing_vlm_is_a_start",
-    "model.fusion": "tests/models/test_assemble.py::test_linear_fusion_is_linear",
-    "model.image_size": "tests/models/test_assemble.py::test_image_size_is_a_choice",
+    "model.fusion": "tests/architectures/test_assemble.py::test_linear_fusion_is_linear",
+    "model.image_size": "tests/architectures/test_assemble.py::test_image_size_is_a_choice",
     "model.feature_layer": "tests/training/test_session.py::test_model_keys_reach_the_assembly",
     "model.calibration_images": "tests/training/test_session.py::test_model_keys_reach_the_assembly",
     "model.dtype": "tests/training/test_session.py::test_model_keys_reach_the_assembly",
-    "model.quantization": "tests/models/test_quantize.py::test_blocks_only",
+    "model.quantization": "tests/tuning/test_quantize.py::test_blocks_only",
     "objectives.train.format": "tests/data/readers",
     "objectives.train.path": "tests/data/readers",
     "objectives.train.images": "tests/data/readers",
@@ -217,7 +217,7 @@ ELSEWHERE = {
     "training.report_to": "tests/building/test_from_recipe.py::test_report_to_reaches_the_trainer",
     "evaluation.method": "tests/training/test_session.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_session.py::test_evaluation_keys",
-    "model.image_tokenizer": "tests/models/janus/test_graft.py",
+    "model.image_tokenizer": "tests/architectures/janus/test_graft.py",
     "stages.ratios": "tests/building/test_from_recipe.py::test_a_stage_may_have_ratios_of_its_own",
     "stages.objectives": "tests/building/test_from_recipe.py::test_a_stage_may_take_some_objectives",
     "output": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.console import Reporter
-from lockadapt.models.assemble import assemble
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.session import train
 from tests.cli.test_cli import lockadapt

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError, NoLabelError
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.load import load_model
 from tests.support.rows import dialogue_sample
 from tests.support.tiny import tiny_llm
 

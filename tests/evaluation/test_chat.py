@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.cli.chat import chat as chat_verb
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
 from lockadapt.evaluation.chat import Chat
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
 from tests.support.rows import pictures
 
 TOKENS = 4

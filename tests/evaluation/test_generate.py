@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.generate import generate_pictures
-from lockadapt.models.assemble import Assembled
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers.utils import logging as notices
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.data.sample import Turn
@@ -20,8 +22,6 @@ from lockadapt.evaluation import prefill
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.features.policy import tower_outputs
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.load import load_model
 from tests.support.rows import dialogue_sample, vqa_samples
 from tests.support.tiny import tiny_llm
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, question_answer
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.features.image_tokens import code_inputs
-from lockadapt.models.assemble import Assembled
 from lockadapt.objectives.text_to_image import TextToImage, code_losses
 from tests.support.tiny import tiny_tower
 

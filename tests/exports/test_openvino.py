@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.exports.merge import merge_run
-from lockadapt.models.load import load_model
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.session import train
 from tests.support.runs import values

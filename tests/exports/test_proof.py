@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError
 from lockadapt.exports.proofs.merged_folder import KL, compare_logits, differences, kl_limit, looks
@@ -21,7 +22,6 @@ from lockadapt.exports.proofs.reference import (
     reference_answers,
     without_images,
 )
-from lockadapt.models.assemble import Assembled
 from tests.support.rows import dialogue_sample, vqa_samples
 
 LOGITS = torch.linspace(-10, 10, 60).view(1, 3, 20)

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.fusions import image_outputs, projector_input
-from lockadapt.models.load import load_model
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.fusions import image_outputs, projector_input
+from lockadapt.architectures.load import load_model
 
 
 def _batch(assembled: Assembled) -> dict[str, Tensor]:

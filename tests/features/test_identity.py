@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.base import LLM, PROJECTOR, TOWER
+from lockadapt.architectures.load import load_model
 from lockadapt.features.identity import feature_identity, fingerprint_of
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.load import load_model
-from lockadapt.models.parts import LLM, PROJECTOR, TOWER
 
 
 def fingerprint(model: Any, processor: Any, stored: str = "bfloat16") -> str:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.janus.image_tokenizer import encode_pixels, load_image_tokenizer
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
 from lockadapt.features.crops import ten_crops
 from lockadapt.features.image_tokens import CodeInputs, code_inputs
-from lockadapt.models.image_tokenizer import encode_pixels, load_image_tokenizer
 from tests.support.tiny import tiny_image_tokenizer
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.building.cache import cache_recipe
 from lockadapt.building.from_recipe import feature_settings
 from lockadapt.building.towerless import cached_features
@@ -21,13 +23,11 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.features.on_disk import DEFAULT_CACHE, DiskFeatures, FeatureSettings
 from lockadapt.features.policy import image_inputs
 from lockadapt.features.tower_records import recall_tower, remember_tower
-from lockadapt.models.adapters import set_trainable
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.load import load_model
-from lockadapt.models.locks import component_table, frozen_digests, prove_locked
-from lockadapt.models.quantize import load_quantized
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.session import load_samples, train
+from lockadapt.tuning.adapters import set_trainable
+from lockadapt.tuning.locks import component_table, frozen_digests, prove_locked
+from lockadapt.tuning.quantize import load_quantized
 from tests.building.test_from_recipe import recipe
 from tests.cli.test_cli import lockadapt, recipe_file
 from tests.support.rows import trainer, vqa_samples

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.data.batch import on_device
 from lockadapt.exports.weights import merge_weights
 from lockadapt.exports.weights.merge_weights import Weighted
-from lockadapt.models.assemble import assemble
 from lockadapt.models.device import ROOM, choose_device
 from lockadapt.objectives.answer_tokens import sample_losses
 from tests.exports.weights.test_merge_weights import make, merged_and_wanted

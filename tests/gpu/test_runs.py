@@ -16,12 +16,12 @@ from lockadapt.evaluation.target import open_target
 from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
-from lockadapt.models.quantize import load_quantized
 from lockadapt.objectives.generate_images import draw
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run_folder import base_of, load_run, read_facts
 from lockadapt.training.session import train
+from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import embedding_recipe, pictures
 from tests.support.runs import values
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.architectures.assemble import Assembled, assemble
 from tests.support.tiny import tiny_llm
 
 CHATML = (

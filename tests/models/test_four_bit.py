@@ -15,7 +15,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.models import four_bit
 from lockadapt.models.four_bit import keep_as_trained, processor_misreads_scales, restore_switches, switches
-from lockadapt.models.quantize import dequantized_weight
+from lockadapt.tuning.quantize import dequantized_weight
 
 doctor = importlib.import_module("lockadapt.cli.doctor")
 

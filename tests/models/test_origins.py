@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockadapt.models.assemble import assemble
+from lockadapt.architectures.assemble import assemble
 from lockadapt.models.origins import UNKNOWN, Origin, inherited, read_origin, write_origins
 from tests.support.tiny import tiny_llm, tiny_tower
 

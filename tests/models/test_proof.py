@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from lockadapt.architectures import assemble as assembly
+from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.errors import VerificationError
-from lockadapt.models import assemble as assembly
-from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.models.proof import Expectation, compare, run_fresh
 from tests.support.tiny import tiny_llm, tiny_tower
 

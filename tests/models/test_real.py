@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from lockadapt.models.assemble import Assembled, assemble
+from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.models.quiet import quiet
 
 pytestmark = pytest.mark.real

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, VerificationError
-from lockadapt.models.assemble import Assembled, assemble
-from lockadapt.models.load import load_model
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, resolve_dtype
 from tests.support.tiny import tiny_tower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from lockadapt.models.text_class import name_text_class
+from lockadapt.models.llms import name_text_class
 
 
 def test_it_is_filled_in_where_it_is_missing() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import assemble
+from lockadapt.architectures.fusions import projector_input
 from lockadapt.errors import AssemblyError
-from lockadapt.models.assemble import assemble
-from lockadapt.models.fusions import projector_input
 from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import load_tower
 from tests.support.tiny import tiny_llm, tiny_tower

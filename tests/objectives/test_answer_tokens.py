@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.features.policy import tower_outputs
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
 from lockadapt.objectives.answer_tokens import answer_loss
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from tests.support.rows import dialogue_sample, padded_labels, vqa_samples
 
 

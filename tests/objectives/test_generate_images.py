@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.errors import RecipeError
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
-from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.objectives.generate_images import draw, generate_image_token_ids, grid, pictures
 from lockadapt.objectives.image_generation import ImageGenerationConfig
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 PROMPTS = ["a red circle", "a blue triangle, once upon a time", "yes"]

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from lockadapt.architectures.assemble import assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
@@ -19,13 +21,11 @@ from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AdapterError, DataError
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.features.policy import tower_outputs
-from lockadapt.models.adapters import LoraSettings, attach_adapters, set_trainable
-from lockadapt.models.assemble import assemble
-from lockadapt.models.load import load_model
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import ImageText, Vqa
 from lockadapt.objectives.itc import IMAGES
 from lockadapt.objectives.retrieval import retrieval_of
+from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
 from tests.support.rows import pictures, vqa_samples
 
 PAIRS = [

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import PixelInputs
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import assemble
-from lockadapt.models.quantize import load_quantized
 from lockadapt.objectives.answer_tokens import answer_loss, sample_losses
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
+from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import dialogue_sample, vqa_samples
 from tests.support.tiny import tiny_llm, tiny_tower
 

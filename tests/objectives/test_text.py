@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, NoLabelError
 from lockadapt.evaluation.context import EvaluationBench
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
 from lockadapt.objectives import PlainText
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
 
 TEXTS = ("the shape is blue", "what is the color of this shape ? it is red", "yes")
 

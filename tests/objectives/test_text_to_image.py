@@ -12,14 +12,14 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import Assembled
 from lockadapt.objectives import text_to_image
 from lockadapt.objectives.image_generation import drawing_prompts
 from lockadapt.objectives.text_to_image import TextToImage, code_losses
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 
 CAPTIONS = ["a red circle", "yes", "what shape is in the image? a blue triangle"]
 

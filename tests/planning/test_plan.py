@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lockadapt.architectures.base import TOWER, unwrap_model
 from lockadapt.building.from_recipe import assembled, lora_settings, objectives_of
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.errors import AssemblyError, DoesNotFitError, RecipeError, SetupError
-from lockadapt.models.adapters import attach_lora, lora_config, set_trainable
-from lockadapt.models.parts import TOWER, unwrap_model
-from lockadapt.models.quantize import load_quantized
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning import extrapolate as deep
 from lockadapt.planning import plan
@@ -29,6 +27,8 @@ from lockadapt.planning.sizes import component_sizes, named_tensors
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training import session
+from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
+from lockadapt.tuning.quantize import load_quantized
 from tests.cli.test_cli import lockadapt, recipe_file
 from tests.support.runs import rows_file, values
 from tests.support.tiny import tiny_llm, tiny_tower

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
-from lockadapt.models.adapters import LoraSettings, lora_config
-from lockadapt.models.load import load_model
 from lockadapt.objectives import Vqa
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.session import train
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 

@@ -12,7 +12,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.utils import logging
 
-from lockadapt.models.image_tokenizer import TokenizerShape, new_image_tokenizer
+from lockadapt.architectures.janus.image_tokenizer import TokenizerShape, new_image_tokenizer
 
 SENTENCES = [
     "what color is the shape? red green blue yellow",

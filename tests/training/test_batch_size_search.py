@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED
 from lockadapt.data.pack import packed_area
 from lockadapt.errors import DoesNotFitError
-from lockadapt.models.assemble import Assembled
 from lockadapt.objectives import Vqa
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import preflight as largest_batch

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from lockadapt.models.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.training.gradients import GradientNotes
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 
 
 def test_norms_and_cosine(assembled: Assembled) -> None:

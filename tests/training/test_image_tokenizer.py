@@ -14,9 +14,13 @@ from PIL import Image, ImageDraw
 from torch.nn import functional as F
 from transformers import JanusImageProcessorPil, JanusVQVAE
 
+from lockadapt.architectures.janus.image_tokenizer import (
+    TokenizerShape,
+    load_image_tokenizer,
+    new_image_tokenizer,
+)
 from lockadapt.console import Reporter
 from lockadapt.errors import DataError, LockadaptError, NonFiniteLossError, RecipeError, SafetyError
-from lockadapt.models.image_tokenizer import TokenizerShape, load_image_tokenizer, new_image_tokenizer
 from lockadapt.training.image_tokenizer.codebook import Codebook, nearest, perplexity
 from lockadapt.training.image_tokenizer.folder import find_images, train_folder
 from lockadapt.training.image_tokenizer.losses import Critic, TowerDistance, hinge

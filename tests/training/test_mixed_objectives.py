@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import assemble
+from lockadapt.architectures.load import load_model
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import NoGradientError
-from lockadapt.models.adapters import LoraSettings, attach_adapters
-from lockadapt.models.assemble import assemble
-from lockadapt.models.load import load_model
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import ImageText, Vqa
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.adapters import LoraSettings, attach_adapters
 from tests.support.rows import pictures, vqa_samples
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.errors import RecipeError
-from lockadapt.models.assemble import Assembled, assemble
 from lockadapt.training.packing import choose_packing, packed_tokens, padded_tokens
 from tests.support.rows import encoded, trainer, vqa_samples
 from tests.support.tiny import tiny_llm

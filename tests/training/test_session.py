@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.building import from_recipe
 from lockadapt.console import Reporter
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
-from lockadapt.models.assemble import Assembled
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import session
 from lockadapt.training.session import build_model, encode, load_samples, train

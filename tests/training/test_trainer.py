@@ -11,6 +11,9 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.errors import (
@@ -22,14 +25,11 @@ from lockadapt.errors import (
     NonFiniteLossError,
     NotMovingError,
 )
-from lockadapt.models.adapters import LoraSettings, lora_config
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
-from lockadapt.models.parts import unwrap_model
 from lockadapt.objectives import Caption, Vqa
 from lockadapt.training import checkpoint
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.adapters import LoraSettings, lora_config
 from tests.support.rows import COLOURS, trainer, vqa_samples
 
 

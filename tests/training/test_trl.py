@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, question_answer
-from lockadapt.models.assemble import Assembled
-from lockadapt.models.load import load_model
 from lockadapt.objectives.answer_tokens import answer_loss
 
 

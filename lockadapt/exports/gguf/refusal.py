@@ -15,11 +15,11 @@ from transformers import (
     VisionTextDualEncoderConfig,
 )
 
+from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
 from lockadapt.exports.gguf.text import causal_class, write_vocabulary
 from lockadapt.exports.gguf.tower import CLIP, Colours, measure_colours, tower_refusal
-from lockadapt.models.load import load_processor
 from lockadapt.models.sources import find, loading
 
 

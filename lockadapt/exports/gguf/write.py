@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
 
+from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError, RecipeError, VerificationError
 from lockadapt.exports.gguf.key_layout import write_eyes
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
@@ -17,7 +18,6 @@ from lockadapt.exports.gguf.mmproj import DTYPES, write_mmproj
 from lockadapt.exports.gguf.refusal import colours_of, gguf_refusal
 from lockadapt.exports.gguf.text import causal_class, write_causal_lm
 from lockadapt.files import new_folder, require_new
-from lockadapt.models.load import load_processor
 from lockadapt.models.sources import find, loading, some
 
 AUTO = "auto"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lockadapt.architectures import layout_of
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import Sample
 from lockadapt.errors import VerificationError
@@ -21,7 +22,6 @@ from lockadapt.exports.proofs.merged_folder import (
 )
 from lockadapt.exports.proofs.reference import MAX_PIXELS, NEW_TOKENS, Reference, reference_answers
 from lockadapt.models.device import choose_device, held_bytes
-from lockadapt.models.parts import layout_of
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some, tolerance
 from lockadapt.runs import run_folder

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lockadapt.architectures.load import load_model
 from lockadapt.building.from_recipe import objectives_of
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import VerificationError
 from lockadapt.evaluation.embedder import Embedder, contrastive
 from lockadapt.evaluation.target import add_from_folder
 from lockadapt.models.device import choose_device, stored_bytes
-from lockadapt.models.load import load_model
 from lockadapt.models.sources import tolerance
 from lockadapt.objectives import ImageText
 from lockadapt.recipe.schema import Recipe

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from transformers import ColPaliConfig, ColPaliForRetrieval
 
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import JANUS_LAYOUT, LLAVA_LAYOUT
 from lockadapt.building.from_recipe import objectives_of
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
 from lockadapt.exports.targets.embedding import embedding_target
 from lockadapt.models.llms import probe_ids
-from lockadapt.models.parts import JANUS_LAYOUT, LLAVA_LAYOUT, layout_of, llm_of
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
 from lockadapt.runs.finished import RunRecord

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lockadapt.architectures.janus.image_tokenizer import TokenizerShape, new_image_tokenizer
 from lockadapt.console import PLAIN_SECONDS, Reporter
 from lockadapt.data.images import open_image
 from lockadapt.data.paths import DataRoot
@@ -20,7 +21,6 @@ from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, LockadaptError
 from lockadapt.files import new_folder, write_json
-from lockadapt.models.image_tokenizer import TokenizerShape, new_image_tokenizer
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.quiet import quiet
 from lockadapt.training.image_tokenizer.losses import TowerDistance

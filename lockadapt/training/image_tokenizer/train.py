@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lockadapt.architectures.janus.image_tokenizer import encode_pixels
 from lockadapt.errors import DataError, NonFiniteLossError
-from lockadapt.models.image_tokenizer import encode_pixels
 from lockadapt.training.image_tokenizer.codebook import Codebook, nearest, perplexity
 from lockadapt.training.image_tokenizer.losses import Critic, Distance, hinge
 

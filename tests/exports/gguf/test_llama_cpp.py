@@ -20,8 +20,8 @@ import torch
 import transformers as hf
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, open_llama_cpp, write_gguf
-from lockadapt.models.assemble import assemble
 from tests.support.gguf import noise, spelling_tokenizer
 from tests.support.tiny import COMMON, GROUPED, VIT, tiny_llm, tiny_tower
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.exports.gguf.text import vocabulary_rows, write_causal_lm
-from lockadapt.models.assemble import assemble
 from tests.support.tiny import tiny_llm, tiny_tower
 
 

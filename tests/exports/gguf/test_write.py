@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from lockadapt.architectures.assemble import assemble
 from lockadapt.errors import RecipeError, SetupError, VerificationError
 from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, open_llama_cpp, write_gguf
 from lockadapt.exports.gguf import llama_cpp as module
-from lockadapt.models.assemble import assemble
 from tests.support.tiny import tiny_llm, tiny_tower
 
 pytest.importorskip("gguf", reason="needs the gguf package (pip install 'lockadapt[gguf]')")

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoProcessor, ColPaliForRetrieval
 
+from lockadapt.architectures.assemble import assemble
+from lockadapt.architectures.dual_encoder.assemble import assemble_dual
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.exports.embedding_client import Frames, Trained, embed_images, embed_texts, export
 from lockadapt.exports.targets import colpali, dual, sentence_transformers
 from lockadapt.exports.targets.sentence_transformers import frames_template
-from lockadapt.models.assemble import assemble
-from lockadapt.models.assemble_dual import assemble_dual
 from tests.models.test_texts import encoder
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 

@@ -21,7 +21,7 @@ from lockadapt.exports.weights import merge_weights
 from lockadapt.exports.weights.changes import LowRank
 from lockadapt.exports.weights.merge_weights import Weighted
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.models.quantize import dequantized_weight
+from lockadapt.tuning.quantize import dequantized_weight
 from tests.support.adapters import (
     DTYPES,
     EMBEDDING,

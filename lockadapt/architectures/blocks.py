@@ -1,0 +1,67 @@
+"""The LLM's transformer blocks and the linear layers in them, found by structure: what is quantized and adapted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.errors import AssemblyError
+
+
+def blocks_path(model: nn.Module) -> str:
+    """Full path of the list of the LLM's transformer blocks, e.g. `model.language_model.layers`.
+
+    Raises:
+        AssemblyError: no list of as many blocks as the config says.
+    """
+    path, llm = layout_of(model).llm, llm_of(model)
+    depth = llm.config.num_hidden_layers
+    for name, module in llm.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return f"{path}.{name}"
+    raise AssemblyError(f"{type(llm).__name__} has no list of {depth} blocks", where=path)
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer inside the LLM's blocks by full path, quantized ones and GPT-2's `Conv1D` among them."""
+    base = unwrap_model(model)
+    path = blocks_path(base)
+    return {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
+
+
+def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Those of `block_linears` that lie in an attention module, as Transformers itself marks them.
+
+    Raises:
+        AssemblyError: Transformers does not mark this LLM's attention class.
+    """
+    base, path = unwrap_model(model), layout_of(model).llm
+    llm = llm_of(base)
+    marked = getattr(llm, "_can_record_outputs", None) or {}
+    recorder = marked.get("attentions")
+    kind = getattr(recorder, "target_class", recorder)
+    if not isinstance(kind, type):
+        raise AssemblyError(
+            f"{type(llm).__name__} does not say which of its modules are attention",
+            where="lora.targets",
+            fix="name the layers, or use all-linear",
+        )
+    inside = tuple(f"{path}.{name}." for name, module in llm.named_modules() if isinstance(module, kind))
+    return {name: module for name, module in block_linears(base).items() if name.startswith(inside)}
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A dense layer of any kind that LoRA can adapt: its weight is a matrix and it is no embedding."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _linears(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in parent.named_modules():
+        # Inside a LoRA layer, the adapted layer is `base_layer`; the adapter's own matrices are no targets.
+        if is_linear(module) and ".lora_" not in f".{name}":
+            yield name.removesuffix(".base_layer"), module

@@ -1,0 +1,108 @@
+"""Builds the model of a run without its weights: fake tensors of the right shapes, from configs alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from lockadapt.architectures.fusions import get_fusion
+from lockadapt.architectures.janus.graft import DRAWING_TOKENS
+from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
+from lockadapt.architectures.janus.siglip import janus_tower
+from lockadapt.architectures.load import load_model
+from lockadapt.architectures.stock_model import stock_model
+from lockadapt.errors import AssemblyError
+from lockadapt.models.embeddings import load_tokenizer
+from lockadapt.models.llms import llm_config, llm_structure
+from lockadapt.models.preprocessing import load_image_processor, square_processor
+from lockadapt.models.query_tokens import add_query_tokens
+from lockadapt.models.sources import find, loading
+from lockadapt.models.tower_size import can_change
+from lockadapt.models.towers import LoadedTower, probe_pixels, tower_facts
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A stock model on torch's meta device (shapes, no memory), and its real processor."""
+
+    model: Any
+    processor: Any
+
+
+def assembled_blueprint(
+    llm: str | Path,
+    tower: str | Path,
+    dtype: torch.dtype,
+    *,
+    fusion_name: str = "mlp",
+    image_size: int | None = None,
+    feature_layer: int = -2,
+    image_tokenizer: str | Path | None = None,
+    query_tokens: int = 0,
+) -> Blueprint:
+    """What `assemble` would build from these sources, without reading a weight. Arguments as there.
+
+    Raises:
+        SetupError: a config, tokenizer or image processor is neither here nor to be had.
+        AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
+    """
+    source = find(llm, "LLM")
+    config = llm_config(source)
+    with loading(source, "LLM"), META:
+        text = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
+    tokenizer = load_tokenizer(source, text, {} if codes is None else DRAWING_TOKENS)
+    add_query_tokens(tokenizer, query_tokens)
+    vision = _tower(tower, dtype)
+    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    if can_change(vision.model):
+        vision.model.config.image_size = side
+        with META:
+            resized = AutoModel.from_config(vision.model.config, dtype=dtype).eval().requires_grad_(False)
+        vision = replace(vision, model=resized)
+    with torch.no_grad():
+        vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
+        text_facts = llm_structure(text)
+        # Values are drawn by a generator, which the meta device has none of; it has no values either.
+        projector = replace(get_fusion(fusion_name, draws=codes is not None), initialise=lambda *_: None)
+        tower_model: Any = vision.model
+        if codes is not None:
+            width, depth = text_facts.hidden_size, len(projector.trained)
+            tower_model = janus_tower(vision.model, width, depth, vision.source.name)
+        model, processor, _ = stock_model(
+            text, tower_model, tokenizer, image_processor, text_facts, vision_facts, projector, 0, codes
+        )
+    return Blueprint(model, processor)
+
+
+def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
+    """A stock LLaVA or FastVLM folder or Hub id without its weights.
+
+    Raises:
+        SetupError, AssemblyError: as `load_model`.
+    """
+    model, processor = load_model(folder, dtype, meta=True)
+    return Blueprint(model.eval(), processor)
+
+
+def _tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
+    source = find(tower, "tower")
+    with loading(source, "tower"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    config = getattr(config, "vision_config", None) or config
+    with loading(source, "tower"), META:
+        model = AutoModel.from_config(config, dtype=dtype)
+    if model.main_input_name != "pixel_values":
+        raise AssemblyError(
+            f"{type(model).__name__} does not take images",
+            where=source.name,
+            fix="give a vision model as tower",
+        )
+    model = model.eval().requires_grad_(False)
+    return LoadedTower(model, load_image_processor(source), source, (), ())

@@ -1,0 +1,106 @@
+"""Start the projector at the right scale: standardised features in, tokens of the size of word embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.fusions import Projector, fusion_of
+from lockadapt.errors import DataError
+
+TOKENS_KEPT = 16
+"""Tokens of each image that the output scale is measured on; the statistics use all of them."""
+
+SMALLEST_SHARE = 1e-2
+"""Channels that vary by less than this share of the median channel are treated as if they varied by that much."""
+
+
+@torch.no_grad()
+def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], embedding_rms: float) -> int:
+    """Fold per-channel standardisation into the first layer and scale the output to `embedding_rms`, in place.
+
+    With mean m and deviation s per channel over all images and tokens, `W (x - m) / s + b` is a linear layer with
+    weight `W / s` and bias `b - (W / s) m`: the projector works on standardised features at no cost at run time.
+    Then the fusion's scaled layer (the last that learns) is multiplied so that projected tokens have the given RMS.
+    Assumes a fresh projector: calling it twice standardises twice.
+
+    Args:
+        model: a stock model with float weights.
+        features: (images, tokens, channels), or an iterable of such batches, from `projector_input`.
+        embedding_rms: see `embedding_rms`.
+
+    Returns:
+        The number of images used.
+
+    Raises:
+        DataError: no images, or features that are not finite.
+    """
+    base = unwrap_model(model)
+    return calibrate(
+        base.get_submodule(layout_of(base).projector or ""), fusion_of(base), features, embedding_rms
+    )
+
+
+@torch.no_grad()
+def calibrate(
+    projector: nn.Module, fusion: Projector, features: Tensor | Iterable[Tensor], embedding_rms: float
+) -> int:
+    """See `calibrate_projector`, for a projector by itself and its fusion."""
+    batches = [features] if isinstance(features, Tensor) else features
+    images, count = 0, 0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    shift: Tensor | None = None
+    kept: list[Tensor] = []
+    for batch in batches:
+        if batch.shape[0] == 0:
+            continue
+        flat = batch.double().flatten(0, 1)
+        # Sums of squares around a first guess of the mean lose no digits where the mean is far from zero.
+        shift = flat.mean(dim=0) if shift is None else shift
+        images, count = images + batch.shape[0], count + flat.shape[0]
+        total, squares = total + (flat - shift).sum(dim=0), squares + (flat - shift).square().sum(dim=0)
+        step = max(1, batch.shape[1] // TOKENS_KEPT)
+        kept.append(batch[:, ::step].flatten(0, 1))
+    if shift is None or not isinstance(total, Tensor) or not isinstance(squares, Tensor):
+        raise DataError("no image to calibrate the projector on", where="model.calibration_images")
+    mean = shift + total / count
+    deviation = (squares / count - (total / count).square()).clamp_min(0).sqrt()
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+        raise DataError("the tower's features are not finite", fix="try model.dtype=float32")
+    first = projector.get_submodule(fusion.first)
+    _fold(first, mean, _guarded(deviation))  # type: ignore[arg-type]
+    sample = torch.cat(kept).to(first.weight)  # type: ignore[arg-type]
+    size = projector(sample).double().square().mean().sqrt()
+    if float(size) > 0:
+        layer = projector.get_submodule(fusion.scaled)
+        for tensor in layer.parameters():
+            tensor.mul_(embedding_rms / float(size))
+    return images
+
+
+@torch.no_grad()
+def embedding_rms(model: nn.Module) -> float:
+    """Root mean square of what the LLM's embedding layer returns, over all ids and channels."""
+    table: nn.Embedding = unwrap_model(model).get_input_embeddings()  # type: ignore[operator]
+    ids = torch.arange(table.weight.shape[0], device=table.weight.device)
+    squares = sum(float(table(part).double().square().sum()) for part in ids.split(8192))
+    return (squares / table.weight.numel()) ** 0.5
+
+
+def _guarded(deviation: Tensor) -> Tensor:
+    """Deviations without near-zeros: dividing a dead channel by its deviation would turn one stray value into a bomb."""
+    alive = deviation[deviation > 0]
+    floor = SMALLEST_SHARE * alive.median() if alive.numel() else torch.ones((), dtype=deviation.dtype)
+    return torch.where(deviation > floor, deviation, floor.to(deviation).expand_as(deviation))
+
+
+def _fold(layer: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
+    weight = layer.weight.double() / deviation
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias.double() - weight @ mean)
+    layer.weight.copy_(weight)

@@ -1,0 +1,123 @@
+"""The dual body: a frozen tower and a text model side by side, each embedded by one bias-free projection."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.errors import AssemblyError
+from lockadapt.models.texts import Pooling
+
+
+@torch.no_grad()
+def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """One vector an image, from the frozen tower alone; what is worth remembering of an image.
+
+    The tower's own `pooler_output`, which is what `VisionTextDualEncoderModel` projects; where a tower has none, the
+    mean of its feature map or of its tokens. The tower is run without gradient, in whatever mode (train, eval) it is
+    in: keep it in eval mode, since running statistics of batch normalisation move even without gradients.
+
+    Args:
+        model: a `VisionTextDualEncoderModel`, possibly wrapped; or a tower itself.
+        pixel_values: (images, channels, side, side).
+
+    Returns:
+        (images, 1, channels), in the tower's dtype.
+    """
+    base = unwrap_model(model)
+    tower = getattr(base, "vision_model", base)
+    output = tower(pixel_values=pixel_values.to(next(tower.parameters()).dtype), return_dict=True)
+    pooled = getattr(output, "pooler_output", None)
+    if not isinstance(pooled, Tensor):
+        states = output.last_hidden_state
+        pooled = states.flatten(2).mean(-1) if states.ndim == 4 else states.mean(1)
+    return pooled.flatten(1)[:, None]
+
+
+def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector a text, before the projection; with gradient to what trains of the text model.
+
+    Args:
+        model: a `VisionTextDualEncoderModel`, possibly wrapped.
+        input_ids, attention_mask: int64 (texts, tokens), padded on the right. Some causal models count positions
+            from the left edge, so padding there would change what they compute.
+        pooling: `pooler`, `last` or `mean`; see `TextFacts.pooling`.
+
+    Returns:
+        (texts, hidden size).
+    """
+    text = unwrap_model(model).text_model
+    # A cache would be built for every text and thrown away.
+    extra = {"use_cache": False} if hasattr(text.config, "use_cache") else {}
+    output = text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **extra)
+    if pooling == "pooler":
+        return cast(Tensor, output.pooler_output)
+    return pool(output.last_hidden_state, attention_mask, pooling)
+
+
+def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """(rows, tokens, hidden) -> (rows, hidden), over positions that the mask keeps, on whichever side the padding is.
+
+    The mean is that of sentence-transformers' `Pooling`, `last` its `lasttoken`.
+    """
+    if pooling == "mean":
+        weights = attention_mask[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    if pooling != "last":
+        raise AssemblyError(f"states cannot be pooled by {pooling!r}", fix="use `last` or `mean`")
+    places = torch.arange(states.shape[1], device=states.device)
+    last = (attention_mask.to(places.dtype) * places).argmax(1)
+    return states[torch.arange(len(states), device=states.device), last]
+
+
+def project_images(model: nn.Module, features: Tensor) -> Tensor:
+    """Remembered features (images, 1, channels) -> L2-normalised embeddings (images, dimension), with graph."""
+    projection = unwrap_model(model).visual_projection
+    return F.normalize(projection(features.flatten(1).to(projection.weight)), dim=-1)
+
+
+def project_texts(model: nn.Module, states: Tensor) -> Tensor:
+    """What `text_embedding` gives -> L2-normalised embeddings (texts, dimension), with graph."""
+    projection = unwrap_model(model).text_projection
+    return F.normalize(projection(states.to(projection.weight.dtype)), dim=-1)
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Puts the tower into evaluation mode; to be called after every `model.train()`."""
+    base: Any = unwrap_model(model)
+    base.vision_model.eval()
+
+
+@torch.no_grad()
+def initialise_projections(model: Any, generator: torch.Generator, features: Tensor | None = None) -> None:
+    """Fresh bias-free projections, in place; the visual one fitted to the features' scales where some are given.
+
+    Weights are normal with a deviation of `width ** -0.5` (CLIP, as in open_clip). Towers' channels have uneven
+    scales, and a common mean that makes all images look alike. Neither needs a bias to be taken away: the columns
+    are divided by the channels' deviations, and the direction of the mean is projected out. It is only where
+    training starts from: the weights are free, and the stock class holds them as they are.
+
+    Args:
+        model: a `VisionTextDualEncoderModel`.
+        generator: on the CPU.
+        features: (images, 1, channels), of images to be trained on.
+    """
+    for projection in (model.visual_projection, model.text_projection):
+        weight = projection.weight
+        fresh = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
+        projection.weight.copy_(fresh.to(weight))
+    if features is None:
+        return
+    rows = features.flatten(1).float().cpu()
+    deviation = rows.std(0)
+    # A channel that hardly moves would be blown up to noise.
+    scale = 1 / deviation.clamp(min=1e-2 * float(deviation.max()) + 1e-12)
+    mean = rows.mean(0) * scale
+    weight = model.visual_projection.weight
+    fitted = weight.float().cpu()
+    fitted = fitted - (fitted @ mean)[:, None] * mean / mean.square().sum().clamp(min=1e-12)
+    model.visual_projection.weight.copy_((fitted * scale).to(weight))

@@ -1,0 +1,114 @@
+"""Load an existing stock VLM folder, and accept it only if every weight found its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    JanusForConditionalGeneration,
+    PreTrainedModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
+from lockadapt.architectures.fusions import BODIES
+from lockadapt.architectures.janus.image_tokenizer import unit_codebook
+from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.four_bit import keep_as_trained
+from lockadapt.models.sources import find, loading, resolve_dtype, some
+
+
+def load_model(
+    folder: str | Path,
+    dtype: str | torch.dtype = "auto",
+    *,
+    device_map: Any = None,
+    quantization_config: Any = None,
+    meta: bool = False,
+    without_tower: TowerRecord | None = None,
+) -> tuple[Any, Any]:
+    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM, Janus or dual encoder folder or Hub id.
+
+    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`).
+
+    Args:
+        folder: safetensors only.
+        dtype: of the weights; `"auto"` is bfloat16 where the GPU has it, else float32.
+        device_map: as `from_pretrained` takes it; `None` for the CPU.
+        quantization_config: as `from_pretrained` takes it.
+        meta: build the model without its weights, on torch's meta device, to look at its structure.
+        without_tower: leave the tower's weights on the disk, and put an `AbsentTower` with this record in its place.
+
+    Raises:
+        SetupError: it does not exist or cannot be read.
+        AssemblyError: it is another class than LLaVA, FastVLM or Janus.
+        VerificationError: a weight is missing or has no place.
+    """
+    source, chosen = find(folder, "VLM"), resolve_dtype(dtype)
+    with loading(source, "VLM"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if isinstance(config, VisionTextDualEncoderConfig):
+        kind: Any = VisionTextDualEncoderModel
+    elif without_tower is not None:
+        kind = towerless_class(config)
+    else:
+        kind = AutoModelForImageTextToText
+    held: tuple[Any, ...] = (VisionTextDualEncoderConfig, *(body.config_class for body in BODIES.values()))
+    if not isinstance(config, held):
+        raise AssemblyError(
+            f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
+            where=source.name,
+            fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format, or from an LLM and a tower",
+        )
+    processor = load_processor(folder)
+    if meta:
+        with loading(source, "VLM"), torch.device("meta"):
+            make = getattr(kind, "from_config", None) or kind._from_config
+            return make(config, dtype=chosen), processor
+    extra = {"device_map": device_map} if device_map is not None else {}
+    if quantization_config is not None:
+        extra["quantization_config"] = quantization_config
+    with loading(source, "VLM"):
+        loaded: Any = kind.from_pretrained(
+            source.name,
+            dtype=chosen,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source.arguments,
+            **extra,
+        )
+    model, info = loaded
+    _check(model, info, source.name)
+    if isinstance(model, JanusForConditionalGeneration):
+        unit_codebook(model.model.vqmodel)
+    keep_as_trained(model)
+    if without_tower is not None:
+        put_absent_tower(model, without_tower)
+    return model.eval(), processor
+
+
+def load_processor(folder: str | Path) -> Any:
+    """The processor of a stock folder or Hub id.
+
+    Raises:
+        SetupError: it does not exist or cannot be read.
+    """
+    source = find(folder, "VLM")
+    with loading(source, "VLM's processor"):
+        return AutoProcessor.from_pretrained(source.name, **source.arguments)
+
+
+def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
+    for kind, keys in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
+        if keys:
+            raise VerificationError(
+                f"{type(model).__name__} {kind} {some(keys)}",
+                where=where,
+                fix="the folder's weights and config.json do not belong together: export or download it again",
+            )

@@ -1,0 +1,183 @@
+"""Puts LoRA on full module paths of the LLM, never on anything else, and says what trains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from torch import nn
+
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures.blocks import attention_linears, block_linears, is_linear
+from lockadapt.errors import AdapterError
+from lockadapt.tuning.query_rows import embedding_path
+
+Targets = Literal["all-linear", "attention"] | Sequence[str]
+
+
+TRAINABLE = ("projector", "lora", "retrieval", "generation")
+"""The parts of a model that can train."""
+
+_MISSING = {
+    "lora": "attach an adapter first",
+    "projector": "this stock class has none",
+    "retrieval": "name an objective of the kind itc",
+    "generation": "start from a Janus checkpoint, or give model.image_tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What `LoraConfig` is made from; field meanings as in the recipe's `lora` section."""
+
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: Targets = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    init: str = "default"
+
+
+def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
+    """Full paths of the linear layers that `targets` means, all of them inside the LLM's blocks.
+
+    A name is a last path component (`q_proj`), a tail of a path (`self_attn.q_proj`) or a full path.
+
+    Raises:
+        AdapterError: a name matches nothing, or only modules outside the LLM's blocks.
+    """
+    allowed = block_linears(model)
+    if targets == "all-linear":
+        return list(allowed)
+    if targets == "attention":
+        return list(attention_linears(model))
+    chosen: dict[str, None] = {}
+    for target in targets:
+        found = [path for path in allowed if path == target or path.endswith("." + target)]
+        if not found:
+            raise _unmatched(model, target, allowed)
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def lora_config(model: nn.Module, settings: LoraSettings) -> LoraConfig:
+    """The PEFT config for this model, its targets resolved to full module paths."""
+    init: bool | str = True if settings.init == "default" else settings.init
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.rank,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=resolve_targets(model, settings.targets),
+        use_rslora=settings.rslora,
+        use_dora=settings.dora,
+        init_lora_weights=init,  # type: ignore[arg-type]
+        bias="none",
+    )
+
+
+def attach_adapters(model: nn.Module, lora: LoraSettings | None, query_ids: Sequence[int] = ()) -> nn.Module:
+    """Wraps the model with PEFT, in place: LoRA, trained vocabulary rows, both; with neither it stays as it is.
+
+    Args:
+        query_ids: of the vocabulary rows that train (`trainable_token_indices`); a tied head gets them as well.
+
+    Raises:
+        AdapterError: see `lora_config` and `attach_lora`.
+    """
+    if lora is not None:
+        config = lora_config(model, lora)
+        if query_ids:
+            config.trainable_token_indices = {embedding_path(model): list(query_ids)}
+        return attach_lora(model, config)
+    if not query_ids:
+        return model
+    tokens = TrainableTokensConfig(token_indices=list(query_ids), target_modules=[embedding_path(model)])
+    return get_peft_model(model, tokens)  # type: ignore[arg-type]
+
+
+def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
+    """Wraps the model with PEFT, in place, and proves that every adapter lies in the LLM's blocks.
+
+    Raises:
+        AdapterError: the config asks for anything but LoRA on the LLM's linear layers.
+    """
+    if config.modules_to_save:
+        raise AdapterError(
+            f"modules_to_save={sorted(config.modules_to_save)}: the projector is always trained and saved by itself",
+            where="peft_config",
+            fix="leave modules_to_save empty",
+        )
+    allowed = set(block_linears(model))
+    _set_fan_in(model, config)
+    peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
+    outside = [path for path in adapted_paths(peft_model) if path not in allowed]
+    if outside:
+        raise AdapterError(
+            f"LoRA would land outside the LLM's blocks: {', '.join(outside[:3])}",
+            where="peft_config.target_modules",
+            fix="use full module paths, as lockadapt.tuning.adapters.resolve_targets gives them",
+        )
+    return peft_model
+
+
+def adapted_paths(model: nn.Module) -> list[str]:
+    """Full stock paths of the modules that carry LoRA."""
+    return [name for name, module in unwrap_model(model).named_modules() if hasattr(module, "lora_A")]
+
+
+def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Freezes everything but the given parts (of `TRAINABLE`); gives the names of what trains.
+
+    A linear fusion's second layer is the identity and stays frozen, so that the projector stays linear.
+
+    Raises:
+        AdapterError: the model has nothing of a part.
+    """
+    base, places = unwrap_model(model), layout_of(model)
+    identity = getattr(base.config, "projector_hidden_act", None) == "linear"
+    found = set()
+    for name, parameter in base.named_parameters():
+        part = component_of(name, places)
+        frozen_layer = part == "projector" and identity and ".linear_2." in name
+        trains = part in parts and part in TRAINABLE and not frozen_layer
+        parameter.requires_grad_(trains)
+        found.update([part] if trains else [])
+    for part in parts:
+        if part not in found:
+            raise AdapterError(f"nothing of {part} can be trained", where="train", fix=_MISSING[part])
+    return [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+
+
+def _unmatched(model: nn.Module, target: str, allowed: dict[str, nn.Module]) -> AdapterError:
+    elsewhere = [
+        name
+        for name, module in unwrap_model(model).named_modules()
+        if is_linear(module) and name not in allowed and (name == target or name.endswith("." + target))
+    ]
+    names = sorted({path.rsplit(".", 1)[-1] for path in allowed})
+    if elsewhere:
+        return AdapterError(
+            f"{target!r} matches only modules outside the LLM's blocks: {', '.join(elsewhere[:3])}",
+            where="lora.targets",
+            fix=f"adapt the LLM's layers: {', '.join(names)}",
+        )
+    near = difflib.get_close_matches(target, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return AdapterError(
+        f"{target!r} matches no linear layer of the LLM",
+        where="lora.targets",
+        fix=f"{hint}There are: {', '.join(names)}",
+    )
+
+
+def _set_fan_in(model: nn.Module, config: LoraConfig) -> None:
+    """GPT-2's Conv1D stores its weight transposed; PEFT wants to be told, and warns if it has to find out."""
+    from transformers.pytorch_utils import Conv1D
+
+    if all(isinstance(module, Conv1D) for module in block_linears(model).values()):
+        config.fan_in_fan_out = True

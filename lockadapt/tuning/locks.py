@@ -1,0 +1,164 @@
+"""Shows what is locked and what learns, and proves afterwards that the locked part did not move by a bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.absent_tower import absent_tower
+from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of, unwrap_model
+from lockadapt.errors import LockError
+
+ORDER = (
+    *("tower", "projector", "llm", "head", "image tokenizer"),
+    *("retrieval", "generation", "lora", "other"),
+)
+"""Of the component table."""
+
+
+@dataclass(frozen=True)
+class ComponentRow:
+    """One line of the component table; `dtype` lists all that occur, `adapters` counts adapted modules."""
+
+    component: str
+    parameters: int
+    dtype: str
+    state: str
+    adapters: int
+
+
+def component_table(model: nn.Module) -> list[ComponentRow]:
+    """Component, parameters (true count, also where 4-bit weights are packed), dtype, frozen or trained, LoRA modules."""
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    parts = layout_of(model)
+    for name, parameter in unwrap_model(model).named_parameters():
+        component = component_of(name, parts)
+        row = rows.setdefault(
+            (component, parameter.requires_grad), {"count": 0, "dtypes": {}, "adapters": set()}
+        )
+        row["count"] += true_size(parameter)
+        row["dtypes"][_dtype_name(parameter)] = None
+        if component == "lora":
+            row["adapters"].add(name.split(".lora_")[0])
+    absent = absent_tower(model)
+    if absent is not None:
+        rows["tower", False] = {
+            "count": absent.record.parameters,
+            "dtypes": {absent.record.dtype: None},
+            "adapters": (),
+        }
+    return [
+        ComponentRow(
+            component,
+            row["count"],
+            "+".join(row["dtypes"]),
+            "trained" if trained else "frozen",
+            len(row["adapters"]),
+        )
+        for (component, trained), row in sorted(rows.items(), key=lambda item: ORDER.index(item[0][0]))
+    ]
+
+
+def table_text(rows: list[ComponentRow]) -> str:
+    """The component table as aligned plain text."""
+    head = ("component", "parameters", "dtype", "state", "LoRA modules")
+    cells = [
+        (r.component, f"{r.parameters:,}", r.dtype, r.state, str(r.adapters) if r.adapters else "-")
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
+    lines = []
+    for row in [head, *cells]:
+        left = f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}"
+        lines.append(f"{left}  {row[3]:<{widths[3]}}  {row[4]:>{widths[4]}}")
+    return "\n".join(lines)
+
+
+def table_json(rows: list[ComponentRow]) -> list[dict[str, object]]:
+    """The component table for `run.json`."""
+    return [asdict(row) for row in rows]
+
+
+def frozen_digests(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every tensor that must not move: frozen parameters, quantization state, buffers (BatchNorm's too).
+
+    A tower that is not loaded is judged by its files.
+
+    Returns:
+        Full name -> hex digest over dtype, shape and bytes.
+    """
+    base, parts = unwrap_model(model), layout_of(model)
+    trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in base.named_parameters():
+        if name not in trained and not _is_trainable_kind(name, parts):
+            tensors[name] = parameter
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                tensors[f"{name}#absmax"] = state.absmax
+    tensors.update(
+        {name: buffer for name, buffer in base.named_buffers() if not _is_trainable_kind(name, parts)}
+    )
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    absent = absent_tower(model)
+    return digests if absent is None else {**digests, **absent.digests()}
+
+
+def _is_trainable_kind(name: str, parts: ModelLayout) -> bool:
+    """Whether a tensor is one that lockadapt added, so that no source has it: LoRA, query tokens, retrieval module."""
+    return (
+        ".lora_" in name
+        or ".trainable_tokens_" in name
+        or name.startswith((*parts.retrieval, RETRIEVAL + "."))
+    )
+
+
+def tensor_digest(tensor: torch.Tensor) -> str:
+    """SHA-256 over dtype, shape and raw bytes of a tensor on any device."""
+    data = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
+    digest.update(data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b"")
+    return digest.hexdigest()
+
+
+def prove_locked(model: nn.Module, before: Mapping[str, str]) -> int:
+    """Compares with the digests taken before training; gives the number of tensors that were compared.
+
+    Raises:
+        LockError: a frozen tensor changed, vanished or appeared; names up to five.
+    """
+    after = frozen_digests(model)
+    # What only trained in some stage is not part of the lock of the others.
+    moved = [name for name in before if name in after and after[name] != before[name]]
+    lost = [name for name in before if name not in after]
+    if moved or lost:
+        names = ", ".join((moved + lost)[:5])
+        raise LockError(
+            f"{len(moved)} frozen tensors changed and {len(lost)} vanished: {names}",
+            where="lock proof",
+            fix="do not use this run; report it, with run.json",
+        )
+    return len(before)
+
+
+def true_size(parameter: nn.Parameter) -> int:
+    """Number of weights that a parameter stands for, also where two of them are packed into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None and getattr(state, "shape", None) is not None:
+        return int(torch.Size(state.shape).numel())
+    return parameter.numel()
+
+
+def _dtype_name(parameter: nn.Parameter) -> str:
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return str(state.quant_type)
+    if type(parameter).__name__ == "Int8Params":
+        return "int8"
+    return str(parameter.dtype).removeprefix("torch.")

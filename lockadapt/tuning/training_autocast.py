@@ -1,0 +1,31 @@
+"""While a run lasts, its projector is float32 beside a tower and an LLM of 16 bits: only autocast lets them meet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import unwrap_model
+
+
+@contextlib.contextmanager
+def training_autocast(model: nn.Module) -> Iterator[None]:
+    """The arithmetic that the trainer uses, where a model is called without it: autocast, if its dtypes need that.
+
+    The stock classes hand the tower's outputs to the projector, and the LLM's to what draws, as they are, which fails if
+    the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
+    """
+    base, parts = unwrap_model(model), layout_of(model)
+    paths = (parts.tower, parts.projector, *parts.generation)
+    first = (next(base.get_submodule(path).parameters(), None) for path in paths if path)
+    dtypes = {parameter.dtype for parameter in first if parameter is not None}
+    if len(dtypes) < 2:
+        yield
+        return
+    small = next(dtype for dtype in dtypes if dtype != torch.float32)
+    with torch.autocast(next(base.parameters()).device.type, dtype=small):
+        yield
