@@ -1,4 +1,4 @@
-"""The command line: one file a verb; heavy packages are imported only when a verb runs."""
+"""The command line: one file per command; heavy packages are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Give a frozen language model eyes: bridge, train, prove, merge. Results go to stdout, everything else to stderr. "
-    "Exit codes: 0 done, 2 usage or recipe, 3 data, 4 environment, 5 does not fit, 6 diverged or would not learn, 7 disk, "
-    "8 verification failed, 10 refused for safety.",
+    help="Give a frozen language model vision: assemble, train, verify, merge. Results go to stdout, everything else to stderr. "
+    "Exit codes: 0 success, 2 usage or recipe, 3 data, 4 environment, 5 out of memory, 6 training diverged or cannot learn, "
+    "7 disk, 8 verification failed, 10 refused for safety.",
 )
 for name, verb in (
     ("quickstart", quickstart.quickstart),
@@ -79,8 +79,8 @@ def _options(
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message on stderr and the exit code of their kind."""
-    # Deprecations inside the libraries are for their authors and ours, not for whoever trains a model.
+    """Run the command line: report lockadapt's errors as one message on stderr with their exit code."""
+    # Deprecation warnings from libraries concern developers, not users.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
@@ -88,12 +88,12 @@ def main() -> None:
     except LockadaptError as error:
         _fail(error)
     except KeyboardInterrupt:
-        print("\ninterrupted; a training run goes on with --resume", file=sys.stderr)
+        print("\ninterrupted; continue a training run with --resume", file=sys.stderr)
         sys.exit(130)
     except MemoryError as error:
         _fail(
             DoesNotFitError(
-                f"out of memory: {error}", fix="a smaller batch_size, quantization: nf4, a smaller LLM"
+                f"out of memory: {error}", fix="use a smaller batch_size, quantization: nf4 or a smaller LLM"
             )
         )
     except OSError as error:
@@ -105,7 +105,7 @@ def main() -> None:
             )
         )
     except RuntimeError as error:
-        # torch's out-of-memory errors are RuntimeErrors; anything else is our mistake and keeps its traceback.
+        # torch's out-of-memory errors are RuntimeErrors; anything else is a bug and keeps its traceback.
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
         from lockadapt.training.batch_size_search import (

@@ -1,4 +1,4 @@
-"""`lockadapt assemble`: a frozen LLM and a frozen tower become one stock folder."""
+"""`lockadapt assemble`: join a frozen LLM and a frozen vision tower into one model folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import typer
 
 def assemble(
     llm: str = typer.Option(..., "--llm", help="Folder or Hub id of a causal language model."),
-    tower: str = typer.Option(..., "--tower", help="Folder or Hub id of a vision model."),
-    output: str = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
-    fusion: str = typer.Option("mlp", "--fusion", help="mlp or linear."),
-    image_size: int = typer.Option(None, "--image-size", help="Side that images are resized to, in pixels."),
-    feature_layer: int = typer.Option(-2, "--feature-layer", help="Hidden layer of a token tower."),
+    tower: str = typer.Option(..., "--tower", help="Folder or Hub id of a vision tower."),
+    output: str = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
+    fusion: str = typer.Option("mlp", "--fusion", help="Projector: mlp or linear."),
+    image_size: int = typer.Option(
+        None, "--image-size", help="Side of the square to which images are resized, in pixels."
+    ),
+    feature_layer: int = typer.Option(
+        -2, "--feature-layer", help="Hidden layer of a token tower to project."
+    ),
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Bridge an LLM and a tower with an untrained projector, and prove that both are what they were."""
+    """Join an LLM and a vision tower with an untrained projector, and verify that both compute what they did before."""
     from lockadapt.architectures.assemble import assemble as build
 
     result = build(

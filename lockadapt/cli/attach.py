@@ -1,4 +1,4 @@
-"""`lockadapt attach --check`: whether an adapter belongs on a base."""
+"""`lockadapt attach --check`: check whether an adapter fits a base model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from lockadapt.errors import RecipeError
 
 
 def attach(
-    model: str = typer.Argument(help="Folder or Hub id of the stock model."),
+    model: str = typer.Argument(help="Folder or Hub id of the base model."),
     adapter: str = typer.Argument(help="Run folder, exported adapter folder, or Hub id of one."),
-    check: bool = typer.Option(False, "--check", help="Say whether the adapter fits; nothing is written."),
-    force_base: bool = typer.Option(False, "--force-base", help="Another base or tokenizer does not count."),
+    check: bool = typer.Option(False, "--check", help="Check whether the adapter fits; writes nothing."),
+    force_base: bool = typer.Option(
+        False, "--force-base", help="Ignore differences in base weights and tokenizer."
+    ),
     as_json: bool = typer.Option(
-        False, "--json", help="One JSON object on stdout, also where it does not fit."
+        False, "--json", help="Print one JSON object on stdout, even if the adapter does not fit."
     ),
 ) -> None:
-    """Check that class, base, tokenizer and every tensor of an adapter fit a stock model."""
+    """Check that model class, base weights, tokenizer and every tensor of an adapter fit a model."""
     if not check:
         raise RecipeError(
-            "attaching happens in a live process; here it can only be checked",
+            "attaching needs a live model; the command line can only check",
             where="attach",
             fix="add --check, or call lockadapt.attach(model, adapter) from Python",
         )

@@ -1,4 +1,4 @@
-"""`lockadapt cache`: the frozen tower's outputs of all images of a recipe, on disk."""
+"""`lockadapt cache`: cache the frozen tower's outputs for all images of a recipe on disk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer
 def cache(
     recipe: Path = typer.Argument(help="YAML recipe."),
     overrides: list[str] = typer.Argument(
-        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+        None, metavar="[key.path=value]…", help="Override values of the recipe."
     ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Compute the frozen tower's outputs once, or check that they are there. Goes on where it was interrupted."""
+    """Compute the frozen tower's outputs once, or check that they are cached. Continues an interrupted run."""
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

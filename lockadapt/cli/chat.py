@@ -1,4 +1,4 @@
-"""`lockadapt chat`: ask a run or a model about images."""
+"""`lockadapt chat`: ask a run or a merged model about images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ SHOW = "/image "
 
 
 def chat(
-    target: Path = typer.Argument(help="Run folder, or a stock folder such as a merged one."),
+    target: Path = typer.Argument(help="Run folder, or a model folder such as a merged one."),
     image: list[Path] = typer.Option(
-        [], "--image", help="Picture to talk about; may be repeated for several pictures in the first turn."
+        [], "--image", help="Image to ask about; repeat for several images in the first turn."
     ),
     question: list[str] = typer.Option(
-        [], "--question", help="Ask this and leave; may be repeated for several turns."
+        [], "--question", help="Ask one question and exit; repeat for several turns."
     ),
-    max_new_tokens: int = typer.Option(64, "--max-new-tokens", min=1, help="Longest answer."),
+    max_new_tokens: int = typer.Option(
+        64, "--max-new-tokens", min=1, help="Maximum number of tokens per answer."
+    ),
 ) -> None:
-    """Talk about images. Without --question, questions are read from the terminal, one a line.
+    """Ask questions about images. Without --question, read questions from standard input, one per line.
 
-    The line `/image FILE` adds a picture to the next question. Every answer sees all pictures and turns so far.
+    The line `/image FILE` adds an image to the next question. Every answer sees all previous images and turns.
     """
     from lockadapt.evaluation.chat import Chat
 
@@ -47,7 +49,7 @@ def chat(
         try:
             _answer(talk, line.strip())
         except (DataError, SafetyError) as error:
-            # Whoever types can type again; a script must not go on as if the picture were there.
+            # An interactive user can try again; a script must not continue without the image.
             if not interactive:
                 raise
             print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`lockadapt check`: everything that can be known without training, and what is trained on, token by token."""
+"""`lockadapt check`: check a recipe without training, and show what is learned, token by token."""
 
 from __future__ import annotations
 
@@ -11,23 +11,21 @@ import typer
 def check(
     recipe: Path = typer.Argument(help="YAML recipe."),
     overrides: list[str] = typer.Argument(
-        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+        None, metavar="[key.path=value]…", help="Override values of the recipe."
     ),
     structure_only: bool = typer.Option(
-        False, "--structure", help="Check the recipe alone: no models, no data."
+        False, "--structure", help="Check only the recipe: no models, no data."
     ),
-    samples: int = typer.Option(3, "--samples", min=0, help="Samples shown for each objective."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    samples: int = typer.Option(3, "--samples", min=0, help="Number of samples to show for each objective."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Check recipe, components, rows, images, tokens and labels. The exit code says yes or no."""
+    """Check recipe, models, rows, images, tokens and labels. Exit code 0 means ready to train."""
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     if structure_only:
         print(
-            json.dumps({"recipe": str(recipe), "ok": True})
-            if as_json
-            else f"{recipe}: the recipe is well formed"
+            json.dumps({"recipe": str(recipe), "ok": True}) if as_json else f"{recipe}: the recipe is valid"
         )
         return
     from lockadapt.console import Reporter

@@ -1,4 +1,4 @@
-"""`lockadapt doctor`: versions, devices, bitsandbytes, memory; what will not work here and how to mend it."""
+"""`lockadapt doctor`: report versions, devices, bitsandbytes and memory, and how to fix what will not work."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import typer
 
 
-def doctor(as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout.")) -> None:
-    """Look at this machine. Exit code 4 if something that every run needs is missing."""
+def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout.")) -> None:
+    """Check this machine. Exit code 4 if a requirement of every run is missing."""
     found = _look()
     if as_json:
         print(json.dumps(found))
@@ -37,7 +37,7 @@ def _look() -> dict[str, Any]:
         from lockadapt.models.four_bit import processor_misreads_scales, processor_repacks
         from lockadapt.runs.run_folder import versions
     except ImportError as error:
-        problems.append({"what": str(error), "fix": "pip install lockadapt again", "fatal": True})
+        problems.append({"what": str(error), "fix": "reinstall lockadapt with pip", "fatal": True})
         return {"facts": {"python": sys.version.split()[0]}, "problems": problems}
     from lockadapt.errors import SetupError
 
@@ -49,7 +49,7 @@ def _look() -> dict[str, Any]:
         facts["gpu memory"] = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.1f} GiB"
         facts["bfloat16"] = torch.cuda.is_bf16_supported()
     else:
-        fix = "small models train on the CPU; for others install a CUDA build of torch"
+        fix = "small models train on the CPU; for larger ones install a CUDA build of torch"
         problems.append({"what": "no GPU is visible to torch", "fix": fix, "fatal": False})
     try:
         require_bitsandbytes()

@@ -1,4 +1,4 @@
-"""`lockadapt eval`: scores of a run or of a stock model folder."""
+"""`lockadapt eval`: evaluate a run or a merged model folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 
 
 def evaluate(
-    target: Path = typer.Argument(help="Run folder, or a merged stock folder."),
+    target: Path = typer.Argument(help="Run folder or merged model folder."),
     recipe: Path = typer.Option(
-        None, "--recipe", help="Whose test rows to use; default: those the model was trained with."
+        None, "--recipe", help="Recipe whose test rows to use; default: the one the model was trained with."
     ),
     overrides: list[str] = typer.Option(
-        [], "--set", help="key.path=value replaced in the recipe, e.g. evaluation.samples=200."
+        [], "--set", help="Override key.path=value in the recipe, e.g. evaluation.samples=200."
     ),
     blind: bool = typer.Option(False, "--blind", help="Replace every image by the mean image."),
     predictions: Path = typer.Option(
-        None, "--predictions", help="Write every question, answer and truth as JSON lines."
+        None, "--predictions", help="Write questions, answers and references to a JSONL file."
     ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Evaluate every objective on its test rows."""
     from lockadapt.console import Reporter
@@ -38,7 +38,7 @@ def evaluate(
 
 
 def score_lines(name: str, values: Mapping[str, Any], indent: str = "") -> list[str]:
-    """Scores by name on one line; those that are groups below it, indented."""
+    """Format scores by name on one line, with groups of scores indented below."""
     plain = [f"{key} {_shown(value)}" for key, value in values.items() if not isinstance(value, dict)]
     lines = [f"{indent}{name}: {'  '.join(plain)}".rstrip()]
     for key, value in values.items():

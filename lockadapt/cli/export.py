@@ -1,4 +1,4 @@
-"""`lockadapt export`: a run becomes a folder that another client loads, proven equal."""
+"""`lockadapt export`: export a run to a verified folder for another client."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def export(
     to: str = typer.Option(
         ...,
         "--to",
-        help="merged, bridge, adapter, adapter-full or gguf, of runs that answer; dual, sentence-transformers or "
-        "colpali, of runs that embed.",
+        help="merged, bridge, adapter, adapter-full or gguf for runs that generate; dual, sentence-transformers or "
+        "colpali for runs that embed.",
     ),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
-    llama_cpp: Path = typer.Option(None, "--llama-cpp", help="Folder of llama.cpp's sources, for gguf."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    output: Path = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
+    llama_cpp: Path = typer.Option(None, "--llama-cpp", help="Folder of the llama.cpp sources, for gguf."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Write a run for another client, and prove in a fresh process that it computes what was trained."""
+    """Export a run for another client, and verify in a fresh process that it computes the trained model's outputs."""
     from lockadapt.console import Reporter
     from lockadapt.exports.export import export_run
 

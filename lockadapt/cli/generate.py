@@ -1,4 +1,4 @@
-"""`lockadapt generate`: pictures for prompts, drawn by a run or a merged folder."""
+"""`lockadapt generate`: generate images for prompts with a run or a merged folder."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import typer
 
 
 def generate(
-    target: Path = typer.Argument(help="Run folder, or a merged stock folder, of a model that draws."),
-    prompts: list[str] = typer.Option(..., "--prompt", help="What to draw; may be given several times."),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
-    count: int = typer.Option(1, "--count", min=1, help="Pictures for each prompt."),
-    seed: int = typer.Option(0, "--seed", help="The same seed and prompts give the same pictures."),
-    temperature: float = typer.Option(1.0, "--temperature", help="0 takes the likeliest code."),
-    top_k: int = typer.Option(None, "--top-k", help="Among the K likeliest codes only."),
+    target: Path = typer.Argument(help="Run folder or merged folder of a model trained with t2i."),
+    prompts: list[str] = typer.Option(..., "--prompt", help="Prompt; may be repeated."),
+    output: Path = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
+    count: int = typer.Option(1, "--count", min=1, help="Number of images per prompt."),
+    seed: int = typer.Option(
+        0, "--seed", help="Random seed; the same seed and prompts give the same images."
+    ),
+    temperature: float = typer.Option(
+        1.0, "--temperature", help="Sampling temperature; 0 is greedy decoding."
+    ),
+    top_k: int = typer.Option(None, "--top-k", help="Sample from the K most likely image tokens only."),
     top_p: float = typer.Option(
-        None, "--top-p", help="Among the likeliest codes with this probability together."
+        None, "--top-p", help="Sample from the most likely image tokens up to this cumulative probability."
     ),
     guidance_scale: float = typer.Option(
-        3.0, "--guidance-scale", help="Above 1: how strongly the prompt is followed."
+        3.0, "--guidance-scale", help="Classifier-free guidance scale; 1 disables guidance."
     ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Draw pictures for prompts."""
+    """Generate images for prompts."""
     from lockadapt.evaluation.generate import generate_pictures
     from lockadapt.objectives.image_generation import ImageGenerationConfig
 
     drawing = ImageGenerationConfig(seed, temperature, top_k, top_p, guidance_scale)
     result = generate_pictures(target, prompts, output, drawing, count)
-    print(json.dumps(result) if as_json else f"{len(result['images'])} pictures: {output}")
+    print(json.dumps(result) if as_json else f"{len(result['images'])} images: {output}")

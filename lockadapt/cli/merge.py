@@ -1,4 +1,4 @@
-"""`lockadapt merge`: a run, or a base and adapters, become one stock folder, proven equal."""
+"""`lockadapt merge`: merge a run, or a base and adapters, into one verified model folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ import typer
 
 
 def merge(
-    source: str = typer.Argument(help="Run folder; or with --adapter a stock folder or Hub id."),
-    output: Path = typer.Option(None, "--output", "-o", help="Folder to write; must be new or empty."),
+    source: str = typer.Argument(help="Run folder; with --adapter: folder or Hub id of the base model."),
+    output: Path = typer.Option(None, "--output", "-o", help="Output folder; must be new or empty."),
     adapter: list[str] = typer.Option(
-        [], "--adapter", help="PEFT folder or run to add to the stock folder, with a weight: A:0.7."
+        [], "--adapter", help="PEFT folder or run to add to the base, with an optional weight: A:0.7."
     ),
     base: str = typer.Option(
-        "dequantized", "--base", help="Of a quantized run: dequantized (what was trained) or original."
+        "dequantized",
+        "--base",
+        help="Base weights for a quantized run: dequantized (those used in training) or original.",
     ),
     compare: bool = typer.Option(
-        False, "--compare", help="Merge a run both ways, print what each is worth, write nothing."
+        False,
+        "--compare",
+        help="Merge a quantized run onto both bases, print the scores of each, write nothing.",
     ),
-    samples: int = typer.Option(None, "--samples", min=1, help="Test samples for --compare; default: all."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    samples: int = typer.Option(
+        None, "--samples", min=1, help="Number of test samples for --compare; default: all."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Fold adapters and projector into one folder that stock Transformers loads, and prove it in a fresh process."""
+    """Merge adapters and projector into one folder that plain Transformers loads, and verify it in a fresh process."""
     from lockadapt.console import Reporter
     from lockadapt.exports.merging import merge_command, text_of
 

@@ -1,4 +1,4 @@
-"""`lockadapt plan`: does it fit, how many tokens, how long, before anything is loaded."""
+"""`lockadapt plan`: estimate memory, tokens and time before loading any weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import typer
 def plan(
     recipe: Path = typer.Argument(help="YAML recipe."),
     overrides: list[str] = typer.Argument(
-        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+        None, metavar="[key.path=value]…", help="Override values of the recipe."
     ),
     memory: str = typer.Option(
-        None, "--memory", metavar="SIZE", help="A card that it must fit on, such as 8GB; exit code 5 if not."
+        None,
+        "--memory",
+        metavar="SIZE",
+        help="GPU memory the run must fit into, such as 8GB; exit code 5 if it does not.",
     ),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Memory by component, tokens, cache, time and the cards that a run fits on, without loading a weight."""
+    """Estimate memory by component, tokens, cache size, time and the GPUs that fit a run, without loading weights."""
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

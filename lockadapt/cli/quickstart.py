@@ -1,4 +1,4 @@
-"""`lockadapt quickstart`: the whole way on built-in models and pictures, offline, in minutes."""
+"""`lockadapt quickstart`: run the whole pipeline on built-in models and images, offline, in minutes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import typer
 
 def quickstart(
     output: Path = typer.Option(
-        Path("quickstart"), "--output", "-o", help="Folder for data, run, merged model and picture."
+        Path("quickstart"),
+        "--output",
+        "-o",
+        help="Output folder for data, run, merged model and overview image.",
     ),
-    as_json: bool = typer.Option(False, "--json", help="End with one JSON object on stdout."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
 ) -> None:
-    """Draw pictures, bridge two tiny models, train, evaluate beside a blind run, merge, prove, and show the result."""
+    """Create a dataset, join tiny models, train, evaluate (also with the mean image), merge, verify and show the result."""
     from lockadapt.console import Reporter
     from lockadapt.quickstart.tour import tour
 

@@ -1,4 +1,4 @@
-"""`lockadapt schema`: the JSON schema of recipes, for editors."""
+"""`lockadapt schema`: print the JSON schema of recipes, for editors."""
 
 from __future__ import annotations
 

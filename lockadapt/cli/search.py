@@ -1,4 +1,4 @@
-"""`lockadapt search`: the images of a folder that fit a text, or resemble an image."""
+"""`lockadapt search`: find the images of a folder that match a text or an image."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import typer
 
 
 def search(
-    target: Path = typer.Argument(
-        help="Run folder with an objective of the kind itc, or one merged from it."
-    ),
-    images: Path = typer.Option(..., "--images", help="Folder that is searched, subfolders too."),
-    query: list[str] = typer.Option([], "--query", help="What to look for; may be repeated."),
-    image: list[Path] = typer.Option([], "--image", help="Look for what resembles this; may be repeated."),
+    target: Path = typer.Argument(help="Run folder with an itc objective, or a folder merged from one."),
+    images: Path = typer.Option(..., "--images", help="Folder of images to search, including subfolders."),
+    query: list[str] = typer.Option([], "--query", help="Text to search for; may be repeated."),
+    image: list[Path] = typer.Option([], "--image", help="Image to search for; may be repeated."),
     index: Path = typer.Option(
-        None, "--index", help="Folder of the index; default: one in ~/.cache/lockadapt/search."
+        None, "--index", help="Index folder; default: one in ~/.cache/lockadapt/search."
     ),
-    top: int = typer.Option(5, "--top", min=1, help="Images to name for each query."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    top: int = typer.Option(5, "--top", min=1, help="Number of results per query."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Search a folder of images. Each image is embedded once; later only what is new or changed."""
+    """Search a folder of images. Each image is embedded once; later searches embed only new or changed images."""
     from lockadapt.console import Reporter
     from lockadapt.evaluation.search import search as find
 
     found = find(target, images, query, image, index, top, Reporter(quiet))
     searches = found["searches"]
     if as_json:
-        # The answer to one query stands at the top, where scripts look for it.
+        # The results of a single query also appear at the top level, where scripts expect them.
         print(json.dumps({**(searches[0] if len(searches) == 1 else {}), **found}))
         return
     for one in searches:

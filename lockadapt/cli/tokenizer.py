@@ -1,4 +1,4 @@
-"""`lockadapt tokenizer train`: an image tokenizer for the user's own images, with which a run can draw."""
+"""`lockadapt tokenizer train`: train an image tokenizer on your images, for text-to-image runs."""
 
 from __future__ import annotations
 
@@ -7,38 +7,46 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train an image tokenizer, which text-to-image needs.")
+app = typer.Typer(no_args_is_help=True, help="Train an image tokenizer for text-to-image.")
 
 
 @app.callback()
 def _tokenizer() -> None:
-    """Train an image tokenizer, which text-to-image needs."""
+    """Train an image tokenizer for text-to-image."""
 
 
 @app.command("train")
 def train(
     images: Path = typer.Option(
-        ..., "--images", help="Folder of images (searched through), or a .jsonl of rows."
+        ..., "--images", help="Folder of images (including subfolders), or a .jsonl file of rows."
     ),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
-    size: int = typer.Option(64, "--size", help="Side of the images, in pixels."),
-    grid: int = typer.Option(4, "--grid", help="Side of the square of codes; that of the tower's patches."),
-    codes: int = typer.Option(1024, "--codes", help="Entries of the codebook."),
+    output: Path = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
+    size: int = typer.Option(64, "--size", help="Side of the square images, in pixels."),
+    grid: int = typer.Option(
+        4, "--grid", help="Side of the grid of image tokens; must equal the tower's patch grid."
+    ),
+    codes: int = typer.Option(1024, "--codes", help="Codebook size."),
     width: int = typer.Option(64, "--width", help="Channels at full resolution, a multiple of 32."),
     blocks: int = typer.Option(1, "--blocks", help="Residual blocks at each resolution; 0 is fastest."),
     steps: int = typer.Option(2000, "--steps", help="Training steps."),
-    batch_size: int = typer.Option(16, "--batch-size", help="Images a step."),
-    learning_rate: float = typer.Option(3e-3, "--learning-rate", help="Of Adam, at its highest."),
-    focus: float = typer.Option(0.0, "--focus", help="Weight of pixels unlike their image's mean colour."),
-    perceptual: str = typer.Option(None, "--perceptual", help="Tower whose features are compared as well."),
-    adversarial: float = typer.Option(0.0, "--adversarial", help="Weight of a critic; 0 for none."),
-    held_out: float = typer.Option(0.05, "--held-out", help="Share of the images that is scored."),
-    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda …"),
-    seed: int = typer.Option(0, "--seed", help="Of everything that is drawn."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    batch_size: int = typer.Option(16, "--batch-size", help="Images per training step."),
+    learning_rate: float = typer.Option(3e-3, "--learning-rate", help="Peak learning rate."),
+    focus: float = typer.Option(
+        0.0, "--focus", help="Extra loss weight of pixels that differ from their image's mean colour."
+    ),
+    perceptual: str = typer.Option(None, "--perceptual", help="Vision tower for a perceptual loss."),
+    adversarial: float = typer.Option(
+        0.0, "--adversarial", help="Weight of the adversarial loss; 0 disables it."
+    ),
+    held_out: float = typer.Option(
+        0.05, "--held-out", help="Fraction of the images held out for evaluation."
+    ),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda, …"),
+    seed: int = typer.Option(0, "--seed", help="Random seed."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Train a stock JanusVQVAE on images, and report how well they come back and how much of the codebook is used."""
+    """Train a JanusVQVAE on images, and report reconstruction quality and codebook usage."""
     from lockadapt.architectures.janus.image_tokenizer import TokenizerShape
     from lockadapt.console import Reporter
     from lockadapt.training.image_tokenizer.folder import train_folder
@@ -65,7 +73,7 @@ def train(
         print(json.dumps(result))
         return
     print(
-        f"{result['output']}: {result['grid']} x {result['grid']} codes, held out ({result['images']}): "
+        f"{result['output']}: {result['grid']} x {result['grid']} image tokens, held out ({result['images']}): "
         f"L1 {result['l1']:.3f}, PSNR {result['psnr']:.1f} dB, "
-        f"{result['codes_used']:.0%} of the codes used, perplexity {result['perplexity']:.0f}; {result['seconds']:.0f} s"
+        f"{result['codes_used']:.0%} of the codebook used, perplexity {result['perplexity']:.0f}; {result['seconds']:.0f} s"
     )

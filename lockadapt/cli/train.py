@@ -1,4 +1,4 @@
-"""`lockadapt train`: a recipe becomes a run folder."""
+"""`lockadapt train`: train a recipe into a run folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from lockadapt.errors import RecipeError
 def train(
     recipe: Path = typer.Argument(help="YAML recipe."),
     overrides: list[str] = typer.Argument(
-        None, metavar="[key.path=value]…", help="Replace values of the recipe."
+        None, metavar="[key.path=value]…", help="Override values of the recipe."
     ),
     output: Path = typer.Option(None, "--output", "-o", help="Run folder."),
-    resume: bool = typer.Option(False, "--resume", help="Go on from the last checkpoint in the run folder."),
+    resume: bool = typer.Option(False, "--resume", help="Resume from the last checkpoint in the run folder."),
     blind: bool = typer.Option(False, "--blind", help="Replace every image by the mean image."),
-    dry_run: bool = typer.Option(
-        False, "--dry-run", help="Check everything that can be known, train nothing."
-    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Run all checks without training."),
     print_config: bool = typer.Option(
-        False, "--print-config", help="Show every value and where it came from."
+        False, "--print-config", help="Print every value and where it comes from, then exit."
     ),
-    as_json: bool = typer.Option(False, "--json", help="End with one JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Train projector and LoRA as the recipe says, and write a run folder."""
+    """Train projector and LoRA adapters on a recipe, and write a run folder."""
     from lockadapt.recipe.explain import print_config as shown
     from lockadapt.recipe.read import load_recipe
 
@@ -50,7 +48,7 @@ def train(
         check_recipe(loaded.recipe, reporter)
         return
     if loaded.recipe.output is None:
-        raise RecipeError("no run folder is named", where=str(recipe), fix="add --output FOLDER")
+        raise RecipeError("no run folder given", where=str(recipe), fix="add --output FOLDER")
     from lockadapt.training.session import train as run
 
     result = run(loaded.recipe, loaded.recipe.output, reporter, resume)

@@ -1,4 +1,4 @@
-"""`lockadapt unmerge`: an adapter is taken out of a merged folder again, and the base is proved to be back."""
+"""`lockadapt unmerge`: remove an adapter from a merged folder, and verify that the base is restored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import typer
 
 
 def unmerge(
-    folder: Path = typer.Argument(help="Merged stock folder."),
-    adapter: list[str] = typer.Option(..., "--adapter", help="As it was merged: PEFT folder or run, A:0.7."),
-    base: str = typer.Option(..., "--base", help="Stock folder or Hub id that must come back."),
-    output: Path = typer.Option(..., "--output", "-o", help="Folder to write; must be new or empty."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    folder: Path = typer.Argument(help="Merged model folder."),
+    adapter: list[str] = typer.Option(
+        ..., "--adapter", help="PEFT folder or run to remove, with the weight it was merged with: A:0.7."
+    ),
+    base: str = typer.Option(..., "--base", help="Folder or Hub id of the base that must be restored."),
+    output: Path = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Subtract adapters from a merged folder, and prove that every tensor is the base's again, to two roundings."""
+    """Subtract adapters from a merged folder, and verify that every tensor equals the base's to within two roundings."""
     from lockadapt.console import Reporter
     from lockadapt.exports.stack import parse_adapter
     from lockadapt.exports.unmerge import unmerge as take_out

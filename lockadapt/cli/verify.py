@@ -1,4 +1,4 @@
-"""`lockadapt verify`: is a folder what was trained, and are its files what was written?"""
+"""`lockadapt verify`: check a model folder, alone or against the run it came from."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 
 
 def verify(
-    folder: Path = typer.Argument(help="Merged or exported folder, made by lockadapt or by anything else."),
-    against: Path = typer.Option(None, "--against", help="Run folder that it must compute the same as."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on stdout."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Errors only."),
+    folder: Path = typer.Argument(help="Merged or exported folder, made by lockadapt or any other tool."),
+    against: Path = typer.Option(
+        None, "--against", help="Run folder whose outputs the model must reproduce."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Prove a folder in a fresh process: its files, its keys, that it sees, and with --against that it is the trained model."""
+    """Verify a folder in a fresh process: files, keys, image sensitivity and, with --against, equality with the trained model."""
     from lockadapt.console import Reporter
     from lockadapt.exports.verify import verify_folder
 

@@ -1,4 +1,4 @@
-"""What the quickstart's picture shows: predictions of the four objectives on combinations that training never showed."""
+"""The quickstart's overview image: predictions of the four objectives on combinations not seen in training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TITLE = "Combinations that training never showed"
 def show(
     rows: Sequence[dict[str, Any]], drawn: Sequence[tuple[str, Image.Image]], data: Path, path: Path
 ) -> None:
-    """Writes the picture.
+    """Write the overview image.
 
     Args:
         rows: predictions of every objective, as `evaluate_folder` writes them.
-        drawn: prompts and the model's pictures of them.
-        data: folder that names of images are relative to.
+        drawn: prompts and the images generated for them.
+        data: folder to which image names are relative.
         path: PNG to write.
     """
     of = {name: [row for row in rows if row["objective"] == name] for name in ("vqa", "caption", "itc")}
@@ -36,7 +36,7 @@ def show(
         )
         for row in _one_an_image(of["vqa"], ANSWERS)
     ]
-    # Other pictures than those above them.
+    # Images other than those of the answers above.
     asked = {row["images"][0] for row in _one_an_image(of["vqa"], ANSWERS)}
     told = [row for row in of["caption"] if row["images"][0] not in asked]
     right = _right_captions(data / "captions_test.jsonl")
@@ -58,7 +58,7 @@ def _one_an_image(rows: Iterable[dict[str, Any]], number: int) -> list[dict[str,
 
 
 def _plainest(rows: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-    """The queries that most pictures answer: found by luck least, and with room for mistakes."""
+    """Return the queries with the most matching images, so that a panel can show more than one hit."""
     return sorted(rows, key=lambda row: (-len(row["truth"]), row["question"]))[:number]
 
 

@@ -1,4 +1,4 @@
-"""The whole way on built-in models and pictures: bridge, train four objectives, evaluate, merge, prove, show."""
+"""The quickstart: train four objectives on built-in models and images, evaluate, merge, verify and show the result."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ QUESTIONS_ONLY = tuple(f"objectives.{name}.test=null" for name in ("caption", "i
 def tour(
     output: Path, reporter: Reporter, overrides: tuple[str, ...] = (), scenes: tuple[int, int] = (3000, 300)
 ) -> dict[str, Any]:
-    """Fills a folder with data, run, merged model and `unseen.png`; gives scores, proof and lines to print.
+    """Run the quickstart: write data, run, merged model and `unseen.png`; return scores, proof and summary lines.
 
     Args:
-        output: a new folder, or one that an earlier tour has left, which is emptied first.
+        output: a new folder, or the folder of an earlier quickstart, which is emptied first.
         overrides: recipe overrides, e.g. fewer steps.
-        scenes: how many are drawn for training and for testing.
+        scenes: number of scenes created for training and for testing.
 
     Raises:
-        RecipeError: `output` holds something else.
+        RecipeError: `output` contains anything else.
     """
     started = time.perf_counter()
     _make_room(output)
-    reporter.note("drawing scenes")
+    reporter.note("creating the dataset")
     make_dataset(output / "data", train=scenes[0], test=scenes[1])
     make_prompts(output / "data", train=scenes[0] // 4, test=scenes[1] // 3)
     plain = quickstart_recipe(output / "data", ASSETS, output / "run")
     loaded = load_recipe(None, overrides, plain)
     trained = train(loaded.recipe, output / "run", reporter)
-    reporter.note("answering, telling, finding and drawing")
+    reporter.note("evaluating answers, captions, retrieval and generated images")
     scores = evaluate_folder(output / "run", None, (), False, output / "predictions.jsonl", reporter)
     blind = evaluate_folder(
         output / "run", None, QUESTIONS_ONLY, True, output / "answers_blind.jsonl", reporter
@@ -76,7 +76,7 @@ def tour(
 
 
 def wording_alone(train_rows: Path, test_rows: Path) -> float:
-    """Accuracy on the test rows of the commonest training answer to each wording: the most that blindness can know."""
+    """Return the test accuracy of the most frequent training answer to each question: the best without images."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for line in train_rows.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -94,15 +94,19 @@ def wording_alone(train_rows: Path, test_rows: Path) -> float:
 def _make_room(output: Path) -> None:
     if output.exists() and any(output.iterdir()):
         if not (output / MARK).is_file():
-            raise RecipeError("holds something else", where=f"--output {output}", fix="name a new folder")
+            raise RecipeError(
+                "contains files that are not of a quickstart",
+                where=f"--output {output}",
+                fix="choose a new folder",
+            )
         shutil.rmtree(output)
     output.mkdir(parents=True, exist_ok=True)
-    # Marked from the start, so that an interrupted tour can be repeated.
+    # Marked from the start, so that an interrupted quickstart can be repeated.
     write_json(output / MARK, {})
 
 
 def _show(output: Path, temperature: float) -> None:
-    """Draws some combinations, by the run, and shows them beside what the run answered, told and found."""
+    """Generate images of some combinations, and show them with the run's answers, captions and search results."""
     prompts = [f"a {colour} {shape}" for colour, shape in sorted(SEEN)[::2]][:DRAWN]
     made = generate_pictures(
         output / "run", prompts, output / "drawn", ImageGenerationConfig(temperature=temperature), 1
@@ -117,17 +121,17 @@ def _summary(result: dict[str, Any], output: Path) -> list[str]:
     caption, merge = result["caption"], result["merge"]
     found, drawn = result["retrieval"]["text_to_image"], result["t2i"]
     return [
-        f"questions about unseen combinations: {result['vqa']['accuracy']:.3f} right ({types}; n = {result['vqa']['n']})",
-        f"  the same model shown the mean image: {result['blind']['accuracy']:.3f}; best guess from the wording: "
+        f"VQA accuracy on unseen combinations: {result['vqa']['accuracy']:.3f} ({types}; n = {result['vqa']['n']})",
+        f"  with the mean image instead: {result['blind']['accuracy']:.3f}; most frequent answer to each question: "
         f"{result['wording_alone']:.3f}",
         f"captions of unseen combinations: CIDEr {caption['cider']:.2f}, BLEU-4 {caption['bleu4']:.2f}, "
         f"ROUGE-L {caption['rouge_l']:.2f} (n = {caption['n']})",
-        f"pictures found by their captions: right one among the first 1 / 5 / 10 {found['r1']:.2f} / {found['r5']:.2f} / "
+        f"text-to-image retrieval, R@1 / R@5 / R@10: {found['r1']:.2f} / {found['r5']:.2f} / "
         f"{found['r10']:.2f} (n = {result['retrieval']['n']})",
-        f"pictures drawn of combinations that training showed: {drawn['probe']['accuracy']:.2f} right by a probe that gives real ones "
+        f"images generated for seen combinations: probe accuracy {drawn['probe']['accuracy']:.2f}, on real images "
         f"{drawn['probe']['probe_accuracy_on_real']:.2f} (n = {drawn['n']})",
         f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
         f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",
-        f"trained in {result['train_seconds']:.0f} s, {result['seconds']:.0f} s in all",
-        f"picture: {result['picture']}   run: {output / 'run'}   stock model: {output / 'merged'}",
+        f"training: {result['train_seconds']:.0f} s, total: {result['seconds']:.0f} s",
+        f"overview: {result['picture']}   run: {output / 'run'}   Transformers model: {output / 'merged'}",
     ]

@@ -1,4 +1,4 @@
-"""What a recipe says of its objectives: rows, and the keys of each kind. Nothing here imports torch."""
+"""The objectives section of a recipe: row sources and the keys of each kind. Does not import torch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEYS_OF_KINDS: dict[str, tuple[str, ...]] = {
     ),
     "text": (),
 }
-"""Keys beside those that every objective has."""
+"""Keys of each kind, in addition to those of every objective."""
 
 SAMPLE_FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
@@ -56,29 +56,29 @@ else:
 
 
 class SourceSection(Section):
-    """One set of rows and the images that they name."""
+    """A set of rows and the images they refer to."""
 
     format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"] = Field(
-        description="which reader opens it"
+        description="file format of the rows"
     )
     path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
     images: Text | None = Field(
-        default=None, description="folder that image names are relative to; default: the folder of `path`"
+        default=None, description="folder to which image names are relative; default: the folder of `path`"
     )
-    annotations: Text | None = Field(default=None, description="vqa-v2: the annotations file")
+    annotations: Text | None = Field(default=None, description="vqa-v2: annotations file")
     split: Text | None = Field(
         default=None,
-        description="datasets, imagefolder: which split; vqa-v2: what `{split}` in image names is",
+        description="datasets, imagefolder: name of the split; vqa-v2: replaces `{split}` in image names",
     )
     columns: dict[SampleField, Text | Natural] = Field(
         default_factory=dict,
-        description="sample field -> column name, or position in a row that is a list; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
+        description="sample field -> column name, or index if rows are lists; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
     )
     image_name: Text | None = Field(
         default=None,
-        description="how an image value becomes a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
+        description="template that turns an image value into a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
     )
-    limit: Positive | None = Field(default=None, description="use the first N rows only")
+    limit: Positive | None = Field(default=None, description="use only the first N rows")
 
     @model_validator(mode="after")
     def _keys_of_the_format(self) -> SourceSection:
@@ -99,92 +99,104 @@ class SourceSection(Section):
 
 
 class ObjectiveSection(Section):
-    """One thing to learn: its rows, how often it is drawn and how much it counts."""
+    """A training objective: its rows, sampling weight and loss weight."""
 
-    kind: Kind | None = Field(default=None, description="default: the objective's name")
-    train: SourceSection = Field(description="rows to learn from")
-    validation: SourceSection | None = Field(default=None, description="rows that choose the best adapter")
-    test: SourceSection | None = Field(default=None, description="rows that are scored after training")
-    ratio: Rate = Field(default=1.0, description="share of micro-batches, relative to the other objectives")
-    weight: Rate = Field(default=1.0, description="factor on its loss")
+    kind: Kind | None = Field(default=None, description="kind of objective; default: its name")
+    train: SourceSection = Field(description="training rows")
+    validation: SourceSection | None = Field(
+        default=None, description="validation rows, which select the best adapter"
+    )
+    test: SourceSection | None = Field(default=None, description="test rows, scored after training")
+    ratio: Rate = Field(
+        default=1.0, description="sampling weight: share of micro-batches relative to the other objectives"
+    )
+    weight: Rate = Field(default=1.0, description="factor applied to its loss")
     batch_size: Positive | None = Field(
         default=None, description="samples in a micro-batch of this objective; default: the stage's"
     )
     prompt: str | None = Field(
-        default=None, description="caption: what the user asks; vqa: a frame around `{question}`"
+        default=None, description="caption: the user's prompt; vqa: a template containing `{question}`"
     )
     answers: Annotated[list[Text], Field(min_length=1)] | Text | None = Field(
         default=None,
         description="closed list of answers (or a text file, one a line): evaluation ranks them instead of generating",
     )
     max_new_tokens: Positive | None = Field(
-        default=None, description="longest generated answer at evaluation; default 32"
+        default=None, description="maximum number of tokens generated per answer in evaluation; default 32"
     )
     mode: Literal["vlm", "dual"] | None = Field(
         default=None,
-        description="itc: both sides through the whole model (vlm; default where the run also generates), or side by side in a dual encoder (dual)",
+        description="itc: encode images and texts with the whole model (vlm; default if the run also has other objectives), or with a dual encoder (dual)",
     )
     contrast: Literal["infonce", "sigmoid"] | None = Field(
-        default=None, description="itc: the loss, CLIP's (default) or SigLIP's"
+        default=None,
+        description="itc: contrastive loss, that of CLIP (infonce, default) or of SigLIP (sigmoid)",
     )
-    dimension: Positive | None = Field(default=None, description="itc: of the embeddings; default 128")
+    dimension: Positive | None = Field(default=None, description="itc: embedding dimension; default 128")
     queries: Positive | None = Field(
-        default=None, description="itc, vlm: learned tokens behind image and text; default 1"
+        default=None,
+        description="itc, vlm: number of learned query tokens appended to image and text; default 1",
     )
     pooling: Literal["last", "mean", "pooler"] | None = Field(
         default=None,
-        description="itc: reads the last token (default), the mean over all, or an encoder's own pooler",
+        description="itc: pooling over the last token (default), the mean of all tokens, or an encoder's own pooler",
     )
     scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
         default=None,
-        description="itc: factor on cosines (1 / temperature) at the start; default 14.3, with sigmoid 10",
+        description="itc: initial logit scale (1 / temperature); default 14.3, with sigmoid 10",
     )
-    learn_scale: bool | None = Field(
-        default=None, description="itc: whether that factor is learned; default true"
-    )
+    learn_scale: bool | None = Field(default=None, description="itc: learn the logit scale; default true")
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None, description="itc, dual: share of the tower's outputs zeroed in training; default 0"
+        default=None, description="itc, dual: dropout on the tower's outputs during training; default 0"
     )
     chunk: Positive | None = Field(
         default=None,
-        description="itc: images or texts computed at a time (GradCache); the loss sees the whole batch; default 64",
+        description="itc: images or texts encoded at a time (GradCache); the loss still covers the whole batch; default 64",
     )
-    image_prompt: str | None = Field(default=None, description="itc, vlm: what the user says beside an image")
-    text_prompt: str | None = Field(default=None, description="itc: a frame around `{caption}`")
+    image_prompt: str | None = Field(default=None, description="itc, vlm: the user's prompt for an image")
+    text_prompt: str | None = Field(default=None, description="itc: template containing `{caption}`")
     templates: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None,
-        description="itc: texts with `{}` for a class; the test rows' captions are then the classes of a zero-shot classification",
+        description="itc: prompt templates with `{}` for the class name; evaluation is then zero-shot classification, with the test captions as classes",
     )
 
     prompt_drop: Fraction | None = Field(
         default=None,
-        description="t2i: share of training prompts replaced by the unconditional one, for guidance; default 0.1",
+        description="t2i: fraction of training prompts replaced by the unconditional prompt, for classifier-free guidance; default 0.1",
     )
     code_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="t2i: share of codes that the model reads wrongly in training, against learning small data by heart; default 0",
+        description="t2i: fraction of input image tokens replaced at random during training, against overfitting on small data; default 0",
     )
     crops: bool | None = Field(
         default=None,
-        description="t2i: learn from ten crops of each training image as well, half of them mirrored; default false",
+        description="t2i: also train on ten crops of each training image, half of them mirrored; default false",
     )
     guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="t2i: how strongly evaluation follows the prompt; default 3, 1 is none"
+        default=None,
+        description="t2i: classifier-free guidance scale in evaluation; default 3, 1 disables guidance",
     )
-    temperature: Rate | None = Field(default=None, description="t2i: of drawing at evaluation; default 1")
-    top_k: Positive | None = Field(default=None, description="t2i: draws among the K likeliest codes only")
+    temperature: Rate | None = Field(
+        default=None, description="t2i: sampling temperature in evaluation; default 1"
+    )
+    top_k: Positive | None = Field(
+        default=None, description="t2i: sample from the K most likely image tokens only"
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        default=None, description="t2i: draws among the likeliest codes that have this probability together"
+        default=None,
+        description="t2i: sample from the most likely image tokens up to this cumulative probability",
     )
     probe: Text | None = Field(
         default=None,
-        description="t2i: folder or Hub id of a vision tower; linear layers on it, trained on the training images, judge what evaluation draws",
+        description="t2i: folder or Hub id of a vision tower; linear probes on it, trained on the training images, score the generated images",
     )
-    drawing_seed: Natural | None = Field(default=None, description="t2i: of drawing at evaluation; default 0")
+    drawing_seed: Natural | None = Field(
+        default=None, description="t2i: random seed of image generation in evaluation; default 0"
+    )
 
 
 def kind_of(name: str, objective: ObjectiveSection) -> str:
-    """The kind of an objective: its own, or its name."""
+    """Return the kind of an objective: its `kind`, or else its name."""
     return objective.kind or name
 
 
@@ -194,7 +206,7 @@ _IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")
 
 
 def objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[KeyPath, str]]:
-    """What is wrong with an objective beyond its single values, as (key path below `objectives`, text)."""
+    """Return contradictions between an objective's values, as (key path below `objectives`, message)."""
     problems: list[tuple[KeyPath, str]] = []
     if not NAME.fullmatch(name):
         problems.append(((name,), NAME_RULE))
@@ -205,7 +217,7 @@ def objective_problems(name: str, objective: ObjectiveSection) -> list[tuple[Key
     special = {key for keys in KEYS_OF_KINDS.values() for key in keys}
     for key in sorted(objective.model_fields_set & special - set(KEYS_OF_KINDS[kind])):
         if getattr(objective, key) is not None:
-            problems.append(((name, key), f"an objective of the kind {kind} has no such key; leave this out"))
+            problems.append(((name, key), f"objectives of kind {kind} have no such key; remove it"))
     if kind == "vqa" and objective.prompt is not None and "{question}" not in objective.prompt:
         problems.append(((name, "prompt"), "needs `{question}` where the question goes"))
     if objective.text_prompt is not None and "{caption}" not in objective.text_prompt:

@@ -1,4 +1,4 @@
-"""What a user may write in a recipe: every key, its type, its default and its meaning. Nothing here imports torch."""
+"""The recipe schema: every key with its type, default and description. Does not import torch."""
 
 from __future__ import annotations
 
@@ -27,39 +27,40 @@ Part = Literal["projector", "lora", "retrieval", "generation"]
 
 
 class ModelSection(Section):
-    """What is bridged: an LLM and a vision tower, or an existing stock VLM folder."""
+    """The models to join: an LLM and a vision tower, or an existing vision-language model."""
 
     llm: Text | None = Field(default=None, description="folder or Hub id of a causal language model")
     tower: Text | None = Field(default=None, description="folder or Hub id of a vision model (CNN or ViT)")
     vlm: Text | None = Field(
-        default=None, description="instead of llm and tower: a stock LLaVA, FastVLM or Janus folder or Hub id"
+        default=None,
+        description="instead of llm and tower: folder or Hub id of a LLaVA, FastVLM or Janus model",
     )
     image_tokenizer: Text | None = Field(
         default=None,
-        description="folder or Hub id of a JanusVQVAE: the model also draws; needs a SigLIP tower",
+        description="folder or Hub id of a JanusVQVAE, so that the model also generates images; needs a SigLIP tower",
     )
     fusion: Literal["mlp", "linear"] = Field(
-        default="mlp", description="projector: two layers with GELU, or one linear layer"
+        default="mlp", description="projector architecture: two layers with GELU, or one linear layer"
     )
     image_size: Positive | None = Field(
         default=None,
-        description="side of the square that images are resized to, in pixels; default: as the tower's own preprocessing does",
+        description="side of the square to which images are resized, in pixels; default: the size in the tower's preprocessing config",
     )
     feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=-2,
-        description="which hidden layer of a token tower is projected (feature-map towers always give the last)",
+        description="hidden layer of a token tower to project (feature-map towers always use the last)",
     )
     calibration_images: Natural = Field(
         default=256,
-        description="training images that the projector is calibrated on; 0 turns calibration off",
+        description="number of training images used to calibrate the projector; 0 disables calibration",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: bfloat16 where the GPU has it, else float32"
+        default="auto", description="auto: bfloat16 if the GPU supports it, otherwise float32"
     )
     quantization: Literal["none", "nf4", "int8"] = Field(
         default="none",
-        description="of the LLM's blocks; tower, projector and head are never quantized; "
-        "`int8` rounds what it multiplies to float16 (LLM.int8())",
+        description="quantization of the LLM's blocks; tower, projector and head are never quantized; "
+        "`int8` computes matrix products in float16 (LLM.int8())",
     )
 
     @model_validator(mode="after")
@@ -67,23 +68,21 @@ class ModelSection(Section):
         if self.vlm and (self.llm or self.tower):
             raise InconsistentError([(("vlm",), "give either `vlm`, or `llm` and `tower`, not both")])
         if not self.vlm and not (self.llm and self.tower):
-            raise InconsistentError(
-                [((), "needs `llm` and `tower` (or `vlm`, an existing stock checkpoint)")]
-            )
+            raise InconsistentError([((), "needs `llm` and `tower` (or `vlm`, an existing checkpoint)")])
         return self
 
 
 class LoraSection(Section):
-    """Low-rank adapters on the LLM's linear layers (arXiv 2106.09685)."""
+    """LoRA adapters on the LLM's linear layers (arXiv 2106.09685)."""
 
-    rank: Positive = Field(default=16, description="width of the adapters")
-    alpha: Rate | None = Field(default=None, description="scale numerator; default 2 * rank")
+    rank: Positive = Field(default=16, description="rank of the adapters")
+    alpha: Rate | None = Field(default=None, description="numerator of the scaling factor; default 2 * rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="on the input of the adapters"
+        default=0.0, description="dropout on the adapters' input"
     )
     targets: Literal["all-linear", "attention"] | Annotated[list[Text], Field(min_length=1)] = Field(
         default="all-linear",
-        description="all linear layers of the LLM's blocks, its attention only, or names such as q_proj",
+        description="all linear layers of the LLM's blocks, attention layers only, or a list of names such as q_proj",
     )
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     dora: bool = Field(
@@ -91,10 +90,10 @@ class LoraSection(Section):
         description="weight-decomposed adapters (arXiv 2402.09353); vLLM and SGLang do not serve them",
     )
     plus_ratio: Rate = Field(
-        default=1.0, description="LoRA+: learning rate of B over that of A (arXiv 2402.12354)"
+        default=1.0, description="LoRA+: ratio of the learning rates of B and A (arXiv 2402.12354)"
     )
     init: Literal["default", "gaussian", "orthogonal"] = Field(
-        default="default", description="how A is initialised; B is such that the adapter starts at zero"
+        default="default", description="initialisation of A; B is chosen so that the adapter starts at zero"
     )
 
 
@@ -103,123 +102,139 @@ class DataSection(Section):
 
     max_length: Positive | None = Field(
         default=None,
-        description="tokens in a sample; default: the LLM's context. Text is cut, images never are",
+        description="maximum number of tokens in a sample; default: the LLM's context length. Text is truncated, images never are",
     )
     on_bad_image: Literal["error", "skip"] = Field(
-        default="error", description="a missing or damaged image stops the run, or drops its samples"
+        default="error", description="stop at a missing or damaged image, or skip its samples"
     )
     max_bad_fraction: Fraction = Field(
-        default=0.01, description="with `skip`: the largest share of images that may be bad"
+        default=0.01, description="with `skip`: largest fraction of images that may be missing or damaged"
     )
-    max_pixels: Positive = Field(default=50_000_000, description="larger images are refused before decoding")
-    workers: Natural = Field(default=0, description="processes that decode images")
+    max_pixels: Positive = Field(
+        default=50_000_000, description="reject images with more pixels before decoding them"
+    )
+    workers: Natural = Field(default=0, description="number of processes that decode images")
     packing: Literal["auto", "shared", "none"] = Field(
         default="auto",
-        description="samples about the same images share a row in which common beginnings stand once: where it is exact and saves a tenth of the tokens, always, never",
+        description="put samples about the same images into one row that stores their common prefix once; auto: where this is exact and saves at least 10 % of the tokens",
     )
     row_tokens: Positive = Field(
-        default=2048, description="longest packed row; more samples of one image are divided"
+        default=2048,
+        description="maximum number of tokens in a packed row; samples that exceed it are split over several rows",
     )
     samples_per_image: Positive | None = Field(
         default=None,
-        description="the most samples of one image that packing draws together; default: a quarter of an optimiser step's, so that a step sees four images or more",
+        description="maximum number of samples of one image drawn together for packing; default: a quarter of the samples in an optimiser step, so that a step sees at least four images",
     )
     features: Literal["auto", "memory", "disk", "none"] = Field(
         default="auto",
-        description="where the frozen tower's outputs are kept; auto: in memory, or else on disk, if they fit and pay",
+        description="where to cache the frozen tower's outputs; auto: in memory, else on disk, if they fit and images are reused",
     )
-    feature_memory_gib: Rate = Field(default=2.0, description="auto: the most memory for them, in GiB")
+    feature_memory_gib: Rate = Field(
+        default=2.0, description="auto: memory limit for cached features, in GiB"
+    )
     feature_disk_gib: Annotated[float, Field(ge=0)] = Field(
-        default=20.0, description="the most disk for those of one tower, in GiB; more is refused"
+        default=20.0,
+        description="disk limit for the cached features of one tower, in GiB; larger caches are refused",
     )
     feature_dtype: Literal["bfloat16", "float32", "int8"] = Field(
-        default="bfloat16", description="how they are stored on disk"
+        default="bfloat16", description="storage format of cached features on disk"
     )
     cache: Text | None = Field(
-        default=None, description="folder for them; default: `~/.cache/lockadapt/features`"
+        default=None, description="folder of the feature cache; default: `~/.cache/lockadapt/features`"
     )
 
 
 class TrainingSection(Section):
-    """How long and how fast. Length is given by `steps` or by `epochs`."""
+    """Optimisation: length (`steps` or `epochs`), batch size, learning rates and checkpoints."""
 
     steps: Positive | None = Field(default=None, description="optimiser steps")
-    epochs: Rate | None = Field(default=None, description="passes over the training rows, instead of steps")
-    batch_size: Positive = Field(default=16, description="samples in a micro-batch on one device")
-    accumulation: Positive = Field(default=1, description="micro-batches in an optimiser step")
-    learning_rate: Rate = Field(default=2e-4, description="of the LoRA adapters")
-    projector_learning_rate: Rate = Field(default=2e-5, description="of the projector")
+    epochs: Rate | None = Field(
+        default=None, description="passes over the training rows; alternative to steps"
+    )
+    batch_size: Positive = Field(default=16, description="samples in a micro-batch, per device")
+    accumulation: Positive = Field(default=1, description="micro-batches per optimiser step")
+    learning_rate: Rate = Field(default=2e-4, description="learning rate of the LoRA adapters")
+    projector_learning_rate: Rate = Field(default=2e-5, description="learning rate of the projector")
     retrieval_learning_rate: Rate | None = Field(
         default=None,
-        description="of query tokens, embedding projections and temperature; default: the projector's",
+        description="learning rate of query tokens, embedding projections and temperature; default: projector_learning_rate",
     )
     generation_learning_rate: Rate | None = Field(
-        default=None, description="of what draws images; default: the projector's"
+        default=None,
+        description="learning rate of the image-generation head; default: projector_learning_rate",
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="of the learning rates after the warm-up"
+        default="cosine", description="learning-rate schedule after the warm-up"
     )
-    warmup: Fraction = Field(default=0.03, description="share of the steps in which the learning rates rise")
+    warmup: Fraction = Field(default=0.03, description="fraction of the steps spent on learning-rate warm-up")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="decoupled, as AdamW does it"
+        default=0.0, description="decoupled weight decay, as in AdamW"
     )
-    max_grad_norm: Rate = Field(default=1.0, description="longer gradients are scaled down to this norm")
+    max_grad_norm: Rate = Field(default=1.0, description="gradients are clipped to this norm")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
-        default="adamw", description="the 8-bit ones are bitsandbytes'; paged: moves its state off a full GPU"
+        default="adamw",
+        description="8-bit optimisers are those of bitsandbytes; paged: moves its state to the CPU when the GPU is full",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="compute activations twice instead of keeping them: less memory, slower"
+        default=False, description="recompute activations instead of storing them: less memory, slower"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        default=0, description="of initialisation, order of samples and dropout"
+        default=0, description="random seed of initialisation, sample order and dropout"
     )
-    log_every: Positive = Field(default=10, description="optimiser steps between lines of metrics")
+    log_every: Positive = Field(default=10, description="optimiser steps between logged metrics")
     validate_every: Positive | None = Field(
-        default=None, description="optimiser steps; default: at the end of the stage only"
+        default=None, description="optimiser steps between validations; default: only at the end of the stage"
     )
     validation_samples: Positive = Field(
-        default=256, description="samples of each validation set that are used"
+        default=256, description="maximum number of samples used from each validation set"
     )
     patience: Positive | None = Field(
-        default=None, description="stop after so many validations without an improvement"
+        default=None, description="stop after this many validations without improvement"
     )
     save_every: Positive | None = Field(
-        default=None, description="optimiser steps between checkpoints; default: at validations"
+        default=None, description="optimiser steps between checkpoints; default: at each validation"
     )
-    keep_checkpoints: Positive = Field(default=2, description="older checkpoints are deleted")
+    keep_checkpoints: Positive = Field(
+        default=2, description="number of checkpoints to keep; older ones are deleted"
+    )
     report_to: list[Literal["trackio", "wandb", "tensorboard"]] = Field(
-        default_factory=list, description="services that metrics are sent to, beside metrics.jsonl"
+        default_factory=list, description="trackers to log metrics to, in addition to metrics.jsonl"
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingSection:
         problems = _length_problems(self)
         if self.patience is not None and self.validate_every is None:
-            problems.append((("patience",), "counts validations: needs `validate_every` too"))
+            problems.append((("patience",), "counts validations, so it needs `validate_every`"))
         refuse(problems)
         return self
 
 
 class StageSection(Section):
-    """One stage of a run; what it leaves out is taken from `training`."""
+    """One stage of a run; omitted values are taken from `training`."""
 
-    name: Text = Field(description="names its folder and its metrics, e.g. align")
+    name: Text = Field(description="name of the stage, used for its folder and metrics, e.g. align")
     train: Annotated[list[Part], Field(min_length=1)] | None = Field(
         default=None,
-        description="what learns in it: of projector, lora, retrieval, generation; default: LoRA, and what its objectives need",
+        description="parts to train: projector, lora, retrieval, generation; default: lora and the parts that the stage's objectives need",
     )
     steps: Positive | None = Field(default=None, description="optimiser steps")
-    epochs: Rate | None = Field(default=None, description="passes over the training rows, instead of steps")
-    batch_size: Positive | None = Field(default=None, description="samples in a micro-batch on one device")
-    accumulation: Positive | None = Field(default=None, description="micro-batches in an optimiser step")
-    learning_rate: Rate | None = Field(default=None, description="of the LoRA adapters")
-    projector_learning_rate: Rate | None = Field(default=None, description="of the projector")
-    retrieval_learning_rate: Rate | None = Field(
-        default=None, description="of query tokens, embedding projections and temperature"
+    epochs: Rate | None = Field(
+        default=None, description="passes over the training rows; alternative to steps"
     )
-    generation_learning_rate: Rate | None = Field(default=None, description="of what draws images")
+    batch_size: Positive | None = Field(default=None, description="samples in a micro-batch, per device")
+    accumulation: Positive | None = Field(default=None, description="micro-batches per optimiser step")
+    learning_rate: Rate | None = Field(default=None, description="learning rate of the LoRA adapters")
+    projector_learning_rate: Rate | None = Field(default=None, description="learning rate of the projector")
+    retrieval_learning_rate: Rate | None = Field(
+        default=None, description="learning rate of query tokens, embedding projections and temperature"
+    )
+    generation_learning_rate: Rate | None = Field(
+        default=None, description="learning rate of the image-generation head"
+    )
     objectives: Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="names of those that take part; default: all"
+        default=None, description="names of the objectives to train; default: all"
     )
     ratios: dict[str, Rate] = Field(
         default_factory=dict, description="objective -> its share of micro-batches in this stage"
@@ -237,51 +252,56 @@ class StageSection(Section):
             problems.append(
                 (
                     ("learning_rate",),
-                    "is of lora, which this stage does not train; the projector's is `projector_learning_rate`",
+                    "applies to lora, which this stage does not train; for the projector, set `projector_learning_rate`",
                 )
             )
         if "projector" not in train and self.projector_learning_rate is not None:
             problems.append(
-                (("projector_learning_rate",), "is of the projector, which this stage does not train")
+                (("projector_learning_rate",), "applies to the projector, which this stage does not train")
             )
         for part in ("retrieval", "generation"):
             key = f"{part}_learning_rate"
             if self.train is not None and part not in self.train and getattr(self, key) is not None:
-                problems.append(((key,), f"is of {part}, which this stage does not train"))
+                problems.append(((key,), f"applies to {part}, which this stage does not train"))
         refuse(problems)
         return self
 
 
 class EvaluationSection(Section):
-    """How answers are scored after training and by `lockadapt eval`."""
+    """Evaluation after training and by `lockadapt eval`."""
 
-    batch_size: Positive = Field(default=64, description="samples that are answered at once")
+    batch_size: Positive = Field(default=64, description="samples per evaluation batch")
     method: Literal["auto", "generate", "rank"] = Field(
-        default="auto", description="auto: rank where a closed list of answers is given"
+        default="auto", description="auto: rank if a closed list of answers is given, otherwise generate"
     )
-    samples: Positive | None = Field(default=None, description="of each test set; default: all")
+    samples: Positive | None = Field(
+        default=None, description="maximum number of samples from each test set; default: all"
+    )
 
 
 class Recipe(Section):
     """A whole run."""
 
-    model: ModelSection = Field(description="what is bridged")
+    model: ModelSection = Field(description="the models to join")
     lora: LoraSection | None = Field(
-        default_factory=LoraSection, description="null: train the projector alone"
+        default_factory=LoraSection, description="LoRA adapters; null: train the projector only"
     )
     objectives: Annotated[dict[str, ObjectiveSection], Field(min_length=1)] = Field(
-        description="name -> what is learnt; a name is free where `kind` is given"
+        description="name -> objective; any name is allowed if `kind` is given"
     )
     data: DataSection = Field(default_factory=DataSection, description="how rows become batches")
-    training: TrainingSection = Field(default_factory=TrainingSection, description="how long and how fast")
+    training: TrainingSection = Field(
+        default_factory=TrainingSection, description="length, batch size and learning rates"
+    )
     stages: list[StageSection] = Field(
-        default_factory=list, description="default: one stage that trains projector and LoRA"
+        default_factory=list, description="training stages; default: one stage that trains projector and LoRA"
     )
     evaluation: EvaluationSection = Field(
-        default_factory=EvaluationSection, description="how answers are scored"
+        default_factory=EvaluationSection, description="how answers are produced and scored"
     )
     blind: bool = Field(
-        default=False, description="replace every image by the mean image: what the wording alone is worth"
+        default=False,
+        description="replace every image by the mean image, to measure how much can be answered from the text alone",
     )
     output: Text | None = Field(default=None, description="run folder")
 
@@ -297,7 +317,7 @@ class Recipe(Section):
         ]
         dual = [name for name, one in objectives.items() if one.mode == "dual"]
         if dual and any(kind_of(name, one) != "itc" or one.mode == "vlm" for name, one in objectives.items()):
-            text = "a dual encoder only retrieves: use `mode: vlm` beside other objectives"
+            text = "a dual encoder can only retrieve: use `mode: vlm` to combine itc with other objectives"
             problems += [((name, "mode"), text) for name in dual]
         refuse(problems)
         return objectives
@@ -338,4 +358,4 @@ def _length_problems(part: TrainingSection | StageSection) -> list[tuple[KeyPath
     """`steps` and `epochs` exclude one another."""
     if part.steps is None or part.epochs is None:
         return []
-    return [(("epochs",), "give `steps` or `epochs`, not both (null takes one back)")]
+    return [(("epochs",), "give `steps` or `epochs`, not both (set the other to null)")]

@@ -1,4 +1,4 @@
-"""What all recipe sections share: number types, strictness, and errors about values that contradict each other."""
+"""Base of all recipe sections: number types, strict validation, and errors about contradictory values."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ NAME_RULE = "a name is a letter and up to 63 letters, digits, `-` or `_`"
 
 
 def refuse(problems: Sequence[tuple[KeyPath, str]]) -> None:
-    """Raise what was found, if anything."""
+    """Raise `InconsistentError` if there are problems."""
     if problems:
         raise InconsistentError(problems)

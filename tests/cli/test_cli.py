@@ -128,7 +128,7 @@ def test_train_eval_merge_chat(place: Path) -> None:
     [
         (["train", "nowhere.yaml", "-o", "out"], 2, "nowhere.yaml"),
         (["train", "recipe.yaml", "lora.rnak=3", "-o", "out"], 2, "Did you mean lora.rank"),
-        (["train", "recipe.yaml"], 2, "no run folder is named"),
+        (["train", "recipe.yaml"], 2, "no run folder given"),
         (["train"], 2, "Missing argument"),
         (["nonsense"], 2, "nonsense"),
         (["train", "recipe.yaml", "-o", "."], 2, "not empty"),

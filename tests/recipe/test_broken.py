@@ -193,7 +193,7 @@ WHOLE = [
     broken("comments-only", "# nothing\n", ":1: the recipe is empty; it needs `model` and `objectives`"),
     broken("a-list", "- model\n", ":1: a recipe is a section of keys and values, got a list"),
     broken("a-text", "model\n", ":1: a recipe is a section of keys and values, got 'model'"),
-    broken("empty-mapping", "{}\n", ":1: model: required, but missing (what is bridged)",
+    broken("empty-mapping", "{}\n", ":1: model: required, but missing (the models to join)",
            ":1: objectives: required, but missing (name -> what is learnt; a name is free where `kind` is given)"),
     broken("nothing-to-bridge", GOOD.replace("  tower: some/tower\n", ""),
            ":1: model: needs `llm` and `tower` (or `vlm`, an existing stock checkpoint)"),
