@@ -146,5 +146,5 @@ def test_tour_from_end_to_end(tmp_path: Path) -> None:
     assert again["vqa"] == result["vqa"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "note.txt").write_text("keep")
-    with pytest.raises(RecipeError, match="something else"):
+    with pytest.raises(RecipeError, match="not of a quickstart"):
         tour(tmp_path / "mine", Reporter(quiet=True))

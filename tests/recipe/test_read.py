@@ -77,7 +77,7 @@ stages:
         "x.yaml:11: objectives.vqa.train.format: should be one of jsonl, csv, imagefolder, llava, coco, vqa-v2, "
         "datasets, got 'jsnol'. Did you mean jsonl?",
         "x.yaml:15: training.seed: the tag !secret is not allowed: a recipe holds plain values only",
-        "x.yaml:19: stages.0.learning_rate: is of lora, which this stage does not train; the projector's is "
+        "x.yaml:19: stages.0.learning_rate: applies to lora, which this stage does not train; for the projector, set "
         "`projector_learning_rate`",
         "override 'lora.rnak=8': unknown key. Did you mean lora.rank?",
         "override 'data.workers=many': should be a whole number, got 'many'",
@@ -160,7 +160,7 @@ def test_values_are_checked_as_files_are() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(None, values={"model": {"llm": "a", "towr": "b"}, 5: 6, "lora": {"rank": 10**5000}})
     assert str(caught.value).splitlines() == [
-        "recipe: objectives: required, but missing (name -> what is learnt; a name is free where `kind` is given)",
+        "recipe: objectives: required, but missing (name -> objective; any name is allowed if `kind` is given)",
         "values: the key 5 is not text",
         "values: model.towr: unknown key. Did you mean model.tower?",
         "values: lora.rank: should be at most 1,000,000,000, got a number of more than 30 digits",
