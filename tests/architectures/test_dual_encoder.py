@@ -23,7 +23,7 @@ from lockadapt.architectures.dual_encoder.embeddings import (
     text_embedding,
 )
 from lockadapt.errors import AssemblyError, VerificationError
-from tests.models.test_texts import encoder
+from tests.support.texts import encoder
 from tests.support.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
 
 NO_POOLER = ("vit-classifier",)

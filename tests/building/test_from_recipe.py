@@ -24,23 +24,12 @@ from lockadapt.data.readers.source import Source
 from lockadapt.errors import DataError, RecipeError, SetupError
 from lockadapt.objectives import KINDS
 from lockadapt.recipe.objectives import KEYS_OF_KINDS
-from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.config import GroundingConfig
 from lockadapt.tuning.adapters import LoraSettings
-from tests.support.runs import rows_file
+from tests.support.runs import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def recipe(folder: Path, *overrides: str) -> Recipe:
-    rows = {"format": "jsonl", "path": str(rows_file(folder)), "images": str(folder / "pictures")}
-    values = {
-        "model": {"llm": "./llm", "tower": "./tower"},
-        "objectives": {"vqa": {"train": rows, "validation": rows, "test": rows}},
-        "training": {"steps": 40},
-    }
-    return load_recipe(None, overrides, values).recipe
 
 
 def stage(own: Recipe) -> Stage:

@@ -13,7 +13,7 @@ from lockadapt.architectures.assemble import assemble
 from lockadapt.console import Reporter
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.session import train
-from tests.cli.test_cli import lockadapt
+from tests.support.command import lockadapt
 from tests.support.runs import values
 from tests.support.tiny import tiny_llm
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from lockadapt.cli import main
+from tests.support.command import lockadapt
 from tests.support.rows import pictures
-from tests.support.runs import rows_file, values
+from tests.support.runs import recipe_file, rows_file, values
 from tests.support.tiny import tiny_llm, tiny_tower
 
 SINGLE = "import torch; torch.set_num_threads(1); from lockadapt.cli import main; main()"
@@ -25,30 +22,6 @@ def process(*arguments: object) -> subprocess.CompletedProcess[str]:
     """A command line of its own process, as users have it."""
     command = [sys.executable, "-c", SINGLE, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def lockadapt(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same entry point in this process, which saves the seconds that importing torch takes."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    before = Path.cwd()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["lockadapt", *map(str, arguments)])
-        os.chdir(cwd or before)
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        finally:
-            os.chdir(before)
-    return subprocess.CompletedProcess(list(arguments), code, out.getvalue(), err.getvalue())
-
-
-def recipe_file(folder: Path, recipe: dict) -> Path:
-    import yaml
-
-    file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe))
-    return file
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run_folder import load_run
 from lockadapt.training.session import train
-from tests.cli.test_cli import lockadapt
+from tests.support.command import lockadapt
 from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)

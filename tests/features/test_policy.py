@@ -28,10 +28,9 @@ from lockadapt.training.session import load_samples, train
 from lockadapt.tuning.adapters import set_trainable
 from lockadapt.tuning.locks import component_table, frozen_digests, prove_locked
 from lockadapt.tuning.quantize import load_quantized
-from tests.building.test_from_recipe import recipe
-from tests.cli.test_cli import lockadapt, recipe_file
+from tests.support.command import lockadapt
 from tests.support.rows import trainer, vqa_samples
-from tests.support.runs import values
+from tests.support.runs import recipe, recipe_file, values
 
 QUIET = Reporter(quiet=True)
 TINY = 1e-9

@@ -14,9 +14,8 @@ from lockadapt.exports.weights import merge_weights
 from lockadapt.exports.weights.merge_weights import Weighted
 from lockadapt.models.device import ROOM, choose_device
 from lockadapt.objectives.answer_tokens import sample_losses
-from tests.exports.weights.test_merge_weights import make, merged_and_wanted
-from tests.objectives.test_packing import adapted, both, gradients
-from tests.support.adapters import Case, read_all
+from tests.support.adapters import Case, make, merged_and_wanted, read_all
+from tests.support.packing import adapted_model, gradients, plain_and_packed
 from tests.support.tiny import tiny_llm, tiny_tower
 
 pytestmark = [
@@ -50,9 +49,9 @@ def test_a_quantized_base_is_what_its_layers_multiplied_with(kind: Any, tmp_path
 def test_packed_samples_have_their_own_losses_and_gradients(quantization: str, tmp_path: Path) -> None:
     llm, tower = tiny_llm("llama", tmp_path / "llm"), tiny_tower("clip-vision", tmp_path / "tower")
     assemble(llm, tower, tmp_path / "model", dtype="float32", prove=False)
-    model, processor = adapted(tmp_path / "model", quantization, False)
+    model, processor = adapted_model(tmp_path / "model", quantization, False)
     model = model.to("cuda")
-    items, *batches = both(processor, tmp_path, 120)
+    items, *batches = plain_and_packed(processor, tmp_path, 120)
     plain, packed = (on_device(batch, torch.device("cuda")) for batch in batches)
     alone, theirs = gradients(model, plain)
     together, ours = gradients(model, packed)

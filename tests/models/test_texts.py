@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,28 +10,8 @@ import transformers as hf
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.texts import load_text, load_text_tokenizer, probe_text
-from tests.support.tiny import COMMON, ROWS, tiny_llm, tiny_tokenizer, tiny_tower
-
-ENCODERS: dict[str, Callable[[], Any]] = {
-    "bert": lambda: hf.BertModel(hf.BertConfig(**COMMON)),
-    "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**COMMON)),
-    "clip-text": lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**COMMON)),
-    "masked-lm": lambda: hf.BertForMaskedLM(hf.BertConfig(**COMMON)),
-    "distilbert": lambda: hf.DistilBertModel(
-        hf.DistilBertConfig(vocab_size=ROWS, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
-    ),
-    "t5": lambda: hf.T5Model(
-        hf.T5Config(vocab_size=ROWS, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
-    ),
-}
-
-
-def encoder(kind: str, folder: Path) -> Path:
-    """A random text encoder with a tokenizer in a folder."""
-    torch.manual_seed(0)
-    ENCODERS[kind]().eval().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+from tests.support.texts import encoder
+from tests.support.tiny import ROWS, tiny_llm, tiny_tower
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.data.batch import Batch, collate
-from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.batch import collate
+from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
-from lockadapt.objectives.answer_tokens import answer_loss, sample_losses
-from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
-from lockadapt.tuning.quantize import load_quantized
+from lockadapt.objectives.answer_tokens import sample_losses
+from tests.support.packing import adapted_model, gradients, plain_and_packed
 from tests.support.rows import dialogue_sample, vqa_samples
 from tests.support.tiny import tiny_llm, tiny_tower
 
@@ -41,44 +38,14 @@ def stock_folder(folders: dict[str, Path], family: str) -> Path:
     return folders[family]
 
 
-def adapted(folder: Path, quantization: str, checkpointing: bool) -> tuple[nn.Module, Any]:
-    """A model with LoRA that says something, ready to train."""
-    model, processor = load_quantized(folder, quantization, torch.float32)
-    model = attach_lora(model, lora_config(model, LoraSettings(rank=4, init="gaussian")))
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            chance = torch.Generator().manual_seed(1)
-            with torch.no_grad():
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=chance))
-    set_trainable(model, ["projector", "lora"])
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return model.train(), processor
-
-
-def both(processor: Any, folder: Path, row_tokens: int) -> tuple[list[Encoded], Batch, Batch]:
-    encoder = Encoder(processor, 200)
-    items = encoder.encode([*vqa_samples(folder, repeat=2), dialogue_sample(folder)]).encoded
-    pixels = PixelInputs(processor.image_processor, 10**6)
-    return items, collate(items, pixels, 2, "vqa"), collate(items, pixels, 2, "vqa", row_tokens)
-
-
-def gradients(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    loss, _ = answer_loss(model, batch)
-    loss.backward()
-    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_losses_and_gradients(
     family: str, quantization: str, checkpointing: bool, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    model, processor = adapted(stock_folder(folders, family), quantization, checkpointing)
-    items, plain, packed = both(processor, tmp_path, 120)
+    model, processor = adapted_model(stock_folder(folders, family), quantization, checkpointing)
+    items, plain, packed = plain_and_packed(processor, tmp_path, 120)
     assert packed["input_ids"].numel() < 0.7 * plain["input_ids"].numel()
     alone, theirs = gradients(model, plain)
     together, ours = gradients(model, packed)
@@ -93,8 +60,8 @@ def test_same_losses_and_gradients(
 
 def test_a_leak_from_branch_to_branch_is_seen(folders: dict[str, Path], tmp_path: Path) -> None:
     """What the parity test is worth: one branch that sees another, or a wrong position, is no parity."""
-    model, processor = adapted(stock_folder(folders, "llama"), "none", False)
-    items, plain, packed = both(processor, tmp_path, 10_000)
+    model, processor = adapted_model(stock_folder(folders, "llama"), "none", False)
+    items, plain, packed = plain_and_packed(processor, tmp_path, 10_000)
     alone = sample_losses(model, plain, len(items))
     tokens = packed["input_ids"].shape[1]
     leaking = {**packed, "attention_mask": torch.ones(tokens, tokens, dtype=torch.bool).tril()[None, None]}
@@ -108,7 +75,7 @@ def test_a_leak_from_branch_to_branch_is_seen(folders: dict[str, Path], tmp_path
 def test_any_choice_of_samples_and_any_budget(
     chosen: list[int], row_tokens: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    model, processor = adapted(stock_folder(folders, "llama"), "none", False)
+    model, processor = adapted_model(stock_folder(folders, "llama"), "none", False)
     model.eval()
     samples = [*vqa_samples(tmp_path, repeat=2), dialogue_sample(tmp_path)]
     items = Encoder(processor, 200).encode([samples[n] for n in chosen]).encoded

@@ -29,8 +29,8 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training import session
 from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.tuning.quantize import load_quantized
-from tests.cli.test_cli import lockadapt, recipe_file
-from tests.support.runs import rows_file, values
+from tests.support.command import lockadapt
+from tests.support.runs import recipe_file, rows_file, values
 from tests.support.tiny import tiny_llm, tiny_tower
 
 QUIET = Reporter(quiet=True)

@@ -15,7 +15,7 @@ from lockadapt.recipe.keys import FREE, POSITION, at, every_key, expected, meani
 from lockadapt.recipe.objectives import SAMPLE_FIELDS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from tests.recipe.test_read import TEXT
+from tests.support.runs import RECIPE_TEXT
 
 # What YAML likes to read as something else, beside all that hypothesis finds.
 TRICKY = [
@@ -150,7 +150,7 @@ def test_every_value_is_shown_on_one_line(values: dict[str, Any]) -> None:
 
 
 def test_columns_for_people(file: Path) -> None:
-    file.write_text(TEXT)
+    file.write_text(RECIPE_TEXT)
     loaded = load_recipe(file, ["blind=true"])
     lines = print_config(loaded).splitlines()
     assert lines[0].split() == ["model.llm:", "a", "#", f"{file}:1"]
@@ -160,7 +160,7 @@ def test_columns_for_people(file: Path) -> None:
 
 
 def test_resolved_holds_every_key_once(file: Path) -> None:
-    file.write_text(TEXT)
+    file.write_text(RECIPE_TEXT)
     found = [key for key, _, _ in resolved(load_recipe(file))]
     assert len(found) == len(set(found))
     assert {

@@ -9,14 +9,14 @@ import pytest
 
 from lockadapt.errors import RecipeError, SafetyError
 from lockadapt.recipe.read import load_recipe
-from tests.recipe.test_read import TEXT
+from tests.support.runs import RECIPE_TEXT
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A good recipe."""
     file = tmp_path / "x.yaml"
-    file.write_text(TEXT)
+    file.write_text(RECIPE_TEXT)
     return file
 
 
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 )
 def test_sets(file: Path, override: str, key: str, value: Any) -> None:
     if key == "stages.1.train":
-        file.write_text(TEXT + "    train: [projector]\n")
+        file.write_text(RECIPE_TEXT + "    train: [projector]\n")
         value = ["lora"]
     loaded = load_recipe(file, [override])
     found: Any = loaded.recipe
@@ -133,7 +133,9 @@ def test_python_objects_are_a_matter_of_safety(file: Path) -> None:
 
 def test_what_stands_in_the_way_is_reported_where_it_stands(file: Path) -> None:
     file.write_text(
-        TEXT.replace("lora:\n  rank: 8\n", "lora: 5\n").replace("    train:\n", "    test: 6\n    train:\n")
+        RECIPE_TEXT.replace("lora:\n  rank: 8\n", "lora: 5\n").replace(
+            "    train:\n", "    test: 6\n    train:\n"
+        )
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(file, ["lora.rank=8", "objectives.vqa.test.columns.image=0"])

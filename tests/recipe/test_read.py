@@ -12,31 +12,14 @@ import pytest
 from lockadapt.errors import RecipeError
 from lockadapt.recipe.problems import MAX_PROBLEMS
 from lockadapt.recipe.read import load_recipe
-
-TEXT = """\
-model: {llm: a, tower: b}
-lora:
-  rank: 8
-objectives:
-  vqa:
-    train:
-      format: jsonl
-      path: rows.jsonl
-training:
-  steps: 100
-stages:
-  - name: align
-    train: [projector]
-  - name: instruct
-    steps: 7
-"""
+from tests.support.runs import RECIPE_TEXT
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A good recipe, named as a user in its folder would name it."""
     monkeypatch.chdir(tmp_path)
-    Path("x.yaml").write_text(TEXT)
+    Path("x.yaml").write_text(RECIPE_TEXT)
     return "x.yaml"
 
 
@@ -86,11 +69,11 @@ stages:
 
 def test_contradictions_show_beside_errors_in_other_sections(tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
-    file.write_text(TEXT.replace("rank: 8", "rank: x") + "    epochs: 2\n    objectives: [caption]\n")
+    file.write_text(RECIPE_TEXT.replace("rank: 8", "rank: x") + "    epochs: 2\n    objectives: [caption]\n")
     with pytest.raises(RecipeError) as caught:
         load_recipe(file)
     assert [line.split(":", 2)[1] for line in str(caught.value).splitlines()] == ["3", "16"]
-    file.write_text(TEXT.replace("rank: 8", "rank: x") + "    objectives: [caption]\n")
+    file.write_text(RECIPE_TEXT.replace("rank: 8", "rank: x") + "    objectives: [caption]\n")
     with pytest.raises(RecipeError) as caught:
         load_recipe(file)
     assert [line.split(":", 2)[1] for line in str(caught.value).splitlines()] == ["3", "16"]
@@ -169,7 +152,9 @@ def test_values_are_checked_as_files_are() -> None:
 
 def test_values_open_a_section_that_is_null(file: str) -> None:
     Path(file).write_text(
-        TEXT.replace("lora:\n  rank: 8\n", "lora: null\n").replace("  - name: instruct\n    steps: 7\n", "")
+        RECIPE_TEXT.replace("lora:\n  rank: 8\n", "lora: null\n").replace(
+            "  - name: instruct\n    steps: 7\n", ""
+        )
     )
     assert load_recipe(file).recipe.lora is None
     loaded = load_recipe(file, values={"lora": {"rank": 4}})
@@ -179,13 +164,13 @@ def test_values_open_a_section_that_is_null(file: str) -> None:
 
 
 def test_byte_order_mark_and_windows_line_ends(file: str) -> None:
-    Path(file).write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    Path(file).write_bytes(b"\xef\xbb\xbf" + RECIPE_TEXT.replace("\n", "\r\n").encode())
     assert load_recipe(file).source_of("training.steps") == "x.yaml:10"
 
 
 def test_an_alias_stands_for_its_value(file: str) -> None:
     Path(file).write_text(
-        TEXT.replace("train:\n      format", "train: &rows\n      format").replace(
+        RECIPE_TEXT.replace("train:\n      format", "train: &rows\n      format").replace(
             "training:", "    test: *rows\ntraining:"
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
+from lockadapt.exports.weights import merge_weights
+from lockadapt.exports.weights.merge_weights import Weighted
 from lockadapt.exports.weights.names import meta_model
+from lockadapt.exports.weights.requantized import QuantizationRoundTrip
+from lockadapt.tuning.quantize import dequantized_weight
 
 PREFIX = "base_model.model."
 EMBEDDING = {"llama": "model.embed_tokens", "gpt2": "transformer.wte"}
@@ -176,3 +181,44 @@ def oracle(case: Case, base: Mapping[str, Tensor], adapter: Mapping[str, Tensor]
             if name.startswith(f"{path}."):
                 merged[name] += case.weight * (adapter[name].double() - merged[name])
     return merged
+
+
+def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix merged on a quantized base; what bitsandbytes' layer on `device` gives; what the base before gives."""
+    import bitsandbytes as bnb
+
+    case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
+    base, adapter, output = make(case, room)
+    name = "model.layers.0.self_attn.q_proj"
+    merge_weights(
+        base,
+        output,
+        [Weighted(adapter)],
+        requantized={f"{name}.weight": QuantizationRoundTrip(kind, torch.bfloat16, device == "cpu")},
+    )
+    stored, lora = read_all(base)[f"{name}.weight"], plain_tensors(adapter)
+    layer = torch.nn.Module()
+    if kind == "nf4":
+        layer.weight = bnb.nn.Params4bit(
+            stored, requires_grad=False, quant_type="nf4", compress_statistics=True
+        ).to(device)
+    else:
+        layer.weight = bnb.nn.Int8Params(stored.half(), requires_grad=False).to(device)
+    a, b = (lora[f"{name}.lora_{x}.weight"] for x in "AB")
+    sums = case.alpha / case.rank * (b @ a)
+    wanted = (dequantized_weight(layer, torch.float32).cpu() + sums).bfloat16()
+    return read_all(output)[f"{name}.weight"], wanted, (stored.float() + sums).bfloat16()
+
+
+def make(case: Case, room: Path) -> tuple[Path, Path, Path]:
+    """Base, adapter and an empty folder."""
+    base, adapter, output = room / "base", room / "adapter", room / "output"
+    for folder in (base, adapter, output):
+        shutil.rmtree(folder, ignore_errors=True)
+    make_adapter(case, make_base(case, base), adapter)
+    output.mkdir()
+    return base, adapter, output
+
+
+def plain_tensors(adapter: Path) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in read_all(adapter).items()}

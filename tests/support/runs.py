@@ -1,4 +1,4 @@
-"""A small recipe and its rows, which many tests train."""
+"""Small recipes, as text, as values, as a file and checked; and their rows, which many tests train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
 from tests.support.rows import pictures
+
+RECIPE_TEXT = """\
+model: {llm: a, tower: b}
+lora:
+  rank: 8
+objectives:
+  vqa:
+    train:
+      format: jsonl
+      path: rows.jsonl
+training:
+  steps: 100
+stages:
+  - name: align
+    train: [projector]
+  - name: instruct
+    steps: 7
+"""
 
 
 def rows_file(folder: Path) -> Path:
@@ -38,3 +60,21 @@ def values(tiny: Path, folder: Path, **changes: Any) -> dict[str, Any]:
         "training": {"steps": 5, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2},
         **changes,
     }
+
+
+def recipe_file(folder: Path, recipe: dict[str, Any]) -> Path:
+    """Writes a recipe to `recipe.yaml`."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def recipe(folder: Path, *overrides: str) -> Recipe:
+    """A checked recipe, with all defaults but its data and 40 steps."""
+    rows = {"format": "jsonl", "path": str(rows_file(folder)), "images": str(folder / "pictures")}
+    values = {
+        "model": {"llm": "./llm", "tower": "./tower"},
+        "objectives": {"vqa": {"train": rows, "validation": rows, "test": rows}},
+        "training": {"steps": 40},
+    }
+    return load_recipe(None, overrides, values).recipe

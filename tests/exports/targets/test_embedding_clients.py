@@ -21,7 +21,7 @@ from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.exports.embedding_client import Frames, Trained, embed_images, embed_texts, export
 from lockadapt.exports.targets import colpali, dual, sentence_transformers
 from lockadapt.exports.targets.sentence_transformers import frames_template
-from tests.models.test_texts import encoder
+from tests.support.texts import encoder
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 TEXTS = ["a dog", "once upon a time there was a little dog", "red square"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,16 @@ from lockadapt.errors import AdapterError, LockadaptError
 from lockadapt.exports.weights import merge_weights
 from lockadapt.exports.weights.changes import LowRank
 from lockadapt.exports.weights.merge_weights import Weighted
-from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.tuning.quantize import dequantized_weight
 from tests.support.adapters import (
     DTYPES,
     EMBEDDING,
     Case,
     adapted,
+    make,
     make_adapter,
-    make_base,
+    merged_and_wanted,
     oracle,
+    plain_tensors,
     read_all,
     write_shards,
 )
@@ -83,7 +82,7 @@ def test_random_adapters_against_float64(case: Case) -> None:
         base, adapter, output = make(case, Path(room))
         merge_weights(base, output, [Weighted(adapter, case.weight)])
         tensors = read_all(base)
-        wanted = oracle(case, tensors, _plain(adapter))
+        wanted = oracle(case, tensors, plain_tensors(adapter))
         found = read_all(output)
         assert found.keys() == wanted.keys()
         for name, tensor in found.items():
@@ -99,7 +98,7 @@ def test_pieces_give_the_same_bits_as_the_whole(tmp_path: Path, monkeypatch: pyt
     case = Case(dtype="bfloat16", hidden=96, rank=5, targets=LLAMA, shards=2, tied=False)
     base, adapter, output = make(case, tmp_path)
     merge_weights(base, output, [Weighted(adapter)], threads=3)
-    tensors, lora, found = read_all(base), _plain(adapter), read_all(output)
+    tensors, lora, found = read_all(base), plain_tensors(adapter), read_all(output)
     for path in adapted(case, tensors):
         a, b = (lora[f"{path}.lora_{x}.weight"] for x in "AB")
         plain = (tensors[f"{path}.weight"].float() + case.alpha / case.rank * (b @ a)).bfloat16()
@@ -148,7 +147,7 @@ def test_stacked_adapters_are_summed_with_their_weights(tmp_path: Path) -> None:
     tensors = read_all(base)
     second = make_adapter(other, tensors, tmp_path / "second")
     merge_weights(base, output, [Weighted(first, 0.7), Weighted(tmp_path / "second", 0.3)])
-    one = oracle(dataclasses.replace(case, weight=0.7), tensors, _plain(first))
+    one = oracle(dataclasses.replace(case, weight=0.7), tensors, plain_tensors(first))
     two = oracle(dataclasses.replace(other, weight=0.3), tensors, second)
     for name, tensor in read_all(output).items():
         wanted = one[name] + two[name] - tensors[name].double()
@@ -187,33 +186,6 @@ def test_a_quantized_base_is_what_its_layers_multiplied_with(
     merged, wanted, original = merged_and_wanted(kind, tmp_path, "cpu")
     assert torch.equal(merged, wanted)
     assert not torch.equal(merged, original)
-
-
-def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A matrix merged on a quantized base; what bitsandbytes' layer on `device` gives; what the base before gives."""
-    import bitsandbytes as bnb
-
-    case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
-    base, adapter, output = make(case, room)
-    name = "model.layers.0.self_attn.q_proj"
-    merge_weights(
-        base,
-        output,
-        [Weighted(adapter)],
-        requantized={f"{name}.weight": QuantizationRoundTrip(kind, torch.bfloat16, device == "cpu")},
-    )
-    stored, lora = read_all(base)[f"{name}.weight"], _plain(adapter)
-    layer = torch.nn.Module()
-    if kind == "nf4":
-        layer.weight = bnb.nn.Params4bit(
-            stored, requires_grad=False, quant_type="nf4", compress_statistics=True
-        ).to(device)
-    else:
-        layer.weight = bnb.nn.Int8Params(stored.half(), requires_grad=False).to(device)
-    a, b = (lora[f"{name}.lora_{x}.weight"] for x in "AB")
-    sums = case.alpha / case.rank * (b @ a)
-    wanted = (dequantized_weight(layer, torch.float32).cpu() + sums).bfloat16()
-    return read_all(output)[f"{name}.weight"], wanted, (stored.float() + sums).bfloat16()
 
 
 def test_a_sum_on_a_tied_matrix_is_refused(tmp_path: Path) -> None:
@@ -278,20 +250,6 @@ def test_low_rank_sums_of_a_tensor_that_changes_shape_by_pieces() -> None:
         LowRank(a, b, 2.0, transposed=True).apply(pieces[first : first + 3], first)
     assert torch.allclose(whole, 2 * (b @ a).T)
     assert torch.allclose(whole, pieces)  # so few rows may be summed in another order
-
-
-def make(case: Case, room: Path) -> tuple[Path, Path, Path]:
-    """Base, adapter and an empty folder."""
-    base, adapter, output = room / "base", room / "adapter", room / "output"
-    for folder in (base, adapter, output):
-        shutil.rmtree(folder, ignore_errors=True)
-    make_adapter(case, make_base(case, base), adapter)
-    output.mkdir()
-    return base, adapter, output
-
-
-def _plain(adapter: Path) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("base_model.model."): tensor for name, tensor in read_all(adapter).items()}
 
 
 def _embedding_lora(adapter: Path) -> tuple[torch.Tensor, torch.Tensor]:
