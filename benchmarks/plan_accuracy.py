@@ -23,12 +23,15 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 import lockadapt.quickstart
-from lockadapt.building.from_recipe import grounding_config, lora_settings, objectives_of, stages_of
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.model import build_model
 from lockadapt.console import Reporter
+from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.plan import plan_recipe
 from lockadapt.planning.sizes import named_tensors
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import session
+from lockadapt.training.arguments import grounding_config
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.adapters import attach_lora, lora_config
 
@@ -189,21 +192,22 @@ def recipe_values(case: Case, folder: Path) -> dict[str, Any]:
 def measured(recipe: Any, folder: Path) -> dict[str, float]:
     """Trains a few steps; the largest number of bytes that torch had allocated."""
     folder.mkdir()
-    samples = session.load_samples(recipe, QUIET)
-    model, processor, dtype = session.build_model(recipe, folder, samples["train"], QUIET)
-    model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
+    experiment = build_experiment(recipe)
+    samples = session.load_samples(experiment, QUIET)
+    model, processor = build_model(experiment, folder / "base", samples["train"]["vqa"], QUIET)
+    model = attach_lora(model, lora_config(model, experiment.lora))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         model = model.to("cuda")
-    rows = session.encode(recipe, model, processor, samples, QUIET)
-    stage = stages_of(recipe, {"vqa": len(rows.train["vqa"])})[0]
+    rows = session.encode(experiment, model, processor, samples, QUIET)
+    stage = experiment.stages({"vqa": len(rows.train["vqa"])})[0]
     trainer = GroundingTrainer(
         model,
-        grounding_config(recipe, stage, folder / "out", dtype, False),
+        grounding_config(experiment, stage, folder / "out", resolve_dtype(recipe.model.dtype), False),
         rows.train,
         None,
         processor,
-        objectives=objectives_of(recipe),
+        objectives=experiment.objectives,
         image_inputs=rows.images,
     )
     trainer.args.save_strategy = "no"

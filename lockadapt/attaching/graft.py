@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of
 from lockadapt.attaching.source import Source
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.errors import VerificationError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
@@ -152,7 +152,7 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
     if brings:
         if source.recipe is None:
             raise VerificationError("holds a retrieval module and no recipe", where=str(source.folder))
-        for objective in objectives_of(source.recipe).values():
+        for objective in build_objectives(source.recipe).values():
             objective.prepare(model)
         module = model._modules.pop(RETRIEVAL).requires_grad_(False)
     if wrapper is None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lockadapt.architectures.load import load_model
-from lockadapt.building.from_recipe import assembled, dimension_of, feature_settings, samples_of
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.model import draft_model
 from lockadapt.building.towerless import remember
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
@@ -38,11 +38,11 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         raise RecipeError(
             "a blind run shows one image, the mean", where="blind", fix="cache the seeing recipe"
         )
-    data, started = recipe.data, time.perf_counter()
+    experiment, data, started = build_experiment(recipe), recipe.data, time.perf_counter()
     samples = [
         s
         for part in ("train", "validation", "test")
-        for rows in samples_of(recipe, part).values()
+        for rows in experiment.samples(part).values()
         for s in rows
     ]
     scan = scan_images(
@@ -55,13 +55,15 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     images = {image.key: image for sample in scan.good for image in sample.images}
     if not images:
         raise RecipeError("no row has an image", where="objectives", fix="there is nothing to cache")
-    model, processor = _components(recipe)
-    settings: FeatureSettings = replace(feature_settings(data), choice="disk")
+    model, processor = draft_model(experiment)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    settings: FeatureSettings = replace(experiment.features, choice="disk")
     pixels = PixelInputs(processor.image_processor, data.max_pixels)
     disk = disk_features(model, processor, pixels, settings, reporter.note, thorough=True)
     reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
     computed = disk.fill(images.values(), reporter.counted("shards"))
-    remember(recipe, None, model, disk, resolve_dtype(recipe.model.dtype))
+    remember(experiment, None, model, disk, resolve_dtype(recipe.model.dtype))
     drift = disk.folder.drift()
     assert drift is not None
     if data.features != "disk":
@@ -75,14 +77,3 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2),
         "drift": asdict(drift),
     }
-
-
-def _components(recipe: Recipe) -> tuple[Any, Any]:
-    section = recipe.model
-    if section.vlm is not None:
-        model, processor = load_model(section.vlm, resolve_dtype(section.dtype))
-    else:
-        size = dimension_of(recipe)
-        built = assembled(section, None, [], recipe.training.seed, prove=False, dimension=size)
-        model, processor = built.model, built.processor
-    return (model.to("cuda") if torch.cuda.is_available() else model), processor

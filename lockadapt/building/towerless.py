@@ -11,7 +11,7 @@ import torch
 
 from lockadapt.architectures.absent_tower import TowerRecord, absent_tower
 from lockadapt.architectures.load import load_processor
-from lockadapt.building.from_recipe import feature_settings
+from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import ImageInputs, PixelInputs
 from lockadapt.data.sample import Sample
@@ -21,8 +21,6 @@ from lockadapt.features.identity import with_preprocessing
 from lockadapt.features.on_disk import DiskFeatures
 from lockadapt.features.tower_records import recall_tower, remember_tower
 from lockadapt.models.sources import resolve_dtype
-from lockadapt.recipe.schema import Recipe
-from lockadapt.runs import run_folder
 
 
 @dataclass(frozen=True)
@@ -34,23 +32,32 @@ class Cached:
 
 
 def cached_features(
-    recipe: Recipe, folder: Path, samples: Mapping[str, Mapping[str, list[Sample]]], reporter: Reporter
+    experiment: Experiment,
+    base: Path,
+    samples: Mapping[str, Mapping[str, list[Sample]]],
+    reporter: Reporter,
 ) -> Cached | None:
     """What a run can start with instead of the tower; None if anything at all is missing.
+
+    Args:
+        experiment: says where features are kept.
+        base: folder of the base that the run makes for itself.
+        samples: rows by part and objective.
+        reporter: is told what is done without.
 
     So it is where `data.features` is `disk`, the run starts from a local stock folder (`model.vlm`, or a base that was
     assembled before an interruption) whose tower filled this cache once, and all images are in it.
     """
-    start, settings = _start(recipe, folder), feature_settings(recipe.data)
-    if start is None or settings.choice != "disk" or recipe.blind:
+    start, settings = _start(experiment, base), experiment.features
+    if start is None or settings.choice != "disk" or experiment.blind:
         return None
-    record = recall_tower(settings.cache, start, resolve_dtype(recipe.model.dtype))
+    record = recall_tower(settings.cache, start, resolve_dtype(experiment.model.dtype))
     if record is None:
         return None
     processor = load_processor(start).image_processor
     identity = with_preprocessing(record.identity, processor, settings.stored)
     place = FeatureFolder(settings.cache, identity, settings.disk_gib, reporter.note)
-    disk = DiskFeatures(PixelInputs(processor, recipe.data.max_pixels), _no_tower, place)
+    disk = DiskFeatures(PixelInputs(processor, experiment.data.max_pixels), _no_tower, place)
     images = {
         image.key: image
         for part in samples.values()
@@ -72,22 +79,26 @@ def cached_features(
 
 
 def remember(
-    recipe: Recipe, folder: Path | None, model: Any, images: ImageInputs, dtype: torch.dtype
+    experiment: Experiment, base: Path | None, model: Any, images: ImageInputs, dtype: torch.dtype
 ) -> None:
     """Lets later runs from the same files do without the tower, if this one put its outputs on disk.
 
     Args:
-        folder: the run's, whose base may be the start; None outside a run.
+        experiment: says where features are kept.
+        base: folder of the base that the run made for itself, which may be the start; None outside a run.
+        model: whose tower computed them.
+        images: where they are.
+        dtype: that the tower ran in.
     """
-    start = _start(recipe, folder)
+    start = _start(experiment, base)
     if start is not None and isinstance(images, DiskFeatures) and absent_tower(model) is None:
-        remember_tower(feature_settings(recipe.data).cache, model, start, dtype)
+        remember_tower(experiment.features.cache, model, start, dtype)
 
 
-def _start(recipe: Recipe, folder: Path | None) -> Path | None:
+def _start(experiment: Experiment, base: Path | None) -> Path | None:
     """The local stock folder that the run starts from, if it is there already."""
-    named = recipe.model.vlm
-    start = Path(named).expanduser() if named is not None else folder / run_folder.BASE if folder else None
+    named = experiment.model.vlm
+    start = Path(named).expanduser() if named is not None else base
     return start if start is not None and (start / "config.json").is_file() else None
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
@@ -63,7 +63,7 @@ class Embedder:
                 where=str(target.folder),
                 fix="name a run with an objective of the kind itc, or a folder merged from one",
             )
-        objective = contrastive(objectives_of(target.recipe))
+        objective = contrastive(build_objectives(target.recipe))
         if objective is None:
             raise RecipeError(
                 "the model was not trained to embed images and texts",

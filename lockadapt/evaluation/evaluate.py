@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lockadapt.building.from_recipe import feature_settings, objectives_of, samples_of
+from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
@@ -43,10 +43,10 @@ def evaluate_folder(
         DataError: no objective has test rows.
     """
     target = open_target(folder)
-    recipe = _recipe(target, recipe_file, overrides)
+    experiment = build_experiment(_recipe(target, recipe_file, overrides))
     # A model that never saw an image is judged as it was trained.
-    blind = blind or recipe.blind
-    scores, rows = evaluate(target, recipe, blind, reporter)
+    blind = blind or experiment.blind
+    scores, rows = evaluate(target, experiment, blind, reporter)
     if predictions is not None:
         write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if target.run is not None and recipe_file is None:
@@ -59,7 +59,7 @@ def evaluate_folder(
 
 
 def evaluate(
-    target: Target, recipe: Recipe, blind: bool, reporter: Reporter
+    target: Target, experiment: Experiment, blind: bool, reporter: Reporter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores by objective, and every prediction as a row (objective, where, question, answer, truth, images).
 
@@ -69,28 +69,30 @@ def evaluate(
     """
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    found = samples_of(recipe, "test")
+    found = experiment.samples("test")
     if not found:
         raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
-    objectives = objectives_of(recipe)
     for name, samples in found.items():
-        samples = samples[: recipe.evaluation.samples]
+        samples = samples[: experiment.evaluation.samples]
         scan = scan_images(
-            samples, recipe.data.max_pixels, recipe.data.on_bad_image, recipe.data.max_bad_fraction
+            samples,
+            experiment.data.max_pixels,
+            experiment.data.on_bad_image,
+            experiment.data.max_bad_fraction,
         )
         samples = scan.good
-        objective = objectives[name]
+        objective = experiment.objectives[name]
         make_ready(target, objective)
         bench = EvaluationBench(
             target.model,
-            Encoder(target.processor, recipe.data.max_length or context_length(target.model)),
-            _images(target, objective, recipe, samples, blind, reporter),
-            recipe.evaluation.batch_size,
+            Encoder(target.processor, experiment.data.max_length or context_length(target.model)),
+            _images(target, objective, experiment, samples, blind, reporter),
+            experiment.evaluation.batch_size,
             reporter.counted(f"{name} test"),
-            recipe.evaluation.method,
-            None if recipe.data.packing == "none" else recipe.data.row_tokens,
-            lambda name=name: samples_of(recipe, "train")[name],  # type: ignore[misc]
-            recipe.data.max_pixels,
+            experiment.evaluation.method,
+            None if experiment.data.packing == "none" else experiment.data.row_tokens,
+            lambda name=name: experiment.samples("train", [name])[name],  # type: ignore[misc]
+            experiment.data.max_pixels,
         )
         label = objective.scored_as if name == objective.kind else name
         scores[label], predictions = objective.evaluate(bench, samples)
@@ -101,28 +103,28 @@ def evaluate(
 def _images(
     target: Target,
     objective: Objective,
-    recipe: Recipe,
+    experiment: Experiment,
     samples: Sequence[Sample],
     blind: bool,
     reporter: Reporter,
 ) -> ImageInputs:
     images = {image.key: image for sample in samples for image in sample.images}
     if objective.frozen in CODES:
-        codes = codes_of(target.model, target.processor, recipe.data.max_pixels)
+        codes = codes_of(target.model, target.processor, experiment.data.max_pixels)
         codes.fill(images.values(), reporter.counted("tokenising images"))
         return codes
     mean = None
     if blind and images:
         side = image_side(target.processor)
-        mean = target.mean or mean_image(images.values(), recipe.data.max_pixels, side)
-    pixels = PixelInputs(target.processor.image_processor, recipe.data.max_pixels, mean)
+        mean = target.mean or mean_image(images.values(), experiment.data.max_pixels, side)
+    pixels = PixelInputs(target.processor.image_processor, experiment.data.max_pixels, mean)
     inputs: Any = pixels
     uses = sum(len(sample.images) for sample in samples)
-    if recipe.data.features == "disk" and images:
-        settings = feature_settings(recipe.data)
+    if experiment.data.features == "disk" and images:
+        settings = experiment.features
         inputs = disk_features(target.model, target.processor, pixels, settings, reporter.note)
         inputs.fill(images.values(), reporter.counted("running the frozen tower"))
-    elif recipe.data.features != "none" and (blind or uses > len(images)):
+    elif experiment.data.features != "none" and (blind or uses > len(images)):
         from lockadapt.architectures.base import unwrap_model
 
         base = unwrap_model(target.model)

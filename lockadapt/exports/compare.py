@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lockadapt.architectures.load import load_model
-from lockadapt.building.from_recipe import is_dual
+from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import evaluate
@@ -18,7 +18,6 @@ from lockadapt.evaluation.target import Target, open_target
 from lockadapt.exports.proofs.merged_folder import compare_logits, reference_answers
 from lockadapt.exports.stock_folder import BaseMode, write_stock
 from lockadapt.models.device import choose_device, stored_bytes
-from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 
 UNMERGED = "unmerged"
@@ -40,11 +39,12 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
         RecipeError: a dual encoder, which has no logits.
     """
     recipe, facts = run_folder.read_recipe(run), run_folder.read_facts(run)
-    if is_dual(recipe):
+    experiment = build_experiment(recipe)
+    if experiment.dimension is not None:
         raise RecipeError("a dual encoder has no logits to compare", where=str(run), fix="compare with eval")
     if samples is not None:
         shorter = recipe.evaluation.model_copy(update={"samples": samples})
-        recipe = recipe.model_copy(update={"evaluation": shorter})
+        experiment = build_experiment(recipe.model_copy(update={"evaluation": shorter}))
     probe = run_folder.read_probe(run)
     dtype = getattr(torch, facts["dtype"])
     trained, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
@@ -53,7 +53,7 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
     reporter.note("scoring the run")
     target = open_target(run)
     mean = target.mean
-    found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, recipe, reporter)}}
+    found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, experiment, reporter)}}
     del target  # before the next model is loaded
     for mode in MODES:
         with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
@@ -67,7 +67,7 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
             target = Target(model, processor, recipe, None, mean, folder)
             found[mode] = {
                 **compare_logits(expected, logits, dtype),
-                "scores": _scores(target, recipe, reporter),
+                "scores": _scores(target, experiment, reporter),
             }
     return found
 
@@ -98,5 +98,5 @@ def _numbers(scores: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     ]
 
 
-def _scores(target: Target, recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
-    return evaluate(target, recipe, recipe.blind, reporter)[0]
+def _scores(target: Target, experiment: Experiment, reporter: Reporter) -> dict[str, Any]:
+    return evaluate(target, experiment, experiment.blind, reporter)[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lockadapt.building.from_recipe import is_dual
+from lockadapt.building.objectives import is_dual
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.exports.card import merged_card

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.errors import RecipeError
@@ -29,7 +29,7 @@ def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], l
         DataError: captions stand in a frame that is not one piece before and one behind them.
         VerificationError: folding changed an embedding.
     """
-    objective = contrastive(objectives_of(run.recipe))
+    objective = contrastive(build_objectives(run.recipe))
     if objective is None:
         raise RecipeError(
             "the run was not trained to embed",

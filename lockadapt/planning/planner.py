@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from lockadapt.architectures.blueprint import assembled_blueprint, stock_blueprint
-from lockadapt.building.from_recipe import Stage, lora_settings, objectives_of, query_tokens_of, stages_of
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.errors import RecipeError
@@ -59,8 +60,9 @@ class Planner:
     """
 
     def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
-        self.recipe, self.reporter = recipe, reporter
-        if not any(objective.plannable for objective in objectives_of(recipe).values()):
+        self.recipe, self.experiment, self.reporter = recipe, build_experiment(recipe), reporter
+        self.objectives = self.experiment.objectives
+        if not any(objective.plannable for objective in self.objectives.values()):
             raise RecipeError(
                 "no objective can be planned without weights",
                 where="objectives",
@@ -74,10 +76,11 @@ class Planner:
         self._peaks: dict[Any, Peak] = {}
         self._traces: dict[Any, tuple[int, dict[str, int], int]] = {}
         trace = self.model(self.choice)
-        self.rows: PlannedRows = planned_rows(recipe, trace.processor, context_length(trace.model), reporter)
+        self.rows: PlannedRows = planned_rows(
+            self.experiment, trace.processor, context_length(trace.model), reporter
+        )
         # A stage over rows that are not here is planned for one step.
-        self.stages = stages_of(recipe, {name: count or 1 for name, count in self.rows.counts.items()})
-        self.objectives = objectives_of(recipe)
+        self.stages = self.experiment.stages({name: count or 1 for name, count in self.rows.counts.items()})
         self._packing: dict[str, Packing] = {}
         self.features = self._kept_features(trace)
         self.cached = self.features != "none"
@@ -99,12 +102,12 @@ class Planner:
                     fusion_name=section.fusion,
                     image_size=section.image_size,
                     feature_layer=section.feature_layer,
-                    query_tokens=query_tokens_of(self.recipe),
+                    query_tokens=self.experiment.query_tokens,
                     image_tokenizer=section.image_tokenizer,
                 )
-            lora = lora_settings(self.recipe.lora) if self.recipe.lora else None
-            objectives = objectives_of(self.recipe)
-            self._models[key] = traced(blueprint, choice.quantization, choice.dtype, lora, objectives)
+            self._models[key] = traced(
+                blueprint, choice.quantization, choice.dtype, self.experiment.lora, self.objectives
+            )
         return self._models[key]
 
     def peak(self, choice: Choice, like: Peak | None = None) -> Peak:

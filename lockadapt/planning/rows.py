@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from lockadapt.building.from_recipe import objectives_of, samples_of
+from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
-from lockadapt.recipe.schema import Recipe, SourceSection
+from lockadapt.recipe.schema import SourceSection
 from lockadapt.training.packing import drawn_together, packed_tokens
 
 MOST_ROWS = 50_000
@@ -46,38 +46,38 @@ class PlannedRows:
     assumptions: tuple[str, ...] = field(default=())
 
 
-def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporter) -> PlannedRows:
+def planned_rows(experiment: Experiment, processor: Any, context: int, reporter: Reporter) -> PlannedRows:
     """Reads and tokenises the training rows; opens no image.
 
     Args:
+        experiment: of the recipe.
         processor: the stock model's.
         context: the LLM's, in tokens.
 
     Raises:
         DataError: rows that are here are wrong, or none is short enough.
     """
-    encoder = Encoder(processor, recipe.data.max_length or context)
+    encoder = Encoder(processor, experiment.data.max_length or context)
     train: dict[str, list[Encoded]] = {}
     counts: dict[str, int] = {}
     images: set[str] = set()
     assumptions: list[str] = []
     whole, known, learned = True, [0.0, 0.0], 0.0
-    objectives = objectives_of(recipe)  # also reads closed lists of answers, which may be wrong
-    for name, section in recipe.objectives.items():
+    objectives = experiment.objectives
+    for name, section in experiment.recipe.objectives.items():
         if not objectives[name].plannable:
             assumptions.append(
                 f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch before step 1"
             )
         if not _is_here(section.train):
-            length = recipe.data.max_length or min(context, ASSUMED_LENGTH)
+            length = experiment.data.max_length or min(context, ASSUMED_LENGTH)
             train[name], counts[name] = [_assumed(encoder, length)], 0
             assumptions.append(
                 f"objectives.{name}.train: {section.train.path} is not here; every row is taken to have {length} tokens, "
                 f"one image ({encoder.image_tokens} tokens), and to learn all of its text"
             )
             continue
-        here = recipe.model_copy(update={"objectives": {name: section}})
-        samples = samples_of(here, "train")[name]
+        samples = experiment.samples("train", [name])[name]
         images |= {image.key for sample in samples for image in sample.images}
         kept = _spread(samples)
         share = len(samples) / len(kept)
@@ -93,13 +93,13 @@ def planned_rows(recipe: Recipe, processor: Any, context: int, reporter: Reporte
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
             )
         train[name], counts[name] = encoded, round(len(encoded) * share)
-        step = recipe.training.batch_size * recipe.training.accumulation
-        together = drawn_together(recipe.data.samples_per_image, step, recipe.training.batch_size)
+        step = experiment.training.batch_size * experiment.training.accumulation
+        together = drawn_together(experiment.data.samples_per_image, step, experiment.training.batch_size)
         unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, together)
         known = [known[0] + unpacked * share, known[1] + packed * share]
         learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)
         if section.validation is not None and _is_here(section.validation):
-            for sample in samples_of(here, "validation")[name]:
+            for sample in experiment.samples("validation", [name])[name]:
                 images |= {image.key for image in sample.images}
     tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None
     return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions))

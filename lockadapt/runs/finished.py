@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lockadapt.building.from_recipe import is_dual
+from lockadapt.building.objectives import is_dual
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, loading
 from lockadapt.recipe.schema import Recipe

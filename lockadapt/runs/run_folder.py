@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.data.images import open_image
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
@@ -154,7 +154,7 @@ def load_trained(
         model = dequantize(model.to(place), dtype)
     if (folder / ADAPTER).is_dir():
         model = load_adapter(model, folder / ADAPTER)
-    for objective in objectives_of(recipe).values():
+    for objective in build_objectives(recipe).values():
         objective.prepare(model)
     load_parts(model, folder)
     return model.to(place).eval(), processor

@@ -6,28 +6,18 @@ from typing import Any
 
 from rich.text import Text
 
-from lockadapt.architectures.load import load_model
-from lockadapt.building.from_recipe import (
-    adapted,
-    assembled,
-    dimension_of,
-    objectives_of,
-    query_tokens_of,
-    samples_of,
-    stages_of,
-)
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
-from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.rows import context_length
 from lockadapt.training.trainer import default_parts
 from lockadapt.tuning.adapters import set_trainable
 from lockadapt.tuning.locks import component_table, table_json, table_text
-from lockadapt.tuning.resize_vocabulary import add_rows
 
 
 def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:
@@ -42,8 +32,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     Raises:
         LockadaptError: whatever would stop the run.
     """
-    parts = {part: samples_of(recipe, part) for part in ("train", "validation", "test")}
-    data = recipe.data
+    experiment = build_experiment(recipe)  # also reads the closed lists of answers, which may be wrong
+    parts = {part: experiment.samples(part) for part in ("train", "validation", "test")}
+    data = experiment.data
     everything = [s for rows in parts.values() for samples in rows.values() for s in samples]
     scan = scan_images(
         everything,
@@ -55,9 +46,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     bad = {entry.key for entry in scan.bad}
     for entry in scan.bad[:20]:
         reporter.note(f"bad image, its samples are left out: {entry.where}: {entry.reason}")
-    model, processor = _components(recipe)
-    model = adapted(recipe, model, processor)
-    objectives = objectives_of(recipe)  # also reads the closed lists of answers, which may be wrong
+    model, processor = draft_model(experiment)
+    model, objectives = add_adapters(experiment, model, processor), experiment.objectives
     for objective in objectives.values():
         objective.prepare(model)
     set_trainable(model, default_parts(model, objectives))
@@ -72,7 +62,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
                 encoder, objectives[name], name, part, good, reporter, shown if part == "train" else 0
             )
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
-    stages = stages_of(recipe, rows)
+    stages = experiment.stages(rows)
     for stage in stages:
         size = stage.batch_size * stage.accumulation
         reporter.note(f"stage {stage.name}: {stage.steps:,} steps of {size} train {', '.join(stage.train)}")
@@ -101,24 +91,6 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
         else:
             line.append(f"[{text}] ", style="bold green")
     reporter.console.print(Text(f"  {item.sample.where}: ").append_text(line), soft_wrap=True)
-
-
-def _components(recipe: Recipe) -> tuple[Any, Any]:
-    section = recipe.model
-    if section.vlm is not None:
-        model, processor = load_model(section.vlm, resolve_dtype(section.dtype))
-        add_rows(model, processor, query_tokens_of(recipe))
-        return model, processor
-    built = assembled(
-        section,
-        None,
-        [],
-        recipe.training.seed,
-        prove=False,
-        query_tokens=query_tokens_of(recipe),
-        dimension=dimension_of(recipe),
-    )
-    return built.model, built.processor
 
 
 def _encode(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from lockadapt.architectures.blueprint import stock_blueprint
-from lockadapt.building.from_recipe import lora_settings
+from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.trace import traced
-from lockadapt.recipe.schema import Recipe
 from lockadapt.training.batch_size_search import Measured, fit_micro_batch
 from lockadapt.training.trainer import GroundingTrainer
 
@@ -19,7 +18,7 @@ WORTH_PLANNING = 256 * 2**20
 
 
 def try_largest_batch(
-    trainer: GroundingTrainer, recipe: Recipe, base: str | Path, reporter: Reporter
+    trainer: GroundingTrainer, experiment: Experiment, base: str | Path, reporter: Reporter
 ) -> Measured:
     """See `fit_micro_batch`; `base` is the stock folder or Hub id that the model was loaded from.
 
@@ -30,7 +29,7 @@ def try_largest_batch(
     line = f"{measured.text}: {measured.peak / 1e9:.2f} GB measured"
     if measured.peak >= WORTH_PLANNING:
         try:
-            planned = _planned(trainer, recipe, base, measured)
+            planned = _planned(trainer, experiment, base, measured)
             line += f", {planned / 1e9:.2f} GB planned ({measured.peak / planned - 1:+.0%})"
         except Exception as error:  # what could not be foretold is no reason not to train what fits
             line += f"; it could not be planned ({type(error).__name__}: {error})"
@@ -38,11 +37,10 @@ def try_largest_batch(
     return measured
 
 
-def _planned(trainer: GroundingTrainer, recipe: Recipe, base: str | Path, measured: Measured) -> int:
-    dtype, args = resolve_dtype(recipe.model.dtype), trainer.args
-    lora = lora_settings(recipe.lora) if recipe.lora else None
+def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path, measured: Measured) -> int:
+    dtype, args = resolve_dtype(experiment.model.dtype), trainer.args
     blueprint = stock_blueprint(base, dtype)
-    trace = traced(blueprint, recipe.model.quantization, dtype, lora, trainer.objectives)
+    trace = traced(blueprint, experiment.model.quantization, dtype, experiment.lora, trainer.objectives)
     peak, _, _ = trace.peak(
         args.train_parts or ["projector"],  # type: ignore[attr-defined]
         trainer.objectives[measured.objective],

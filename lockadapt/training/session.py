@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,13 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
-from lockadapt.building.from_recipe import (
-    Stage,
-    adapted,
-    assembled,
-    dimension_of,
-    feature_settings,
-    grounding_config,
-    objectives_of,
-    query_tokens_of,
-    samples_of,
-    stages_of,
-)
+from lockadapt.building.experiment import Experiment, build_experiment
+from lockadapt.building.model import add_adapters, build_model
+from lockadapt.building.objectives import stage_objectives
+from lockadapt.building.stages import Stage
 from lockadapt.building.towerless import Cached, cached_features, remember
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
@@ -44,6 +34,7 @@ from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.runs.card import write_card
 from lockadapt.runs.origins import recipe_origins
 from lockadapt.training import checkpoint
+from lockadapt.training.arguments import grounding_config
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback
@@ -52,8 +43,6 @@ from lockadapt.training.samples import DrawingSamples
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.locks import component_table, table_json, table_text
-from lockadapt.tuning.quantize import load_quantized
-from lockadapt.tuning.resize_vocabulary import with_query_tokens
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
 
@@ -90,27 +79,33 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         LockadaptError: children say what and where; what was written before stays for `--resume`.
     """
     folder = prepare_folder(recipe, Path(output), resume)
-    samples = load_samples(recipe, reporter)
-    cached = cached_features(recipe, folder, samples, reporter)
-    model, processor, dtype = build_model(recipe, folder, samples["train"], reporter, cached)
-    rows_trained = query_token_ids(processor.tokenizer, query_tokens_of(recipe))
+    experiment, base, dtype = (
+        build_experiment(recipe),
+        folder / run_folder.BASE,
+        resolve_dtype(recipe.model.dtype),
+    )
+    samples = load_samples(experiment, reporter)
+    cached = cached_features(experiment, base, samples, reporter)
+    trained_on = [sample for rows in samples["train"].values() for sample in rows]
+    model, processor = build_model(experiment, base, trained_on, reporter, cached.tower if cached else None)
+    rows_trained = query_token_ids(processor.tokenizer, experiment.query_tokens)
     identity = base_identity(model, processor.tokenizer, rows_trained)
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
-    model = adapted(recipe, model, processor)
+    model = add_adapters(experiment, model, processor)
     # Every objective's, also of one that no stage trains: `load_run` reads the run folder in the same way.
-    for objective in objectives_of(recipe).values():
+    for objective in experiment.objectives.values():
         objective.prepare(model)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    rows = encode(recipe, model, processor, samples, reporter, cached)
+    rows = encode(experiment, model, processor, samples, reporter, cached)
     for images in rows.images.values():
-        remember(recipe, folder, model, images, dtype)
+        remember(experiment, base, model, images, dtype)
     started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
     facts["base_identity"] = identity.to_dict()
     steps, seen, locked = 0, 0, 0
-    for stage in stages_of(recipe, {name: len(items) for name, items in rows.train.items()}):
-        outcome = run_stage(recipe, stage, folder, model, processor, rows, dtype, reporter, resume)
+    for stage in experiment.stages({name: len(items) for name, items in rows.train.items()}):
+        outcome = run_stage(experiment, stage, folder, model, processor, rows, dtype, reporter, resume)
         steps, seen, locked = steps + stage.steps, seen + outcome["samples"], max(locked, outcome["locked"])
         facts["stages"].append(outcome)
         facts["base_fingerprint"] = outcome.pop("fingerprint")
@@ -152,11 +147,11 @@ def prepare_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
     return folder
 
 
-def load_samples(recipe: Recipe, reporter: Reporter) -> dict[str, dict[str, list[Sample]]]:
+def load_samples(experiment: Experiment, reporter: Reporter) -> dict[str, dict[str, list[Sample]]]:
     """Rows of training and validation by objective, every image opened once."""
-    found = {part: samples_of(recipe, part) for part in ("train", "validation")}
+    found = {part: experiment.samples(part) for part in ("train", "validation")}
     flat = [sample for rows in found.values() for samples in rows.values() for sample in samples]
-    data = recipe.data
+    data = experiment.data
     report = scan_images(
         flat,
         data.max_pixels,
@@ -177,48 +172,8 @@ def load_samples(recipe: Recipe, reporter: Reporter) -> dict[str, dict[str, list
     return found
 
 
-def build_model(
-    recipe: Recipe,
-    folder: Path,
-    train_samples: Mapping[str, list[Sample]],
-    reporter: Reporter,
-    cached: Cached | None = None,
-) -> tuple[Any, Any, torch.dtype]:
-    """The stock model as it is trained: assembled (or the given checkpoint), quantized as asked; without its tower
-    if all that it would compute is `cached`.
-    """
-    section = recipe.model
-    dtype = resolve_dtype(section.dtype)
-    base = folder / run_folder.BASE
-    if section.vlm is None and not base.exists():
-        images = {
-            image.key: image for rows in train_samples.values() for sample in rows for image in sample.images
-        }
-        step = max(1, len(images) // max(section.calibration_images, 1))
-        chosen = list(images.values())[::step][: section.calibration_images]
-        reporter.note(f"assembling {section.llm} and {section.tower}")
-        pictures = [open_image(image, recipe.data.max_pixels) for image in chosen]
-        built = assembled(
-            section,
-            base,
-            pictures,
-            recipe.training.seed,
-            prove=True,
-            query_tokens=query_tokens_of(recipe),
-            dimension=dimension_of(recipe),
-        )
-        if section.quantization == "none":
-            return built.model, built.processor, dtype
-    if section.vlm is not None and query_tokens_of(recipe) and not base.exists():
-        with_query_tokens(section.vlm, base, query_tokens_of(recipe), dtype)
-    start = str(base) if base.exists() else str(section.vlm)
-    record = cached.tower if cached else None
-    model, processor = load_quantized(start, section.quantization, dtype, record)
-    return model, processor, dtype
-
-
 def encode(
-    recipe: Recipe,
+    experiment: Experiment,
     model: Any,
     processor: Any,
     samples: dict[str, dict[str, list[Sample]]],
@@ -226,8 +181,8 @@ def encode(
     cached: Cached | None = None,
 ) -> Rows:
     """Tokens and labels of all rows, and the frozen tower's outputs where they are kept."""
-    encoder = Encoder(processor, recipe.data.max_length or context_length(model))
-    objectives = objectives_of(recipe)
+    encoder = Encoder(processor, experiment.data.max_length or context_length(model))
+    objectives = experiment.objectives
     train, reports = encoded_rows(samples["train"], objectives, encoder)
     validation, _ = encoded_rows(samples["validation"], objectives, encoder)
     for name, report in reports.items():
@@ -240,7 +195,7 @@ def encode(
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
             )
     rows = {name: [*train[name], *validation.get(name, ())] for name in train}
-    uses = sum(stage.samples for stage in stages_of(recipe, {n: len(r) for n, r in train.items()}))
+    uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     distinct = len({image.key for items in rows.values() for row in items for image in row.images})
     count = sum(map(len, rows.values()))
     reporter.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
@@ -251,10 +206,10 @@ def encode(
         processor,
         objectives,
         rows,
-        recipe.data.max_pixels,
-        feature_settings(recipe.data),
+        experiment.data.max_pixels,
+        experiment.features,
         pays=uses > distinct,
-        blind=recipe.blind,
+        blind=experiment.blind,
         note=reporter.note,
         progress=reporter.counted("running what is frozen on images"),
     )
@@ -262,7 +217,7 @@ def encode(
 
 
 def run_stage(
-    recipe: Recipe,
+    experiment: Experiment,
     stage: Stage,
     folder: Path,
     model: Any,
@@ -276,9 +231,9 @@ def run_stage(
     place = folder / CHECKPOINTS / stage.name
     validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
     callbacks: list[Any] = [ProgressCallback(reporter, folder / run_folder.METRICS, stage.name)]
-    if recipe.training.patience and validation:
-        callbacks.append(EarlyStoppingCallback(recipe.training.patience))
-    objectives = objectives_of(recipe, stage)
+    if experiment.training.patience and validation:
+        callbacks.append(EarlyStoppingCallback(experiment.training.patience))
+    objectives = stage_objectives(experiment.objectives, stage.objectives, stage.ratios)
     for name, objective in objectives.items():
         if isinstance(objective, TextToImage):
             rows_shown = validation.get(name) or rows.train[name]
@@ -286,7 +241,7 @@ def run_stage(
             callbacks.append(DrawingSamples(samples, processor, objective, rows_shown))
     trainer = GroundingTrainer(
         model,
-        grounding_config(recipe, stage, place, dtype, bool(validation)),
+        grounding_config(experiment, stage, place, dtype, bool(validation)),
         {name: rows.train[name] for name in stage.objectives},
         validation or None,
         processor,
@@ -311,7 +266,9 @@ def run_stage(
         reporter.note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     trainer.remove_callback(PrinterCallback)
     base = folder / run_folder.BASE
-    largest = try_largest_batch(trainer, recipe, base if base.is_dir() else recipe.model.vlm or "", reporter)
+    largest = try_largest_batch(
+        trainer, experiment, base if base.is_dir() else experiment.model.vlm or "", reporter
+    )
     with quiet():
         result = trainer.train(resume_from_checkpoint=str(last) if last else None)
     outcome = {

@@ -14,7 +14,7 @@ from PIL import Image
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache import cache_recipe
-from lockadapt.building.from_recipe import feature_settings
+from lockadapt.building.experiment import build_experiment, feature_settings
 from lockadapt.building.towerless import cached_features
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
@@ -259,7 +259,9 @@ def test_the_tower_is_loaded_where_anything_is_missing(
     cache_recipe(own, QUIET)
 
     def cached(recipe: Any = own) -> Any:
-        return cached_features(recipe, tmp_path / "run", load_samples(recipe, QUIET), QUIET)
+        experiment = build_experiment(recipe)
+        samples = load_samples(experiment, QUIET)
+        return cached_features(experiment, tmp_path / "run" / "base", samples, QUIET)
 
     assert cached() is not None
     shard = next((tmp_path / "cache").rglob("shard-*"))

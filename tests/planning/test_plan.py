@@ -12,7 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockadapt.architectures.base import TOWER, unwrap_model
-from lockadapt.building.from_recipe import assembled, lora_settings, objectives_of
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.model import assemble_model
+from lockadapt.building.objectives import build_objectives
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
 from lockadapt.errors import AssemblyError, DoesNotFitError, RecipeError, SetupError
@@ -47,12 +49,13 @@ def small(folder: Path, llm: str, tower: str, *overrides: str) -> Recipe:
 
 def real_model(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
     """The recipe's model with its weights, as a session builds it, less the proof in a fresh process."""
-    built = assembled(recipe.model, folder, [], 0, prove=False)
+    experiment = build_experiment(recipe)
+    built = assemble_model(experiment, folder, [], prove=False)
     model, _ = load_quantized(folder, recipe.model.quantization, resolve_dtype(recipe.model.dtype))
-    if recipe.lora is not None:
-        model = attach_lora(model, lora_config(model, lora_settings(recipe.lora)))
-    samples = session.load_samples(recipe, QUIET)
-    return model, session.encode(recipe, model, built.processor, samples, QUIET)
+    if experiment.lora is not None:
+        model = attach_lora(model, lora_config(model, experiment.lora))
+    samples = session.load_samples(experiment, QUIET)
+    return model, session.encode(experiment, model, built.processor, samples, QUIET)
 
 
 SHAPES = [
@@ -77,7 +80,7 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
     cached, accumulate = planner.cached, stage.accumulation > 1
     checkpointing = recipe.training.gradient_checkpointing
     trace = planner.model(planner.choice)
-    objective = objectives_of(recipe)[name]
+    objective = build_objectives(recipe)[name]
     row_tokens = planner.packing(stage).row_tokens
     planned, parts, batch_bytes = trace.peak(
         stage.train,
@@ -144,7 +147,7 @@ def test_the_formula_agrees_with_counted_operations(tmp_path: Path) -> None:
     with counter:
         trace.peak(
             ("projector", "lora"),
-            objectives_of(recipe)[name],
+            build_objectives(recipe)[name],
             name,
             items,
             cached=True,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lockadapt.architectures.assemble import Assembled
+from lockadapt.building.experiment import build_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED
 from lockadapt.data.pack import packed_area
@@ -166,7 +167,8 @@ def test_a_run_says_what_was_measured_and_planned(
     monkeypatch.setattr(largest_batch, "WORTH_PLANNING", 0)
     own = trainer(assembled.folder, vqa_samples(tmp_path / "pictures"), tmp_path / "out")
     told = Told()
-    try_largest_batch(own, load_recipe(None, (), values(tiny, tmp_path)).recipe, str(assembled.folder), told)
+    experiment = build_experiment(load_recipe(None, (), values(tiny, tmp_path)).recipe)
+    try_largest_batch(own, experiment, str(assembled.folder), told)
     assert told.lines[0].startswith("largest micro-batch: 4 rows of vqa")
     difference = re.search(r"GB planned \(([+-]\d+)%\)", told.lines[0])
     assert difference is not None, told.lines

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from lockadapt.architectures.assemble import Assembled
-from lockadapt.building import from_recipe
+from lockadapt.building import model as building_model
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.model import build_model
 from lockadapt.console import Reporter
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training import session
-from lockadapt.training.session import build_model, encode, load_samples, train
+from lockadapt.training.session import encode, load_samples, train
 from tests.support.rows import embedding_recipe
 from tests.support.runs import rows_file, values
 
@@ -45,17 +47,17 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
         seen.update(named)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(from_recipe, "assemble", noted)
+    monkeypatch.setattr(building_model, "assemble", noted)
     overrides = (
         "model.feature_layer=-1",
         "model.calibration_images=3",
         "model.dtype=bfloat16",
         "model.fusion=linear",
     )
-    recipe = loaded(tiny, tmp_path, *overrides)
-    samples = load_samples(recipe, QUIET)
+    experiment = build_experiment(loaded(tiny, tmp_path, *overrides))
+    samples = load_samples(experiment, QUIET)["train"]["vqa"]
     with pytest.raises(KeyboardInterrupt):
-        build_model(recipe, tmp_path, samples["train"], QUIET)
+        build_model(experiment, tmp_path / "base", samples, QUIET)
     assert seen["feature_layer"] == -1
     assert len(seen["calibration_images"]) == 3
     assert seen["dtype"] == "bfloat16"
@@ -63,7 +65,9 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
 
 
 def rows_of(recipe: Any, assembled: Assembled) -> session.Rows:
-    return encode(recipe, assembled.model, assembled.processor, load_samples(recipe, QUIET), QUIET)
+    experiment = build_experiment(recipe)
+    samples = load_samples(experiment, QUIET)
+    return encode(experiment, assembled.model, assembled.processor, samples, QUIET)
 
 
 def test_features_key(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
@@ -95,7 +99,7 @@ def test_data_keys(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
 
     def kept(*overrides: str) -> int:
         changed = load_recipe(None, overrides, recipe.model_dump(mode="json")).recipe
-        return len(load_samples(changed, QUIET)["train"]["vqa"])
+        return len(load_samples(build_experiment(changed), QUIET)["train"]["vqa"])
 
     with pytest.raises(DataError, match="rows.jsonl:9"):
         kept()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lockadapt.architectures.load import load_model
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import VerificationError
 from lockadapt.evaluation.embedder import Embedder, contrastive
@@ -36,7 +36,7 @@ def embed_probe(
     model: nn.Module, processor: Any, recipe: Recipe, samples: Sequence[Sample]
 ) -> Embedded | None:
     """What a trained model makes of its probe; None if it has no contrastive objective."""
-    objective = contrastive(objectives_of(recipe))
+    objective = contrastive(build_objectives(recipe))
     if objective is None:
         return None
     return _embed(Embedder.of(model, processor, objective, recipe), samples)

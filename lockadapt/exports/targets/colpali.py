@@ -11,7 +11,7 @@ from transformers import ColPaliConfig, ColPaliForRetrieval
 
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import JANUS_LAYOUT, LLAVA_LAYOUT
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
@@ -81,7 +81,7 @@ def early(run: RunRecord) -> str | None:
     """See `EmbeddingClient`."""
     if run.dual:
         return "ColPaliForRetrieval holds one model for images and texts, this run has two"
-    objective = contrastive(objectives_of(run.recipe))
+    objective = contrastive(build_objectives(run.recipe))
     pooling = "last" if objective is None else objective.pooling
     if pooling not in (None, "last"):
         return f"ColPaliForRetrieval has no pooling, and this run pools by {pooling!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lockadapt.building.from_recipe import objectives_of
+from lockadapt.building.objectives import build_objectives
 from lockadapt.console import Reporter
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.card import embedding_card
@@ -23,7 +23,7 @@ def embedding_target(client: EmbeddingClient, content: str) -> Target:
     """The target that writes a contrastive run for this client."""
 
     def refusal(run: RunRecord) -> str | None:
-        if contrastive(objectives_of(run.recipe)) is None:
+        if contrastive(build_objectives(run.recipe)) is None:
             return "the run was not trained to embed (an objective of the kind itc does that)"
         return client.early(run)
 

@@ -1,0 +1,129 @@
+"""The model of a recipe: assembled or opened, quantized, with its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lockadapt.architectures.absent_tower import TowerRecord
+from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.architectures.dual_encoder.assemble import DualAssembled, assemble_dual
+from lockadapt.architectures.load import load_model
+from lockadapt.building.experiment import Experiment
+from lockadapt.console import Reporter
+from lockadapt.data.images import open_image
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.models.query_tokens import query_token_ids
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.tuning.adapters import attach_adapters
+from lockadapt.tuning.quantize import load_quantized
+from lockadapt.tuning.resize_vocabulary import add_rows, with_query_tokens
+
+
+def build_model(
+    experiment: Experiment,
+    base: Path,
+    samples: Sequence[Sample],
+    reporter: Reporter,
+    tower: TowerRecord | None = None,
+) -> tuple[Any, Any]:
+    """The Transformers model as it is trained, without adapters: assembled, or the given checkpoint, quantized as asked.
+
+    Args:
+        experiment: says what is bridged.
+        base: folder of the base that the run makes for itself, where it makes one; opened if it is there already.
+        samples: training rows, whose images calibrate a new projector.
+        reporter: is told of long work.
+        tower: of a tower that need not be loaded, as all that it would compute is kept.
+
+    Returns:
+        Model and processor.
+
+    Raises:
+        LockadaptError: a source is not to be had, or does not fit the others.
+    """
+    section, dtype = experiment.model, resolve_dtype(experiment.model.dtype)
+    if section.vlm is None and not base.exists():
+        reporter.note(f"assembling {section.llm} and {section.tower}")
+        built = assemble_model(experiment, base, calibration_images(experiment, samples), prove=True)
+        if section.quantization == "none":
+            return built.model, built.processor
+    if section.vlm is not None and experiment.query_tokens and not base.exists():
+        with_query_tokens(section.vlm, base, experiment.query_tokens, dtype)
+    start = str(base) if base.exists() else str(section.vlm)
+    return load_quantized(start, section.quantization, dtype, tower)
+
+
+def draft_model(experiment: Experiment) -> tuple[Any, Any]:
+    """Model and processor to look at, not to train: nothing is calibrated, quantized, proved or written.
+
+    Raises:
+        LockadaptError: as `build_model`.
+    """
+    if experiment.model.vlm is not None:
+        model, processor = load_model(experiment.model.vlm, resolve_dtype(experiment.model.dtype))
+        add_rows(model, processor, experiment.query_tokens)
+        return model, processor
+    built = assemble_model(experiment, None, [], prove=False)
+    return built.model, built.processor
+
+
+def assemble_model(
+    experiment: Experiment, output: Path | None, images: Sequence[Image.Image], *, prove: bool
+) -> Assembled | DualAssembled:
+    """The LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
+
+    Args:
+        experiment: says what is bridged.
+        output: folder to write; None: nothing is written.
+        images: calibrate the projector, if there are any.
+        prove: compare LLM and tower inside the class with what they computed before.
+    """
+    section, seed = experiment.model, experiment.training.seed
+    assert section.llm is not None
+    assert section.tower is not None
+    if experiment.dimension is not None:
+        return assemble_dual(
+            section.llm,
+            section.tower,
+            output,
+            dimension=experiment.dimension,
+            image_size=section.image_size,
+            dtype=section.dtype,
+            fitting_images=images or None,
+            seed=seed,
+            prove=prove,
+        )
+    return assemble(
+        section.llm,
+        section.tower,
+        output,
+        fusion_name=section.fusion,
+        image_size=section.image_size,
+        feature_layer=section.feature_layer,
+        dtype=section.dtype,
+        calibration_images=images or None,
+        image_tokenizer=section.image_tokenizer,
+        seed=seed,
+        prove=prove,
+        query_tokens=experiment.query_tokens,
+    )
+
+
+def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> list[Image.Image]:
+    """As many training images as the recipe wants, evenly spread, opened."""
+    images: list[ImageRef] = list(
+        {image.key: image for sample in samples for image in sample.images}.values()
+    )
+    wanted = experiment.model.calibration_images
+    step = max(1, len(images) // max(wanted, 1))
+    return [open_image(image, experiment.data.max_pixels) for image in images[::step][:wanted]]
+
+
+def add_adapters(experiment: Experiment, model: Any, processor: Any) -> Any:
+    """The model with the recipe's adapters: LoRA, trained query tokens."""
+    ids = query_token_ids(processor.tokenizer, experiment.query_tokens)
+    return attach_adapters(model, experiment.lora, ids)

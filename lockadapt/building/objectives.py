@@ -1,0 +1,85 @@
+"""The objectives of a recipe, and those of one of its stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.objectives import KINDS, ImageText, Objective
+from lockadapt.recipe.schema import Recipe, kind_of
+
+
+def build_objectives(recipe: Recipe) -> dict[str, Objective]:
+    """The recipe's objectives by name.
+
+    Every key of an objective's section that its class has a field for becomes that field.
+
+    Raises:
+        DataError: a closed list of answers is no file, or has fewer than two answers.
+    """
+    chosen: dict[str, Objective] = {}
+    for name, section in recipe.objectives.items():
+        make: Any = KINDS[kind_of(name, section)]
+        given = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in section
+            if value is not None
+        }
+        if kind_of(name, section) == "itc":
+            given["mode"] = "dual" if is_dual(recipe) else "vlm"
+        if "answers" in given:
+            given["answers"] = _closed_list(name, section.answers)
+        fields = {field.name for field in dataclasses.fields(make)}
+        chosen[name] = make(**{key: value for key, value in given.items() if key in fields})
+    return chosen
+
+
+def stage_objectives(
+    objectives: Mapping[str, Objective], names: Collection[str], ratios: Mapping[str, float]
+) -> dict[str, Objective]:
+    """The objectives of a stage, with the shares of micro-batches that the stage gives them."""
+    return {
+        name: dataclasses.replace(one, ratio=ratios.get(name, one.ratio))  # type: ignore[type-var]
+        for name, one in objectives.items()
+        if name in names
+    }
+
+
+def is_dual(recipe: Recipe) -> bool:
+    """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
+    sections = recipe.objectives.items()
+    return all(kind_of(name, one) == "itc" and one.mode != "vlm" for name, one in sections)
+
+
+def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> int | None:
+    """The size of a dual encoder's embeddings; None: the recipe trains another model.
+
+    Raises:
+        RecipeError: its objectives name different sizes.
+    """
+    if not is_dual(recipe):
+        return None
+    dimensions = {one.dimension for one in objectives.values() if isinstance(one, ImageText)}
+    if len(dimensions) > 1:
+        raise RecipeError("a dual encoder has one dimension", where="objectives.….dimension", fix="give one")
+    return dimensions.pop()
+
+
+def _closed_list(name: str, answers: list[str] | str | None) -> tuple[str, ...] | None:
+    if answers is None:
+        return None
+    if isinstance(answers, str):
+        file = Path(answers)
+        if not file.is_file():
+            raise DataError(
+                "the list of answers is no file",
+                where=f"objectives.{name}.answers: {answers}",
+                fix="name a text file",
+            )
+        answers = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(set(answers)) < 2:
+        raise DataError("a closed list needs two answers or more", where=f"objectives.{name}.answers")
+    return tuple(dict.fromkeys(answers))

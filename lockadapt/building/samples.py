@@ -1,0 +1,57 @@
+"""The rows that a recipe names, as samples by objective."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lockadapt.data.readers import read_samples
+from lockadapt.data.readers.source import Source
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError
+from lockadapt.objectives import KINDS
+from lockadapt.recipe.schema import Recipe, SourceSection, kind_of
+
+
+def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None) -> dict[str, list[Sample]]:
+    """Reads the rows of one part of the data.
+
+    Args:
+        recipe: checked already.
+        part: `train`, `validation` or `test`.
+        only: names of objectives; default: all.
+
+    Returns:
+        Samples by objective; objectives without such rows are left out.
+
+    Raises:
+        DataError: a file holds no rows, or wrong ones.
+    """
+    found: dict[str, list[Sample]] = {}
+    for name, section in recipe.objectives.items():
+        source: SourceSection | None = getattr(section, part)
+        if source is None or (only is not None and name not in only):
+            continue
+        rows = KINDS[kind_of(name, section)].rows
+        found[name] = read_samples(source.format, row_source(source, rows, section.prompt, part))
+        if part == "validation":
+            found[name] = found[name][: recipe.training.validation_samples]
+        if not found[name]:
+            raise DataError("holds no rows", where=f"objectives.{name}.{part}", fix="name a file with rows")
+    return found
+
+
+def row_source(section: SourceSection, kind: str, prompt: str | None, part: str) -> Source:
+    """What a reader is told: the keys of a source, the kind of rows wanted, and the prompt around them."""
+    return Source(
+        path=section.path,
+        images=section.images,
+        annotations=section.annotations,
+        split=section.split,
+        columns=dict(section.columns),
+        image_name=section.image_name,
+        limit=section.limit,
+        kind=kind,
+        prompt=prompt,
+        # An image with five captions is five lessons, but one question.
+        expand=part == "train",
+    )

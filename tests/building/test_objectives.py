@@ -1,0 +1,40 @@
+"""Keys of objectives become their fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from lockadapt.errors import DataError
+from lockadapt.objectives import KINDS
+from lockadapt.recipe.objectives import KEYS_OF_KINDS
+from tests.support.recipe_keys import ITC, OBJECTIVES, T2I, built, has_its_effect
+
+
+@pytest.mark.parametrize("key", OBJECTIVES)
+def test_key_has_its_effect(key: str, tmp_path: Path) -> None:
+    has_its_effect(OBJECTIVES, key, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "key"), [*(("itc", key) for key in ITC), *(("t2i", key) for key in T2I)])
+def test_keys_of_contrastive_and_drawing_objectives(kind: str, key: str, tmp_path: Path) -> None:
+    text, expected = {"itc": ITC, "t2i": T2I}[kind][key]
+    rows = "train: {format: jsonl, path: rows.jsonl}"
+    before = built(tmp_path, f"objectives={{{kind}: {{{rows}}}}}")
+    after = built(tmp_path, f"objectives={{{kind}: {{{rows}, {key}: {text}}}}}")
+    assert getattr(after.objectives[kind], key) == expected
+    assert getattr(before.objectives[kind], key) != expected
+
+
+def test_the_keys_of_a_kind_are_the_fields_of_its_class() -> None:
+    for kind, objective in KINDS.items():
+        fields = {field.name for field in dataclasses.fields(objective)} - {"weight", "ratio", "batch_size"}
+        assert fields == set(KEYS_OF_KINDS[kind]) - {"prompt"}, kind
+
+
+@pytest.mark.parametrize(("answers", "said"), [("[a]", "two answers or more"), ("nowhere.txt", "is no file")])
+def test_closed_lists_are_checked(answers: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=said):
+        built(tmp_path, f"objectives.vqa.answers={answers}")

@@ -1,0 +1,63 @@
+"""Stages: what they take from the rest of the recipe, and how long they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lockadapt.building.objectives import stage_objectives
+from tests.support.recipe_keys import STAGES, built, has_its_effect
+
+
+@pytest.mark.parametrize("key", STAGES)
+def test_key_has_its_effect(key: str, tmp_path: Path) -> None:
+    has_its_effect(STAGES, key, tmp_path)
+
+
+def test_a_stage_may_take_some_objectives(tmp_path: Path) -> None:
+    own = built(
+        tmp_path,
+        "objectives.caption={train: {format: jsonl, path: captions.jsonl}}",
+        "stages=[{name: a, epochs: 1.0, objectives: [vqa]}, {name: b, epochs: 1.0}]",
+    )
+    first, second = own.stages({"vqa": 80, "caption": 160})
+    assert first.objectives == ("vqa",)
+    assert second.objectives == ("vqa", "caption")
+    assert (first.steps, second.steps) == (5, 15)
+
+
+def test_a_stage_leaves_its_rates_to_training(tmp_path: Path) -> None:
+    own = built(
+        tmp_path,
+        "training.generation_learning_rate=0.3",
+        "stages=[{name: a}, {name: b, generation_learning_rate: 0.1, retrieval_learning_rate: 0.2}]",
+    )
+    first, second = own.stages({"vqa": 80})
+    assert (first.generation_learning_rate, first.retrieval_learning_rate) == (0.3, None)
+    assert (second.generation_learning_rate, second.retrieval_learning_rate) == (0.1, 0.2)
+
+
+def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
+    own = built(
+        tmp_path,
+        "objectives.caption={train: {format: jsonl, path: captions.jsonl}, batch_size: 48}",
+        "stages=[{name: a, epochs: 1.0, ratios: {vqa: 3.0}}, {name: b, steps: 2}]",
+    )
+    first, second = own.stages({"vqa": 80, "caption": 160})
+    assert {
+        name: one.ratio
+        for name, one in stage_objectives(own.objectives, first.objectives, first.ratios).items()
+    } == {
+        "vqa": 3.0,
+        "caption": 1.0,
+    }
+    assert {
+        name: one.ratio
+        for name, one in stage_objectives(own.objectives, second.objectives, second.ratios).items()
+    } == {
+        "vqa": 1.0,
+        "caption": 1.0,
+    }
+    # Three micro-batches of 16 to one of 48: 24 rows on average.
+    assert (first.micro_batch, first.steps, second.micro_batch) == (24, 10, 32)
