@@ -29,7 +29,8 @@ class Row(TypedDict):
 class Case:
     """One case: a batch has `images` distinct images and `samples` of each (of easy-VQA, whatever comes).
 
-    `steps` are timed in each round. The small mode has `small_images` and `small_steps`. `rows` are the samples' kind.
+    `steps` are timed in each round. The small mode has `small_images` and `small_steps`. `rows` are the
+    samples' kind.
     """
 
     name: str

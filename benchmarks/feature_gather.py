@@ -2,9 +2,10 @@
 
     python benchmarks/feature_gather.py [--batch 64] [--cache FOLDER] [--json]
 
-Writes random features of three shapes to a temporary cache, and gathers batches of random images from it, the pages
-being in memory. `share` is the copy's time over the gathering's: 1 would be the bandwidth of the memory, nothing else.
-`calls` are torch operators in one batch: they must not grow with tokens, and nothing may wait for a device.
+Writes random features of three shapes to a temporary cache, and gathers batches of random images from it, the
+pages being in memory. `share` is the copy's time over the gathering's: 1 would be the bandwidth of the
+memory, nothing else. `calls` are torch operators in one batch: they must not grow with tokens, and nothing
+may wait for a device.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def measured(place: Path, layout: Layout, batch: int) -> dict[str, Any]:
         [(shards[i % SHARDS], i // SHARDS) for i in _random(dice, batch, SHARDS * SHARD_IMAGES)]
         for _ in range(BATCHES)
     ]
-    # As large as the shards together, so that neither side reads from the processor's caches what the other cannot.
+    # As large as the shards together, so that neither side reads from the processor's caches what the other
+    # cannot.
     source = torch.ones((SHARDS * SHARD_IMAGES, layout.image_bytes), dtype=torch.uint8)
     starts = _random(dice, BATCHES, max(1, SHARDS * SHARD_IMAGES - batch))
     gathering = _median([_seconds(lambda part=part: gather(part, layout)) for part in picks])

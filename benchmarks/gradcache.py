@@ -3,8 +3,9 @@
     python benchmarks/gradcache.py                # a table: loss, gradients and memory
     python benchmarks/gradcache.py --json --details build/gradcache.json
 
-Forward and backward pass of a frozen tiny Llama with LoRA and a small image side. Every case runs in a process of its
-own. Memory is counted twice: the bytes of live tensors, by operation, and the resident memory of the process.
+Forward and backward pass of a frozen tiny Llama with LoRA and a small image side. Every case runs in a
+process of its own. Memory is counted twice: the bytes of live tensors, by operation, and the resident memory
+of the process.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ CASES = {
     "gradcache-plain": "the batch in chunks, no dropout",
     "full-plain": "the batch in one forward pass, no dropout",
 }
-"""Dropout draws other numbers for a batch than for its chunks, so "full" runs in chunks as well; "full-plain" does not."""
+"""Dropout draws other numbers for a batch than for its chunks, so "full" runs in chunks as well; "full-plain"
+does not."""
 PAIRS = (("gradcache", "full"), ("gradcache-plain", "full-plain"))
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""glibc's own threshold, kept from growing: freed tensors go back to the system, so that resident memory is what is
-in use. As it grows, holes in the heap add 40 to 90 MiB that differ from run to run."""
+"""glibc's own threshold, kept from growing: freed tensors go back to the system, so that resident memory is
+what is in use. As it grows, holes in the heap add 40 to 90 MiB that differ from run to run."""
 MEMORY_LIMIT, DIFFERENCE_LIMIT = 1.2, 1e-5
 TOKENS, FEATURES, SIZE, HIDDEN, LAYERS, VOCABULARY = 24, 64, 64, 128, 3, 512
 
@@ -211,7 +213,8 @@ def compare(rows: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """For people."""
     lines = [
-        f"{'case':<16}  {'batch':>5}  {'loss':>10}  {'grad. norm':>10}  {'tensors, MiB':>12}  {'process, MiB':>12}  {'s':>6}"
+        f"{'case':<16}  {'batch':>5}  {'loss':>10}  {'grad. norm':>10}  {'tensors, MiB':>12}  "
+        f"{'process, MiB':>12}  {'s':>6}"
     ]
     lines += [
         f"{row['case']:<16}  {row['batch']:>5}  {row['loss']:>10.6f}  {row['gradient_norm']:>10.6f}"
@@ -219,13 +222,16 @@ def table(found: dict[str, Any]) -> str:
         for row in found["rows"]
     ]
     lines += [
-        f"{pair['ours']} against {pair['whole']}: loss differs by {pair['loss_difference']:.1e}, gradients by at most "
-        f"{pair['gradient_difference']:.1e} (the largest is {pair['largest_gradient']:.1e}); allowed {DIFFERENCE_LIMIT:.0e}"
+        f"{pair['ours']} against {pair['whole']}: loss differs by {pair['loss_difference']:.1e}, "
+        "gradients by at most "
+        f"{pair['gradient_difference']:.1e} (the largest is {pair['largest_gradient']:.1e}); allowed "
+        f"{DIFFERENCE_LIMIT:.0e}"
         for pair in found["pairs"]
     ]
     ratio = found["memory_ratio"]
     lines.append(
-        f"gradcache over step: tensors {ratio['live_mib']:.2f}, process {ratio['rss_mib']:.2f}; allowed {MEMORY_LIMIT}"
+        f"gradcache over step: tensors {ratio['live_mib']:.2f}, process {ratio['rss_mib']:.2f}; "
+        f"allowed {MEMORY_LIMIT}"
     )
     return "\n".join([*lines, "passed" if found["passed"] else "FAILED"])
 

@@ -3,7 +3,8 @@
     python benchmarks/head.py                     # a table: time and memory for vocabularies of 2k, 49k and 151k
     python benchmarks/head.py --json --details build/head.json
 
-Forward and backward to the hidden states of one batch; the head is frozen. Every way runs in a process of its own.
+Forward and backward to the hidden states of one batch; the head is frozen. Every way runs in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"{row['vocabulary']:>10}  {row['way']:<12}  {row['absent']}")
         else:
             lines.append(
-                f"{row['vocabulary']:>10}  {row['way']:<12}  {row['seconds'] * 1e3:>9.1f}  {row['peak_mib']:>8.0f}"
+                f"{row['vocabulary']:>10}  {row['way']:<12}  {row['seconds'] * 1e3:>9.1f}  "
+                f"{row['peak_mib']:>8.0f}"
                 f"  {row['loss']:.6f}  {row['gradient_norm']:.6f}"
             )
     return "\n".join(lines)

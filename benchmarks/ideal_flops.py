@@ -20,9 +20,9 @@ from lockadapt.data.encode import IGNORED, Encoded
 class Tokens:
     """Tokens of one batch or more.
 
-    `padded`: rows times the longest row. `unpacked`: without padding. `unique`: a prefix that samples about the same
-    images share is counted once. `attended`: for every unique token the tokens that it sees, itself included, summed.
-    `image`: image tokens, every distinct image once. `labelled`: tokens that are predicted.
+    `padded`: rows times the longest row. `unpacked`: without padding. `unique`: a prefix that samples about
+    the same images share is counted once. `attended`: for every unique token the tokens that it sees, itself
+    included, summed. `image`: image tokens, every distinct image once. `labelled`: tokens that are predicted.
     """
 
     padded: int
@@ -63,11 +63,13 @@ def flops(model: nn.Module, tokens: Tokens) -> int:
     """Floating-point operations (multiplications and additions) that one training step needs, tower not counted.
 
     With P the elements of weight matrices that a token passes:
-    - frozen matrices of the blocks: 2 P forward, 2 P for the gradient of their input, no gradient of weights: 4 P a token;
+    - frozen matrices of the blocks: 2 P forward, 2 P for the gradient of their input, no gradient of weights:
+      4 P a token;
     - LoRA: the same and 2 P for the gradient of the weights: 6 P a unique token;
-    - projector: 4 P an image token (the gradient of its inputs, which only its second layer needs, is left out);
-    - attention: queries by keys, and weights by values, cost 4 d forward and 8 d backward for a pair of tokens, with
-      d = heads x head size;
+    - projector: 4 P an image token (the gradient of its inputs, which only its second layer needs, is left
+      out);
+    - attention: queries by keys, and weights by values, cost 4 d forward and 8 d backward for a pair of
+      tokens, with d = heads x head size;
     - head: 4 P a labelled token (frozen).
 
     Args:

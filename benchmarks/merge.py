@@ -4,8 +4,9 @@
     python benchmarks/merge.py --layers 108 --rounds 2 --only lockadapt      # 10 GB
     python benchmarks/merge.py --json --details build/merge.json
 
-Every round runs in a process of its own. Time starts when libraries are imported and ends when the result is on the
-disk. Memory is the process's peak over what it holds after `import torch`. The disk's own speed is what `cp` shows.
+Every round runs in a process of its own. Time starts when libraries are imported and ends when the result is
+on the disk. Memory is the process's peak over what it holds after `import torch`. The disk's own speed is
+what `cp` shows.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 On the GPU where there is one (more cases, of the sizes that people train, are tried there), else on the CPU.
 
-Models have random weights and are made on the spot. Run it as `python benchmarks/plan_accuracy.py [CASE …]`; the
-table that it prints is the one in docs/plan.md.
+Models have random weights and are made on the spot. Run it as `python benchmarks/plan_accuracy.py [CASE …]`;
+the table that it prints is the one in docs/plan.md.
 """
 
 from __future__ import annotations
@@ -261,7 +261,8 @@ def main() -> None:
         card = " card, planned, MB | card, measured, MB |" if on_gpu else ""
         print(f"| recipe | planned, MB | measured, MB | difference |{card}")
         print("| --- | --- | --- | --- |" + " --- | --- |" * on_gpu, flush=True)
-        # The profiler remembers blocks of earlier profiles in the same process, and counts their end in later ones.
+        # The profiler remembers blocks of earlier profiles in the same process, and counts their end in later
+        # ones.
         for name in names:
             subprocess.run([sys.executable, __file__, name], check=True)
         return

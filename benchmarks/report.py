@@ -6,8 +6,8 @@
     python benchmarks/merge.py --details benchmarks/results/merge.json
     python benchmarks/report.py
 
-`make bench` runs them all. The prose around the markers is written by hand and left alone; a part without results
-says so.
+`make bench` runs them all. The prose around the markers is written by hand and left alone; a part without
+results says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def throughput_table(found: dict[str, Any] | None) -> str:
     if found is None:
         return NOTHING
     lines = [
-        "| case | samples/s | TRL | speedup | first epoch | peak memory, MiB | TRL | ratio | first loss differs by | of GEMM peak |",
+        "| case | samples/s | TRL | speedup | first epoch | peak memory, MiB | TRL | ratio | first "
+        "loss differs by | of GEMM peak |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
@@ -47,12 +48,15 @@ def throughput_table(found: dict[str, Any] | None) -> str:
     ]
     lines += [
         "",
-        "| case | batch | images | tokens | without repeats | s a step | fastest | TRL | fastest | speedup of the fastest | memory above the model |",
+        "| case | batch | images | tokens | without repeats | s a step | fastest | TRL | fastest | "
+        "speedup of the fastest | memory above the model |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| `{case['name']}` | {case['batch']} | {case['images_per_batch']:.1f} | {case['tokens']['padded']:.0f} "
-        f"| {case['tokens']['unique']:.0f} | {case['seconds']['median']:.3f} | {case['seconds']['minimum']:.3f} "
+        f"| `{case['name']}` | {case['batch']} | {case['images_per_batch']:.1f} | "
+        f"{case['tokens']['padded']:.0f} "
+        f"| {case['tokens']['unique']:.0f} | {case['seconds']['median']:.3f} | "
+        f"{case['seconds']['minimum']:.3f} "
         f"| {case['peer_seconds']['median']:.3f} | {case['peer_seconds']['minimum']:.3f} "
         f"| {case['speedup_of_minima']:.2f} | {case['memory_ratio_above_model']:.2f} |"
         for case in found["cases"]
@@ -70,7 +74,8 @@ def measured_on(found: dict[str, Any]) -> str:
     peak = machine["gemm_flops_per_second"]
     mode = " Small mode: one round, few steps, small batches." if settings["small"] else ""
     return (
-        f"{settings['dtype']} on {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
+        f"{settings['dtype']} on {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, "
         f"{machine['memory_gib']} GiB, device {machine['device']}; GEMM peak "
         f"{'not known' if peak is None else f'{peak / 1e9:.0f} GFLOP/s'}; packing {settings['packing']}, "
         f"gradient checkpointing: {settings['checkpointing']}. {versions}.{mode}"
@@ -90,7 +95,8 @@ def head_table(found: dict[str, Any] | None) -> str:
             lines.append(f"| {row['vocabulary']:,} | {row['way']} | {row['absent']} | | | |")
         else:
             lines.append(
-                f"| {row['vocabulary']:,} | {row['way']} | {row['seconds'] * 1e3:.1f} | {row['peak_mib']:.0f} "
+                f"| {row['vocabulary']:,} | {row['way']} | {row['seconds'] * 1e3:.1f} | "
+                f"{row['peak_mib']:.0f} "
                 f"| {row['loss']:.6f} | {row['gradient_norm']:.6f} |"
             )
     settings = found["settings"]
@@ -116,7 +122,8 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     lines += [
-        f"| `{row['case']}` | {row['batch']:,} | {row['loss']:.6f} | {row['gradient_norm']:.6f} | {row['live_mib']:.1f} "
+        f"| `{row['case']}` | {row['batch']:,} | {row['loss']:.6f} | {row['gradient_norm']:.6f} | "
+        f"{row['live_mib']:.1f} "
         f"| {row['rss_mib']:.1f} | {row['seconds']:.1f} |"
         for row in found["rows"]
     ]
@@ -126,7 +133,8 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
     ]
     lines += ["| --- | ---: | ---: | ---: |"]
     lines += [
-        f"| `{pair['ours']}` and `{pair['whole']}` | {pair['loss_difference']:.1e} | {pair['gradient_difference']:.1e} "
+        f"| `{pair['ours']}` and `{pair['whole']}` | {pair['loss_difference']:.1e} | "
+        f"{pair['gradient_difference']:.1e} "
         f"| {pair['largest_gradient']:.1e} |"
         for pair in found["pairs"]
     ]
@@ -159,7 +167,8 @@ def merge_table(found: dict[str, Any] | None) -> str:
         [
             *lines,
             "",
-            f"{found['bytes'] / 1e9:.2f} GB of bfloat16 in {found['shards']} files, rank 16 on every linear layer, "
+            f"{found['bytes'] / 1e9:.2f} GB of bfloat16 in {found['shards']} files, rank 16 on every "
+            "linear layer, "
             f"{found['cores']} cores, fastest of {rounds} rounds. Bit for bit what the plain way computes: "
             f"{'yes' if found['bit_identical'] else 'no'}.",
         ]

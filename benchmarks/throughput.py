@@ -4,8 +4,8 @@
     python benchmarks/throughput.py --json --case vqa-5      # one case, for scripts
     python benchmarks/throughput.py --small                  # few steps and small batches: under about a minute a case
 
-The two sides alternate, each round in a fresh process. What the numbers mean is in docs/benchmarks.md. Results go to
-stdout, progress to stderr.
+The two sides alternate, each round in a fresh process. What the numbers mean is in docs/benchmarks.md.
+Results go to stdout, progress to stderr.
 """
 
 from __future__ import annotations
@@ -125,11 +125,13 @@ def summary(
     own: list[dict[str, Any]],
     peer: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The numbers of a case; `KEYS` first. Seconds are of one step, medians and minima over the steps of all rounds.
+    """The numbers of a case; `KEYS` first.
 
-    `speedup_first_epoch` adds to a step the tower's share of it when every image is seen once; `memory_ratio` is that of
-    the peak resident memory of the whole process, `memory_ratio_above_model` without what the process held after
-    loading the model.
+    Seconds are of one step, medians and minima over the steps of all rounds.
+
+    `speedup_first_epoch` adds to a step the tower's share of it when every image is seen once; `memory_ratio`
+    is that of the peak resident memory of the whole process, `memory_ratio_above_model` without what the
+    process held after loading the model.
     """
     seconds = [s for result in own for s in result["seconds"]]
     peer_seconds = [s for result in peer for s in result["seconds"]]

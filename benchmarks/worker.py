@@ -2,7 +2,8 @@
 
     python benchmarks/worker.py JOB.json RESULT.json
 
-Started by throughput.py. Both sides get the same stock folder, the same `Dataset`, the same LoRA and optimiser.
+Started by throughput.py. Both sides get the same stock folder, the same `Dataset`, the same LoRA and
+optimiser.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ MIB = 2**20
 class Job:
     """What a worker does. `order` arranges the rows (as lockadapt draws them); None: as they are.
 
-    `compare`: also compute the loss of the first batch, whose rows are `first`, before training; TRL's side writes its
-    tokens to this file, lockadapt's reads them there. `together`: the most samples of one image that lockadapt draws
-    together (None: its default).
+    `compare`: also compute the loss of the first batch, whose rows are `first`, before training; TRL's side
+    writes its tokens to this file, lockadapt's reads them there. `together`: the most samples of one image
+    that lockadapt draws together (None: its default).
     """
 
     task: str
@@ -72,8 +73,8 @@ class Job:
 class Stopwatch(TrainerCallback):
     """Times every step from the end of the one before, fetching its batch included.
 
-    The first step warms up. Training stops one step before its planned end, so that every timed step has fetched the
-    batch that follows it.
+    The first step warms up. Training stops one step before its planned end, so that every timed step has
+    fetched the batch that follows it.
     """
 
     def __init__(self, steps: int, device: str) -> None:

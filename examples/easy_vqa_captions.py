@@ -2,9 +2,9 @@
 
     python examples/easy_vqa_captions.py ../shared/real/data/easy-vqa --output data/easy-vqa-captions
 
-Writes `captions_train.jsonl` and `captions_test.jsonl` with the rows {"image", "caption"}; image names are relative to
-the folder of easy-VQA's split, so give that as `images`. Images whose questions do not tell both colour and
-shape are left out, and counted.
+Writes `captions_train.jsonl` and `captions_test.jsonl` with the rows {"image", "caption"}; image names are
+relative to the folder of easy-VQA's split, so give that as `images`. Images whose questions do not tell both
+colour and shape are left out, and counted.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python examples/train_from_python.py --output from-python
 
-It uses the tiny models that come with the package and draws its own pictures. For your own, give `--llm` and `--tower` (folders
-or Hub ids) and `--data`: a folder with `train.jsonl` and `test.jsonl` (rows of image, question, answer) and the images.
+It uses the tiny models that come with the package and draws its own pictures. For your own, give `--llm` and
+`--tower` (folders or Hub ids) and `--data`: a folder with `train.jsonl` and `test.jsonl` (rows of image,
+question, answer) and the images.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main() -> None:
     train = read_samples("jsonl", Source(path=data / "train.jsonl", kind="vqa"))
     test = read_samples("jsonl", Source(path=data / "test.jsonl", kind="vqa"))
 
-    # The projector starts calibrated on some of the training images. `images` names files; nothing is opened before.
+    # The projector starts calibrated on some of the training images. `images` names files; nothing is opened
+    # before.
     paths = sorted({image.path for sample in train for image in sample.images if image.path})
     chosen = random.Random(0).sample(paths, min(128, len(paths)))
     assembled = lockadapt.assemble(
@@ -47,7 +49,8 @@ def main() -> None:
     model, processor = assembled.model, assembled.processor
     print(f"{assembled.report.model_class}, {assembled.report.tower_facts.tokens} tokens an image")
 
-    # All of transformers.TrainingArguments is allowed here. A fresh projector wants a higher rate than the default.
+    # All of transformers.TrainingArguments is allowed here. A fresh projector wants a higher rate than the
+    # default.
     config = lockadapt.GroundingConfig(
         output_dir=str(arguments.output / "training"),
         max_steps=arguments.steps,

@@ -33,7 +33,10 @@ def main(folder: str, picture: str, question: str) -> None:
 
 
 def on_white(path: str) -> Image.Image:
-    """The picture upright and in RGB. Transparency goes on white, as in training; a bare convert makes it black."""
+    """The picture upright and in RGB.
+
+    Transparency goes on white, as in training; a bare convert makes it black.
+    """
     picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")

@@ -121,7 +121,10 @@ def make_llm(
 def _rows(
     random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int
 ) -> Iterator[torch.Tensor]:
-    """Batches of token ids (batch, length). A row begins with a document and is filled up with further ones."""
+    """Batches of token ids (batch, length).
+
+    A row begins with a document and is filled up with further ones.
+    """
     encoded = (ids for texts in _chunks(documents(random), 200) for ids in tokenizer(texts)["input_ids"])
     while True:
         rows = []

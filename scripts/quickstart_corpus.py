@@ -56,7 +56,8 @@ def description(random: Random) -> str:
         lines.append(
             _turn(random, random.choice(("Describe the image.", "What do you see?")), captions(scene)[0])
         )
-    # Some questions come without a text that answers them: the model learns how answers look, not what is right.
+    # Some questions come without a text that answers them: the model learns how answers look, not what is
+    # right.
     return "\n".join(lines if lines and random.random() < 0.3 else [words, *lines])
 
 

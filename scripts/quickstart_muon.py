@@ -1,4 +1,7 @@
-"""Muon (Jordan et al. 2024) in single precision: torch's own works in bfloat16, which CPUs without it only imitate."""
+"""Muon (Jordan et al.
+
+2024) in single precision: torch's own works in bfloat16, which CPUs without it only imitate.
+"""
 
 from __future__ import annotations
 

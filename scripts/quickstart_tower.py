@@ -1,8 +1,9 @@
 """Trains the quickstart's vision tower from images alone: no text, no label, no question.
 
-A small SigLIP tower sees half-hidden pictures of invented shapes and predicts, for every patch that it sees, what the
-pixels around it look like (`quickstart_targets.py`), computed from the picture itself. It is predicted twice, by one
-matrix each: from what `post_layernorm` gives (what Janus reads) and from the last layer but one (LLaVA's default).
+A small SigLIP tower sees half-hidden pictures of invented shapes and predicts, for every patch that it sees,
+what the pixels around it look like (`quickstart_targets.py`), computed from the picture itself. It is
+predicted twice, by one matrix each: from what `post_layernorm` gives (what Janus reads) and from the last
+layer but one (LLaVA's default).
 """
 
 from __future__ import annotations

@@ -36,8 +36,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Give a frozen language model vision: assemble, train, verify, merge. Results go to stdout, everything else to stderr. "
-    "Exit codes: 0 success, 2 usage or recipe, 3 data, 4 environment, 5 out of memory, 6 training diverged or cannot learn, "
+    help="Give a frozen language model vision: assemble, train, verify, merge. Results go to stdout, "
+    "everything else to stderr. "
+    "Exit codes: 0 success, 2 usage or recipe, 3 data, 4 environment, 5 out of memory, 6 training "
+    "diverged or cannot learn, "
     "7 disk, 8 verification failed, 10 refused for safety.",
 )
 for name, verb in (

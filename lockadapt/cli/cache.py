@@ -16,7 +16,10 @@ def cache(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Compute the frozen tower's outputs once, or check that they are cached. Continues an interrupted run."""
+    """Compute the frozen tower's outputs once, or check that they are cached.
+
+    Continues an interrupted run.
+    """
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

@@ -30,7 +30,8 @@ def chat(
 ) -> None:
     """Ask questions about images. Without --question, read questions from standard input, one per line.
 
-    The line `/image FILE` adds an image to the next question. Every answer sees all previous images and turns.
+    The line `/image FILE` adds an image to the next question. Every answer sees all previous images and
+    turns.
     """
     from lockadapt.evaluation.chat import Chat
 

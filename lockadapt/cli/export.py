@@ -13,7 +13,8 @@ def export(
     to: str = typer.Option(
         ...,
         "--to",
-        help="merged, bridge, adapter, adapter-full or gguf for runs that generate; dual, sentence-transformers or "
+        help="merged, bridge, adapter, adapter-full or gguf for runs that generate; dual, "
+        "sentence-transformers or "
         "colpali for runs that embed.",
     ),
     output: Path = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),

@@ -20,7 +20,10 @@ def search(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Search a folder of images. Each image is embedded once; later searches embed only new or changed images."""
+    """Search a folder of images.
+
+    Each image is embedded once; later searches embed only new or changed images.
+    """
     from lockadapt.console import Reporter
     from lockadapt.evaluation.search import search as find
 

@@ -73,7 +73,9 @@ def train(
         print(json.dumps(result))
         return
     print(
-        f"{result['output']}: {result['grid']} x {result['grid']} image tokens, held out ({result['images']}): "
+        f"{result['output']}: {result['grid']} x {result['grid']} image tokens, held out "
+        f"({result['images']}): "
         f"L1 {result['l1']:.3f}, PSNR {result['psnr']:.1f} dB, "
-        f"{result['codes_used']:.0%} of the codebook used, perplexity {result['perplexity']:.0f}; {result['seconds']:.0f} s"
+        f"{result['codes_used']:.0%} of the codebook used, perplexity {result['perplexity']:.0f}; "
+        f"{result['seconds']:.0f} s"
     )

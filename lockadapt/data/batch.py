@@ -16,12 +16,13 @@ Batch = dict[str, Any]
 """What an objective gets; packed and plain batches look the same to it.
 
 - `objective`: its name.
-- `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens, tokens) with
-  `position_ids` int64 (rows, tokens).
-- `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels), where there are images.
+- `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens,
+  tokens) with `position_ids` int64 (rows, tokens).
+- `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels), where there are
+  images.
 - `predicting` bool (rows, tokens): the positions whose logits are needed.
-- `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in reading order)
-  predicts it, its id, and the sample that it belongs to.
+- `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in
+  reading order) predicts it, its id, and the sample that it belongs to.
 """
 
 
@@ -31,8 +32,8 @@ def collate(
     """Makes a batch of samples.
 
     Args:
-        row_tokens: None: one row a sample, padded to the longest. Else samples about the same images share a row, see
-            `lockadapt.data.pack.pack`.
+        row_tokens: None: one row a sample, padded to the longest. Else samples about the same images share a
+            row, see `lockadapt.data.pack.pack`.
     """
     batch = _plain(items, pad_id) if row_tokens is None else _packed(items, pad_id, row_tokens)
     shown = batch.pop("images")

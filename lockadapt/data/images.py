@@ -38,8 +38,8 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
     """The picture of `ref` in mode RGB, decoded and turned upright (EXIF).
 
     Transparency of any kind is composited on white. 16-bit grey is divided by 257. 32-bit and float grey are
-    taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched from
-    minimum to maximum. Of an animation the first frame is taken. ICC profiles are not applied.
+    taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched
+    from minimum to maximum. Of an animation the first frame is taken. ICC profiles are not applied.
 
     Args:
         ref: path, bytes or picture.

@@ -34,10 +34,11 @@ class MixedDataset(Dataset[tuple[str, Encoded]]):
 class MixtureSampler(Sampler[list[int]]):
     """Yields lists of indices into a MixedDataset, one objective a list.
 
-    Which objective comes next is decided by credit (every objective earns its ratio, the richest pays 1), so that
-    after any number of batches each has had its share to within one batch. Within an objective, permutations follow
-    each other without a gap, so that every batch is full and every row is seen once before any is seen again. Rows about
-    the same images can be drawn together, so that packing finds them in one batch.
+    Which objective comes next is decided by credit (every objective earns its ratio, the richest pays 1), so
+    that after any number of batches each has had its share to within one batch. Within an objective,
+    permutations follow each other without a gap, so that every batch is full and every row is seen once
+    before any is seen again. Rows about the same images can be drawn together, so that packing finds them in
+    one batch.
 
     Args:
         dataset: what the indices point into.
@@ -45,8 +46,8 @@ class MixtureSampler(Sampler[list[int]]):
         batch_size: rows in a micro-batch; or one number by objective.
         batches: how many micro-batches there are in all, over all processes.
         seed: same seed, same order.
-        together: the most rows about the same images that follow each other; 1 draws every row by itself. Or one number
-            by objective.
+        together: the most rows about the same images that follow each other; 1 draws every row by itself. Or
+            one number by objective.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Shared-prefix packing: samples about the same images become one row in which every common beginning stands once.
 
-A row is a tree of tokens written down in depth-first order. A token sees its ancestors and itself, and its position is
-its depth, so that every sample is computed as if it stood alone: same loss, same gradients, fewer tokens. Several trees
-share a row where they fit; they do not see each other.
+A row is a tree of tokens written down in depth-first order. A token sees its ancestors and itself, and its
+position is its depth, so that every sample is computed as if it stood alone: same loss, same gradients, fewer
+tokens. Several trees share a row where they fit; they do not see each other.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ class Packed:
 
     Attributes:
         input_ids, position_ids: int64 (rows, tokens).
-        attention_mask: bool (rows, 1, tokens, tokens); padding sees itself alone, so that no row of it is empty.
+        attention_mask: bool (rows, 1, tokens, tokens); padding sees itself alone, so that no row of it is
+            empty.
         predicting: bool (rows, tokens): positions whose logits are needed.
-        logit_index, targets, owners: int64 (labels,): for every learned token which of the needed logits (in reading
-            order) predicts it, its id, and the sample that it belongs to.
+        logit_index, targets, owners: int64 (labels,): for every learned token which of the needed logits (in
+            reading order) predicts it, its id, and the sample that it belongs to.
         images: one entry an image span, in reading order.
     """
 
@@ -75,8 +76,8 @@ def pack(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Packed:
     Args:
         items: encoded samples.
         pad_id: fills the end of rows.
-        row_tokens: a tree that would be longer is divided (a single sample never is). Rows are as long as the longest
-            tree, so that the mask, which grows with the square of a row, stays small.
+        row_tokens: a tree that would be longer is divided (a single sample never is). Rows are as long as the
+            longest tree, so that the mask, which grows with the square of a row, stays small.
     """
     trees = [tree for group in groups(items) for tree in _grow(items, group, row_tokens)]
     rows = _best_fit([len(tree.tokens) for tree in trees])

@@ -14,9 +14,9 @@ Role = Literal["system", "user", "assistant"]
 class ImageRef:
     """Where an image is, without opening it.
 
-    Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded bytes)
-    or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too:
-    the absolute path of a file, or the SHA-256 of bytes or pixels.
+    Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded
+    bytes) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too: the
+    absolute path of a file, or the SHA-256 of bytes or pixels.
     """
 
     key: str

@@ -1,8 +1,8 @@
 """Splits captions into tokens as pycocoevalcap's Java `PTBTokenizer` does, in Python.
 
-The rules were found by comparing outputs with the Java program (Stanford CoreNLP 3.4.1 behind pycocoevalcap 1.2),
-not by porting it. They are meant for captions: exotic input, such as chains of punctuation, phone numbers in
-brackets or HTML entities beyond the usual four, may differ in a token.
+The rules were found by comparing outputs with the Java program (Stanford CoreNLP 3.4.1 behind pycocoevalcap
+1.2), not by porting it. They are meant for captions: exotic input, such as chains of punctuation, phone
+numbers in brackets or HTML entities beyond the usual four, may differ in a token.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Candidates:
 def candidates(images: Sequence[Hashable], texts: Sequence[str]) -> Candidates:
     """Distinct images and texts of rows that say "this text belongs to this image".
 
-    Two images with the very same text share one candidate, which is right for both: no model could tell its copies
-    apart. Texts are the same if they are equal without white space at the ends.
+    Two images with the very same text share one candidate, which is right for both: no model could tell its
+    copies apart. Texts are the same if they are equal without white space at the ends.
 
     Raises:
         DataError: no row, or as many images as texts there are not.
@@ -66,8 +66,8 @@ def candidates(images: Sequence[Hashable], texts: Sequence[str]) -> Candidates:
 def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | None = None) -> dict[str, Any]:
     """`{"text_to_image": {"r1", "r5", "r10", "median_rank"}, "image_to_text": {...}, "n"}`; recalls in 0..1.
 
-    Means over queries; candidates are all images or all texts, queries those to which something belongs; n is the
-    number of pairs. Ranks as `ranks` gives them.
+    Means over queries; candidates are all images or all texts, queries those to which something belongs; n is
+    the number of pairs. Ranks as `ranks` gives them.
 
     Args:
         images, texts: embeddings (images, size) and (texts, size).
@@ -88,9 +88,9 @@ def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | N
 def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None = None) -> Tensor:
     """Rank of the best right candidate, counted from 1, for each query that has one; int64, in the queries' order.
 
-    Several right candidates: the best one counts, and the others do not stand before it (Karpathy's protocol for five
-    captions an image). Ties are counted against the model: wrong candidates as similar as the right one, to `TIE`,
-    stand before it, so embeddings that are all the same get the worst rank, not the best.
+    Several right candidates: the best one counts, and the others do not stand before it (Karpathy's protocol
+    for five captions an image). Ties are counted against the model: wrong candidates as similar as the right
+    one, to `TIE`, stand before it, so embeddings that are all the same get the worst rank, not the best.
 
     Args:
         queries, candidates: embeddings (queries, size) and (candidates, size); compared by cosine in float32.
@@ -129,7 +129,8 @@ def _check(queries: Tensor, candidates: Tensor, pairs: Tensor) -> None:
     last = pairs.amax(0).tolist()
     if int(pairs.min()) < 0 or last[0] >= len(queries) or last[1] >= len(candidates):
         raise DataError(
-            f"pairs reach from {int(pairs.min())} to {last}, embeddings are {len(queries)} and {len(candidates)}",
+            f"pairs reach from {int(pairs.min())} to {last}, embeddings are {len(queries)} and "
+            f"{len(candidates)}",
             where="retrieval",
             fix="number the embeddings from 0, as `candidates` does",
         )

@@ -13,8 +13,8 @@ BETA = 1.2
 def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
     """ROUGE-L of each item, in 0..1; the published score is their mean.
 
-    F-measure, with recall weighing `BETA` times as much, of the longest common subsequence. The best precision
-    and the best recall may come from different references.
+    F-measure, with recall weighing `BETA` times as much, of the longest common subsequence. The best
+    precision and the best recall may come from different references.
 
     Args:
         candidates: tokens of one caption an item.

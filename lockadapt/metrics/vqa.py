@@ -52,9 +52,9 @@ def score_answers(
 def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Official VQA v2 accuracy of each question, in 0..1; the published score is 100 times their mean.
 
-    Mean over leaving out each person of min(people left who gave this answer / 3, 1). Both sides are normalised
-    (`normalize_answer`) only if the people disagree: where all gave the same answer, only that very string,
-    white space at its ends aside, is right.
+    Mean over leaving out each person of min(people left who gave this answer / 3, 1). Both sides are
+    normalised (`normalize_answer`) only if the people disagree: where all gave the same answer, only that
+    very string, white space at its ends aside, is right.
 
     Args:
         answers: one answer a question.
@@ -79,8 +79,8 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1.0 if the answer equals a reference, else 0.0.
 
-    Both sides are Unicode-composed (NFC) and case-folded, runs of white space become one space, and white space
-    and `. , ! ? ; : …` at the end are removed, unless nothing else is there.
+    Both sides are Unicode-composed (NFC) and case-folded, runs of white space become one space, and white
+    space and `. , ! ? ; : …` at the end are removed, unless nothing else is there.
 
     Raises:
         DataError: no reference, or a string instead of a list of them.
@@ -92,10 +92,10 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 def normalize_answer(text: str) -> str:
     """The official normalisation: punctuation, case, number words, articles, contractions, in this order.
 
-    Its oddities are kept, since published scores contain them. A punctuation mark becomes a space, but vanishes
-    if it stands next to a space anywhere in the text, or if the text holds a comma between digits. A full stop
-    vanishes unless a digit follows (the code means to look at the digit before it as well, but has a typing
-    error), and only the first 32 do (a flag is passed as the count).
+    Its oddities are kept, since published scores contain them. A punctuation mark becomes a space, but
+    vanishes if it stands next to a space anywhere in the text, or if the text holds a comma between digits. A
+    full stop vanishes unless a digit follows (the code means to look at the digit before it as well, but has
+    a typing error), and only the first 32 do (a flag is passed as the count).
     """
     drop_all = re.search(r"\d,\d", text) is not None
     out = text
@@ -132,8 +132,8 @@ _NUMBERS = {"none": "0"} | {
         ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
     )
 }
-# Each is also recognised with exactly one of its apostrophes missing, which is the whole of the official table
-# apart from one inverted entry and from keys in capitals, which lower-cased text never meets.
+# Each is also recognised with exactly one of its apostrophes missing, which is the whole of the official
+# table apart from one inverted entry and from keys in capitals, which lower-cased text never meets.
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
 he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've

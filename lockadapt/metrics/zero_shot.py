@@ -68,7 +68,8 @@ def zero_shot_scores(
         labels: int64 (images,), the number of each image's class.
 
     Raises:
-        DataError: no image, a label beyond the classes, not one label an image, or embeddings that are not finite.
+        DataError: no image, a label beyond the classes, not one label an image, or embeddings that are not
+            finite.
     """
     if len(labels) != len(images):
         raise DataError(

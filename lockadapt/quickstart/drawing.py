@@ -26,7 +26,10 @@ _OVERSAMPLING = 4
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape. `x`, `y` (centre, from the top left) and `size` (radius) are fractions of the side."""
+    """One coloured shape.
+
+    `x`, `y` (centre, from the top left) and `size` (radius) are fractions of the side.
+    """
 
     colour: str
     shape: str
@@ -68,7 +71,10 @@ def draw(scene: Scene, side: int = SIDE) -> Image.Image:
 
 
 def outline(shape: str) -> list[Point]:
-    """Corners of a shape of radius about 1 around the origin, y downwards. Raises KeyError for an unknown shape."""
+    """Corners of a shape of radius about 1 around the origin, y downwards.
+
+    Raises KeyError for an unknown shape.
+    """
     return _OUTLINES[shape]
 
 

@@ -48,7 +48,8 @@ def four_panels(
 ) -> None:
     """Writes a PNG of four panels, one below the other; a panel without items is left out.
 
-    Right texts are green, wrong ones red. Of each query the first FOUND pictures are shown, right ones framed.
+    Right texts are green, wrong ones red. Of each query the first FOUND pictures are shown, right ones
+    framed.
 
     Args:
         answers: `asked` is the question, `said` the model's answer.

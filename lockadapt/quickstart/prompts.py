@@ -26,8 +26,8 @@ def make_prompts(folder: Path, seed: int = 0, train: int = 750, test: int = 50) 
     """Draw `train` + `test` pictures of one thing, each pair of colour and shape equally often.
 
     Writes `train_prompts/*.png`, `test_prompts/*.png` (RGB, 96 x 96), `prompts_train.jsonl` and
-    `prompts_test.jsonl` (image, caption such as "a red star"). Both halves show the pairs of SEEN only: drawing what was
-    never shown takes far more than a quickstart. The same arguments give the same bytes.
+    `prompts_test.jsonl` (image, caption such as "a red star"). Both halves show the pairs of SEEN only:
+    drawing what was never shown takes far more than a quickstart. The same arguments give the same bytes.
 
     Raises:
         DiskError: the folder cannot be written.

@@ -13,15 +13,16 @@ from lockadapt.quickstart.grammar import Pair, Question, captions, questions, re
 
 __all__ = ["HELD_OUT", "SEEN", "background", "draw", "make_dataset", "random_scene", "shade", "write_lines"]
 
-# One colour of every shape, drawn and asked about in the test half only: a model that learned whole pairs by heart
-# has nothing to remember there.
+# One colour of every shape, drawn and asked about in the test half only: a model that learned whole pairs by
+# heart has nothing to remember there.
 HELD_OUT: frozenset[Pair] = frozenset(
     (("black", "triangle"), ("blue", "square"), ("green", "cross"), ("red", "star"), ("yellow", "circle"))
 )
 SEEN: frozenset[Pair] = frozenset((c, s) for c in COLOURS for s in SHAPES) - HELD_OUT
 
-# How many of a hundred questions are of which kind. Few yes/no: those can be guessed; few relations: binding what is
-# where takes these tiny models longer than a quickstart may last, as their own line of the result shows.
+# How many of a hundred questions are of which kind. Few yes/no: those can be guessed; few relations: binding
+# what is where takes these tiny models longer than a quickstart may last, as their own line of the result
+# shows.
 SHARES = {"colour": 40, "shape": 34, "number": 19, "relation": 4, "yes/no": 3}
 
 
@@ -53,10 +54,11 @@ def _placed(random: Random, chosen: list[Pair], smallest: float, largest: float)
 def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300, per_image: int = 3) -> None:
     """Draw `train` + `test` scenes and write them with about `per_image` questions each.
 
-    Writes `train/*.png`, `test/*.png` (RGB, 96 x 96), `train.jsonl` and `test.jsonl` (image, question, answer,
-    answer_type), `captions_train.jsonl` and `captions_test.jsonl` (image, caption, captions). Train scenes and
-    questions use the pairs of SEEN only, test scenes and questions those of HELD_OUT only. For every yes/no and
-    every how-many wording each answer is right equally often. The same arguments give the same bytes.
+    Writes `train/*.png`, `test/*.png` (RGB, 96 x 96), `train.jsonl` and `test.jsonl` (image, question,
+    answer, answer_type), `captions_train.jsonl` and `captions_test.jsonl` (image, caption, captions). Train
+    scenes and questions use the pairs of SEEN only, test scenes and questions those of HELD_OUT only. For
+    every yes/no and every how-many wording each answer is right equally often. The same arguments give the
+    same bytes.
 
     Raises:
         DiskError: the folder cannot be written.

@@ -121,14 +121,17 @@ def _summary(result: dict[str, Any], output: Path) -> list[str]:
     caption, merge = result["caption"], result["merge"]
     found, drawn = result["retrieval"]["text_to_image"], result["t2i"]
     return [
-        f"VQA accuracy on unseen combinations: {result['vqa']['accuracy']:.3f} ({types}; n = {result['vqa']['n']})",
-        f"  with the mean image instead: {result['blind']['accuracy']:.3f}; most frequent answer to each question: "
+        f"VQA accuracy on unseen combinations: {result['vqa']['accuracy']:.3f} ({types}; n = "
+        f"{result['vqa']['n']})",
+        f"  with the mean image instead: {result['blind']['accuracy']:.3f}; most frequent answer to "
+        "each question: "
         f"{result['wording_alone']:.3f}",
         f"captions of unseen combinations: CIDEr {caption['cider']:.2f}, BLEU-4 {caption['bleu4']:.2f}, "
         f"ROUGE-L {caption['rouge_l']:.2f} (n = {caption['n']})",
         f"text-to-image retrieval, R@1 / R@5 / R@10: {found['r1']:.2f} / {found['r5']:.2f} / "
         f"{found['r10']:.2f} (n = {result['retrieval']['n']})",
-        f"images generated for seen combinations: probe accuracy {drawn['probe']['accuracy']:.2f}, on real images "
+        f"images generated for seen combinations: probe accuracy {drawn['probe']['accuracy']:.2f}, on "
+        "real images "
         f"{drawn['probe']['probe_accuracy_on_real']:.2f} (n = {drawn['n']})",
         f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
         f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",

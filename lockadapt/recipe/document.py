@@ -21,8 +21,9 @@ MAX_BYTES = 1 << 20
 class Origin:
     """Where a value was written.
 
-    `where` opens the line of a problem; `source` is its short form; `order` sorts problems. `key` is the key path
-    that an override sets: it is already part of `where`, so a problem with just that key does not repeat it.
+    `where` opens the line of a problem; `source` is its short form; `order` sorts problems. `key` is the key
+    path that an override sets: it is already part of `where`, so a problem with just that key does not repeat
+    it.
     """
 
     where: str
@@ -86,7 +87,8 @@ def read_text(path: Path) -> str:
 def parse(text: str, origin_at: Callable[[int], Origin], below: KeyPath = ()) -> Document:
     """YAML text as plain values; `origin_at` turns a line, from 1, into an origin; key paths start with `below`.
 
-    Problems of the text are gathered in the document. Raises SafetyError for a tag that asks for a Python object.
+    Problems of the text are gathered in the document. Raises SafetyError for a tag that asks for a Python
+    object.
     """
     document = Document()
     try:

@@ -25,7 +25,10 @@ def dotted(path: KeyPath) -> str:
 
 
 def key_path(text: str) -> KeyPath:
-    """`stages.0.name` as `("stages", 0, "name")`. Names never begin with a digit, so digits are a position."""
+    """`stages.0.name` as `("stages", 0, "name")`.
+
+    Names never begin with a digit, so digits are a position.
+    """
     parts = (part.strip() for part in text.split("."))
     return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in parts)
 
@@ -108,8 +111,8 @@ def meaning(path: KeyPath) -> str:
 def suggestion(path: KeyPath) -> str:
     """` Did you mean lora.rank?` for a key path that does not exist; empty where nothing is near.
 
-    A key that exists under the same name elsewhere was probably put in the wrong section, so that comes first;
-    then a neighbour that is spelt alike; then a key anywhere that is spelt alike.
+    A key that exists under the same name elsewhere was probably put in the wrong section, so that comes
+    first; then a neighbour that is spelt alike; then a key anywhere that is spelt alike.
     """
     known = next(n for n in range(len(path), -1, -1) if at(path[:n]) is not None)
     parent, wrong, rest = path[:known], str(path[known]), path[known + 1 :]

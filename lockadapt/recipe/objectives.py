@@ -72,11 +72,13 @@ class SourceSection(Section):
     )
     columns: dict[SampleField, Text | Natural] = Field(
         default_factory=dict,
-        description="sample field -> column name, or index if rows are lists; fields: image, images, question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
+        description="sample field -> column name, or index if rows are lists; fields: image, images, "
+        "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
     )
     image_name: Text | None = Field(
         default=None,
-        description="template that turns an image value into a file name: `{}.png`, `{:012d}.jpg`, `{split}/{}.jpg`",
+        description="template that turns an image value into a file name: `{}.png`, `{:012d}.jpg`, "
+        "`{split}/{}.jpg`",
     )
     limit: Positive | None = Field(default=None, description="use only the first N rows")
 
@@ -119,14 +121,16 @@ class ObjectiveSection(Section):
     )
     answers: Annotated[list[Text], Field(min_length=1)] | Text | None = Field(
         default=None,
-        description="closed list of answers (or a text file, one a line): evaluation ranks them instead of generating",
+        description="closed list of answers (or a text file, one a line): evaluation ranks them instead of "
+        "generating",
     )
     max_new_tokens: Positive | None = Field(
         default=None, description="maximum number of tokens generated per answer in evaluation; default 32"
     )
     mode: Literal["vlm", "dual"] | None = Field(
         default=None,
-        description="itc: encode images and texts with the whole model (vlm; default if the run also has other objectives), or with a dual encoder (dual)",
+        description="itc: encode images and texts with the whole model (vlm; default if the run also has "
+        "other objectives), or with a dual encoder (dual)",
     )
     contrast: Literal["infonce", "sigmoid"] | None = Field(
         default=None,
@@ -139,7 +143,8 @@ class ObjectiveSection(Section):
     )
     pooling: Literal["last", "mean", "pooler"] | None = Field(
         default=None,
-        description="itc: pooling over the last token (default), the mean of all tokens, or an encoder's own pooler",
+        description="itc: pooling over the last token (default), the mean of all tokens, or an encoder's "
+        "own pooler",
     )
     scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
         default=None,
@@ -151,26 +156,31 @@ class ObjectiveSection(Section):
     )
     chunk: Positive | None = Field(
         default=None,
-        description="itc: images or texts encoded at a time (GradCache); the loss still covers the whole batch; default 64",
+        description="itc: images or texts encoded at a time (GradCache); the loss still covers the whole "
+        "batch; default 64",
     )
     image_prompt: str | None = Field(default=None, description="itc, vlm: the user's prompt for an image")
     text_prompt: str | None = Field(default=None, description="itc: template containing `{caption}`")
     templates: Annotated[list[Text], Field(min_length=1)] | None = Field(
         default=None,
-        description="itc: prompt templates with `{}` for the class name; evaluation is then zero-shot classification, with the test captions as classes",
+        description="itc: prompt templates with `{}` for the class name; evaluation is then zero-shot "
+        "classification, with the test captions as classes",
     )
 
     prompt_drop: Fraction | None = Field(
         default=None,
-        description="t2i: fraction of training prompts replaced by the unconditional prompt, for classifier-free guidance; default 0.1",
+        description="t2i: fraction of training prompts replaced by the unconditional prompt, for "
+        "classifier-free guidance; default 0.1",
     )
     code_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
-        description="t2i: fraction of input image tokens replaced at random during training, against overfitting on small data; default 0",
+        description="t2i: fraction of input image tokens replaced at random during training, against "
+        "overfitting on small data; default 0",
     )
     crops: bool | None = Field(
         default=None,
-        description="t2i: also train on ten crops of each training image, half of them mirrored; default false",
+        description="t2i: also train on ten crops of each training image, half of them mirrored; default "
+        "false",
     )
     guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
         default=None,
@@ -188,7 +198,8 @@ class ObjectiveSection(Section):
     )
     probe: Text | None = Field(
         default=None,
-        description="t2i: folder or Hub id of a vision tower; linear probes on it, trained on the training images, score the generated images",
+        description="t2i: folder or Hub id of a vision tower; linear probes on it, trained on the training "
+        "images, score the generated images",
     )
     drawing_seed: Natural | None = Field(
         default=None, description="t2i: random seed of image generation in evaluation; default 0"

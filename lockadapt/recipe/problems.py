@@ -17,8 +17,8 @@ MAX_PROBLEMS = 100
 def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
     """The problems of a recipe, all of them or the first `MAX_PROBLEMS`, as (key path, text).
 
-    Each branch of a union complains for itself: of several complaints at one place one is kept, the more telling
-    one, and where an item of a list is wrong, the complaint about the list is dropped.
+    Each branch of a union complains for itself: of several complaints at one place one is kept, the more
+    telling one, and where an item of a list is wrong, the complaint about the list is dropped.
     """
     telling: list[tuple[KeyPath, str]] = []
     mistyped: dict[KeyPath, str] = {}

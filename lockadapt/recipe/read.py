@@ -49,7 +49,8 @@ def load_recipe(
         values: nested plain values given by Python code; sections are merged, lists are replaced.
 
     Raises:
-        RecipeError: the recipe is wrong; its message holds one line for each problem, `file:line: key: problem`.
+        RecipeError: the recipe is wrong; its message holds one line for each problem, `file:line: key:
+            problem`.
         SafetyError: the file, or an override, asks for a Python object.
     """
     label = "recipe" if path is None else str(path)

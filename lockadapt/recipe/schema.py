@@ -37,14 +37,16 @@ class ModelSection(Section):
     )
     image_tokenizer: Text | None = Field(
         default=None,
-        description="folder or Hub id of a JanusVQVAE, so that the model also generates images; needs a SigLIP tower",
+        description="folder or Hub id of a JanusVQVAE, so that the model also generates images; needs a "
+        "SigLIP tower",
     )
     fusion: Literal["mlp", "linear"] = Field(
         default="mlp", description="projector architecture: two layers with GELU, or one linear layer"
     )
     image_size: Positive | None = Field(
         default=None,
-        description="side of the square to which images are resized, in pixels; default: the size in the tower's preprocessing config",
+        description="side of the square to which images are resized, in pixels; default: the size in the "
+        "tower's preprocessing config",
     )
     feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=-2,
@@ -82,7 +84,8 @@ class LoraSection(Section):
     )
     targets: Literal["all-linear", "attention"] | Annotated[list[Text], Field(min_length=1)] = Field(
         default="all-linear",
-        description="all linear layers of the LLM's blocks, attention layers only, or a list of names such as q_proj",
+        description="all linear layers of the LLM's blocks, attention layers only, or a list of names such "
+        "as q_proj",
     )
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     dora: bool = Field(
@@ -102,7 +105,8 @@ class DataSection(Section):
 
     max_length: Positive | None = Field(
         default=None,
-        description="maximum number of tokens in a sample; default: the LLM's context length. Text is truncated, images never are",
+        description="maximum number of tokens in a sample; default: the LLM's context length. Text is "
+        "truncated, images never are",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"
@@ -116,19 +120,23 @@ class DataSection(Section):
     workers: Natural = Field(default=0, description="number of processes that decode images")
     packing: Literal["auto", "shared", "none"] = Field(
         default="auto",
-        description="put samples about the same images into one row that stores their common prefix once; auto: where this is exact and saves at least 10 % of the tokens",
+        description="put samples about the same images into one row that stores their common prefix once; "
+        "auto: where this is exact and saves at least 10 % of the tokens",
     )
     row_tokens: Positive = Field(
         default=2048,
-        description="maximum number of tokens in a packed row; samples that exceed it are split over several rows",
+        description="maximum number of tokens in a packed row; samples that exceed it are split over "
+        "several rows",
     )
     samples_per_image: Positive | None = Field(
         default=None,
-        description="maximum number of samples of one image drawn together for packing; default: a quarter of the samples in an optimiser step, so that a step sees at least four images",
+        description="maximum number of samples of one image drawn together for packing; default: a quarter "
+        "of the samples in an optimiser step, so that a step sees at least four images",
     )
     features: Literal["auto", "memory", "disk", "none"] = Field(
         default="auto",
-        description="where to cache the frozen tower's outputs; auto: in memory, else on disk, if they fit and images are reused",
+        description="where to cache the frozen tower's outputs; auto: in memory, else on disk, if they fit "
+        "and images are reused",
     )
     feature_memory_gib: Rate = Field(
         default=2.0, description="auto: memory limit for cached features, in GiB"
@@ -158,7 +166,8 @@ class TrainingSection(Section):
     projector_learning_rate: Rate = Field(default=2e-5, description="learning rate of the projector")
     retrieval_learning_rate: Rate | None = Field(
         default=None,
-        description="learning rate of query tokens, embedding projections and temperature; default: projector_learning_rate",
+        description="learning rate of query tokens, embedding projections and temperature; default: "
+        "projector_learning_rate",
     )
     generation_learning_rate: Rate | None = Field(
         default=None,
@@ -174,7 +183,8 @@ class TrainingSection(Section):
     max_grad_norm: Rate = Field(default=1.0, description="gradients are clipped to this norm")
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = Field(
         default="adamw",
-        description="8-bit optimisers are those of bitsandbytes; paged: moves its state to the CPU when the GPU is full",
+        description="8-bit optimisers are those of bitsandbytes; paged: moves its state to the CPU when the "
+        "GPU is full",
     )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations instead of storing them: less memory, slower"
@@ -217,7 +227,8 @@ class StageSection(Section):
     name: Text = Field(description="name of the stage, used for its folder and metrics, e.g. align")
     train: Annotated[list[Part], Field(min_length=1)] | None = Field(
         default=None,
-        description="parts to train: projector, lora, retrieval, generation; default: lora and the parts that the stage's objectives need",
+        description="parts to train: projector, lora, retrieval, generation; default: lora and the parts "
+        "that the stage's objectives need",
     )
     steps: Positive | None = Field(default=None, description="optimiser steps")
     epochs: Rate | None = Field(
@@ -252,7 +263,8 @@ class StageSection(Section):
             problems.append(
                 (
                     ("learning_rate",),
-                    "applies to lora, which this stage does not train; for the projector, set `projector_learning_rate`",
+                    "applies to lora, which this stage does not train; for the projector, set "
+                    "`projector_learning_rate`",
                 )
             )
         if "projector" not in train and self.projector_learning_rate is not None:
@@ -301,7 +313,8 @@ class Recipe(Section):
     )
     blind: bool = Field(
         default=False,
-        description="replace every image by the mean image, to measure how much can be answered from the text alone",
+        description="replace every image by the mean image, to measure how much can be answered from the "
+        "text alone",
     )
     output: Text | None = Field(default=None, description="run folder")
 

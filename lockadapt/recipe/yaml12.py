@@ -1,7 +1,7 @@
 """PyYAML without what could surprise or harm: YAML 1.2's plain scalars, limits on nesting and aliases, no objects.
 
-YAML 1.2 differs from PyYAML's YAML 1.1 where it hurts here: `3e-3` is a number; `yes`, `no` and `on` are text (they
-are answers in VQA data); `010` is ten; `1:30` and dates are text.
+YAML 1.2 differs from PyYAML's YAML 1.1 where it hurts here: `3e-3` is a number; `yes`, `no` and `on` are text
+(they are answers in VQA data); `010` is ten; `1:30` and dates are text.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def compose(text: str) -> yaml.Node | None:
 def scalar(node: yaml.ScalarNode) -> Any:
     """The value of a scalar node.
 
-    Raises KeyError for a tag that is none of YAML's core, ValueError, saying what is wrong, for a text that does
-    not suit its tag.
+    Raises KeyError for a tag that is none of YAML's core, ValueError, saying what is wrong, for a text that
+    does not suit its tag.
     """
     return _SCALARS[node.tag](node.value)
 

@@ -27,7 +27,8 @@ def read_samples(format: str, source: Source) -> list[Sample]:
 
     Raises:
         DataError, SafetyError: what the rows or files lack; all problems of a file (up to 20) in one error.
-        RecipeError: an unknown format, `annotations` or `split` where the format has none, or as `Source.check`.
+        RecipeError: an unknown format, `annotations` or `split` where the format has none, or as
+            `Source.check`.
         DiskError: a file exists but cannot be read.
     """
     if format not in READERS:

@@ -26,8 +26,8 @@ def read(source: Source) -> Iterator[Sample]:
     `source.image_name` files are named after the image's id, else by `file_name`.
 
     Raises:
-        DataError, SafetyError: no such tables; an id twice; an annotation without image or the other way round;
-            an empty caption; a file name that leaves the folder. Several problems at once.
+        DataError, SafetyError: no such tables; an id twice; an annotation without image or the other way
+            round; an empty caption; a file name that leaves the folder. Several problems at once.
         RecipeError: as `Source.check` and `Source.check_fixed`.
     """
     source.check_fixed("coco", "caption")

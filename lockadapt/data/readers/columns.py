@@ -21,7 +21,10 @@ class Absent:
 
 @dataclass(frozen=True)
 class RowRules:
-    """How the rows of one source are understood; checked once a file. `marks`: `<image>` in text is a marker."""
+    """How the rows of one source are understood; checked once a file.
+
+    `marks`: `<image>` in text is a marker.
+    """
 
     kind: str
     columns: Mapping[str, str | int]
@@ -104,7 +107,8 @@ def clean_text(value: Any, what: str, where: str) -> str:
     """Text without blanks around it.
 
     Raises:
-        DataError: not text, empty, holding the literal `<image>`, or a lone surrogate, which no tokenizer takes.
+        DataError: not text, empty, holding the literal `<image>`, or a lone surrogate, which no tokenizer
+            takes.
     """
     if type(value) is not str:
         if value is None:
@@ -120,7 +124,8 @@ def clean_text(value: Any, what: str, where: str) -> str:
         raise DataError(
             f"the {what} holds the literal {IMAGE_MARK}, which would be taken for an image",
             where=where,
-            fix=f"remove it: images come from the image column ({IMAGE_MARK} marks them in the llava format only)",
+            fix=f"remove it: images come from the image column ({IMAGE_MARK} marks them in the llava "
+            "format only)",
         )
     if not text.isascii():
         try:

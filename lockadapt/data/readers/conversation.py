@@ -26,18 +26,18 @@ def conversation(
 ) -> tuple[tuple[ImageRef, ...], tuple[Turn, ...]]:
     """The images of a conversation, in the order in which they are shown, and its turns.
 
-    A place for an image is a part `{"type": "image"}` (which may hold the image itself under `image`, `path` or
-    `url`), or with `rules.marks` the text `<image>`. Places stand at either end of a user's text and are put
-    before it, as LLaVA trains. Messages without any place get all images before the first user turn, as TRL
-    does; not so with `rules.marks`. Empty system messages are dropped.
+    A place for an image is a part `{"type": "image"}` (which may hold the image itself under `image`, `path`
+    or `url`), or with `rules.marks` the text `<image>`. Places stand at either end of a user's text and are
+    put before it, as LLaVA trains. Messages without any place get all images before the first user turn, as
+    TRL does; not so with `rules.marks`. Empty system messages are dropped.
 
     Args:
         messages: the list of messages, unchecked.
         images: those of the row, for the places in their order.
 
     Raises:
-        DataError: unknown role, wrong order of turns, empty or unusable text, a place in the midst of a text or
-            outside user turns, more or fewer places than images.
+        DataError: unknown role, wrong order of turns, empty or unusable text, a place in the midst of a text
+            or outside user turns, more or fewer places than images.
         SafetyError: an image that a message names lies outside the data root.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:

@@ -33,8 +33,8 @@ def read(source: Source) -> Iterator[Sample]:
 def csv_rows(path: Path, columns: Mapping[str, str | int]) -> Iterator[tuple[str, Any]]:
     """Rows with their places: objects by the header's names, or lists where all of `columns` are positions.
 
-    A row with too few or too many values comes out as the `DataError` that it deserves; so does broken quoting,
-    which ends the reading, as it spoils all that follows. Blank lines are skipped.
+    A row with too few or too many values comes out as the `DataError` that it deserves; so does broken
+    quoting, which ends the reading, as it spoils all that follows. Blank lines are skipped.
 
     Raises:
         DataError: as `read_text`, or a column name appears twice.

@@ -69,8 +69,8 @@ def read_json(path: Path) -> Any:
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Rows of a `.jsonl` file, or of a `.json` file that is one list, each with its place.
 
-    A line that is no JSON comes out as the `DataError` that it deserves, so that the caller can gather several.
-    Blank lines are skipped, CRLF is a line end like LF.
+    A line that is no JSON comes out as the `DataError` that it deserves, so that the caller can gather
+    several. Blank lines are skipped, CRLF is a line end like LF.
 
     Raises:
         DataError: as `read_text`, or a `.json` file holds no list.

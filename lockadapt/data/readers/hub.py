@@ -27,7 +27,8 @@ SUFFIXES = {
     ".jpeg": "imagefolder",
     ".webp": "imagefolder",
 }
-"""Builder of `datasets` for the files of a folder; where a folder has several kinds, the first of these wins."""
+"""Builder of `datasets` for the files of a folder; where a folder has several kinds, the first of these
+wins."""
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 _ROWS_AT_ONCE = 256

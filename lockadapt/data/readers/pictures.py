@@ -22,8 +22,9 @@ _SPEC = re.compile(r"0?\d{0,2}d?")
 class Pictures:
     """The images of one source.
 
-    The key of a file is its absolute path with symlinks resolved, so that it is the same for every source that
-    names the file and different for `train/0.png` and `test/0.png`; the key of bytes or pixels is their SHA-256.
+    The key of a file is its absolute path with symlinks resolved, so that it is the same for every source
+    that names the file and different for `train/0.png` and `test/0.png`; the key of bytes or pixels is their
+    SHA-256.
 
     Args:
         root: the folder that names are relative to; None where rows hold no names.

@@ -32,7 +32,8 @@ def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) 
     """The samples of rows, each row given with its place; a row that is an error is a problem like any other.
 
     Raises:
-        DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at all.
+        DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at
+            all.
     """
     problems, empty = Problems(str(source.path)), True
     for where, row in islice(rows, source.limit):
@@ -79,9 +80,9 @@ def row_to_samples(
 def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
     """The samples of one row: one, or one a caption with `rules.expand`.
 
-    By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption` or
-    `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and `completion`. Images of a dialogue may
-    be absent.
+    By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption`
+    or `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and
+    `completion`. Images of a dialogue may be absent.
 
     Args:
         row: a mapping or a list, unchecked.

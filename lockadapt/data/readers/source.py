@@ -27,11 +27,12 @@ IMAGE_MARK = "<image>"
 class Source:
     """One set of rows and the images that they name; the fields mean what they mean in a recipe.
 
-    `kind` is one of `KINDS`. `path` and `annotations` are files or folders (`path` of the datasets reader: also
-    a Hub id), `images` the folder that image names are relative to (default: the folder of `path`). `columns`
-    maps sample fields (`FIELDS`) to column names, or to positions in rows that are lists. `limit` counts rows: lines, questions,
-    or the images of COCO. With `expand`, an image with several captions becomes one sample each, as training
-    wants it; without, one sample, as scoring wants it. Either way `references` holds all of them.
+    `kind` is one of `KINDS`. `path` and `annotations` are files or folders (`path` of the datasets reader:
+    also a Hub id), `images` the folder that image names are relative to (default: the folder of `path`).
+    `columns` maps sample fields (`FIELDS`) to column names, or to positions in rows that are lists. `limit`
+    counts rows: lines, questions, or the images of COCO. With `expand`, an image with several captions
+    becomes one sample each, as training wants it; without, one sample, as scoring wants it. Either way
+    `references` holds all of them.
     """
 
     path: str | Path
@@ -49,7 +50,8 @@ class Source:
         """Check what can be wrong before any row is read.
 
         Raises:
-            RecipeError: an unknown kind or sample field, a negative position, or a prompt that cannot be used.
+            RecipeError: an unknown kind or sample field, a negative position, or a prompt that cannot be
+                used.
         """
         if self.kind not in KINDS:
             raise RecipeError(
