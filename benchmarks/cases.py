@@ -65,7 +65,7 @@ def sentences(count: int = 4000) -> list[str]:
 
 
 def drawn_rows(case: Case, images: int, batches: int, folder: Path) -> list[Row]:
-    """Rows about random pictures, which are drawn as JPEG files into `folder`: `batches` batches of `images` images."""
+    """Return rows about random JPEG pictures drawn into `folder`: `batches` batches of `images` images."""
     random = Random(f"{case.name} {images}")
     folder.mkdir(parents=True)
     rows: list[Row] = []

@@ -47,7 +47,7 @@ TOKENS, FEATURES, SIZE, HIDDEN, LAYERS, VOCABULARY = 24, 64, 64, 128, 3, 512
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the tensors that operations made and that are still there: `now`, and the most there were, `peak`."""
+    """Bytes of the live tensors that operations made: `now`, and the most there were, `peak`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Live(TorchDispatchMode):
 
 
 class Model(nn.Module):
-    """A frozen Llama with LoRA and a projection for texts, a small network for images' features, a temperature."""
+    """A frozen Llama with LoRA and a text projection, a small network for image features, a temperature."""
 
     def __init__(self, kind: Any, negatives: int, dropout: float) -> None:
         from peft import LoraConfig, get_peft_model

@@ -1,6 +1,6 @@
-"""The head and its loss, several ways: what full logits cost, and what those leave that score labelled tokens only.
+"""The head and its loss, several ways: the cost of full logits, and of labelled tokens only.
 
-    python benchmarks/head.py                     # a table: time and memory for vocabularies of 2k, 49k and 151k
+    python benchmarks/head.py                     # a table: time and memory for three vocabularies
     python benchmarks/head.py --json --details build/head.json
 
 Forward and backward to the hidden states of one batch; the head is frozen. Every way runs in a process of its

@@ -1,4 +1,4 @@
-"""Arithmetic that a step needs when nothing is computed twice, and how fast the machine multiplies matrices."""
+"""Arithmetic that a step needs when nothing is computed twice, and the machine's matrix speed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def count(items: Sequence[Encoded], image_tokens: int) -> Tokens:
 
 
 def flops(model: nn.Module, tokens: Tokens) -> int:
-    """Floating-point operations (multiplications and additions) that one training step needs, tower not counted.
+    """Return the multiplications and additions that one training step needs, without the tower.
 
     With P the elements of weight matrices that a token passes:
     - frozen matrices of the blocks: 2 P forward, 2 P for the gradient of their input, no gradient of weights:

@@ -1,6 +1,6 @@
-"""Merging beside copying: lockadapt's stream, PEFT, and a dictionary a shard, interleaved with `cp`, fastest of each.
+"""Merging beside copying: lockadapt's stream, PEFT, a dictionary per shard and `cp`, interleaved.
 
-    python benchmarks/merge.py                      # a table; 1.3 GB in bfloat16, rank 16 on every linear layer
+    python benchmarks/merge.py                      # a table; 1.3 GB in bfloat16, rank 16 everywhere
     python benchmarks/merge.py --layers 108 --rounds 2 --only lockadapt      # 10 GB
     python benchmarks/merge.py --json --details build/merge.json
 

@@ -68,7 +68,7 @@ def llama(hidden: int, layers: int, heads: int, key_heads: int, wide: int, rows:
 
 
 def qwen3(hidden: int, layers: int, heads: int, key_heads: int, wide: int) -> Any:
-    """A Qwen3 of a published size with random weights and its whole vocabulary; bfloat16, to be made quickly."""
+    """A Qwen3 of a published size with random weights and its whole vocabulary, in bfloat16 for speed."""
     return hf.Qwen3ForCausalLM._from_config(
         hf.Qwen3Config(
             hidden_size=hidden,

@@ -18,7 +18,7 @@ from lockadapt.models.quiet import quiet
 
 @dataclass(frozen=True)
 class Shape:
-    """Arguments of a `LlamaConfig` and of a `SiglipVisionConfig`, and the size of the tokenizer's vocabulary."""
+    """Arguments of a `LlamaConfig` and a `SiglipVisionConfig`, and the tokenizer's vocabulary size."""
 
     llm: dict[str, Any]
     tower: dict[str, Any]

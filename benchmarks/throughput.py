@@ -1,8 +1,8 @@
-"""TRL's `SFTTrainer` and lockadapt side by side: the same assembled model, rows, LoRA and optimiser, in one run.
+"""TRL's `SFTTrainer` and lockadapt side by side: same model, rows, LoRA and optimiser, in one run.
 
     python benchmarks/throughput.py                          # all cases, a table
     python benchmarks/throughput.py --json --case vqa-5      # one case, for scripts
-    python benchmarks/throughput.py --small                  # few steps and small batches: under about a minute a case
+    python benchmarks/throughput.py --small                  # few steps, small batches: a minute a case
 
 The two sides alternate, each round in a fresh process. What the numbers mean is in docs/benchmarks.md.
 Results go to stdout, progress to stderr.

@@ -1,4 +1,4 @@
-"""One task of a benchmark in a process of its own, so that its peak memory is its own: a JSON job in, a JSON result out.
+"""One task of a benchmark in its own process, for its own peak memory: JSON job in, JSON result out.
 
     python benchmarks/worker.py JOB.json RESULT.json
 
@@ -175,7 +175,7 @@ def run_lockadapt(job: Job) -> dict[str, Any]:
 
 
 def run_trl(job: Job) -> dict[str, Any]:
-    """TRL's `SFTTrainer` as its documentation runs a VLM: prompts and completions, PIL images, nothing truncated."""
+    """TRL's `SFTTrainer` as documented for a VLM: prompts, completions, PIL images, nothing truncated."""
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -295,7 +295,10 @@ def _train(job: Job, trainer: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def _loss(trainer: Any, batch: Any) -> float:
-    """In evaluation mode: TRL trains with the frozen tower's BatchNorm layers in training mode, which changes it."""
+    """Return the loss in evaluation mode.
+
+    TRL trains with the frozen tower's BatchNorm layers in training mode, which changes it.
+    """
     trainer.model.eval()
     with trainer.compute_loss_context_manager():
         return float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(dict(batch))))
@@ -307,7 +310,10 @@ def _tokens(batch: Any) -> list[dict[str, list[int]]]:
 
 
 def _as_tokens(items: list[Encoded], tokens: list[dict[str, list[int]]]) -> list[Encoded]:
-    """The same rows with TRL's tokens: it tokenises prompt and completion apart, which some tokenizers do not bear."""
+    """The same rows with TRL's tokens.
+
+    TRL tokenises prompt and completion separately, which some tokenizers do not support.
+    """
     return [
         dataclasses.replace(item, **{name: np.asarray(values, np.int32) for name, values in one.items()})
         for item, one in zip(items, tokens, strict=True)
@@ -315,7 +321,7 @@ def _as_tokens(items: list[Encoded], tokens: list[dict[str, list[int]]]) -> list
 
 
 def _memory(job: Job, field: str) -> float:
-    """In MiB: resident memory of this process, now (VmRSS) or at its peak (VmHWM); on a GPU what torch has allocated.
+    """Resident memory of this process in MiB, now (VmRSS) or peak (VmHWM); on a GPU torch's allocation.
 
     `getrusage` would start from the peak of the process that started this one.
     """

@@ -1,4 +1,4 @@
-"""The whole way from Python, offline: bridge an LLM and a tower, train on a folder of images, ask, save a stock folder.
+"""The whole way from Python, offline: join an LLM and a tower, train on images, ask, save a folder.
 
     python examples/train_from_python.py --output from-python
 

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on what `lockadapt.assemble` returns: questions about pictures, LoRA in the LLM, the projector beside it.
+"""TRL's SFTTrainer on what `lockadapt.assemble` returns: LoRA in the LLM, the projector trained too.
 
     HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_sft.py --output trl-sft
 

@@ -28,7 +28,7 @@ class Reporter:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def counted(self, what: str) -> Any:
-        """A callback (done, total) for long work; prints at most every PLAIN_SECONDS, and nothing for short work."""
+        """Return a callback (done, total) that prints at most every PLAIN_SECONDS, nothing for short work."""
         started = time.monotonic()
 
         def report(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there: a temporary sibling, synced, then renamed, with ordinary permissions."""
+"""Writes atomically: a temporary sibling, synced, then renamed, with ordinary permissions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, fix: str) -> None:
-    """Writes a file atomically over a temporary of a fixed name, so that a killed writer leaves no litter behind.
+    """Write a file atomically over a temporary of a fixed name, so that a killed writer leaves no litter.
 
     Only for a caller who holds a claim on `path`: two writers would share the temporary.
 
@@ -139,7 +139,7 @@ def _remove_if_abandoned(folder: Path) -> None:
 
 
 def ordinary_permissions(folder: Path) -> None:
-    """Gives files and folders what the umask allows: safetensors and temporary folders are private otherwise."""
+    """Give files and folders the permissions of the umask; safetensors makes them private."""
     umask = _umask()
     os.chmod(folder, 0o777 & ~umask)
     for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Makes what the package carries: a language model from text only, a vision tower and an image tokenizer from images.
+"""Makes the package's models: an LLM from text only, a tower and an image tokenizer from images.
 
     python scripts/make_quickstart_assets.py             # all, into lockadapt/quickstart/assets
     python scripts/make_quickstart_assets.py --only llm

@@ -1,4 +1,4 @@
-"""Writes the table of all recipe keys into `docs/recipes.md`, between its two `keys` markers, from the recipe schema.
+"""Writes the table of recipe keys, from the schema, between the `keys` markers of `docs/recipes.md`.
 
     python scripts/make_recipe_docs.py            # rewrite the part between the markers
     python scripts/make_recipe_docs.py --check    # exit code 1 if the file is out of date

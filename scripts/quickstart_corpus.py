@@ -1,4 +1,4 @@
-"""Invents the text that the quickstart's language model is pre-trained on: no image is drawn or looked at for it."""
+"""Invents the text on which the quickstart's language model is pre-trained, without any image."""
 
 from __future__ import annotations
 

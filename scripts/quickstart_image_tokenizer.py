@@ -19,7 +19,7 @@ SHAPE = TokenizerShape(size=32, grid=4, codes=256, blocks=0)
 
 
 def make_image_tokenizer(folder: Path, seed: int, steps: int, pictures: int = 1500) -> float:
-    """Trains on pictures of one thing each, every pair of colour and shape; gives the held-out absolute error."""
+    """Train on pictures of one thing, every pair of colour and shape; return the held-out absolute error."""
     shutil.rmtree(folder, ignore_errors=True)
     random = Random(f"{seed}-image-tokenizer")
     pairs = [(colour, shape) for colour in COLOURS for shape in SHAPES]

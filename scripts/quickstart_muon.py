@@ -15,7 +15,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # as torch.optim.Muon
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps along the nearest orthogonal matrix to each matrix's momentum, as long as AdamW's steps would be."""
+    """Step along the nearest orthogonal matrix to each momentum, as far as AdamW would."""
 
     def __init__(
         self, matrices: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95

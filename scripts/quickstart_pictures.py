@@ -1,4 +1,4 @@
-"""Invents the pictures that the quickstart's tower is trained on: crowds of shapes, drawn in several ways, unlabelled."""
+"""Invents the unlabelled pictures on which the quickstart's tower is trained: crowds of shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = (0.18, 0.18, 0.32)  # radii, as parts of the side
 
 
 def picture_pool(random: Random, count: int, side: int) -> Tensor:
-    """Pictures (count, 3, side, side) uint8 of up to nine things; pairs that the quickstart holds out are left out.
+    """Draw pictures (count, 3, side, side) uint8 of up to nine things, without held-out pairs.
 
     Half of them have their colour channels swapped at random.
     """
@@ -31,7 +31,7 @@ def picture_pool(random: Random, count: int, side: int) -> Tensor:
 
 
 def _rendered(random: Random, side: int) -> Image.Image:
-    """Pictures of `side` pixels come about in three ways: made smaller smoothly, made smaller roughly, drawn so."""
+    """Make pictures of `side` pixels in three ways: shrunk smoothly, shrunk roughly, drawn so."""
     scene, way = crowd(random), random.random()
     if way < 0.5:
         return draw(scene).resize((side, side), Image.Resampling.BILINEAR)
@@ -41,7 +41,7 @@ def _rendered(random: Random, side: int) -> Image.Image:
 
 
 def crowd(random: Random) -> Scene:
-    """Many things apart from each other, in named or in any hues; in every fourth picture few or small ones."""
+    """Place many things apart, in named or any hues; in every fourth picture few or small ones."""
     sparse, upright, long = (random.random() < chance for chance in (0.25, 0.25, 0.3))
     most, smallest, largest = (
         (random.choice((2, 9)), 0.06, 0.16) if sparse else (8, 0.11, random.choice(LARGEST))

@@ -1,4 +1,4 @@
-"""What the quickstart's tower learns to predict of a patch: edge directions and colours, computed from the picture."""
+"""The training targets of the quickstart's tower: a patch's edge directions and colours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wide() -> int:
 
 
 def targets(pixels: Tensor) -> Tensor:
-    """From pixels (n, 3, side, side) in [-1, 1] to (n, patches, wide()): edges in place, edges at large, colours."""
+    """Turn pixels (n, 3, side, side) in [-1, 1] into (n, patches, wide()): edges near and far, colours."""
     strength, near = _directions(pixels)
     sums = F.avg_pool2d(strength[:, None] * near, CELL)
     energy = F.avg_pool2d(F.pad((sums**2).sum(1, keepdim=True), (2, 2, 2, 2)), 5, stride=1)
@@ -39,7 +39,7 @@ def weighted_error(predicted: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _directions(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Strength (n, side, side) of the edge at each pixel, and its nearness to each direction (n, bins, side, side)."""
+    """Return each pixel's edge strength (n, side, side) and direction weights (n, bins, side, side)."""
     across = F.pad(pixels, (1, 1, 0, 0), mode="replicate")
     across = across[..., 2:] - across[..., :-2]
     down = F.pad(pixels, (0, 0, 1, 1), mode="replicate")
@@ -53,7 +53,7 @@ def _directions(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(sums: Tensor) -> Tensor:
-    """How much of all edges in a patch, and around it, has which direction: the same wherever the thing lies."""
+    """Share of each direction among the edges in and around a patch, wherever the thing lies."""
     own = F.avg_pool2d(sums, PATCH // CELL)
     around = F.avg_pool2d(F.pad(sums, (MARGIN,) * 4), CELLS, stride=PATCH // CELL)
     return torch.cat([part / (part.sum(1, keepdim=True) + 0.01) for part in (own, around)], 1).flatten(2)

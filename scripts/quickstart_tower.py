@@ -24,7 +24,7 @@ SIDE, WIDTH = 64, 128
 
 
 def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12000, batch: int = 64) -> float:
-    """Trains a SigLIP tower and saves it with its image processor; gives the mean loss of the last 100 steps."""
+    """Train a SigLIP tower and save it with its image processor; return the mean loss of 100 steps."""
     torch.manual_seed(seed)
     start, last = time.monotonic(), [0.0]
     pool = picture_pool(Random(seed), pictures, SIDE)

@@ -21,7 +21,7 @@ def assemble(
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
-    """Join an LLM and a vision tower with an untrained projector, and verify that both compute what they did before."""
+    """Join an LLM and a vision tower with an untrained projector, and verify that neither has changed."""
     from lockadapt.architectures.assemble import assemble as build
 
     result = build(

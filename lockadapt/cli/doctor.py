@@ -1,4 +1,4 @@
-"""`lockadapt doctor`: report versions, devices, bitsandbytes and memory, and how to fix what will not work."""
+"""`lockadapt doctor`: report versions, devices, bitsandbytes and memory, and how to fix problems."""
 
 from __future__ import annotations
 

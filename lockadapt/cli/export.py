@@ -22,7 +22,7 @@ def export(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Export a run for another client, and verify in a fresh process that it computes the trained model's outputs."""
+    """Export a run for another client, and verify its outputs in a fresh process."""
     from lockadapt.console import Reporter
     from lockadapt.exports.export import export_run
 

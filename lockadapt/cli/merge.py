@@ -30,7 +30,7 @@ def merge(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Merge adapters and projector into one folder that plain Transformers loads, and verify it in a fresh process."""
+    """Merge adapters and projector into a folder for plain Transformers, and verify it."""
     from lockadapt.console import Reporter
     from lockadapt.exports.merging import merge_command, text_of
 

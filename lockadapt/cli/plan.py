@@ -22,7 +22,7 @@ def plan(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Estimate memory by component, tokens, cache size, time and the GPUs that fit a run, without loading weights."""
+    """Estimate memory, tokens, cache size, time and the GPUs that fit a run, without loading weights."""
     from lockadapt.recipe.read import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())

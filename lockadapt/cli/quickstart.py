@@ -17,7 +17,7 @@ def quickstart(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
 ) -> None:
-    """Create a dataset, join tiny models, train, evaluate (also with the mean image), merge, verify and show the result."""
+    """Create a dataset, join tiny models, train, evaluate, merge, verify and show the result."""
     from lockadapt.console import Reporter
     from lockadapt.quickstart.tour import tour
 

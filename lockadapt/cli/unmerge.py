@@ -18,7 +18,7 @@ def unmerge(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Subtract adapters from a merged folder, and verify that every tensor equals the base's to within two roundings."""
+    """Subtract adapters from a merged folder, and verify the base to within two roundings."""
     from lockadapt.console import Reporter
     from lockadapt.exports.stack import parse_adapter
     from lockadapt.exports.unmerge import unmerge as take_out

@@ -16,7 +16,7 @@ def verify(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Verify a folder in a fresh process: files, keys, image sensitivity and, with --against, equality with the trained model."""
+    """Verify a folder in a fresh process, and with --against its equality with the trained model."""
     from lockadapt.console import Reporter
     from lockadapt.exports.verify import verify_folder
 

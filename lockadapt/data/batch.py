@@ -1,4 +1,4 @@
-"""Encoded samples -> a batch: what the model is called with, and which of its logits are scored against what."""
+"""Collates encoded samples into a batch: the model's inputs, and which logits are scored."""
 
 from __future__ import annotations
 

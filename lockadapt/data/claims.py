@@ -1,4 +1,4 @@
-"""Who does what, among processes that share a folder: numbered claims that end with the process that holds them."""
+"""Numbered claims, by which processes that share a folder divide work; a claim ends with its process."""
 
 from __future__ import annotations
 

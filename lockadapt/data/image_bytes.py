@@ -1,4 +1,4 @@
-"""What an image is, whatever its name: the SHA-256 of its bytes, and the picture that exactly these bytes hold."""
+"""Identifies an image by the SHA-256 of its bytes, and opens exactly these bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PICTURE = b"lockadapt picture "
 
 
 def content_key(image: ImageRef, max_pixels: int) -> str:
-    """SHA-256 (hex) of a file's or a value's bytes; of size and RGB pixels where there is only a decoded picture.
+    """Return the SHA-256 (hex) of an image's bytes; for a decoded picture, of its size and RGB pixels.
 
     Raises:
         DataError: the file cannot be read.

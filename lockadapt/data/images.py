@@ -1,4 +1,4 @@
-"""Opens pictures safely and uniformly: whatever the file holds comes out as 8-bit RGB, or as a typed error."""
+"""Opens pictures safely and uniformly: any file becomes 8-bit RGB, or a typed error."""
 
 from __future__ import annotations
 

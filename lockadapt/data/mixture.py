@@ -1,4 +1,4 @@
-"""Several objectives in one stream of micro-batches: one objective each, drawn by ratio, reproducible and resumable."""
+"""Mixes objectives in one stream of micro-batches, drawn by ratio, reproducible and resumable."""
 
 from __future__ import annotations
 

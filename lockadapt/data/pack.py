@@ -1,4 +1,4 @@
-"""Shared-prefix packing: samples about the same images become one row in which every common beginning stands once.
+"""Shared-prefix packing: samples about the same images share a row that holds each prefix once.
 
 A row is a tree of tokens written down in depth-first order. A token sees its ancestors and itself, and its
 position is its depth, so that every sample is computed as if it stood alone: same loss, same gradients, fewer
@@ -117,7 +117,7 @@ def pack(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Packed:
 
 
 def groups(items: Sequence[Encoded]) -> list[list[int]]:
-    """Positions of samples that show the same images behind the same text, groups in order of their first sample."""
+    """Group the positions of samples that show the same images behind the same text, in order."""
     found: dict[tuple[object, ...], list[int]] = {}
     for number, item in enumerate(items):
         key = (tuple(image.key for image in item.images), item.input_ids[: item.image_end].tobytes())
@@ -126,7 +126,7 @@ def groups(items: Sequence[Encoded]) -> list[list[int]]:
 
 
 def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
-    """Tokens of samples one by one, and of the trees that they make when all samples of an image are packed together."""
+    """Count the tokens of samples one by one, and of their trees when all samples of an image are packed."""
     alone = sum(len(item.input_ids) for item in items)
     together = 0
     for group in groups(items):
@@ -137,7 +137,7 @@ def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
 
 
 def packed_area(items: Sequence[Encoded], row_tokens: int | None) -> int:
-    """Tokens that a batch of these samples has, padding included; with None for `row_tokens` it is not packed."""
+    """Count a batch's tokens, padding included; with None for `row_tokens` it is not packed."""
     if row_tokens is None:
         return len(items) * max(len(item.input_ids) for item in items)
     sizes = [len(tree.tokens) for group in groups(items) for tree in _grow(items, group, row_tokens)]
@@ -190,7 +190,7 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
 
 
 def _best_fit(sizes: Sequence[int]) -> list[list[int]]:
-    """Sizes into rows of the largest size: each, largest first, where it leaves the least room; rows in stable order."""
+    """Pack sizes into rows by best fit decreasing, with the rows in stable order."""
     capacity = max(sizes)
     rows: list[list[int]] = []
     room: list[int] = []

@@ -1,4 +1,4 @@
-"""The one way a name in a row becomes a file: inside its folder, never a URL, never pickle, not out by a symlink."""
+"""Resolves a name in a row to a file inside its folder: no URL, no pickle, no symlink out."""
 
 from __future__ import annotations
 

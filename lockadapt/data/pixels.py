@@ -1,4 +1,4 @@
-"""From image references to what the tower or the projector takes: pixel values, or features kept in memory."""
+"""Turns image references into pixel values for the tower, or into features kept in memory."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ class FeatureInputs:
 
 
 def mean_image(images: Iterable[ImageRef], max_pixels: int, side: int, limit: int = 512) -> Image.Image:
-    """The pixel-wise mean of up to `limit` images, each resized to `side` x `side`: what a blind model sees."""
+    """Average up to `limit` images pixel by pixel, each resized to `side` x `side`.
+
+    The result carries no information about any one image.
+    """
     total, count = torch.zeros(side, side, 3, dtype=torch.float64), 0
     for image in images:
         if count == limit:

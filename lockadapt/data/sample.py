@@ -57,7 +57,10 @@ class Sample:
         return next(turn.text for turn in reversed(self.turns) if turn.role == "assistant")
 
     def messages(self) -> list[dict[str, Any]]:
-        """The turns as chat-template messages: `{"role", "content": [{"type": "image"}…, {"type": "text"}]}`."""
+        """Return the turns as chat-template messages.
+
+        Each is `{"role", "content": [{"type": "image"}…, {"type": "text"}]}`.
+        """
         return [message(turn) for turn in self.turns]
 
 

@@ -1,4 +1,4 @@
-"""Decodes every image of a data set once before training, so that no bad one is met in the middle of an epoch."""
+"""Decodes every image of a data set once before training, so that bad ones are found early."""
 
 from __future__ import annotations
 

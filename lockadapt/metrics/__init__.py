@@ -1,1 +1,1 @@
-"""Scores of answers and captions, each pinned to the official scorer's numbers, and of embeddings; imports nothing but errors."""
+"""Scores of texts, pinned to the official scorers, and of embeddings; imports nothing but errors."""

@@ -86,7 +86,7 @@ def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | N
 
 @torch.no_grad()
 def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None = None) -> Tensor:
-    """Rank of the best right candidate, counted from 1, for each query that has one; int64, in the queries' order.
+    """Return the rank of the best right candidate, from 1, for each query that has one.
 
     Several right candidates: the best one counts, and the others do not stand before it (Karpathy's protocol
     for five captions an image). Ties are counted against the model: wrong candidates as similar as the right

@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose text, averaged over prompt templates, is most similar to the image."""
+"""Zero-shot classification: the class whose prompts, averaged, are most similar to the image."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def class_embeddings(
 def zero_shot_scores(
     images: Tensor, classes: Tensor, labels: Tensor, rows: int | None = None
 ) -> dict[str, Any]:
-    """`{"accuracy", "top5", "n"}`: images whose class is the most similar, or among the five most similar; in 0..1.
+    """Score zero-shot classification: `{"accuracy", "top5", "n"}`, fractions of the images in 0..1.
 
     A tie with a wrong class counts as wrong (`lockadapt.metrics.retrieval.ranks`).
 

@@ -68,7 +68,7 @@ def captions(scene: Scene) -> list[str]:
 
 
 def _colours_and_shapes(scene: Scene, random: Random) -> Iterator[Question]:
-    """What all things have in common: a scene holds one thing, things of one kind, or two that differ in everything."""
+    """Find what all things have in common: one thing, things of one kind, or two that differ entirely."""
     if len({pair(thing) for thing in scene.things}) > 1:
         return
     thing, alone = scene.things[0], len(scene.things) == 1

@@ -1,4 +1,4 @@
-"""Draws the picture at the quickstart's end: what one body answers, tells, finds and draws, a panel for each."""
+"""Draws the quickstart's final picture: answers, captions, search results and images, in panels."""
 
 from __future__ import annotations
 

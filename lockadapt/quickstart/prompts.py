@@ -1,4 +1,4 @@
-"""Writes simple pictures of one thing each with a short caption: something that can be drawn from its words."""
+"""Writes simple pictures of one thing each with a short caption that determines it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invents scenes of coloured shapes and writes them as a data set whose test half shows only unseen combinations."""
+"""Invents scenes of coloured shapes, and writes a data set that tests unseen combinations only."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _write_half(
 def choose_questions(
     asked: list[tuple[str, Question]], total: int, random: Random
 ) -> list[tuple[str, Question]]:
-    """At most `total` of the (image, question) pairs, mixed by SHARES, guessable wordings with equal answers."""
+    """Return at most `total` (image, question) pairs, mixed by SHARES, with balanced answers."""
     chosen: list[tuple[str, Question]] = []
     for kind, share in SHARES.items():
         of_kind = [item for item in asked if item[1].kind == kind]

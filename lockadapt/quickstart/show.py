@@ -1,4 +1,4 @@
-"""The quickstart's overview image: predictions of the four objectives on combinations not seen in training."""
+"""The quickstart's overview image: predictions of four objectives on unseen combinations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quickstart: train four objectives on built-in models and images, evaluate, merge, verify and show the result."""
+"""The quickstart: train on built-in models and images, evaluate, merge, verify and show the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUESTIONS_ONLY = tuple(f"objectives.{name}.test=null" for name in ("caption", "i
 def tour(
     output: Path, reporter: Reporter, overrides: tuple[str, ...] = (), scenes: tuple[int, int] = (3000, 300)
 ) -> dict[str, Any]:
-    """Run the quickstart: write data, run, merged model and `unseen.png`; return scores, proof and summary lines.
+    """Run the quickstart: write data, run, merged model and `unseen.png`; return scores and proof.
 
     Args:
         output: a new folder, or the folder of an earlier quickstart, which is emptied first.
@@ -76,7 +76,7 @@ def tour(
 
 
 def wording_alone(train_rows: Path, test_rows: Path) -> float:
-    """Return the test accuracy of the most frequent training answer to each question: the best without images."""
+    """Return the test accuracy of each question's most frequent training answer: the best without images."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for line in train_rows.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -106,7 +106,7 @@ def _make_room(output: Path) -> None:
 
 
 def _show(output: Path, temperature: float) -> None:
-    """Generate images of some combinations, and show them with the run's answers, captions and search results."""
+    """Generate images of some combinations, and show them with answers, captions and search results."""
     prompts = [f"a {colour} {shape}" for colour, shape in sorted(SEEN)[::2]][:DRAWN]
     made = generate_pictures(
         output / "run", prompts, output / "drawn", ImageGenerationConfig(temperature=temperature), 1

@@ -85,7 +85,9 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, origin_at: Callable[[int], Origin], below: KeyPath = ()) -> Document:
-    """YAML text as plain values; `origin_at` turns a line, from 1, into an origin; key paths start with `below`.
+    """Parse YAML text as plain values, and record the origin of each key.
+
+    `origin_at` turns a line, from 1, into an origin; key paths start with `below`.
 
     Problems of the text are gathered in the document. Raises SafetyError for a tag that asks for a Python
     object.

@@ -32,7 +32,7 @@ def print_config(loaded: LoadedRecipe) -> str:
 
 
 def as_yaml(recipe: Recipe) -> str:
-    """The whole recipe as YAML text, defaults too; `load_recipe` reads exactly the same recipe back from it."""
+    """Write the whole recipe as YAML, defaults too; `load_recipe` reads exactly the same recipe back."""
     return dump(recipe.model_dump())
 
 

@@ -1,4 +1,4 @@
-"""Which keys a recipe has, read off the schema: what a key path leads to, what may stand there, and what was meant."""
+"""Reads a recipe's keys off the schema: what a key path leads to, accepts, and was meant to be."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def key_path(text: str) -> KeyPath:
 
 
 def child(annotation: Any, part: str | int) -> Any:
-    """The type that stands at `part` (a key, or a position) below a type; None where there is no such place."""
+    """Return the type at `part` (a key, or a position) below a type; None where there is no such place."""
     for branch in branches(annotation):
         if is_section(branch) and part in branch.model_fields:
             return branch.model_fields[part].annotation
@@ -64,7 +64,7 @@ def child_names(annotation: Any) -> tuple[str, ...]:
 
 
 def branches(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a type without None and without constraints: `Annotated[int, …] | None` gives `(int,)`."""
+    """Return a type's alternatives without None and constraints: `Annotated[int, …] | None`: `(int,)`."""
     if get_origin(annotation) is Annotated:
         return branches(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
@@ -88,7 +88,7 @@ def holds_positions(annotation: Any) -> bool:
 
 
 def every_key(annotation: Any = Recipe, below: KeyPath = ()) -> Iterator[KeyPath]:
-    """All key paths of a recipe in the order of the schema, sections too; `<name>` and `<n>` stand for free parts."""
+    """List all key paths of a recipe in schema order, sections too; `<name>`, `<n>` stand for free parts."""
     for branch in branches(annotation):
         if is_section(branch):
             for name, field in branch.model_fields.items():

@@ -27,10 +27,18 @@ class LoadedRecipe:
     origins: Mapping[KeyPath, Origin] = field(repr=False)
 
     def source_of(self, key: str) -> str:
-        """Where the value of a key such as `stages.0.steps` was given: `default`, `recipes/x.yaml:14`, `override`,
-        or `values` for what a Python caller passed. A section's source is that of its own line.
+        """Return where the value of a key was given.
 
-        Raises RecipeError for a key that no recipe has.
+        A section's source is that of its own line.
+
+        Args:
+            key: dotted path, such as `stages.0.steps`.
+
+        Returns:
+            `default`, `recipes/x.yaml:14`, `override`, or `values` for what a Python caller passed.
+
+        Raises:
+            RecipeError: no recipe has such a key.
         """
         path = key_path(key)
         if at(path) is None:

@@ -1,4 +1,4 @@
-"""PyYAML without what could surprise or harm: YAML 1.2's plain scalars, limits on nesting and aliases, no objects.
+"""PyYAML with YAML 1.2's plain scalars and limits on nesting and aliases, and without objects.
 
 YAML 1.2 differs from PyYAML's YAML 1.1 where it hurts here: `3e-3` is a number; `yes`, `no` and `on` are text
 (they are answers in VQA data); `010` is ten; `1:30` and dates are text.

@@ -1,4 +1,4 @@
-"""Reads COCO captions JSON: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
+"""Reads COCO captions: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`)."""
 
 from __future__ import annotations
 

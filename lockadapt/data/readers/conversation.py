@@ -1,4 +1,4 @@
-"""Messages (OpenAI/TRL `role`/`content` or LLaVA `from`/`value`) become turns, each with the count of its images."""
+"""Turns messages (OpenAI/TRL `role`/`content`, LLaVA `from`/`value`) into turns with image counts."""
 
 from __future__ import annotations
 

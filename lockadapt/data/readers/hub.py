@@ -1,4 +1,4 @@
-"""Reads whatever the `datasets` library opens: saved data sets, folders of parquet, JSON, CSV or images, Hub ids."""
+"""Reads what the `datasets` library opens: saved data sets, parquet, JSON, CSV, images, Hub ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads a folder of images with `metadata.jsonl` or `metadata.csv`, laid out as for `datasets`' imagefolder."""
+"""Reads an image folder with `metadata.jsonl` or `metadata.csv`, as `datasets`' imagefolder does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads LLaVA / ShareGPT JSON: `conversations` of `from` and `value`, with `<image>` where an image is shown."""
+"""Reads LLaVA / ShareGPT JSON: `conversations` of `from` and `value`, with `<image>` for images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image values of rows (names, numbers, bytes, pictures) become `ImageRef`s, one object for each distinct image."""
+"""Turns image values of rows into `ImageRef`s, one object for each distinct image."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Pictures:
 
 
 def _check_pattern(pattern: str) -> bool:
-    """Whether the pattern formats a number; refuses all that is not a plain field, as it may come from anywhere."""
+    """Check that the pattern formats a number, and refuse anything but a plain field."""
     numeric = False
     try:
         for _, name, spec, conversion in string.Formatter().parse(pattern):

@@ -188,7 +188,7 @@ def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
 
 def _accepted(row: Any, field: str, rules: RowRules, where: str) -> tuple[str, tuple[str, ...]]:
-    """The text to learn and all accepted ones, from the columns `field` and `field`s, of which one is enough."""
+    """Return the text to learn and all accepted ones, from the columns `field`, `field`s, or both."""
     one, several = (cell(row, name, rules, where) for name in (field, field + "s"))
     check = answer_text if field == "answer" else clean_text
     if one is Absent and several is Absent:

@@ -1,4 +1,4 @@
-"""What a reader is told: which files, which columns, what to ask; plain values, so that no recipe object gets here."""
+"""Describes a data source to a reader in plain values: which files, which columns, what to ask."""
 
 from __future__ import annotations
 

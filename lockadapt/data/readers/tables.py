@@ -29,7 +29,7 @@ def table(value: Any, name: str, path: Path) -> list[Any]:
 def by_id(
     rows: Sequence[Any], key: str, file: str, problems: Problems
 ) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Rows by their number under `key`, each with its place; rows without one, or with one twice, are problems."""
+    """Index rows by their number under `key`, with their places; missing and repeated ones are problems."""
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     for index, row in enumerate(rows):
         where = f"{file}[{index}]"

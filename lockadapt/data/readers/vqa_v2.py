@@ -1,4 +1,4 @@
-"""Reads VQA v2: a questions file and its annotations file, plain or .gz, ten human answers to each question."""
+"""Reads VQA v2: a questions file and an annotations file, plain or .gz, ten answers per question."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE_NAME = "COCO_{split}_{id:012d}.jpg"
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """A sample for each question: answer = `multiple_choice_answer`, references = the ten answers as they stand.
+    """Yield a sample per question: `multiple_choice_answer` as the answer, all ten as references.
 
     Files are named by `source.image_name`, or as COCO 2014 names them; `{split}` is `source.split`, else the
     file's `data_subtype`, else the `split` of the first question. Single human answers may be empty, as some
