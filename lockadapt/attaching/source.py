@@ -18,16 +18,18 @@ from lockadapt.evaluation.target import BESIDE
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import HUB_ID
 from lockadapt.recipe.schema import Recipe
-from lockadapt.runs import run_folder
-from lockadapt.runs.artifacts import ADAPTER, PART_FILES
+from lockadapt.runs.artifacts import ADAPTER, PART_FILES, PROCESSOR
+from lockadapt.runs.artifacts import ADAPTER_CONFIG as CONFIG
+from lockadapt.runs.artifacts import ADAPTER_WEIGHTS as WEIGHTS
+from lockadapt.runs.run import open_run
+from lockadapt.runs.run_folder import is_run
 from lockadapt.tuning.base_identity import BaseIdentity
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
-"""Keys of `run.json` and of the sidecar `lockadapt.json`; the second one only where the projector is in a bridge."""
+"""Keys of the sidecar `lockadapt.json`; the second one only where the projector is in a bridge."""
 
 _PREFIX = "base_model.model."
-_FILES = ["*.json", "*.yaml", "*.safetensors", f"{ADAPTER}/*", BESIDE.as_posix()]
+_FILES = ["*.json", "*.yaml", "*.safetensors", f"{ADAPTER}/*", f"{PROCESSOR}/*", BESIDE.as_posix()]
 
 _KINDS: dict[str, Any] = {"LORA": LoraConfig, "TRAINABLE_TOKENS": TrainableTokensConfig}
 _UNDERSTOOD = {
@@ -82,10 +84,7 @@ def read_source(path_or_id: str | Path) -> Source:
         VerificationError: a file is damaged or missing.
     """
     folder = _find(path_or_id)
-    if (folder / run_folder.RECIPE).is_file() and not (folder / run_folder.RUN).is_file():
-        raise RecipeError(
-            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
-        )
+    run = open_run(folder) if is_run(folder) else None
     names: list[str | Path] = [*PART_FILES.values(), BESIDE]
     parts = [folder / name for name in names if (folder / name).is_file()]
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
@@ -103,13 +102,13 @@ def read_source(path_or_id: str | Path) -> Source:
         if twice := sorted(set(found) & set(tensors)):
             raise VerificationError(f"{twice[0]} is there twice", where=str(file))
         tensors |= found
-    facts = _facts(folder) or _facts(inner)
-    recorded = facts.get(BASE_IDENTITY)
-    recipe = run_folder.read_recipe(folder) if (folder / run_folder.RECIPE).is_file() else None
-    if recipe is None and facts.get("recipe"):
-        recipe = Recipe.model_validate(facts["recipe"])
+    if run is not None:
+        return Source(folder, config, tensors, run.record.base_identity, None, run.recipe)
+    said = _sidecar(folder) or _sidecar(inner)
+    recorded = said.get(BASE_IDENTITY)
     identity = BaseIdentity.from_dict(recorded) if recorded else None
-    return Source(folder, config, tensors, identity, facts.get(PROJECTOR_DIGEST), recipe)
+    recipe = Recipe.model_validate(said["recipe"]) if said.get("recipe") else None
+    return Source(folder, config, tensors, identity, said.get(PROJECTOR_DIGEST), recipe)
 
 
 def _find(path_or_id: str | Path) -> Path:
@@ -134,11 +133,8 @@ def _find(path_or_id: str | Path) -> Path:
     )
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    for name in (run_folder.RUN, SIDECAR):
-        if (folder / name).is_file():
-            return _json(folder / name)
-    return {}
+def _sidecar(folder: Path) -> dict[str, Any]:
+    return _json(folder / SIDECAR) if (folder / SIDECAR).is_file() else {}
 
 
 def _json(file: Path) -> dict[str, Any]:

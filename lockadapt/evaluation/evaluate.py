@@ -23,9 +23,8 @@ from lockadapt.objectives import Objective
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.card import write_card
+from lockadapt.runs.run_folder import SCORES
 from lockadapt.training.rows import context_length
-
-SCORES = "evaluation.json"
 
 
 def evaluate_folder(
@@ -50,10 +49,9 @@ def evaluate_folder(
     if predictions is not None:
         write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if target.run is not None and recipe_file is None:
-        kept = target.run / SCORES
-        before = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        before["blind" if blind else "seeing"] = scores
-        write_json(kept, before)
+        known = target.run.scores()
+        known["blind" if blind else "seeing"] = scores
+        write_json(target.run.folder / SCORES, known)
         write_card(target.run)
     return scores
 

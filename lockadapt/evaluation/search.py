@@ -21,7 +21,6 @@ from lockadapt.evaluation.refresh import refresh
 from lockadapt.evaluation.target import Target, open_target
 from lockadapt.files import sha256_of
 from lockadapt.models.origins import SIDECAR
-from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, PROCESSOR
 
 SEARCH_CACHE = Path("~/.cache/lockadapt/search")
@@ -85,10 +84,10 @@ def model_fingerprint(target: Target, embedder: Embedder) -> str:
         ]
         files = [path for path in files if path.name != SIDECAR]
     else:
-        facts = run_folder.read_facts(target.run)
-        known["base"] = [facts.get(key) for key in ("base_fingerprint", "quantization", "llm", "tower")]
-        files = [path for part in (ADAPTER, PROCESSOR) for path in (target.run / part).rglob("*")]
-        files += target.run.glob("*.safetensors")
+        record = target.run.record
+        known["base"] = [record.base_fingerprint, record.quantization, record.llm, record.tower]
+        files = [path for part in (ADAPTER, PROCESSOR) for path in (target.folder / part).rglob("*")]
+        files += target.folder.glob("*.safetensors")
     digests = {
         path.relative_to(target.folder).as_posix(): sha256_of(path) for path in files if path.is_file()
     }

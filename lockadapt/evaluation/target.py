@@ -19,8 +19,9 @@ from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.objectives.retrieval import is_dual
 from lockadapt.recipe.schema import Recipe
-from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import PART_FILES, load_part
+from lockadapt.runs.run import Run, open_run
+from lockadapt.runs.run_folder import is_run
 
 BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
 """Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on top."""
@@ -32,14 +33,14 @@ class Target:
 
     Attributes:
         folder: where it was opened.
-        run: the same folder if it is a run, else None.
+        run: the run that it is; None: a stock folder.
         mean: the mean image of a blind run.
     """
 
     model: Any
     processor: Any
     recipe: Recipe | None
-    run: Path | None
+    run: Run | None
     mean: Image.Image | None
     folder: Path
 
@@ -49,16 +50,10 @@ def open_target(folder: Path) -> Target:
 
     Raises:
         RecipeError: the run is not finished.
+        VerificationError: the run is damaged.
     """
-    if run_folder.is_run(folder):
-        run = run_folder.load_run(folder)
-        file = folder / run_folder.MEAN_IMAGE_FILE
-        mean = Image.open(file).copy() if file.is_file() else None
-        return Target(run.model, run.processor, run.recipe, folder, mean, folder)
-    if (folder / run_folder.RECIPE).is_file():
-        raise RecipeError(
-            "the run is not finished", where=str(folder), fix="finish it with `lockadapt train … --resume`"
-        )
+    if is_run(folder):
+        return target_of(open_run(folder))
     model, processor = load_model(folder, resolve_dtype("auto"))
     if torch.cuda.is_available():
         model = model.to("cuda")
@@ -69,6 +64,12 @@ def open_target(folder: Path) -> Target:
         # A folder that was only put together has sources, but no recipe.
         recipe = Recipe.model_validate(said["recipe"]) if "recipe" in said else None
     return Target(model, processor, recipe, None, None, folder)
+
+
+def target_of(run: Run) -> Target:
+    """A run that is open already; its model is loaded."""
+    loaded = run.load()
+    return Target(loaded.model, loaded.processor, run.recipe, run, run.mean_image(), run.folder)
 
 
 def make_ready(target: Target, objective: Objective) -> None:

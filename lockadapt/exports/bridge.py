@@ -11,10 +11,10 @@ from lockadapt.exports.sidecar import sidecar
 from lockadapt.exports.stock_folder import write_stock
 from lockadapt.files import write_json
 from lockadapt.models.origins import SIDECAR
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
-def write_bridge(run: RunRecord, folder: Path) -> None:
+def write_bridge(run: Run, folder: Path) -> None:
     """Streams weights, configs and the processor's files into an existing, empty folder; never quantized.
 
     Projector, what draws, and trained vocabulary rows are in the stock file; what embeds lies in `retrieval/`.
@@ -23,11 +23,11 @@ def write_bridge(run: RunRecord, folder: Path) -> None:
         SetupError: the base is gone.
         VerificationError: what was trained does not fit it.
     """
-    write_stock(run.folder, folder, base="original", lora=False)
+    write_stock(run, folder, base="original", lora=False)
 
 
 def finish_bridge(
-    run: RunRecord, folder: Path, result: Mapping[str, Any], quantization: Mapping[str, Any] | None
+    run: Run, folder: Path, result: Mapping[str, Any], quantization: Mapping[str, Any] | None
 ) -> None:
     """Writes sidecar and model card into a proved bridge."""
     write_json(folder / SIDECAR, sidecar(run, folder))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lockadapt.architectures.base import RETRIEVAL
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames
 from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.card import CardFields, card_text
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
-def merged_card(run: Path, proof: Mapping[str, Any]) -> str:
+def merged_card(run: Run, proof: Mapping[str, Any]) -> str:
     """That of a merged folder, with the proof's numbers."""
     section = (
         "## Proof",
@@ -35,7 +34,7 @@ def merged_card(run: Path, proof: Mapping[str, Any]) -> str:
     return card_text(run, CardFields("transformers", "image-text-to-text", section))
 
 
-def embedding_card(run: RunRecord, proof: Mapping[str, Any], client: EmbeddingClient, frames: Frames) -> str:
+def embedding_card(run: Run, proof: Mapping[str, Any], client: EmbeddingClient, frames: Frames) -> str:
     """That of a folder for an embedding client; `frames` are what the user must put around texts and images."""
     section = (
         "## Proof",
@@ -49,10 +48,10 @@ def embedding_card(run: RunRecord, proof: Mapping[str, Any], client: EmbeddingCl
         "```",
         "",
     )
-    return card_text(run.folder, CardFields(client.library, "feature-extraction", section))
+    return card_text(run, CardFields(client.library, "feature-extraction", section))
 
 
-def gguf_card(run: Path, proof: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def gguf_card(run: Run, proof: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """That of a folder for llama.cpp; `proof` is that of the merged folder that it was written from."""
     section = (
         "## For llama.cpp",
@@ -82,7 +81,7 @@ def _retrieval(proof: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def bridge_card(run: RunRecord, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+def bridge_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
     """That of a bridge."""
     section = (
         "## A bridge",
@@ -100,10 +99,10 @@ def bridge_card(run: RunRecord, result: Mapping[str, Any], quantization: Mapping
         "```",
         "",
     )
-    return card_text(run.folder, CardFields("transformers", "image-text-to-text", section))
+    return card_text(run, CardFields("transformers", "image-text-to-text", section))
 
 
-def adapter_card(run: RunRecord, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
+def adapter_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
     """That of a PEFT folder, with LoRA alone (`bridge` in the result) or with all that was trained (`base`)."""
     alone = "bridge" in result
     base = result["bridge"] if alone else result["base"]
@@ -128,7 +127,7 @@ def adapter_card(run: RunRecord, result: Mapping[str, Any], quantization: Mappin
         "```",
         "",
     )
-    return card_text(run.folder, CardFields("peft", "image-text-to-text", section, adapter=True))
+    return card_text(run, CardFields("peft", "image-text-to-text", section, adapter=True))
 
 
 def _proved(result: Mapping[str, Any]) -> list[str]:
@@ -155,7 +154,7 @@ def _servers(result: Mapping[str, Any]) -> list[str]:
     return [*lines, "", *(["```bash", command, "```", ""] if command else [])]
 
 
-def _retrieval_beside(run: RunRecord) -> list[str]:
+def _retrieval_beside(run: Run) -> list[str]:
     if not (run.folder / PART_FILES[RETRIEVAL]).is_file():
         return []
     return [f"What embeds images and texts lies in `{RETRIEVAL}/`, which only lockadapt reads.", ""]

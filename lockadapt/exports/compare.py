@@ -7,28 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lockadapt.architectures.load import load_model
 from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import evaluate
-from lockadapt.evaluation.target import Target, open_target
+from lockadapt.evaluation.target import Target, target_of
 from lockadapt.exports.proofs.merged_folder import compare_logits, reference_answers
 from lockadapt.exports.stock_folder import BaseMode, write_stock
 from lockadapt.models.device import choose_device, stored_bytes
-from lockadapt.runs import run_folder
+from lockadapt.runs.run import Run, as_run
 
 UNMERGED = "unmerged"
 MODES: tuple[BaseMode, ...] = ("dequantized", "original")
 
 
-def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[str, Any]:
+def compare_merges(source: Path | Run, samples: int | None, reporter: Reporter) -> dict[str, Any]:
     """Merges a run both ways into temporary folders, and measures each; nothing is kept.
 
     Args:
-        run: a finished run folder; of a run that was not quantized both ways are one.
+        source: a finished run, or its folder; of a run that was not quantized both ways are one.
         samples: of each test set; default: as many as the recipe says.
 
     Returns:
@@ -38,20 +36,21 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
     Raises:
         RecipeError: a dual encoder, which has no logits.
     """
-    recipe, facts = run_folder.read_recipe(run), run_folder.read_facts(run)
-    experiment = build_experiment(recipe)
-    if experiment.dimension is not None:
-        raise RecipeError("a dual encoder has no logits to compare", where=str(run), fix="compare with eval")
+    run = as_run(source)
+    if run.dual:
+        raise RecipeError(
+            "a dual encoder has no logits to compare", where=str(run.folder), fix="compare with eval"
+        )
+    experiment = run.experiment
     if samples is not None:
-        shorter = recipe.evaluation.model_copy(update={"samples": samples})
-        experiment = build_experiment(recipe.model_copy(update={"evaluation": shorter}))
-    probe = run_folder.read_probe(run)
-    dtype = getattr(torch, facts["dtype"])
-    trained, processor = run_folder.load_trained(run, recipe, facts, dequantized=True)
-    expected = reference_answers(trained, processor, probe).logits
+        shorter = run.recipe.evaluation.model_copy(update={"samples": samples})
+        experiment = build_experiment(run.recipe.model_copy(update={"evaluation": shorter}))
+    probe = run.probe()
+    trained = run.load("dequantized")
+    expected = reference_answers(trained.model, trained.processor, probe).logits
     del trained
     reporter.note("scoring the run")
-    target = open_target(run)
+    target = target_of(run)
     mean = target.mean
     found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, experiment, reporter)}}
     del target  # before the next model is loaded
@@ -61,12 +60,12 @@ def compare_merges(run: Path, samples: int | None, reporter: Reporter) -> dict[s
             folder.mkdir()
             reporter.note(f"merging, base {mode}")
             write_stock(run, folder, base=mode)
-            model, processor = load_model(folder, dtype)
+            model, processor = load_model(folder, run.dtype)
             model.to(choose_device(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
-            target = Target(model, processor, recipe, None, mean, folder)
+            target = Target(model, processor, run.recipe, None, mean, folder)
             found[mode] = {
-                **compare_logits(expected, logits, dtype),
+                **compare_logits(expected, logits, run.dtype),
                 "scores": _scores(target, experiment, reporter),
             }
     return found

@@ -27,7 +27,7 @@ from lockadapt.models.preprocessing import pixels
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some
 from lockadapt.models.texts import Pooling
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 SCRIPT = Path(__file__).parents[1] / "models" / "fresh_embeddings.py"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
@@ -89,7 +89,7 @@ class EmbeddingClient:
 
     name: str
     library: str
-    early: Callable[[RunRecord], str | None]
+    early: Callable[[Run], str | None]
     refusal: Callable[[Trained], str | None]
     write: Callable[[Trained, Path], None]
     use: Callable[[Frames], list[str]]

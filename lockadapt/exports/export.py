@@ -12,16 +12,16 @@ from lockadapt.exports.targets import TARGETS
 from lockadapt.exports.targets.gguf import NAME as GGUF
 from lockadapt.exports.targets.gguf import gguf_target
 from lockadapt.files import require_new
-from lockadapt.runs.finished import finished_run
+from lockadapt.runs.run import Run, as_run
 
 
 def export_run(
-    run: Path, name: str, output: Path, reporter: Reporter, llama_cpp: Path | None = None
+    run: Path | Run, name: str, output: Path, reporter: Reporter, llama_cpp: Path | None = None
 ) -> dict[str, Any]:
     """Writes a new folder and proves it in a fresh process by the client's own code.
 
     Args:
-        run: a finished run folder.
+        run: a finished run, or its folder.
         name: of `TARGETS`, or `gguf`.
         output: a new folder; it appears only when every check has passed.
         llama_cpp: folder of llama.cpp's sources, which `gguf` needs.
@@ -42,12 +42,12 @@ def export_run(
         )
     target = targets[name]
     require_new(output, what="exporting")
-    finished = finished_run(run)
-    if reason := target.refusal(finished):
-        others = [one.name for one in TARGETS.values() if one.refusal(finished) is None]
+    opened = as_run(run)
+    if reason := target.refusal(opened):
+        others = [one.name for one in TARGETS.values() if one.refusal(opened) is None]
         raise RecipeError(
             f"no export to {name}: {reason}",
             where="--to",
             fix=f"this run can be written as: {', '.join(others) or 'nothing'}",
         )
-    return {"target": name, "output": str(output), **target.write(finished, output, reporter)}
+    return {"target": name, "output": str(output), **target.write(opened, output, reporter)}

@@ -12,7 +12,7 @@ from lockadapt.exports.compare import UNMERGED, compare_merges, comparison_text
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.stack import merge_stack, parse_adapter
 from lockadapt.exports.stock_folder import BaseMode
-from lockadapt.runs import run_folder
+from lockadapt.runs.run_folder import BASE, is_run
 
 
 def merge_command(
@@ -31,12 +31,11 @@ def merge_command(
     """
     if base not in get_args(BaseMode):
         raise RecipeError(f"there is no base {base!r}", where="--base", fix="dequantized or original")
-    is_run = run_folder.is_run(Path(source)) or (Path(source) / run_folder.RECIPE).is_file()
-    if is_run and adapters:
+    if adapters and is_run(Path(source)):
         raise RecipeError(
             f"{source} is a run, which has its own adapter",
             where="--adapter",
-            fix=f"name its base: lockadapt merge {Path(source) / run_folder.BASE} --adapter {source} --adapter …",
+            fix=f"name its base: lockadapt merge {Path(source) / BASE} --adapter {source} --adapter …",
         )
     if samples is not None and not compare:
         raise RecipeError("counts what --compare scores", where="--samples", fix="add --compare")

@@ -18,7 +18,7 @@ from lockadapt.exports.sidecar import sidecar
 from lockadapt.files import write_json
 from lockadapt.models.origins import SIDECAR
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -28,7 +28,7 @@ STOCK_PARTS = ("projector", "generation")
 """Trained parts that lie in the stock class itself."""
 
 
-def write_lora(run: RunRecord, folder: Path, base: str) -> None:
+def write_lora(run: Run, folder: Path, base: str) -> None:
     """LoRA alone: no `modules_to_save`, no vocabulary rows, which servers refuse.
 
     Args:
@@ -41,7 +41,7 @@ def write_lora(run: RunRecord, folder: Path, base: str) -> None:
     _write(folder, config, tensors)
 
 
-def write_full(run: RunRecord, folder: Path, base: str) -> None:
+def write_full(run: Run, folder: Path, base: str) -> None:
     """LoRA, vocabulary rows, and the other trained parts as `modules_to_save`, keys as PEFT writes them. See `write_lora`."""
     tensors, modules = _adapter(run), []
     for part in STOCK_PARTS:
@@ -60,7 +60,7 @@ def write_full(run: RunRecord, folder: Path, base: str) -> None:
 
 
 def finish_adapter(
-    run: RunRecord, folder: Path, result: Mapping[str, Any], quantization: Mapping[str, Any] | None
+    run: Run, folder: Path, result: Mapping[str, Any], quantization: Mapping[str, Any] | None
 ) -> None:
     """Writes sidecar and model card into a proved PEFT folder."""
     write_json(folder / SIDECAR, sidecar(run, folder))
@@ -72,7 +72,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def vocabulary_rows(run: RunRecord) -> tuple[list[int], torch.Tensor] | None:
+def vocabulary_rows(run: Run) -> tuple[list[int], torch.Tensor] | None:
     """Ids of the vocabulary rows that the run trained, and the rows (n, hidden); None if it trained none."""
     if run.adapter is None:
         return None
@@ -89,11 +89,11 @@ def is_vocabulary(name: str) -> bool:
     return name.rsplit(".", 1)[-1] == "trainable_tokens_delta"
 
 
-def _adapter(run: RunRecord) -> dict[str, torch.Tensor]:
+def _adapter(run: Run) -> dict[str, torch.Tensor]:
     return load_file(run.folder / ADAPTER / WEIGHTS)
 
 
-def _config(run: RunRecord, base: str) -> Any:
+def _config(run: Run, base: str) -> Any:
     config: Any = PeftConfig.from_pretrained(str(run.folder / ADAPTER))
     config.base_model_name_or_path, config.revision, config.inference_mode = base, None, True
     return config

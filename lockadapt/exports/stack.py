@@ -23,8 +23,9 @@ from lockadapt.exports.weights.names import meta_model, read_names
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
 from lockadapt.models.origins import SIDECAR
-from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER
+from lockadapt.runs.run import open_run
+from lockadapt.runs.run_folder import is_run, read_probe, versions
 
 PROBES = 4
 """Made-up samples that a stack is proved on where no run has kept real ones."""
@@ -49,9 +50,10 @@ def parse_adapter(text: str) -> Weighted:
     if not folder.is_dir() or not np.isfinite(weight) or weight == 0:
         problem = "there is no such folder" if not folder.is_dir() else f"a weight of {weight} adds nothing"
         raise RecipeError(problem, where=f"--adapter {text}", fix="name a PEFT folder or a run, and a weight")
-    if not run_folder.is_run(folder):
+    if not is_run(folder):
         return Weighted(folder, weight)
-    return Weighted(folder / ADAPTER if (folder / ADAPTER).is_dir() else None, weight, trained_parts(folder))
+    run = open_run(folder)
+    return Weighted(folder / ADAPTER if run.adapter is not None else None, weight, trained_parts(run))
 
 
 def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter: Reporter) -> dict[str, Any]:
@@ -115,8 +117,8 @@ def _probe(adapters: Sequence[Weighted]) -> list[Sample]:
     """Real samples where an adapter is a run's, else pictures of noise and a question."""
     for adapter in adapters:
         run = adapter.folder.parent if adapter.folder is not None else None
-        if run is not None and run_folder.is_run(run):
-            return run_folder.read_probe(run)
+        if run is not None and is_run(run):
+            return read_probe(run)
     chance = np.random.default_rng(0)
     samples = []
     for number in range(PROBES):
@@ -130,6 +132,6 @@ def _origin(source: Path, adapters: Sequence[Weighted], folder: Path) -> dict[st
     return {
         "base": str(source),
         "adapters": [{"folder": str(one.folder or ""), "weight": one.weight} for one in adapters],
-        "versions": run_folder.versions(),
+        "versions": versions(),
         "files": {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))},
     }

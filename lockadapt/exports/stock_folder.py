@@ -26,8 +26,8 @@ from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import ordinary_permissions, write_json
 from lockadapt.models.llms import name_text_class
 from lockadapt.models.sources import find, loading
-from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
+from lockadapt.runs.run import Run
 
 BaseMode = Literal["dequantized", "original"]
 CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
@@ -36,12 +36,11 @@ CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
 
 def write_stock(
-    run: Path, folder: Path, *, base: BaseMode = "dequantized", lora: bool = True
+    run: Run, folder: Path, *, base: BaseMode = "dequantized", lora: bool = True
 ) -> WeightsReport:
     """Puts weights, configs and the processor's files into an existing, empty folder; what only a contrastive run has lies below it.
 
     Args:
-        run: a finished run folder.
         base: of a quantized run: the matrices that its layers multiplied with (what was trained), or those that they
             were quantized from.
         lora: fold its sums in; without them the folder is the bridge that LoRA is loaded onto. Trained vocabulary rows
@@ -50,35 +49,35 @@ def write_stock(
     Raises:
         As `merge_weights`.
     """
-    facts = run_folder.read_facts(run)
-    source = local_folder(run_folder.base_of(run, facts))
+    source = local_folder(run.base)
     model = meta_model(source)
     names = read_names(model, read_layout(source).places(), str(source))
-    adapters = [Weighted(run / ADAPTER)] if (run / ADAPTER).is_dir() else []
+    adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
     changes = all_changes(source, adapters, {**trained_parts(run), **_unit_codebook(model, names, source)})
     if not lora:
         changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
     requantized: dict[str, QuantizationRoundTrip] = {}
-    if facts["quantization"] != "none" and base == "dequantized":
-        on_cpu = facts["versions"].get("device", "cpu") == "cpu"
-        how = QuantizationRoundTrip(facts["quantization"], getattr(torch, facts["dtype"]), on_cpu)
+    quantization = run.record.quantization
+    if quantization != "none" and base == "dequantized":
+        on_cpu = run.record.versions.get("device", "cpu") == "cpu"
+        how = QuantizationRoundTrip(quantization, run.dtype, on_cpu)
         requantized = {f"{name}.weight": how for name in block_linears(model)}
     report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)
     _name_text_class(folder)
-    if (run / PART_FILES[RETRIEVAL]).is_file():
+    if (run.folder / PART_FILES[RETRIEVAL]).is_file():
         (folder / BESIDE).parent.mkdir()
-        shutil.copyfile(run / PART_FILES[RETRIEVAL], folder / BESIDE)
+        shutil.copyfile(run.folder / PART_FILES[RETRIEVAL], folder / BESIDE)
     ordinary_permissions(folder)
     return report
 
 
-def trained_parts(run: Path) -> dict[str, Tensor]:
+def trained_parts(run: Run) -> dict[str, Tensor]:
     """What training put in the place of the base's tensors, by stock name: projector and what draws."""
     tensors: dict[str, Tensor] = {}
     for part, file in PART_FILES.items():
-        if part != RETRIEVAL and (run / file).is_file():
-            tensors |= load_file(run / file)
+        if part != RETRIEVAL and (run.folder / file).is_file():
+            tensors |= load_file(run.folder / file)
     return tensors
 
 

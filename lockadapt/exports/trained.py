@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
 
-from lockadapt.building.objectives import build_objectives
 from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.errors import RecipeError
@@ -15,11 +13,11 @@ from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import Frames, Trained, embed_images, embed_texts
 from lockadapt.exports.fold import folded, take_retrieval
 from lockadapt.exports.proofs.embeddings import Embedded, compare, embed_probe, shown_and_said
-from lockadapt.runs import run_folder
+from lockadapt.runs.run import LoadedRun
 from lockadapt.training.rows import context_length
 
 
-def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], list[str]]:
+def trained_embedder(loaded: LoadedRun) -> tuple[Trained, list[Image.Image], list[str]]:
     """What the targets are given; and the images and texts of the run's probe.
 
     What is given embeds the probe as the run itself does, adapters not folded.
@@ -29,16 +27,17 @@ def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], l
         DataError: captions stand in a frame that is not one piece before and one behind them.
         VerificationError: folding changed an embedding.
     """
-    objective = contrastive(build_objectives(run.recipe))
+    run = loaded.run
+    objective = contrastive(run.objectives)
     if objective is None:
         raise RecipeError(
             "the run was not trained to embed",
             where=str(run.folder),
             fix="train with an objective of the kind itc, or choose --to merged",
         )
-    model, processor = run.model.cpu(), run.processor
-    samples = run_folder.read_probe(run.folder)
-    reference = embed_probe(model, processor, run.recipe, samples)
+    model, processor = loaded.model.cpu(), loaded.processor
+    samples = run.probe()
+    reference = embed_probe(run, model, processor, samples)
     assert reference is not None
     before, after, image = objective.frames(
         Encoder(processor, run.recipe.data.max_length or context_length(model))
@@ -46,7 +45,7 @@ def trained_embedder(run: run_folder.Run) -> tuple[Trained, list[Image.Image], l
     base = folded(model).eval()
     own = take_retrieval(base)
     trained = Trained(
-        base.to(getattr(torch, run.facts["dtype"])),
+        base.to(run.dtype),
         processor,
         own.pooling,
         Frames(before, after, image),

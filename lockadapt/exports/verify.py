@@ -19,7 +19,7 @@ from lockadapt.exports.proofs.reference import NEW_TOKENS, reference_answers
 from lockadapt.exports.stored import Stored, read_json, read_stored
 from lockadapt.models.proof import run_fresh, run_script
 from lockadapt.models.sources import some
-from lockadapt.runs import run_folder
+from lockadapt.runs.run import Run, as_run
 
 SIDE = 64
 """Pixels of the two pictures that a folder is shown where no run is named."""
@@ -28,14 +28,14 @@ EMBEDDINGS = Path(__file__).parents[1] / "models" / "fresh_embeddings.py"
 FIX = "merge or export the run again, with `lockadapt merge` or `lockadapt export`"
 
 
-def verify_folder(folder: Path, against: Path | None, reporter: Reporter) -> dict[str, Any]:
+def verify_folder(folder: Path, against: Path | Run | None, reporter: Reporter) -> dict[str, Any]:
     """Reads a folder's files, loads it by its stock class in a fresh process, and says whether it is what it should be.
 
     Nothing is written to the folder.
 
     Args:
         folder: a stock VLM folder; or, without `against`, one of an embedding target.
-        against: the run that it should compute the same as.
+        against: the run, or its folder, that it should compute the same as.
 
     Returns:
         With `against` what `merge_run` returns; else `{"output", "model_class", "missing_keys", "unexpected_keys", "dtype",
@@ -59,7 +59,7 @@ def verify_folder(folder: Path, against: Path | None, reporter: Reporter) -> dic
     return {"output": str(folder), **result, "dtype": dtype, "files": stored.files}
 
 
-def _against(stored: Stored, against: Path, reporter: Reporter) -> dict[str, Any]:
+def _against(stored: Stored, against: Path | Run, reporter: Reporter) -> dict[str, Any]:
     if stored.reader != "answers":
         raise RecipeError(
             "embeds and does not answer, so this proof cannot compare it with a run",
@@ -67,24 +67,23 @@ def _against(stored: Stored, against: Path, reporter: Reporter) -> dict[str, Any
             fix="leave --against out; `lockadapt export` compares what it writes with the run",
         )
     reporter.note("asking the trained model")
-    samples, recipe = run_folder.read_probe(against), run_folder.read_recipe(against)
-    facts = run_folder.read_facts(against)
-    if _base(stored.folder) == "original":
+    run = as_run(against)
+    samples, original = run.probe(), _base(stored.folder) == "original"
+    if original:
         reporter.note("merged on the base before quantization: compared with the adapter on that")
-        facts = {**facts, "quantization": "none"}
-    model, processor = run_folder.load_trained(against, recipe, facts, dequantized=True)
-    reference = reference_answers(model, processor, samples)
-    embedded = embed_probe(model, processor, recipe, samples)
+    trained = run.load("original" if original else "dequantized")
+    reference = reference_answers(trained.model, trained.processor, samples)
+    embedded = embed_probe(run, trained.model, trained.processor, samples)
     if embedded is not None and not (stored.folder / BESIDE).is_file():
         reporter.note(
             f"{BESIDE} is missing: the folder answers only, and what the run embeds is not compared"
         )
         embedded = None
-    del model  # before the fresh process loads its own
+    del trained  # before the fresh process loads its own
     reporter.note("proving in a fresh process")
     proof = prove_merge(stored.folder, reference, stored.dtype, fix=FIX)
     note_blindness(proof, reporter)
-    return proof | prove_embeddings(stored.folder, embedded, recipe, stored.dtype)
+    return proof | prove_embeddings(run, stored.folder, embedded, stored.dtype)
 
 
 def _answers(stored: Stored) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.files import ordinary_permissions
 
 ADAPTER, PROCESSOR = "adapter", "processor"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PART_FILES = {part: f"{part}.safetensors" for part in ("projector", "retrieval", "generation")}
 """Where the tensors of each part are kept, by their stock names."""
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lockadapt.files import write_text
 from lockadapt.models.origins import source_name
 from lockadapt.recipe.schema import Recipe
-from lockadapt.runs import run_folder
-from lockadapt.runs.origins import front_matter, origins_of, sources_section
+from lockadapt.runs.origins import front_matter, sources_section
+from lockadapt.runs.record import RunRecord
+from lockadapt.runs.run import Run
 
 
-def write_card(folder: Path) -> None:
+def write_card(run: Run) -> None:
     """Writes `README.md` into a run folder."""
-    write_text(folder / "README.md", card_text(folder))
+    write_text(run.folder / "README.md", card_text(run))
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,9 @@ class CardFields:
     adapter: bool = False
 
 
-def card_text(run: Path, made: CardFields | None = None) -> str:
+def card_text(run: Run, made: CardFields | None = None) -> str:
     """The card of a run; with `made`, that of a folder made from it."""
-    facts, recipe = run_folder.read_facts(run), run_folder.read_recipe(run)
-    scores_file = run / "evaluation.json"
-    scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.is_file() else {}
-    origins = origins_of(run)
+    recipe, record, origins = run.recipe, run.record, run.origins()
     relation = base_relation(recipe, adapter=made is None or made.adapter)
     lines = [
         "---",
@@ -50,17 +46,17 @@ def card_text(run: Path, made: CardFields | None = None) -> str:
         "tags: [lockadapt, locked-image-tuning]",
         *front_matter(origins, relation),
         "---",
-        f"# {run.name}",
+        f"# {run.folder.name}",
         "",
         _sentence(recipe.model, recipe.lora is not None),
         "",
-        *_scores(scores),
-        *_training(facts),
+        *_scores(run.scores()),
+        *_training(record),
         *(made.section if made else _files()),
         *sources_section(origins, relation),
         "## Versions",
         "",
-        ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
+        ", ".join(f"{name} {version}" for name, version in record.versions.items()),
         "",
     ]
     return "\n".join(lines)
@@ -96,22 +92,23 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _training(facts: Mapping[str, Any]) -> list[str]:
+def _training(record: RunRecord) -> list[str]:
     lines = [
         "## Training",
         "",
-        f"{facts['steps']:,} steps in {facts['seconds']:.0f} s ({facts['samples_per_second']:.0f} samples/s) on "
-        f"{facts['versions']['device']}, dtype {facts['dtype']}, quantization {facts['quantization']}, seed {facts['seed']}.",
+        f"{record.steps:,} steps in {record.seconds:.0f} s ({record.samples_per_second:.0f} samples/s) on "
+        f"{record.versions.get('device', 'an unknown device')}, dtype {record.dtype}, quantization {record.quantization}, "
+        f"seed {record.seed}.",
         "",
         "| stage | component | parameters | dtype | state | LoRA modules |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for stage in facts["stages"]:
+    for stage in record.stages:
         lines += [
-            f"| {stage['name']} | {row['component']} | {row['parameters']:,} | {row['dtype']} | {row['state']} | {row['adapters'] or '-'} |"
-            for row in stage["components"]
+            f"| {stage.name} | {row.component} | {row.parameters:,} | {row.dtype} | {row.state} | {row.adapters or '-'} |"
+            for row in stage.components
         ]
-    locked = max(stage["locked"] for stage in facts["stages"])
+    locked = max(stage.locked for stage in record.stages)
     return [
         *lines,
         "",

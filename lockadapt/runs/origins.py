@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from lockadapt.models.origins import UNKNOWN, Origin, inherited, read_origin
 from lockadapt.recipe.schema import Recipe
-from lockadapt.runs import run_folder
 
 DATA = "data"
 
@@ -28,14 +26,6 @@ def recipe_origins(recipe: Recipe) -> list[Origin]:
             found += inherited(source) if part == "VLM" else []
     rows = dict.fromkeys(one.train.path for one in recipe.objectives.values() if one.train is not None)
     return [*found, *(read_origin(DATA, path, "dataset") for path in rows)]
-
-
-def origins_of(run: Path) -> list[Origin]:
-    """Those of a run: as recorded when it was trained, else as its sources say now."""
-    recorded = run_folder.read_facts(run).get("sources")
-    if recorded is not None:
-        return [Origin(**one) for one in recorded]
-    return recipe_origins(run_folder.read_recipe(run))
 
 
 def front_matter(origins: Sequence[Origin], relation: str) -> list[str]:

@@ -33,6 +33,8 @@ from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.runs.card import write_card
 from lockadapt.runs.origins import recipe_origins
+from lockadapt.runs.record import RunRecord, write_record
+from lockadapt.runs.run import open_run
 from lockadapt.training import checkpoint
 from lockadapt.training.arguments import grounding_config
 from lockadapt.training.plot import plot_losses
@@ -110,7 +112,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         facts["stages"].append(outcome)
         facts["base_fingerprint"] = outcome.pop("fingerprint")
     seconds = time.perf_counter() - started
-    save_artifacts(model, processor, folder, base=run_folder.base_of(folder, facts))
+    save_artifacts(model, processor, folder, base=run_folder.base_of(folder, facts["base"]))
     run_folder.write_probe(folder, _probe_samples(samples), recipe.data.max_pixels)
     replacement = next((i.replacement for i in rows.images.values() if i.replacement), None)
     if replacement is not None:
@@ -120,8 +122,8 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     facts.update(
         {"steps": steps, "seconds": round(seconds, 2), "samples_per_second": round(rate, 2), "locked": True}
     )
-    run_folder.write_facts(folder, facts)
-    write_card(folder)
+    write_record(folder, RunRecord.model_validate_json(json.dumps(facts)))
+    write_card(open_run(folder))
     reporter.note(
         f"lock proof: {locked:,} frozen tensors unchanged. {steps:,} steps in {seconds:.0f} s: {folder}"
     )

@@ -28,8 +28,8 @@ from lockadapt.errors import AdapterError, LockadaptError, RecipeError, SetupErr
 from lockadapt.exports.proofs.embeddings import embed_probe
 from lockadapt.models.four_bit import keep_as_trained, switches
 from lockadapt.recipe.read import load_recipe
-from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import load_parts
+from lockadapt.runs.run import load_adapter, load_run
 from lockadapt.training.session import train
 from lockadapt.tuning.adapters import resolve_targets
 from lockadapt.tuning.base_identity import part_digest, tensors_digest
@@ -138,7 +138,7 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
         "nf4" if "nf4" in kind else "int8" if kind == "int8" else "none",
         given.get("dtype", torch.float32),
     )
-    reference = run_folder.load_adapter(reference, run / "adapter")
+    reference = load_adapter(reference, run / "adapter")
     load_parts(reference, run)
     close = kind != "nf4-everywhere"  # the tower is another there
     expected = logits(reference.eval())
@@ -456,8 +456,8 @@ def test_janus_draws_with_the_adapters_parts(drawing: Assembled, tmp_path: Path)
 
 def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None:
     """Tied embeddings, trained rows, LoRA and a module that no stock class has; beside an adapter without them."""
-    trained = run_folder.load_run(embedding_run)
-    samples = run_folder.read_probe(embedding_run)
+    trained = load_run(embedding_run)
+    samples = trained.run.probe()
     expected = embed_probe(trained.model, trained.processor, trained.recipe, samples)
     model = live(embedding_run / "base")
     logits(model)
@@ -499,8 +499,8 @@ def test_dual_encoder(tiny: Path, tmp_path: Path) -> None:
     recipe["objectives"]["itc"].pop("queries")
     recipe["training"].pop("projector_learning_rate")
     train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
-    trained = run_folder.load_run(tmp_path / "run")
-    samples = run_folder.read_probe(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
+    samples = trained.run.probe()
     expected = embed_probe(trained.model, trained.processor, trained.recipe, samples)
     model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32).eval()
     before = state(model)

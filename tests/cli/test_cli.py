@@ -112,12 +112,12 @@ def test_train_eval_merge_chat(place: Path) -> None:
         (["train", "recipe.yaml", "-o", "out", "training.learning_rate=1e30"], 6, "step"),
         (["train", "recipe.yaml", "-o", "out", "data.max_pixels=100"], 10, "pixels"),
         (["eval", "."], 2, "not finished"),
-        (["merge", ".", "-o", "out"], 2, "no finished run"),
+        (["merge", ".", "-o", "out"], 2, "not finished"),
         (["chat", ".", "--image", "none.png", "--question", "?"], 3, "none.png"),
         (["search", ".", "--images", "pictures"], 2, "nothing is asked for"),
         (["search", ".", "--images", "pictures", "--query", "red"], 2, "not finished"),
         (["export", ".", "--to", "ollama", "-o", "out"], 2, "There are: merged"),
-        (["export", ".", "--to", "dual", "-o", "out"], 2, "no finished run"),
+        (["export", ".", "--to", "dual", "-o", "out"], 2, "not finished"),
     ],
 )
 def test_failures_end_in_one_message_and_their_code(

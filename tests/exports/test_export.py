@@ -131,7 +131,7 @@ def test_refusals_come_before_any_work(
     def load(*given: Any, **named: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("lockadapt.runs.run_folder.load_trained", load)
+    monkeypatch.setattr("lockadapt.runs.run.Run.load", load)
     with pytest.raises(RecipeError, match="not trained to embed"):
         export_run(answering, "colpali", tmp_path / "out", QUIET)
     with pytest.raises(RecipeError, match="no target 'colpalli'") as error:

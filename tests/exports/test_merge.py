@@ -18,7 +18,7 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.proofs.merged_folder import compare_logits
 from lockadapt.recipe.read import load_recipe
-from lockadapt.runs.run_folder import load_run
+from lockadapt.runs.run import load_run
 from lockadapt.training.session import train
 from tests.support.runs import values
 

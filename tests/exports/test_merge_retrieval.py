@@ -21,6 +21,7 @@ from lockadapt.exports.merge import merge_run
 from lockadapt.exports.stock_folder import write_stock
 from lockadapt.models.proof import run_fresh
 from lockadapt.recipe.read import load_recipe
+from lockadapt.runs.run import Run
 from lockadapt.training.session import train
 from tests.support.rows import embedding_recipe, train_to_embed
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
@@ -77,7 +78,7 @@ def test_embeddings_that_differ_fail_the_merge(
 ) -> None:
     import lockadapt.exports.merge as module
 
-    def write_wrongly(run: Path, folder: Path, **given: Any) -> None:
+    def write_wrongly(run: Run, folder: Path, **given: Any) -> None:
         write_stock(run, folder, **given)
         file = folder / "retrieval" / "retrieval.safetensors"
         tensors = load_file(file)

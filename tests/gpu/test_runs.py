@@ -19,7 +19,7 @@ from lockadapt.exports.verify import verify_folder
 from lockadapt.objectives.generate_images import draw
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.recipe.read import load_recipe
-from lockadapt.runs.run_folder import base_of, load_run, read_facts
+from lockadapt.runs.run import load_run, open_run
 from lockadapt.training.session import train
 from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import embedding_recipe, pictures
@@ -56,9 +56,9 @@ def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_run_says_where_it_ran(run: Path) -> None:
-    facts = read_facts(run)
+    record = open_run(run).record
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    assert (facts["dtype"], facts["versions"]["device"]) == ("bfloat16", device)
+    assert (record.dtype, record.versions["device"]) == ("bfloat16", device)
     model = load_run(run).model
     assert {p.device.type for p in model.parameters()} == {"cuda" if torch.cuda.is_available() else "cpu"}
 
@@ -83,8 +83,8 @@ def test_the_adapter_is_what_peft_loads(run: Path, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_attached_to_a_live_model_it_is_the_run(run: Path, tmp_path: Path) -> None:
-    facts, loaded = read_facts(run), load_run(run)
-    live, processor = load_quantized(base_of(run, facts), facts["quantization"], torch.bfloat16)
+    loaded = load_run(run)
+    live, processor = load_quantized(loaded.run.base, loaded.run.record.quantization, torch.bfloat16)
     live = live.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     red = Image.open(pictures(tmp_path)["red"])
     inputs = processor(text=[f"{processor.image_token}which color"], images=[red], return_tensors="pt")

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lockadapt.building.experiment import build_experiment
 from lockadapt.models.origins import UNKNOWN, Origin
 from lockadapt.recipe.read import load_recipe
-from lockadapt.runs import run_folder
 from lockadapt.runs.card import CardFields, base_relation, card_text
-from lockadapt.runs.origins import front_matter, origins_of, recipe_origins, sources_section
-from tests.support.runs import values
+from lockadapt.runs.origins import front_matter, recipe_origins, sources_section
+from lockadapt.runs.run import Run
+from tests.support.runs import record, values
 
 LLM = Origin("LLM", "org/llm", "org/llm", "apache-2.0", "README.md: apache-2.0")
 TOWER = Origin("tower", "org/tower", "org/tower", "apache-2.0", "README.md: apache-2.0")
@@ -52,12 +53,10 @@ def test_a_run_keeps_what_its_sources_said(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
     found = recipe_origins(recipe)
     assert [one.part for one in found] == ["LLM", "tower", "data"]
-    run_folder.write_recipe(tmp_path / "run", recipe)
-    run_folder.write_facts(tmp_path / "run", {})
-    assert origins_of(tmp_path / "run") == found, "runs of older versions"
-    kept = {"sources": [{**LLM.__dict__}]}
-    run_folder.write_facts(tmp_path / "run", kept)
-    assert origins_of(tmp_path / "run") == [LLM]
+    experiment = build_experiment(recipe)
+    old = Run(tmp_path, experiment, record(sources=None), None)
+    assert old.origins() == found, "runs of older versions"
+    assert Run(tmp_path, experiment, record(sources=(LLM,)), None).origins() == (LLM,)
 
 
 def test_a_vlm_passes_on_what_it_was_made_of(tmp_path: Path, tiny: Path) -> None:
@@ -74,15 +73,7 @@ def test_a_vlm_passes_on_what_it_was_made_of(tmp_path: Path, tiny: Path) -> None
 
 def test_relations_of_cards(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
-    run = tmp_path / "run"
-    run_folder.write_recipe(run, recipe)
-    row = {"component": "lora", "parameters": 1, "dtype": "float32", "state": "trained", "adapters": 1}
-    facts = {
-        **{"steps": 1, "seconds": 1.0, "samples_per_second": 1.0, "dtype": "float32", "quantization": "none"},
-        **{"seed": 0, "versions": {"device": "cpu"}, "sources": [LLM.__dict__, TOWER.__dict__]},
-        "stages": [{"name": "train", "locked": 1, "components": [row]}],
-    }
-    run_folder.write_facts(run, facts)
+    run = Run(tmp_path / "run", build_experiment(recipe), record(sources=(LLM, TOWER)), None)
     relations = {}
     cards = {
         "run": None,

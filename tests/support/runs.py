@@ -10,6 +10,8 @@ import yaml
 
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
+from lockadapt.runs.record import RunRecord, StageRecord
+from lockadapt.tuning.locks import ComponentRow
 from tests.support.rows import pictures
 
 RECIPE_TEXT = """\
@@ -78,3 +80,38 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
         "training": {"steps": 40},
     }
     return load_recipe(None, overrides, values).recipe
+
+
+def record(**changes: Any) -> RunRecord:
+    """What a small run of one stage records, nothing of which needs to be on disk."""
+    stage = StageRecord(
+        name="train",
+        steps=1,
+        samples=4,
+        samples_by_objective={"vqa": 4},
+        train_loss=1.0,
+        best_validation_loss=None,
+        loss_change_by_swapped_images={"vqa": 0.5},
+        largest_batch_bytes=100,
+        components=changes.pop("components", (component("tower", "frozen"), component("projector"))),
+        packing=None,
+        locked=1,
+    )
+    given: dict[str, Any] = {
+        **{"command": "lockadapt train", "versions": {"lockadapt": "0", "device": "cpu"}, "seed": 0},
+        **{"base": "nowhere", "llm": "org/llm", "tower": "org/tower", "dtype": "float32"},
+        **{"quantization": "none", "blind": False, "sources": (), "stages": (stage,)},
+        **{
+            "base_fingerprint": "0" * 64,
+            "steps": 1,
+            "seconds": 1.0,
+            "samples_per_second": 1.0,
+            "locked": True,
+        },
+    }
+    return RunRecord(**{**given, **changes})
+
+
+def component(name: str, state: str = "trained") -> ComponentRow:
+    """A line of a component table."""
+    return ComponentRow(name, 1, "float32", state, 0)

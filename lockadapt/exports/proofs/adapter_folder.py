@@ -24,8 +24,7 @@ from lockadapt.exports.proofs.reference import MAX_PIXELS, NEW_TOKENS, Reference
 from lockadapt.models.device import choose_device, held_bytes
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some, tolerance
-from lockadapt.runs import run_folder
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 SCRIPT = Path(__file__).parents[2] / "models" / "fresh_adapter.py"
 WAYS = ("peft", "load_adapter")
@@ -47,28 +46,26 @@ class Trained:
     size: int
 
 
-def trained_answers(run: RunRecord) -> Trained:
+def trained_answers(run: Run) -> Trained:
     """Loads the run as it was trained (its base quantized if it was then), and asks it."""
-    loaded = run_folder.load_run(run.folder)
-    model = loaded.model
-    reference = reference_answers(model, loaded.processor, run_folder.read_probe(run.folder))
-    dtype = getattr(torch, run.facts["dtype"])
-    return Trained(reference, dtype, quantization_of(run, model), held_bytes(model))
+    loaded = run.load()
+    reference = reference_answers(loaded.model, loaded.processor, run.probe())
+    return Trained(reference, run.dtype, quantization_of(run, loaded.model), held_bytes(loaded.model))
 
 
-def quantization_of(run: RunRecord, model: nn.Module) -> dict[str, Any] | None:
+def quantization_of(run: Run, model: nn.Module) -> dict[str, Any] | None:
     """How `BitsAndBytesConfig` is told to quantize the LLM's blocks and nothing else, as in training."""
     if not run.quantized:
         return None
     parts = layout_of(model)
     outside = (parts.tower, parts.projector, parts.head, *parts.generation, *parts.image_tokenizer)
     kind: dict[str, Any] = {"load_in_8bit": True}
-    if run.facts["quantization"] == "nf4":
+    if run.record.quantization == "nf4":
         kind = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": run.facts["dtype"],
+            "bnb_4bit_compute_dtype": run.record.dtype,
         }
     return {**kind, "llm_int8_skip_modules": [path for path in outside if path]}
 

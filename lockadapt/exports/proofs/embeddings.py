@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lockadapt.architectures.load import load_model
-from lockadapt.building.objectives import build_objectives
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import VerificationError
 from lockadapt.evaluation.embedder import Embedder, contrastive
@@ -19,7 +18,7 @@ from lockadapt.evaluation.target import add_from_folder
 from lockadapt.models.device import choose_device, stored_bytes
 from lockadapt.models.sources import tolerance
 from lockadapt.objectives import ImageText
-from lockadapt.recipe.schema import Recipe
+from lockadapt.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,16 @@ class Embedded:
     texts: Tensor
 
 
-def embed_probe(
-    model: nn.Module, processor: Any, recipe: Recipe, samples: Sequence[Sample]
-) -> Embedded | None:
-    """What a trained model makes of its probe; None if it has no contrastive objective."""
-    objective = contrastive(build_objectives(recipe))
+def embed_probe(run: Run, model: nn.Module, processor: Any, samples: Sequence[Sample]) -> Embedded | None:
+    """What a run's trained model makes of its probe; None if it has no contrastive objective."""
+    objective = contrastive(run.objectives)
     if objective is None:
         return None
-    return _embed(Embedder.of(model, processor, objective, recipe), samples)
+    return _embed(Embedder.of(model, processor, objective, run.recipe), samples)
 
 
 def prove_embeddings(
-    folder: Path, reference: Embedded | None, recipe: Recipe, dtype: torch.dtype
+    run: Run, folder: Path, reference: Embedded | None, dtype: torch.dtype
 ) -> dict[str, float]:
     """Loads the merged folder and what lies beside it, and embeds again.
 
@@ -58,7 +55,7 @@ def prove_embeddings(
     model, processor = load_model(folder, dtype)
     model.to(choose_device(stored_bytes(folder)))
     add_from_folder(model, reference.objective, folder)
-    found = _embed(Embedder.of(model, processor, reference.objective, recipe), reference.samples)
+    found = _embed(Embedder.of(model, processor, reference.objective, run.recipe), reference.samples)
     return {"max_abs_embedding_diff": compare(reference, found, dtype, str(folder))}
 
 

@@ -14,19 +14,19 @@ from lockadapt.exports.stock_folder import local_folder
 from lockadapt.exports.targets.base import Target
 from lockadapt.exports.targets.bridge import refusal as no_bridge
 from lockadapt.files import new_folder
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 ADAPTER_FOLDER, BRIDGE_FOLDER = "adapter", "bridge"
 
 
-def refusal(run: RunRecord) -> str | None:
+def refusal(run: Run) -> str | None:
     """There must be LoRA."""
     if not run.lora:
         return no_bridge(run) or "the run trained no LoRA: --to bridge holds all that it trained"
     return no_bridge(run)
 
 
-def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     """`adapter/`, and `bridge/` unless the run trained nothing but LoRA on a stock VLM. See `Target`."""
     trained = trained_answers(run)
     reporter.note("writing the adapter and what it belongs on, and proving both in a fresh process")
@@ -43,7 +43,7 @@ def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
         proof = prove_adapter(place, adapter, trained)
         config = read_config(adapter)
         served = Served(
-            run.config(), tensor_names(place), run.facts["quantization"], config, tensor_names(adapter)
+            run.config(), tensor_names(place), run.record.quantization, config, tensor_names(adapter)
         )
         answers = servable(served)
         target = str(output.resolve() / ADAPTER_FOLDER)
@@ -58,7 +58,7 @@ def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
     return result
 
 
-def needs_bridge(run: RunRecord) -> bool:
+def needs_bridge(run: Run) -> bool:
     """Whether the adapter cannot be put on the model that the run started from."""
     return not (run.only_lora and run.base == str(run.recipe.model.vlm))
 

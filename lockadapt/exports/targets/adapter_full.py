@@ -13,10 +13,10 @@ from lockadapt.exports.stock_folder import local_folder
 from lockadapt.exports.targets.adapter import refusal
 from lockadapt.exports.targets.base import Target
 from lockadapt.files import new_folder
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
-def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     """A PEFT folder that points at the run's own base. See `Target`."""
     trained = trained_answers(run)
     base = str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base
@@ -25,7 +25,7 @@ def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
         write_full(run, folder, base)
         place = local_folder(run.base)
         proof = prove_adapter(place, folder, trained)
-        config, quantization = read_config(folder), run.facts["quantization"]
+        config, quantization = read_config(folder), run.record.quantization
         served = Served(run.config(), tensor_names(place), quantization, config, tensor_names(folder))
         result = {**proof, "base": base, "servable": servable(served)}
         finish_adapter(run, folder, result, trained.quantization)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.console import Reporter
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Target:
     Attributes:
         name: what the user says.
         content: what is written, in a few words, for `--help` and messages.
-        refusal: why this run cannot be written so, from recipe, facts and configs alone, or None. Nothing is loaded.
+        refusal: why this run cannot be written so, from its files' names and configs alone, or None. Nothing is loaded.
         write: writes a new folder, proves it in a fresh process by the client's own code, and returns what
             `lockadapt export --json` prints beside `target` and `output`. A folder that fails its proof is not kept.
     """
 
     name: str
     content: str
-    refusal: Callable[[RunRecord], str | None]
-    write: Callable[[RunRecord, Path, Reporter], dict[str, Any]]
+    refusal: Callable[[Run], str | None]
+    write: Callable[[Run, Path, Reporter], dict[str, Any]]

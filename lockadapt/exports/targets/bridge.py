@@ -13,17 +13,17 @@ from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answe
 from lockadapt.exports.servers import Served, servable, tensor_names
 from lockadapt.exports.targets.base import Target
 from lockadapt.files import new_folder
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
-def refusal(run: RunRecord) -> str | None:
+def refusal(run: Run) -> str | None:
     """Every model that answers has one."""
     if run.dual:
         return "a dual encoder has no projector between a tower and an LLM (--to dual or --to sentence-transformers)"
     return None
 
 
-def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     """The bridge; proved with the run's LoRA on it, which is not kept here. See `Target`."""
     trained = trained_answers(run)
     reporter.note("writing the bridge, and proving it in a fresh process")
@@ -33,7 +33,7 @@ def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
         if adapter is not None:
             write_lora(run, adapter, str(output))
         proof = prove_adapter(folder, adapter, trained)
-        served = Served(run.config(), tensor_names(folder), run.facts["quantization"])
+        served = Served(run.config(), tensor_names(folder), run.record.quantization)
         result = {**proof, "servable": servable(served)}
         finish_bridge(run, folder, result, trained.quantization)
     return result

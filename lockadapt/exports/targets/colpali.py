@@ -11,7 +11,6 @@ from transformers import ColPaliConfig, ColPaliForRetrieval
 
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import JANUS_LAYOUT, LLAVA_LAYOUT
-from lockadapt.building.objectives import build_objectives
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
@@ -19,7 +18,7 @@ from lockadapt.exports.targets.embedding import embedding_target
 from lockadapt.models.llms import probe_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 SHIFT = 3
 """Padding that positions are tried with."""
@@ -77,11 +76,11 @@ def _counts_padding(trained: Trained) -> bool:
     return not float((first - second).abs().max()) <= 10 * tolerance(first.dtype, first)
 
 
-def early(run: RunRecord) -> str | None:
+def early(run: Run) -> str | None:
     """See `EmbeddingClient`."""
     if run.dual:
         return "ColPaliForRetrieval holds one model for images and texts, this run has two"
-    objective = contrastive(build_objectives(run.recipe))
+    objective = contrastive(run.objectives)
     pooling = "last" if objective is None else objective.pooling
     if pooling not in (None, "last"):
         return f"ColPaliForRetrieval has no pooling, and this run pools by {pooling!r}"

@@ -10,7 +10,7 @@ import torch
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained
 from lockadapt.exports.targets.embedding import embedding_target
 from lockadapt.models.quiet import quiet
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
 def refusal(trained: Trained) -> str | None:
@@ -48,7 +48,7 @@ def write(trained: Trained, folder: Path) -> None:
         trained.processor.save_pretrained(folder)
 
 
-def early(run: RunRecord) -> str | None:
+def early(run: Run) -> str | None:
     """See `EmbeddingClient`."""
     if not run.dual:
         return "images and texts of this run go through one model; VisionTextDualEncoderModel has two"

@@ -16,7 +16,7 @@ from lockadapt.exports.stock_folder import local_folder
 from lockadapt.exports.targets.base import Target
 from lockadapt.files import write_json
 from lockadapt.models.origins import SIDECAR
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 NAME = "gguf"
 
@@ -24,7 +24,7 @@ NAME = "gguf"
 def gguf_target(sources: Path | None) -> Target:
     """The target, with the folder that llama.cpp's sources are in: its converter writes the LLM."""
 
-    def refusal(run: RunRecord) -> str | None:
+    def refusal(run: Run) -> str | None:
         if run.dual:
             return "a dual encoder answers nothing"
         if sources is None:
@@ -34,16 +34,16 @@ def gguf_target(sources: Path | None) -> Target:
         except SetupError as error:
             return error.message
 
-    def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+    def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
         assert sources is not None
         with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
             merged = Path(room) / "merged"
-            proof = merge_run(run.folder, merged, reporter)
+            proof = merge_run(run, merged, reporter)
             reporter.note("writing GGUF files")
 
             def finish(folder: Path, result: dict[str, Any]) -> None:
                 write_json(folder / SIDECAR, sidecar(run, folder))
-                (folder / "README.md").write_text(gguf_card(run.folder, proof, result), encoding="utf-8")
+                (folder / "README.md").write_text(gguf_card(run, proof, result), encoding="utf-8")
 
             result = write_gguf(merged, output, open_llama_cpp(sources), finish=finish)
         for note in result["notes"]:

@@ -8,10 +8,10 @@ from typing import Any
 from lockadapt.console import Reporter
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.targets.base import Target
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 
-def refusal(run: RunRecord) -> str | None:
+def refusal(run: Run) -> str | None:
     """A merged folder answers, which a dual encoder does not."""
     if run.dual:
         return (
@@ -20,9 +20,9 @@ def refusal(run: RunRecord) -> str | None:
     return None
 
 
-def write(run: RunRecord, output: Path, reporter: Reporter) -> dict[str, Any]:
+def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     """See `merge_run`."""
-    return merge_run(run.folder, output, reporter)
+    return merge_run(run, output, reporter)
 
 
 MERGED = Target("merged", "one stock folder", refusal, write)

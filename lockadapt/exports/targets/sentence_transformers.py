@@ -14,7 +14,7 @@ from torch import nn
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
 from lockadapt.exports.targets.embedding import embedding_target
 from lockadapt.models.quiet import quiet
-from lockadapt.runs.finished import RunRecord
+from lockadapt.runs.run import Run
 
 POOLINGS = {"last": "lasttoken", "mean": "mean"}
 """sentence-transformers' names of poolings."""
@@ -171,7 +171,7 @@ def _dense(projection: nn.Linear) -> Any:
     )
 
 
-def early(run: RunRecord) -> str | None:
+def early(run: Run) -> str | None:
     """See `EmbeddingClient`."""
     return _absent()
 

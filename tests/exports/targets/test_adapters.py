@@ -26,10 +26,14 @@ from lockadapt.exports.proofs.merged_folder import reference_answers
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs import run_folder
-from lockadapt.runs.run_folder import load_run, read_probe
+from lockadapt.runs.artifacts import PART_FILES
+from lockadapt.runs.record import write_record
+from lockadapt.runs.run import Run, load_run
+from lockadapt.runs.run_folder import read_probe
 from lockadapt.training.session import train
+from lockadapt.tuning.locks import ComponentRow
 from tests.support.rows import embedding_recipe, pictures
-from tests.support.runs import values
+from tests.support.runs import component, record, values
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 
 QUIET = Reporter(quiet=True)
@@ -232,10 +236,14 @@ def as_in_the_base(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.replace("vision_tower.vision_model.", "vision_tower."): one for name, one in tensors.items()}
 
 
-def files_of_a_run(recipe: dict[str, Any], folder: Path) -> Path:
+def files_of_a_run(recipe: dict[str, Any], folder: Path, *components: ComponentRow) -> Path:
     """What refusals look at; there is nothing to load."""
+    kept = record(components=components)
     run_folder.write_recipe(folder, load_recipe(None, (), recipe).recipe)
-    run_folder.write_facts(folder, {"quantization": "none", "stages": [], "base": "nowhere"})
+    write_record(folder, kept)
+    (folder / "processor").mkdir()
+    for part in PART_FILES.keys() & kept.components:
+        (folder / PART_FILES[part]).touch()
     return folder
 
 
@@ -243,15 +251,15 @@ def test_refusals_come_before_any_work(tiny: Path, tmp_path: Path, monkeypatch: 
     def load(*given: Any, **named: Any) -> Any:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(run_folder, "load_trained", load)
-    bare = files_of_a_run(values(tiny, tmp_path, lora=None), tmp_path / "bare")
+    monkeypatch.setattr(Run, "load", load)
+    bare = files_of_a_run(values(tiny, tmp_path, lora=None), tmp_path / "bare", component("projector"))
     for name in ("adapter", "adapter-full"):
         with pytest.raises(RecipeError, match="trained no LoRA") as error:
             export_run(bare, name, tmp_path / "out", QUIET)
         assert "can be written as: merged, bridge" in str(error.value.fix)
     recipe = embedding_recipe(tiny, tmp_path, "llama")
     del recipe["objectives"]["vqa"], recipe["objectives"]["itc"]["queries"]
-    dual = files_of_a_run(recipe, tmp_path / "dual")
+    dual = files_of_a_run(recipe, tmp_path / "dual", component("retrieval"))
     for name in ("bridge", "adapter", "adapter-full", "merged"):
         with pytest.raises(RecipeError, match="dual encoder"):
             export_run(dual, name, tmp_path / "out", QUIET)
@@ -263,7 +271,7 @@ def test_a_bridge_that_differs_is_not_kept(
 ) -> None:
     trained_parts = stock_folder.trained_parts
 
-    def bent(run: Path) -> dict[str, torch.Tensor]:
+    def bent(run: Run) -> dict[str, torch.Tensor]:
         tensors = trained_parts(run)
         tensors["model.multi_modal_projector.linear_2.weight"][0] *= 1.05
         return tensors
