@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.files import write_json
@@ -185,7 +185,7 @@ def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
 def _problems(error: ValidationError) -> str:
     """The first few, each with its key."""
     found = error.errors(include_url=False, include_context=False)
-    lines = [f"`{_key(one['loc'])}`: {one['msg']}, got {_shown(one['input'])}" for one in found[:3]]
+    lines = [f"`{_key(one['loc'])}`: {_said(one)}" for one in found[:3]]
     more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
     return "is damaged: " + "; ".join(lines + more)
 
@@ -194,6 +194,8 @@ def _key(place: tuple[int | str, ...]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _said(problem: ErrorDetails) -> str:
+    if problem["type"] == "missing":
+        return "required, but missing"
+    value = repr(problem["input"])
+    return f"{problem['msg']}, got {value if len(value) <= 60 else f'{value[:57]}...'}"

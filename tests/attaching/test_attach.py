@@ -361,8 +361,8 @@ def test_folders_that_are_none(run: Path, tmp_path: Path) -> None:
 )
 def test_configs_that_ask_for_more(run: Path, tmp_path: Path, changes: dict[str, Any], error: str) -> None:
     copied = tmp_path / "copy"
-    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("base"))
-    file = copied / "adapter" / "adapter_config.json"
+    shutil.copytree(run / "adapter", copied)
+    file = copied / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
     with pytest.raises(AdapterError, match=error):
         lockadapt.attach(live(run / "base"), copied)

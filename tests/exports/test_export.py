@@ -22,6 +22,7 @@ from lockadapt.exports.merge import merge_run
 from lockadapt.exports.targets import TARGETS
 from lockadapt.exports.targets import merged as merged_target
 from lockadapt.recipe.read import load_recipe
+from lockadapt.runs.run import open_run
 from lockadapt.training.session import train
 from tests.support.rows import CAPTIONS, embedding_recipe, pictures
 from tests.support.runs import values
@@ -109,7 +110,7 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
 def test_merged_is_a_target(embedding_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merged_target, "merge_run", lambda *given: {"given": given})
     found = export_run(embedding_run, "merged", tmp_path / "out", QUIET)
-    assert found["given"] == (embedding_run, tmp_path / "out", QUIET)
+    assert found["given"] == (open_run(embedding_run), tmp_path / "out", QUIET)
     assert found["target"] == "merged"
     assert {"merged", "bridge", "adapter", "adapter-full", "dual", "sentence-transformers", "colpali"} <= set(
         TARGETS
