@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import lockadapt
+from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.errors import VerificationError
 from lockadapt.evaluation.evaluate import evaluate_folder
@@ -22,7 +23,6 @@ from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.stack import parse_adapter
 from lockadapt.exports.verify import verify_folder
-from lockadapt.models.load import load_model
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import as_run, open_run
 from lockadapt.training.session import train
