@@ -458,7 +458,7 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     """Tied embeddings, trained rows, LoRA and a module that no stock class has; beside an adapter without them."""
     trained = load_run(embedding_run)
     samples = trained.run.probe()
-    expected = embed_probe(trained.model, trained.processor, trained.run.recipe, samples)
+    expected = embed_probe(trained.run, trained.model, trained.processor, samples)
     model = live(embedding_run / "base")
     logits(model)
     before = state(model)
@@ -468,7 +468,7 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         embeds = lockadapt.attach(model, embedding_run, name="embeds")
-    found = embed_probe(model, trained.processor, trained.run.recipe, samples)
+    found = embed_probe(trained.run, model, trained.processor, samples)
     assert expected is not None
     assert found is not None
     assert torch.equal(found.images, expected.images)
@@ -478,11 +478,11 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     plain.use()
     assert torch.equal(logits(model), reference)
     with pytest.raises(VerificationError, match="not trained to embed"):
-        embed_probe(model, trained.processor, trained.run.recipe, samples)
+        embed_probe(trained.run, model, trained.processor, samples)
     embeds.use()
     assert torch.equal(logits(model), answers)
     plain.detach()
-    found = embed_probe(model, trained.processor, trained.run.recipe, samples)
+    found = embed_probe(trained.run, model, trained.processor, samples)
     assert found is not None
     assert torch.equal(found.images, expected.images)
     lockadapt.attach(model, other, name="plain", force_base=True)
@@ -501,11 +501,11 @@ def test_dual_encoder(tiny: Path, tmp_path: Path) -> None:
     train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
     trained = load_run(tmp_path / "run")
     samples = trained.run.probe()
-    expected = embed_probe(trained.model, trained.processor, trained.run.recipe, samples)
+    expected = embed_probe(trained.run, trained.model, trained.processor, samples)
     model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32).eval()
     before = state(model)
     attached = lockadapt.attach(model, tmp_path / "run")
-    found = embed_probe(model, trained.processor, trained.run.recipe, samples)
+    found = embed_probe(trained.run, model, trained.processor, samples)
     assert found is not None
     assert expected is not None
     assert torch.equal(found.images, expected.images)
