@@ -18,7 +18,11 @@ from lockadapt.errors import DiskError, RecipeError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically.
+    """Write a text file atomically.
+
+    Args:
+        path: the file, which is replaced.
+        text: its content, written as UTF-8.
 
     Raises:
         DiskError: the disk is full, or the place cannot be written.
@@ -43,6 +47,11 @@ def write_bytes(path: Path, data: bytes, *, fix: str) -> None:
     """Write a file atomically over a temporary of a fixed name, so that a killed writer leaves no litter.
 
     Only for a caller who holds a claim on `path`: two writers would share the temporary.
+
+    Args:
+        path: the file, which is replaced.
+        data: its content.
+        fix: what to do where the place cannot be written.
 
     Raises:
         DiskError: the disk is full, or the place cannot be written; `fix` says what to do about it.
@@ -69,7 +78,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_new(path: str | Path, *, what: str) -> None:
-    """Refuses a place that something else lies in.
+    """Refuse a path at which something already lies.
+
+    Args:
+        path: the path to be written.
+        what: what is to be written, for messages.
 
     Raises:
         RecipeError: it exists and is not an empty folder.
@@ -83,9 +96,16 @@ def require_new(path: str | Path, *, what: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
-    """A temporary sibling to fill; becomes `path` only if the block ends well, and is removed if it does not.
+    """Make a temporary sibling of `path` that becomes `path` only if the block succeeds.
 
     What writers that were killed left beside it is removed first.
+
+    Args:
+        path: the folder to be written.
+        what: what is to be written, for messages.
+
+    Yields:
+        The temporary folder, which is removed if the block fails.
 
     Raises:
         RecipeError: `path` exists and is not an empty folder.

@@ -29,11 +29,18 @@ Batch = dict[str, Any]
 def collate(
     items: Sequence[Encoded], images: ImageInputs, pad_id: int, objective: str, row_tokens: int | None = None
 ) -> Batch:
-    """Makes a batch of samples.
+    """Collate samples into a batch.
 
     Args:
+        items: encoded samples.
+        images: turns the samples' images into the image part of the batch.
+        pad_id: fills the end of rows.
+        objective: name of the objective, kept in the batch.
         row_tokens: None: one row a sample, padded to the longest. Else samples about the same images share a
             row, see `lockadapt.data.pack.pack`.
+
+    Returns:
+        The batch, on the CPU; shapes and dtypes as in the module's description.
     """
     batch = _plain(items, pad_id) if row_tokens is None else _packed(items, pad_id, row_tokens)
     shown = batch.pop("images")

@@ -21,6 +21,13 @@ _PICTURE = b"lockadapt picture "
 def content_key(image: ImageRef, max_pixels: int) -> str:
     """Return the SHA-256 (hex) of an image's bytes; for a decoded picture, of its size and RGB pixels.
 
+    Args:
+        image: path, bytes or decoded picture.
+        max_pixels: the most pixels that a decoded picture may have.
+
+    Returns:
+        64 hexadecimal digits.
+
     Raises:
         DataError: the file cannot be read.
         SafetyError: a decoded picture has more than `max_pixels` pixels.
@@ -48,7 +55,15 @@ def content_keys(
 
 
 def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
-    """The RGB picture of an image whose content key is `key`, decoded from the very bytes that have that key.
+    """Decode the RGB picture of an image from the very bytes that have its content key.
+
+    Args:
+        image: path, bytes or decoded picture.
+        key: what `content_key` gave for it.
+        max_pixels: the most pixels, as for `open_image`.
+
+    Returns:
+        The picture, upright, in mode RGB.
 
     Raises:
         DataError: the bytes are others by now, or no picture.

@@ -35,7 +35,7 @@ _LOCK = threading.Lock()
 
 
 def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Image.Image:
-    """The picture of `ref` in mode RGB, decoded and turned upright (EXIF).
+    """Decode the picture of `ref` in mode RGB, upright by its EXIF orientation.
 
     Transparency of any kind is composited on white. 16-bit grey is divided by 257. 32-bit and float grey are
     taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched
@@ -45,6 +45,9 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         ref: path, bytes or picture.
         max_pixels: the most pixels, checked on the header before anything is decoded.
         where: the row, for messages; default: the key of `ref`.
+
+    Returns:
+        The picture, in mode RGB.
 
     Raises:
         DataError: missing, not an image of `FORMATS`, cut off, damaged, or with values that are no numbers.

@@ -71,13 +71,16 @@ class Packed:
 
 
 def pack(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Packed:
-    """Packs samples into as few rows as best-fit decreasing finds.
+    """Pack samples into rows by best fit decreasing.
 
     Args:
         items: encoded samples.
         pad_id: fills the end of rows.
         row_tokens: a tree that would be longer is divided (a single sample never is). Rows are as long as the
             longest tree, so that the mask, which grows with the square of a row, stays small.
+
+    Returns:
+        The rows' tokens, positions and mask, and where each sample's labels lie.
     """
     trees = [tree for group in groups(items) for tree in _grow(items, group, row_tokens)]
     rows = _best_fit([len(tree.tokens) for tree in trees])

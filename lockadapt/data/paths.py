@@ -35,13 +35,16 @@ class DataRoot:
         self._checked: dict[str, str] = {}
 
     def join(self, name: str, where: str) -> Path:
-        """The file that a row's `name` means, with symlinks inside the root resolved; it need not exist.
+        """Resolve the file that a row's `name` means, with symlinks inside the root; it need not exist.
 
         Names are read by the rules of POSIX and of Windows at once: `/` and a backslash both part folders.
 
         Args:
             name: path relative to the root.
             where: the row, for messages.
+
+        Returns:
+            The absolute path.
 
         Raises:
             SafetyError: absolute path, `..`, drive letter, UNC path, URL, NUL, lone surrogate, or a symlink
@@ -87,6 +90,9 @@ class DataRoot:
 
 def refuse_pickle(path: Path) -> None:
     """Refuse a data file that is pickle by its name or by its first bytes.
+
+    Args:
+        path: the file; only its name and its first bytes are looked at.
 
     Raises:
         SafetyError: it is; reading pickle can run any code.

@@ -50,6 +50,7 @@ class PixelInputs:
         return self.replacement if self.replacement is not None else open_image(image, self.max_pixels)
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
+        """Preprocess the images; an empty dictionary for none."""
         if not images:
             return {}
         return {"pixel_values": self.values([self.picture(image) for image in images])}
@@ -100,6 +101,7 @@ class FeatureInputs:
                 progress(start + len(part), len(keys))
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
+        """Look the images up, after running the tower over those that are not known yet."""
         if not images:
             return {}
         if any(self.key(image) not in self._rows for image in images):

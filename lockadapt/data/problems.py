@@ -55,11 +55,15 @@ class Problems:
 def merged(
     errors: Sequence[DataError | SafetyError], file: str | None, things: str
 ) -> DataError | SafetyError:
-    """One error that says what all of `errors` say; a single one keeps its own place and fix.
+    """Merge errors into one that says all they say; a single one keeps its own place and fix.
 
     Args:
+        errors: at least one.
         file: what all places lie in, if it is one file.
         things: what is refused, in the plural.
+
+    Returns:
+        The error to raise: a SafetyError where one of them is.
     """
     kind: type[DataError] | type[SafetyError] = DataError
     if any(isinstance(error, SafetyError) for error in errors):

@@ -49,6 +49,9 @@ def scan_images(
         max_bad_fraction: with "skip", the largest share of the distinct images that may be bad.
         progress: called on this thread with the images done and their number.
 
+    Returns:
+        The samples to use, and what was found.
+
     Raises:
         DataError: with "error", a bad image (up to 20 at once, each with its first row); with "skip", too
             many, or no sample is left.

@@ -16,7 +16,7 @@ _TINY, _SMALL = 1e-15, 1e-9
 def corpus_bleu(
     candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], order: int = 4
 ) -> list[float]:
-    """BLEU-1 … BLEU-`order`, each in 0..1: geometric mean of clipped precisions times the brevity penalty.
+    """Compute BLEU-1 to BLEU-`order`: geometric mean of clipped precisions times the brevity penalty.
 
     Counts are summed over the set before dividing, so this is not a mean over captions. The length compared
     with is, for each caption, the reference's closest to it (the shorter of two equally close).
@@ -24,6 +24,10 @@ def corpus_bleu(
     Args:
         candidates: tokens of one caption an item.
         references: tokens of every accepted caption of the same item.
+        order: the longest n-gram, in tokens.
+
+    Returns:
+        One score for each n-gram length, each in 0..1.
 
     Raises:
         DataError: lengths differ, nothing to score, or an item without references.

@@ -13,13 +13,16 @@ from lockadapt.metrics.rouge import rouge_l
 
 
 def score_captions(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """`{"cider", "bleu4", "rouge_l", "n", "tokenizer": "ptb-py"}` of one caption an image.
+    """Score one caption an image with CIDEr-D, BLEU-4 and ROUGE-L after PTB tokenisation.
 
     CIDEr-D is in 0..10, and 0 when there is one image only (see `cider_d`); BLEU-4 and ROUGE-L are in 0..1.
 
     Args:
         candidates: one caption an image, as text.
         references: every accepted caption of the same image, at least one.
+
+    Returns:
+        `{"cider", "bleu4", "rouge_l", "n", "tokenizer": "ptb-py"}`.
 
     Raises:
         DataError: lengths differ, nothing to score, or an image without references.

@@ -15,7 +15,7 @@ ORDER, SIGMA = 4, 6.0
 
 
 def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """CIDEr-D of each item, in 0..10; the published score is their mean (often printed times 100).
+    """Compute the CIDEr-D of each item; the published score is their mean (often printed times 100).
 
     Words are weighed by how few items' references hold them, so the score of an item depends on the set it is
     scored in; in a set of one item every weight, and the score, is 0.
@@ -23,6 +23,9 @@ def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     Args:
         candidates: tokens of one caption an item.
         references: tokens of every accepted caption of the same item.
+
+    Returns:
+        One score an item, in 0..10.
 
     Raises:
         DataError: lengths differ, nothing to score, or an item without references.

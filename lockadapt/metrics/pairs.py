@@ -9,7 +9,11 @@ from lockadapt.errors import DataError
 
 
 def check_pairs(predictions: Sequence[Any], references: Sequence[Any]) -> None:
-    """Every prediction has at least one reference, and there is at least one prediction.
+    """Check that there is a prediction, and that every prediction has at least one reference.
+
+    Args:
+        predictions: one an item.
+        references: every accepted text of the same item.
 
     Raises:
         DataError: nothing to score, different lengths, a prediction without references, or references that

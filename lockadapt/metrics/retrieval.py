@@ -35,10 +35,17 @@ class Candidates:
 
 
 def candidates(images: Sequence[Hashable], texts: Sequence[str]) -> Candidates:
-    """Distinct images and texts of rows that say "this text belongs to this image".
+    """Find the distinct images and texts of rows that say "this text belongs to this image".
 
     Two images with the very same text share one candidate, which is right for both: no model could tell its
     copies apart. Texts are the same if they are equal without white space at the ends.
+
+    Args:
+        images: a key of each row's image.
+        texts: each row's text.
+
+    Returns:
+        The distinct images and texts, and which belong together.
 
     Raises:
         DataError: no row, or as many images as texts there are not.
@@ -64,15 +71,19 @@ def candidates(images: Sequence[Hashable], texts: Sequence[str]) -> Candidates:
 
 
 def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | None = None) -> dict[str, Any]:
-    """`{"text_to_image": {"r1", "r5", "r10", "median_rank"}, "image_to_text": {...}, "n"}`; recalls in 0..1.
+    """Score retrieval both ways by R@1, R@5, R@10 and the median rank.
 
     Means over queries; candidates are all images or all texts, queries those to which something belongs; n is
     the number of pairs. Ranks as `ranks` gives them.
 
     Args:
-        images, texts: embeddings (images, size) and (texts, size).
+        images: embeddings (images, size).
+        texts: embeddings (texts, size).
         pairs: int64 (pairs, 2), image and text that belong together.
         rows: queries at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
+
+    Returns:
+        `{"text_to_image": {"r1", "r5", "r10", "median_rank"}, "image_to_text": {...}, "n"}`; recalls in 0..1.
 
     Raises:
         DataError: see `ranks`.
@@ -93,8 +104,13 @@ def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None =
     one, to `TIE`, stand before it, so embeddings that are all the same get the worst rank, not the best.
 
     Args:
-        queries, candidates: embeddings (queries, size) and (candidates, size); compared by cosine in float32.
+        queries: embeddings (queries, size); compared by cosine in float32.
+        candidates: embeddings (candidates, size).
         pairs: int64 (pairs, 2), query and candidate that belong together.
+        rows: queries at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
+
+    Returns:
+        int64, in the order of the queries.
 
     Raises:
         DataError: no pair, one beyond the embeddings, or embeddings that are not finite.

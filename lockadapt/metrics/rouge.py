@@ -11,7 +11,7 @@ BETA = 1.2
 
 
 def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
-    """ROUGE-L of each item, in 0..1; the published score is their mean.
+    """Compute the ROUGE-L of each item; the published score is their mean.
 
     F-measure, with recall weighing `BETA` times as much, of the longest common subsequence. The best
     precision and the best recall may come from different references.
@@ -19,6 +19,9 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     Args:
         candidates: tokens of one caption an item.
         references: tokens of every accepted caption of the same item.
+
+    Returns:
+        One score an item, in 0..1.
 
     Raises:
         DataError: lengths differ, nothing to score, or an item without references.

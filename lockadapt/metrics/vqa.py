@@ -17,10 +17,18 @@ ANNOTATORS = 10
 def score_answers(
     answers: Sequence[str], references: Sequence[Sequence[str]], answer_types: Sequence[str | None]
 ) -> dict[str, Any]:
-    """`{"accuracy", "by_answer_type", "n"}`, accuracies in 0..1.
+    """Score answers by VQA accuracy or exact match, in total and by answer type.
 
     A question with at least ten references is scored by `vqa_accuracy`, any other by `exact_match`. Questions
     without a type count in "accuracy" alone; "by_answer_type" is sorted by name.
+
+    Args:
+        answers: one answer a question.
+        references: the accepted answers to the same question.
+        answer_types: the type of the same question, or None.
+
+    Returns:
+        `{"accuracy", "by_answer_type", "n"}`, accuracies in 0..1.
 
     Raises:
         DataError: lengths differ, nothing to score, or a question without references.
@@ -50,7 +58,7 @@ def score_answers(
 
 
 def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """Official VQA v2 accuracy of each question, in 0..1; the published score is 100 times their mean.
+    """Compute the official VQA v2 accuracy of each question; the published score is 100 times their mean.
 
     Mean over leaving out each person of min(people left who gave this answer / 3, 1). Both sides are
     normalised (`normalize_answer`) only if the people disagree: where all gave the same answer, only that
@@ -59,6 +67,9 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
     Args:
         answers: one answer a question.
         references: at least ten people's answers to the same question.
+
+    Returns:
+        One accuracy a question, in 0..1.
 
     Raises:
         DataError: lengths differ, nothing to score, or fewer than ten references.
@@ -77,10 +88,17 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1.0 if the answer equals a reference, else 0.0.
+    """Compare an answer with its references, normalised.
 
     Both sides are Unicode-composed (NFC) and case-folded, runs of white space become one space, and white
     space and `. , ! ? ; : …` at the end are removed, unless nothing else is there.
+
+    Args:
+        answer: the answer.
+        references: the accepted answers.
+
+    Returns:
+        1.0 if the answer equals a reference, else 0.0.
 
     Raises:
         DataError: no reference, or a string instead of a list of them.

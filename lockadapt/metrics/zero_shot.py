@@ -20,7 +20,7 @@ TEMPLATES = ("{}", "a photo of a {}.", "an image of a {}.", "a picture of the {}
 def class_embeddings(
     embed: Callable[[list[str]], Tensor], classes: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
-    """Each class's text embedding, float32 (classes, size), L2-normalised.
+    """Embed each class as the mean over its prompts.
 
     The mean over templates of normalised embeddings, normalised again (CLIP, arXiv 2103.00020 section 3.1.4).
 
@@ -28,6 +28,9 @@ def class_embeddings(
         embed: texts -> (texts, size); called once for each class with all templates.
         classes: distinct names.
         templates: each with one `{}`.
+
+    Returns:
+        float32 (classes, size), L2-normalised.
 
     Raises:
         DataError: no class, a name twice, no template, or one without exactly one `{}`.
@@ -58,7 +61,7 @@ def class_embeddings(
 def zero_shot_scores(
     images: Tensor, classes: Tensor, labels: Tensor, rows: int | None = None
 ) -> dict[str, Any]:
-    """Score zero-shot classification: `{"accuracy", "top5", "n"}`, fractions of the images in 0..1.
+    """Score zero-shot classification by accuracy and top-5 accuracy.
 
     A tie with a wrong class counts as wrong (`lockadapt.metrics.retrieval.ranks`).
 
@@ -66,6 +69,10 @@ def zero_shot_scores(
         images: embeddings (images, size).
         classes: from `class_embeddings`.
         labels: int64 (images,), the number of each image's class.
+        rows: images at a time; by default as many as fit `BLOCK_BYTES`, see `ranks`.
+
+    Returns:
+        `{"accuracy", "top5", "n"}`, fractions of the images in 0..1.
 
     Raises:
         DataError: no image, a label beyond the classes, not one label an image, or embeddings that are not

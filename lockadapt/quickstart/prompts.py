@@ -29,6 +29,12 @@ def make_prompts(folder: Path, seed: int = 0, train: int = 750, test: int = 50) 
     `prompts_test.jsonl` (image, caption such as "a red star"). Both halves show the pairs of SEEN only:
     drawing what was never shown takes far more than a quickstart. The same arguments give the same bytes.
 
+    Args:
+        folder: where to write.
+        seed: of all random choices.
+        train: pictures to train on.
+        test: pictures to evaluate with.
+
     Raises:
         DiskError: the folder cannot be written.
     """

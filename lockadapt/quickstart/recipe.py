@@ -7,12 +7,15 @@ from typing import Any
 
 
 def quickstart_recipe(data: Path, assets: Path, output: Path) -> dict[str, Any]:
-    """The recipe that the quickstart trains.
+    """Return the recipe that the quickstart trains.
 
     Args:
         data: what `make_dataset` and `make_prompts` wrote.
         assets: holds `llm/`, `tower/` and `image-tokenizer/`.
         output: run folder.
+
+    Returns:
+        The recipe as plain values, for `load_recipe`.
     """
 
     def rows(name: str) -> dict[str, Any]:

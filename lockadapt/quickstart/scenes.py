@@ -60,6 +60,13 @@ def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300
     every yes/no and every how-many wording each answer is right equally often. The same arguments give the
     same bytes.
 
+    Args:
+        folder: where to write.
+        seed: of all random choices.
+        train: scenes to train on.
+        test: scenes to evaluate with.
+        per_image: questions about a scene, on average.
+
     Raises:
         DiskError: the folder cannot be written.
     """

@@ -38,8 +38,12 @@ def tour(
 
     Args:
         output: a new folder, or the folder of an earlier quickstart, which is emptied first.
+        reporter: where progress is shown.
         overrides: recipe overrides, e.g. fewer steps.
         scenes: number of scenes created for training and for testing.
+
+    Returns:
+        Scores, the merge's proof and summary lines.
 
     Raises:
         RecipeError: `output` contains anything else.

@@ -56,6 +56,9 @@ def load_recipe(
         overrides: `key.path=value` with a YAML value; a list is entered by position (`stages.0.steps=10`).
         values: nested plain values given by Python code; sections are merged, lists are replaced.
 
+    Returns:
+        The recipe, and where each value came from.
+
     Raises:
         RecipeError: the recipe is wrong; its message holds one line for each problem, `file:line: key:
             problem`.

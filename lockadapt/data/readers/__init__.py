@@ -23,7 +23,14 @@ READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
 
 
 def read_samples(format: str, source: Source) -> list[Sample]:
-    """All samples of a source, at least one; images are named, not opened.
+    """Read all samples of a source, at least one; images are named, not opened.
+
+    Args:
+        format: a key of `READERS`.
+        source: which files, and how to read them.
+
+    Returns:
+        The samples in the source's order.
 
     Raises:
         DataError, SafetyError: what the rows or files lack; all problems of a file (up to 20) in one error.

@@ -19,11 +19,17 @@ from lockadapt.errors import DataError
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of the file, grouped by image in the order of `images`; `sample_id` is the image's id.
+    """Read the file's samples, grouped by image in the order of `images`.
 
     With `source.expand` one sample for each caption, else one for each image with its first caption as the
     answer; all captions of the image are `references` either way. `source.limit` counts images. With
     `source.image_name` files are named after the image's id, else by `file_name`.
+
+    Args:
+        source: the captions file and the image folder.
+
+    Yields:
+        Samples whose `sample_id` is the image's id.
 
     Raises:
         DataError, SafetyError: no such tables; an id twice; an annotation without image or the other way

@@ -37,7 +37,16 @@ class RowRules:
 def rules_for(
     source: Source, pictures: Pictures, defaults: Mapping[str, str] | None = None, marks: bool = False
 ) -> RowRules:
-    """The rules of a source. `defaults` are columns of the format, which `source.columns` override.
+    """Make the rules by which a source's rows become samples.
+
+    Args:
+        source: kind, columns and prompt.
+        pictures: turns image values into `ImageRef`s.
+        defaults: the format's own columns, which `source.columns` override.
+        marks: whether `<image>` in a text stands for an image.
+
+    Returns:
+        The rules.
 
     Raises:
         RecipeError: as `Source.check`.
@@ -48,7 +57,17 @@ def rules_for(
 
 
 def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = False) -> Any:
-    """The value of a sample field, or `Absent`.
+    """Look up the value of a sample field.
+
+    Args:
+        row: a mapping or a list.
+        field: name of the sample's field.
+        rules: which columns hold which field.
+        where: the row's place, for messages.
+        optional: whether a column that the user named may be missing.
+
+    Returns:
+        The value, or `Absent`.
 
     Raises:
         DataError: `columns` names a column that the row lacks (unless `optional`), or maps a list by name.
@@ -104,7 +123,15 @@ def missing_column(row: Any, column: str, field: str, where: str) -> DataError:
 
 
 def clean_text(value: Any, what: str, where: str) -> str:
-    """Text without blanks around it.
+    """Check a text, and strip white space from its ends.
+
+    Args:
+        value: what stands in the row, unchecked.
+        what: its name, for messages.
+        where: the row's place, for messages.
+
+    Returns:
+        The text, never empty.
 
     Raises:
         DataError: not text, empty, holding the literal `<image>`, or a lone surrogate, which no tokenizer

@@ -24,7 +24,7 @@ _ROLES: dict[str, Role] = {
 def conversation(
     messages: Any, images: tuple[ImageRef, ...], rules: RowRules, where: str
 ) -> tuple[tuple[ImageRef, ...], tuple[Turn, ...]]:
-    """The images of a conversation, in the order in which they are shown, and its turns.
+    """Turn messages into images, in the order in which they are shown, and turns.
 
     A place for an image is a part `{"type": "image"}` (which may hold the image itself under `image`, `path`
     or `url`), or with `rules.marks` the text `<image>`. Places stand at either end of a user's text and are
@@ -34,6 +34,11 @@ def conversation(
     Args:
         messages: the list of messages, unchecked.
         images: those of the row, for the places in their order.
+        rules: whether `<image>` stands for an image, and how image values are read.
+        where: the row's place, for messages.
+
+    Returns:
+        The images and the turns.
 
     Raises:
         DataError: unknown role, wrong order of turns, empty or unusable text, a place in the midst of a text

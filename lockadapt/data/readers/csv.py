@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from lockadapt.errors import DataError, RecipeError
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of the file; image names are relative to its folder.
+    """Read the file's samples; image names are relative to its folder.
+
+    Args:
+        source: the CSV or TSV file, and its columns.
+
+    Returns:
+        An iterator over the samples.
 
     Raises:
         DataError, SafetyError: as `csv_rows`, and as `read_rows` for what the rows hold.
@@ -30,11 +36,18 @@ def read(source: Source) -> Iterator[Sample]:
     return read_rows(source, csv_rows(path, source.columns), rules_for(source, pictures))
 
 
-def csv_rows(path: Path, columns: Mapping[str, str | int]) -> Iterator[tuple[str, Any]]:
-    """Rows with their places: objects by the header's names, or lists where all of `columns` are positions.
+def csv_rows(path: Path, columns: Mapping[str, str | int]) -> Generator[tuple[str, Any], None, None]:
+    """Read rows with their places: objects by the header's names, or lists where all columns are positions.
 
     A row with too few or too many values comes out as the `DataError` that it deserves; so does broken
     quoting, which ends the reading, as it spoils all that follows. Blank lines are skipped.
+
+    Args:
+        path: the file.
+        columns: sample fields and the names or positions of their columns.
+
+    Yields:
+        (place, row).
 
     Raises:
         DataError: as `read_text`, or a column name appears twice.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,13 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; a UTF-8 byte-order mark is dropped, `.gz` unpacked.
+    """Read a text file; a UTF-8 byte-order mark is dropped, `.gz` unpacked.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text.
 
     Raises:
         DataError: missing, a folder, empty, not UTF-8, or a damaged gzip.
@@ -58,7 +64,13 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file.
+
+    Args:
+        path: the file, perhaps `.gz`.
+
+    Returns:
+        Its value.
 
     Raises:
         DataError: as `read_text`, or the JSON is invalid.
@@ -66,11 +78,17 @@ def read_json(path: Path) -> Any:
     return _parsed(read_text(path), str(path), path)
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of a `.jsonl` file, or of a `.json` file that is one list, each with its place.
+def read_rows(path: Path) -> Generator[tuple[str, Any], None, None]:
+    """Read rows of a `.jsonl` file, or of a `.json` file that is one list, each with its place.
 
     A line that is no JSON comes out as the `DataError` that it deserves, so that the caller can gather
     several. Blank lines are skipped, CRLF is a line end like LF.
+
+    Args:
+        path: the file.
+
+    Yields:
+        (place, row).
 
     Raises:
         DataError: as `read_text`, or a `.json` file holds no list.

@@ -35,11 +35,17 @@ _ROWS_AT_ONCE = 256
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of a data set; image cells may hold bytes, paths or both, and are not decoded.
+    """Read the samples of a data set; image cells may hold bytes, paths or both, and are not decoded.
 
     The network is used only where `source.path` is no local folder or file and looks like a Hub id (`name` or
     `owner/name`). Absolute paths in image cells are believed only inside the data set's folder (or `images`),
     for a Hub id inside the Hugging Face caches, as a row can forge them.
+
+    Args:
+        source: a local folder or file, or a Hub id; `split` and columns.
+
+    Returns:
+        An iterator over the samples.
 
     Raises:
         DataError, SafetyError: `datasets` cannot open it, it needs another builder than those of `SUFFIXES`,

@@ -16,7 +16,13 @@ from lockadapt.errors import DataError
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of the folder, or of its subfolder `split`; images are named by the column `file_name`.
+    """Read the samples of the folder, or of its subfolder `split`; `file_name` names the images.
+
+    Args:
+        source: the folder, and its columns.
+
+    Returns:
+        An iterator over the samples.
 
     Raises:
         DataError, SafetyError: no metadata file, or two; and as the JSONL and CSV readers.

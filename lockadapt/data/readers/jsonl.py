@@ -14,7 +14,13 @@ from lockadapt.data.sample import Sample
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of the file; image names are relative to its folder.
+    """Read the file's samples; image names are relative to its folder.
+
+    Args:
+        source: the file, and its columns.
+
+    Returns:
+        An iterator over the samples.
 
     Raises:
         DataError, SafetyError: as `read_text`, and as `read_rows` for what the rows hold.

@@ -14,9 +14,15 @@ from lockadapt.data.sample import Sample
 
 
 def read(source: Source) -> Iterator[Sample]:
-    """The samples of a `.json` list or a `.jsonl` file; rows without `image` are text only.
+    """Read the samples of a `.json` list or a `.jsonl` file; rows without `image` are text only.
 
     The count of `<image>` markers must be that of the images; markers stand at either end of a user's text.
+
+    Args:
+        source: the file and the image folder.
+
+    Returns:
+        An iterator over the samples.
 
     Raises:
         DataError, SafetyError: as `read_text`, and as `read_rows` for what the rows hold.

@@ -57,7 +57,14 @@ class Pictures:
         return (self.ref(value, where),)
 
     def ref(self, value: Any, where: str) -> ImageRef:
-        """One image.
+        """Turn an image value of a row into an image reference.
+
+        Args:
+            value: a name, a number for the pattern, bytes, a picture, or what `datasets` holds; unchecked.
+            where: the row's place, for messages.
+
+        Returns:
+            The reference; the same object for the same image.
 
         Raises:
             DataError: not an image value, an empty one, or one that does not fit the pattern.

@@ -29,7 +29,15 @@ from lockadapt.errors import DataError, LockadaptError, RecipeError
 
 
 def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) -> Iterator[Sample]:
-    """The samples of rows, each row given with its place; a row that is an error is a problem like any other.
+    """Turn rows with their places into samples; a row that is an error is a problem like any other.
+
+    Args:
+        source: the kind of samples, and how many.
+        rows: (place, row), or (place, the error that the row is).
+        rules: by which a row becomes samples.
+
+    Yields:
+        The samples in the rows' order.
 
     Raises:
         DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at
@@ -63,11 +71,19 @@ def row_to_samples(
     image_name: str | None,
     where: str,
 ) -> list[Sample]:
-    """The samples of one row that comes from elsewhere than a reader; for many rows `samples_of` is faster.
+    """Turn one row that no reader read into samples; for many rows `samples_of` is faster.
 
     Args:
-        columns, kind, prompt, image_name: as in `Source`.
+        row: a mapping or a list, unchecked.
+        columns: as in `Source`.
+        kind: as in `Source`.
+        prompt: as in `Source`.
         root: the folder that image names are relative to; None: rows hold no names.
+        image_name: as in `Source`.
+        where: its place, for messages and `Sample.where`.
+
+    Returns:
+        As `samples_of`.
 
     Raises:
         DataError, SafetyError, RecipeError: as `samples_of`.
@@ -78,7 +94,7 @@ def row_to_samples(
 
 
 def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
-    """The samples of one row: one, or one a caption with `rules.expand`.
+    """Turn one row into samples: one, or one a caption with `rules.expand`.
 
     By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption`
     or `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and
@@ -86,7 +102,11 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
     Args:
         row: a mapping or a list, unchecked.
+        rules: by which the row becomes samples.
         where: its place, for messages and `Sample.where`.
+
+    Returns:
+        The samples, at least one.
 
     Raises:
         DataError: a column is missing, or a value is empty or of a wrong type.

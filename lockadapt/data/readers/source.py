@@ -88,7 +88,11 @@ class Source:
             )
 
     def check_fixed(self, format: str, kind: str) -> None:
-        """Check that a format which holds one kind of samples, in columns of its own, is asked for no other.
+        """Check that a format with samples of one kind, in columns of its own, is asked for no other.
+
+        Args:
+            format: the format's name, for messages.
+            kind: the kind of its samples.
 
         Raises:
             RecipeError: it is.
@@ -105,7 +109,13 @@ class Source:
             )
 
     def image_root(self, default: Path) -> DataRoot:
-        """The folder that image names are relative to: `images` if given, else `default`.
+        """Return the folder that image names are relative to: `images` if given, else `default`.
+
+        Args:
+            default: the folder of the rows.
+
+        Returns:
+            The root, which nothing may leave.
 
         Raises:
             DataError: `images` is no folder.

@@ -12,7 +12,15 @@ from lockadapt.errors import DataError
 
 
 def table(value: Any, name: str, path: Path) -> list[Any]:
-    """The list under `name` of a JSON object.
+    """Return the list under `name` of a JSON object.
+
+    Args:
+        value: a JSON value, unchecked.
+        name: the key.
+        path: the file, for messages.
+
+    Returns:
+        The list, not empty.
 
     Raises:
         DataError: no object, no such list in it, or an empty one.
@@ -48,7 +56,15 @@ def by_id(
 
 
 def number_of(row: Any, key: str, where: str) -> int:
-    """The whole number under `key` of a row.
+    """Return the whole number under `key` of a row.
+
+    Args:
+        row: a JSON value, unchecked.
+        key: the key.
+        where: the row's place, for messages.
+
+    Returns:
+        The number.
 
     Raises:
         DataError: the row is no object, or has no such number.

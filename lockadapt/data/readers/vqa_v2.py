@@ -28,6 +28,12 @@ def read(source: Source) -> Iterator[Sample]:
     file's `data_subtype`, else the `split` of the first question. Single human answers may be empty, as some
     of the real ones are; the one to learn may not.
 
+    Args:
+        source: the questions file, the annotations file and the image folder.
+
+    Yields:
+        The samples in the order of the questions.
+
     Raises:
         DataError, SafetyError: no such tables; an id twice; a question without annotation or the other way
             round; an empty question or answer. Several problems at once.
