@@ -20,6 +20,7 @@ from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, 
 from lockadapt.architectures.fusions import BODIES
 from lockadapt.architectures.janus.image_tokenizer import unit_codebook
 from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.models.sources import find, loading, resolve_dtype, some
 
@@ -35,7 +36,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Model (evaluation mode) and processor of a stock LLaVA, FastVLM, Janus or dual encoder folder or Hub id.
 
-    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`).
+    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`), and generation stops at what the
+    chat template ends an answer with.
 
     Args:
         folder: safetensors only.
@@ -88,20 +90,27 @@ def load_model(
     if isinstance(model, JanusForConditionalGeneration):
         unit_codebook(model.model.vqmodel)
     keep_as_trained(model)
+    if isinstance(getattr(processor, "chat_template", None), str) and model.generation_config is not None:
+        add_end_tokens(model.generation_config, end_token_ids(processor.tokenizer, processor.chat_template))
     if without_tower is not None:
         put_absent_tower(model, without_tower)
     return model.eval(), processor
 
 
 def load_processor(folder: str | Path) -> Any:
-    """The processor of a stock folder or Hub id.
+    """The processor of a stock folder or Hub id, its chat template settled (`settle_template`).
 
     Raises:
         SetupError: it does not exist or cannot be read.
+        DataError: its chat template is no valid Jinja.
     """
     source = find(folder, "VLM")
     with loading(source, "VLM's processor"):
-        return AutoProcessor.from_pretrained(source.name, **source.arguments)
+        processor: Any = AutoProcessor.from_pretrained(source.name, **source.arguments)
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, str) and getattr(processor, "image_token", None):
+        processor.chat_template = settle_template(processor.tokenizer, template)
+    return processor
 
 
 def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:

@@ -11,7 +11,7 @@ from lockadapt.architectures.calibrate import embedding_rms
 from lockadapt.architectures.fusions import Projector, processor_arguments
 from lockadapt.architectures.janus.graft import graft, janus_processor, set_drawing
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer
-from lockadapt.models.chat_template import TemplateKind, chat_template
+from lockadapt.models.chat_template import TemplateKind, add_end_tokens, chat_template, end_token_ids
 from lockadapt.models.embeddings import image_token_id, widen_vocabulary
 from lockadapt.models.llms import LlmFacts
 from lockadapt.models.quiet import quiet
@@ -61,6 +61,7 @@ def stock_model(
         model = graft(llm, tower, image_tokenizer, text, image_id, projector, rms, seed)
         processor = janus_processor(square, tokenizer, template, vision.tokens, image_tokenizer)
     set_generation(model, llm, tokenizer)
+    add_end_tokens(model.generation_config, end_token_ids(tokenizer, template))
     if image_tokenizer is not None:
         set_drawing(model, tokenizer)
     return model, processor, kind

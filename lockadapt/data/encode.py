@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.data.control_tokens import ControlTokens
+from lockadapt.data.dialogue import Dialogue, Written, shape_of
+from lockadapt.data.problems import quote
+from lockadapt.data.sample import ImageRef, Sample, message
 from lockadapt.errors import DataError, NoLabelError
+from lockadapt.models.chat_template import adds_special_tokens, control_tokens
 
 IGNORED = -100
 """Label of a position that is not learned (PyTorch's `cross_entropy` default)."""
+
+PROVED_SHAPES = 8
+"""Kinds of conversations (roles and images of their turns) whose first row is compared with the stock processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,49 +67,77 @@ class Encoder:
     Args:
         processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat template; or
             one that keeps images and texts apart (no `image_token`), whose samples are no conversations.
+            Its chat template is settled in place (`settle_template`).
         max_length: the longest sample in tokens, images included; text behind it is cut.
+        allow_special_tokens: whether control tokens that a row's text spells out become control tokens.
 
     Raises:
-        DataError: the tokenizer is not a fast one (no offsets), or there is no chat template.
+        DataError: the tokenizer is not a fast one (no offsets), or there is no chat template, or none that is valid.
     """
 
-    def __init__(self, processor: Any, max_length: int) -> None:
+    def __init__(self, processor: Any, max_length: int, allow_special_tokens: bool = False) -> None:
         self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
+        self.allow_special_tokens = allow_special_tokens
         if not self.tokenizer.is_fast:
             raise DataError(
                 "the tokenizer gives no character offsets", fix="use a fast tokenizer (tokenizer.json)"
             )
         self.image_token: str = getattr(processor, "image_token", "")
         self.image_token_id, self.image_tokens, self.image_text = -1, 0, ""
-        self.template: str | None = processor.chat_template or self.tokenizer.chat_template
+        self._proved: set[Any] = set()
         if not self.image_token:
+            self.controls = ControlTokens(self.tokenizer, control_tokens(self.tokenizer))
             return
         self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
-        if not self.template:
+        template = processor.chat_template or self.tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default") or next(iter(template.values()))
+        if not template:
             raise DataError(
                 "the processor has no chat template", fix="assemble with lockadapt, which writes one"
             )
+        self.dialogue = Dialogue(self.tokenizer, template, self.image_token)
+        if self.dialogue.template != template:
+            # Saved with the processor, so that clients prompt as training does.
+            processor.chat_template = self.dialogue.template
+        self.controls = ControlTokens(self.tokenizer, self.dialogue.controls)
         self.image_tokens = count_image_tokens(processor)
         # Janus puts a token before an image's tokens and one behind them.
         start, end = (getattr(processor, f"image_{side}_token", None) or "" for side in ("start", "end"))
         self.image_text = start + self.image_token * self.image_tokens + end
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
-        """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak."""
-        messages = sample.messages()[:turns]
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
-        )
+        """See `Dialogue.render`."""
+        return self.dialogue.render(sample, turns, prompt=prompt)
 
     def expand(self, text: str) -> str:
         """Each image marker repeated as often as the tower gives features, framed as the processor frames it."""
         return text.replace(self.image_token, self.image_text)
 
+    def text_ids(
+        self, text: str, where: str, said: str | None = None, *, special: bool | None = None
+    ) -> list[int]:
+        """Token ids of a text outside of a conversation.
+
+        Args:
+            said: the part of it that came from the row; default: all.
+            special: whether the tokenizer adds its special tokens; default: as for a conversation.
+
+        Raises:
+            DataError: what was said spells a control token out that cannot be taken as plain text.
+        """
+        begin = 0 if said is None else text.index(said)
+        written = Written(text, (), ((begin, begin + len(text if said is None else said)),))
+        return self._tokens([written], [where], special)[0][0]
+
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Token ids of everything before the last answer, as `generate` needs them."""
-        last = max(i for i, turn in enumerate(sample.turns) if turn.role == "assistant")
-        text = self.expand(self.render(sample, last, prompt=True))
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Token ids of everything before the last answer, as `generate` needs them and the stock processor makes them.
+
+        Raises:
+            DataError: it does not fit, or as `encode`.
+        """
+        written = self._known(sample, self.dialogue.prompt(sample))
+        ids = self._tokens([written], [sample.where])[0][0]
         if len(ids) >= self.max_length:
             raise DataError(
                 f"the prompt has {len(ids)} tokens, the limit is {self.max_length}", where=sample.where
@@ -114,29 +149,27 @@ class Encoder:
     ) -> EncodeReport:
         """Encodes samples in order; cut and dropped ones are counted in the report by row.
 
+        The first rows are proved: their labels spell the answers, and the stock processor makes the same prompts.
+
         Raises:
             NoLabelError: a sample has nothing to learn from though nothing was cut.
-            DataError: the image marker stands in a text, or the chat template hides an answer.
+            DataError: the image marker stands in a text, a text spells a control token out that cannot be taken as plain
+                text, the tokenizer does not know what an answer is written with, or the chat template refuses, hides
+                or changes a turn.
         """
         report, chunk = EncodeReport(), 512
         for start in range(0, len(samples), chunk):
             part = samples[start : start + chunk]
-            texts, spans = [], []
-            for sample in part:
-                text, answers = self._locate(sample)
-                texts.append(text)
-                spans.append(answers)
-            tokens = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-            for sample, answers, ids, offsets in zip(
-                part, spans, tokens["input_ids"], tokens["offset_mapping"], strict=True
-            ):
-                self._add(report, sample, answers, np.asarray(ids, np.int32), np.asarray(offsets, np.int32))
+            written = [self._written(sample) for sample in part]
+            tokens = self._tokens(written, [sample.where for sample in part])
+            for sample, text, (ids, offsets) in zip(part, written, tokens, strict=True):
+                self._add(report, sample, text, np.asarray(ids, np.int32), np.asarray(offsets, np.int32))
             if progress:
                 progress(start + len(part), len(samples))
         return report
 
-    def _locate(self, sample: Sample) -> tuple[str, list[tuple[int, int]]]:
-        """The expanded text and the character spans of the answers, end-of-turn marker included."""
+    def _written(self, sample: Sample) -> Written:
+        """The expanded text and where the answers stand in it, what ends them included."""
         for turn in sample.turns:
             if self.image_token in turn.text:
                 raise DataError(
@@ -144,71 +177,51 @@ class Encoder:
                     where=sample.where,
                     fix="remove it",
                 )
-        text = self.render(sample)
-        if text.count(self.image_token) != len(sample.images):
-            raise DataError(
-                f"{len(sample.images)} images, but the chat template shows {text.count(self.image_token)}",
-                where=sample.where,
-                fix="use a chat template that writes the image token for every image",
-            )
-        spans, cursor = [], 0
-        for number, turn in enumerate(sample.turns):
-            if turn.role != "assistant":
-                continue
-            start = self._answer_start(sample, number, text, cursor)
-            cursor = self._answer_end(sample, number, text, start)
-            spans.append((start, cursor))
-        growth = len(self.image_text) - len(self.image_token)
-        shift = [
-            (
-                begin + growth * text.count(self.image_token, 0, begin),
-                end + growth * text.count(self.image_token, 0, end),
-            )
-            for begin, end in spans
-        ]
-        return self.expand(text), shift
+        return self._known(sample, self.dialogue.write(sample))
 
-    def _answer_start(self, sample: Sample, number: int, text: str, cursor: int) -> int:
-        prompt = self.render(sample, number, prompt=True)
-        if text.startswith(prompt):
-            return len(prompt)
-        # Some templates rewrite earlier turns (Qwen3 drops their thinking), so the prompt is no prefix there.
-        start = text.find(sample.turns[number].text, cursor)
-        if start < 0:
-            raise DataError(
-                f"the chat template does not show answer {number}",
-                where=sample.where,
-                fix="check the chat template",
+    def _known(self, sample: Sample, written: Written) -> Written:
+        """The text with its images expanded, if it is known which parts of it came from the row wherever that matters."""
+        if written.contents is None and not self.allow_special_tokens:
+            for turn in sample.turns:
+                self.controls.refuse(turn.text, sample.where)
+        return written.expanded(self.image_token, self.image_text)
+
+    def _tokens(
+        self, written: Sequence[Written], places: Sequence[str], special: bool | None = None
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids and offsets; control tokens in what rows say are made of plain pieces."""
+        made: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
+        plain: dict[bool, list[int]] = {}
+        for number, (item, where) in enumerate(zip(written, places, strict=True)):
+            adds = adds_special_tokens(self.tokenizer, item.text) if special is None else special
+            spelled = []
+            if item.contents is not None and not self.allow_special_tokens:
+                spelled = self.controls.spelled(item.text, item.contents)
+            if spelled and item.contents is not None:
+                made[number] = self.controls.split(item.text, spelled, item.contents, adds, where)
+            else:
+                plain.setdefault(adds, []).append(number)
+        for adds, numbers in plain.items():
+            tokens = self.tokenizer(
+                [written[number].text for number in numbers],
+                add_special_tokens=adds,
+                return_offsets_mapping=True,
             )
-        return start
-
-    def _answer_end(self, sample: Sample, number: int, text: str, start: int) -> int:
-        if number + 1 == len(sample.turns):
-            end = len(text)
-        elif text.startswith(until := self.render(sample, number + 1)):
-            end = len(until)
-        else:
-            answer = sample.turns[number].text
-            end = self._past_special(text, text.find(answer, start) + len(answer))
-        # The line break that templates put behind the end-of-turn marker teaches nothing.
-        return start + len(text[start:end].rstrip())
-
-    def _past_special(self, text: str, end: int) -> int:
-        for token in self.tokenizer.all_special_tokens:
-            if text.startswith(token, end):
-                return end + len(token)
-        return end
+            pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+            made.update(zip(numbers, pairs, strict=True))
+        return [made[number] for number in range(len(written))]
 
     def _add(
         self,
         report: EncodeReport,
         sample: Sample,
-        answers: list[tuple[int, int]],
+        written: Written,
         ids: np.ndarray,
         offsets: np.ndarray,
     ) -> None:
         learned = np.zeros(len(ids), bool)
-        for start, end in answers:
+        merged = len(report.merged_boundaries)
+        for start, end in written.answers:
             inside = (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
             if np.any(inside & (offsets[:, 0] < start)):
                 report.merged_boundaries.append(sample.where)
@@ -218,6 +231,11 @@ class Encoder:
             raise NoLabelError(
                 "the answer has no token to learn from", where=sample.where, fix="give it an answer"
             )
+        self._check_known(sample, written, ids, labels, offsets)
+        if (shape := shape_of(sample)) not in self._proved and len(self._proved) < PROVED_SHAPES:
+            self._proved.add(shape)
+            self._prove_labels(sample, written, labels, merged < len(report.merged_boundaries))
+            self._prove_prompt(sample)
         if len(ids) > self.max_length:
             is_image = ids == self.image_token_id
             if is_image[self.max_length :].any() or not (labels[: self.max_length] != IGNORED).any():
@@ -230,9 +248,83 @@ class Encoder:
             Encoded(ids, labels, sample.images, sample, int(seen[-1]) + 1 if len(seen) else 0)
         )
 
+    def _check_known(
+        self, sample: Sample, written: Written, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray
+    ) -> None:
+        """No answer may be learned as the token for unknown pieces."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None or not (found := np.flatnonzero(labels == unknown)).size:
+            return
+        for begin, end in offsets[found].tolist():
+            piece = written.text[begin:end]
+            if piece != str(self.tokenizer.unk_token):
+                raise DataError(
+                    f"the tokenizer does not know {quote(piece)}: it would be learned as {self.tokenizer.unk_token}",
+                    where=sample.where,
+                    fix="change the answer, or use an LLM whose tokenizer knows it",
+                )
+
+    def _prove_labels(self, sample: Sample, written: Written, labels: np.ndarray, merged: bool) -> None:
+        """What is learned spells the answers and what ends them, nothing else."""
+        answers = "".join(written.text[begin:end] for begin, end in written.answers)
+        again = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
+        learned = _squeezed(self.tokenizer.decode(labels[labels != IGNORED].tolist()))
+        # Tokenizers that lower or compose characters spell the same answer otherwise.
+        expected = {_squeezed(answers.replace(self.image_token, "")), _squeezed(self.tokenizer.decode(again))}
+        if learned in expected or (merged and any(learned.endswith(one) for one in expected)):
+            return
+        raise DataError(
+            f"the labels spell {quote(learned)}, the answer is {quote(answers)}",
+            where=sample.where,
+            fix="use another tokenizer or chat template",
+        )
+
+    def _prove_prompt(self, sample: Sample) -> None:
+        """The stock processor makes of the same messages the tokens that training puts before the last answer."""
+        written = self.dialogue.prompt(sample)
+        if written.contents is None or self.controls.spelled(written.text, written.contents):
+            return
+        mine = self._tokens([written.expanded(self.image_token, self.image_text)], [sample.where])[0][0]
+        last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
+        theirs = stock_prompt_ids(
+            self.processor, [message(turn) for turn in sample.turns[:last]], len(sample.images)
+        )
+        if mine != theirs:
+            place = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), -1)
+            shown = [
+                self.tokenizer.convert_ids_to_tokens(ids[place : place + 4] if place >= 0 else ids[-4:])
+                for ids in (mine, theirs)
+            ]
+            raise DataError(
+                f"training makes {len(mine)} tokens of a prompt, the stock processor {len(theirs)} "
+                f"({shown[0]}, not {shown[1]})",
+                where=sample.where,
+                fix="use another tokenizer or chat template",
+            )
+
+
+def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int) -> list[int]:
+    """Token ids that a stock processor makes of a conversation that asks for an answer, with blank pictures.
+
+    Args:
+        images: how many pictures the messages show.
+    """
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    made = processor(
+        text=[text],
+        images=[Image.new("RGB", (32, 32), "white")] * images or None,
+        add_special_tokens=adds_special_tokens(processor.tokenizer, text),
+        return_tensors="pt",
+    )
+    return [int(token) for token in made["input_ids"][0]]
+
 
 def count_image_tokens(processor: Any) -> int:
     """How many tokens one image takes, asked of the processor with a blank picture."""
     blank = Image.new("RGB", (32, 32), "white")
     ids = processor(images=[blank], text=processor.image_token, return_tensors="pt")["input_ids"][0]
     return int((ids == processor.tokenizer.convert_tokens_to_ids(processor.image_token)).sum())
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

@@ -43,7 +43,8 @@ class Chat:
             _check(image)  # before a model is loaded
         opened = open_target(target)
         pixels = PixelInputs(opened.processor.image_processor, MAX_PIXELS)
-        encoder = Encoder(opened.processor, context_length(opened.model))
+        allowed = opened.recipe is not None and opened.recipe.data.allow_special_tokens
+        encoder = Encoder(opened.processor, context_length(opened.model), allowed)
         chat = cls(Predictor(opened.model, encoder, pixels), pixels, max_new_tokens)
         for image in images:
             chat.show(image)

@@ -45,7 +45,9 @@ class Embedder:
     @classmethod
     def of(cls, model: nn.Module, processor: Any, objective: ImageText, recipe: Recipe) -> Embedder:
         """A model that the objective has prepared."""
-        encoder = Encoder(processor, recipe.data.max_length or context_length(model))
+        encoder = Encoder(
+            processor, recipe.data.max_length or context_length(model), recipe.data.allow_special_tokens
+        )
         images = PixelInputs(processor.image_processor, recipe.data.max_pixels)
         size = recipe.evaluation.batch_size
         return cls(objective, EvaluationBench(model.eval(), encoder, images, size, None))

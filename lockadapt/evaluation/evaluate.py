@@ -83,7 +83,11 @@ def evaluate(
         make_ready(target, objective)
         bench = EvaluationBench(
             target.model,
-            Encoder(target.processor, experiment.data.max_length or context_length(target.model)),
+            Encoder(
+                target.processor,
+                experiment.data.max_length or context_length(target.model),
+                experiment.data.allow_special_tokens,
+            ),
             _images(target, objective, experiment, samples, blind, reporter),
             experiment.evaluation.batch_size,
             reporter.counted(f"{name} test"),

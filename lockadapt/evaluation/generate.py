@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.architectures import layout_of
+from lockadapt.data.control_tokens import ControlTokens
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.target import open_target
 from lockadapt.files import new_folder
+from lockadapt.models.chat_template import control_tokens
 from lockadapt.objectives.generate_images import draw, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
@@ -24,12 +26,18 @@ def generate_pictures(
 
     Raises:
         RecipeError: the model does not draw, or `output` is not empty.
+        DataError: a prompt spells a control token out.
     """
     opened = open_target(target)
     if not layout_of(opened.model).generation:
         raise RecipeError(
             "the model does not draw", where=str(target), fix="train an objective of the kind t2i"
         )
+    if opened.recipe is None or not opened.recipe.data.allow_special_tokens:
+        tokenizer = opened.processor.tokenizer
+        controls = ControlTokens(tokenizer, control_tokens(tokenizer))
+        for prompt in prompts:
+            controls.refuse(prompt, "prompt")
     asked = [prompt for prompt in prompts for _ in range(count)]
     images = draw(opened.model, opened.processor, asked, drawing)
     with new_folder(output, what="drawing") as folder:

@@ -13,6 +13,7 @@ from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
+from lockadapt.models.chat_template import without_thought
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives.answer_tokens import model_inputs
 from lockadapt.tuning.training_autocast import training_autocast
@@ -27,7 +28,7 @@ def generate_from_shared_prefix(
     max_new_tokens: int,
     share: bool = True,
 ) -> list[str]:
-    """Greedy continuations of prompts, without special tokens and outer spaces.
+    """Greedy continuations of prompts, without special tokens, a thought before the answer, and outer spaces.
 
     Args:
         prompts: all with the same `image_end`.
@@ -35,7 +36,13 @@ def generate_from_shared_prefix(
     """
     device = next(model.parameters()).device
     same, end = groups(prompts), prompts[0].image_end
-    if not share or len(same) == len(prompts) or any(len(prompt.input_ids) == end for prompt in prompts):
+    # Texts without an image share nothing that would be read once.
+    if (
+        not share
+        or not end
+        or len(same) == len(prompts)
+        or any(len(prompt.input_ids) == end for prompt in prompts)
+    ):
         ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
         shown = images([image for prompt in prompts for image in prompt.images])
         inputs = on_device({"input_ids": ids, "attention_mask": mask, **shown}, device)
@@ -69,4 +76,4 @@ def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_
             use_cache=True,
         )
     new = made[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return [without_thought(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

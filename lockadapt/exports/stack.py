@@ -23,6 +23,7 @@ from lockadapt.exports.weights.names import meta_model, read_names
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
 from lockadapt.models.origins import SIDECAR
+from lockadapt.models.settled_folder import settle_folder
 from lockadapt.runs.artifacts import ADAPTER
 from lockadapt.runs.run import open_run
 from lockadapt.runs.run_folder import is_run, read_probe, versions
@@ -83,6 +84,7 @@ def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter:
         names = read_names(meta, read_layout(source).places(), str(source))
         merge_weights(source, folder, adapters, rename=client_keys(meta, names))
         copy_configs(source, folder)
+        settle_folder(folder)
         ordinary_permissions(folder)
         write_json(folder / SIDECAR, _origin(source, adapters, folder))
         reporter.note("proving in a fresh process")

@@ -25,6 +25,7 @@ from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import ordinary_permissions, write_json
 from lockadapt.models.llms import name_text_class
+from lockadapt.models.settled_folder import settle_folder
 from lockadapt.models.sources import find, loading
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
 from lockadapt.runs.run import Run
@@ -64,6 +65,7 @@ def write_stock(
         requantized = {f"{name}.weight": how for name in block_linears(model)}
     report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)
+    settle_folder(folder)
     _name_text_class(folder)
     if (run.folder / PART_FILES[RETRIEVAL]).is_file():
         (folder / BESIDE).parent.mkdir()

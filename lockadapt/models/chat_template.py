@@ -1,35 +1,296 @@
-"""The chat template that the processor carries: the LLM's own, taught about images, or a plain documented one."""
+"""The chat template that the processor carries: the model's own, settled so that its prompts begin what is trained."""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
-from typing import Literal
+from types import FrameType
+from typing import Any, Literal
 
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from lockadapt.errors import DataError
+
 TemplateKind = Literal["own", "plain"]
+
+RENDER_SECONDS = 5.0
+"""What a template may take for one conversation; real ones take less than a millisecond."""
+
+MARKS = ("\ue000", "\ue001")
+"""Private-use characters around the name of a text that a template is tried with."""
+
+OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
+THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL)
+"""A thought that a template or a model writes before the answer; it is never part of an answer that is scored."""
+CLOSED_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*</\1>\s*\Z")
+
+_SWITCH = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}"
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind]:
     """A Jinja chat template for images and text, and where it is from.
 
-    `own`: the tokenizer's template behind a prelude that turns content lists into strings, an image into `<image>`.
+    `own`: the tokenizer's template behind a prelude that turns content lists into strings, an image into `<image>`;
+    settled (`settle_template`).
     `plain`, for base LLMs: `{bos}<image>question\\nanswer{eos}`, and a newline before a further turn; bos only if the
     tokenizer itself starts texts with it. The generation prompt ends at the newline, so an answer starts a line:
     tokenizers that put the space at the end of a piece see the same pieces at training and at generation.
+
+    Raises:
+        DataError: the tokenizer's template is no valid Jinja.
     """
     own = tokenizer.chat_template
     if isinstance(own, dict):
         own = own.get("default") or next(iter(own.values()))
-    if own:
-        return _read("flatten.jinja") + own, "own"
-    return ("{{- bos_token -}}\n" if starts_with_bos(tokenizer) else "") + _read("plain.jinja"), "plain"
+    if not own:
+        bos = "{{- bos_token -}}\n" if starts_with_bos(tokenizer) else ""
+        return bos + _read("plain.jinja"), "plain"
+    return settle_template(tokenizer, _read("flatten.jinja") + own), "own"
+
+
+def settle_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The template with a generation prompt behind which an answer can stand as it is trained. Idempotent.
+
+    Thinking is off unless a client asks for it: by the template's own switch (`enable_thinking`), else by closing the
+    thought that the generation prompt opens. A header of the assistant's turn that the generation prompt lacks is added
+    to it. Templates that need none of this come back unchanged, as do those that refuse a plain question and answer.
+
+    Raises:
+        DataError: the template is no valid Jinja.
+    """
+    check_syntax(tokenizer, template)
+    question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
+    if "enable_thinking" in template and not template.startswith(_SWITCH):
+        prompts = [_tried(tokenizer, one, [question], prompt=True) for one in (template, _SWITCH + template)]
+        if None not in prompts and prompts[0] != prompts[1]:
+            template = _SWITCH + template
+    prompt = _tried(tokenizer, template, [question], prompt=True)
+    finished = _tried(tokenizer, template, [question, answer])
+    if prompt is None or finished is None or finished.count(_name("a")) != 1:
+        return template
+    before = finished.partition(_name("a"))[0]
+    if before.startswith(prompt):
+        head = before[len(prompt) :]
+        lacking = (
+            head.rstrip(" ") if OPEN_THOUGHT.search(prompt) or not THOUGHT.fullmatch(head.lstrip()) else ""
+        )
+    else:
+        lacking = ""
+        if opened := OPEN_THOUGHT.search(prompt):
+            lacking = ("\n" if prompt.endswith("\n") else "\n\n") + f"</{opened[1]}>\n\n"
+    if not lacking.strip():
+        return template
+    # Jinja drops one line break at a template's end, and an expression leaves what stands before it alone.
+    return template.removesuffix("\n") + "{{ " + _literal(lacking) + " if add_generation_prompt else '' }}"
 
 
 def starts_with_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer itself puts bos before a text, found out by tokenising one."""
     ids = tokenizer("a").input_ids
     return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def without_thought(text: str) -> str:
+    """A generated answer without the thought before it; nothing is left of one that is all thought."""
+    if match := THOUGHT.match(text.lstrip()):
+        return text.lstrip()[match.end() :].strip()
+    if re.match(r"<(think|thinking|thought|reasoning)>", text.lstrip()):
+        return ""
+    return text.strip()
+
+
+def adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a stock processor lets the tokenizer add its special tokens to a rendered conversation.
+
+    The rule of `ProcessorMixin.apply_chat_template`: a text that begins with bos gets none.
+    """
+    bos = tokenizer.bos_token
+    return bos is None or not text.startswith(str(bos))
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> tuple[str, ...]:
+    """The tokens that no text of a row may forge: special ones, and added ones that the template writes itself.
+
+    Longest first. Words and single characters are none: some tokenizers pad with `!`.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    special = {str(token) for token in tokenizer.all_special_tokens}
+    special |= {str(token) for token in added if token.special}
+    if template is not None:
+        question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
+        shown = _tried(tokenizer, template, [question, answer, question], prompt=True) or ""
+        special |= {str(token) for token in added if str(token) in shown}
+    found = (token for token in special if len(token.strip()) > 1 and not token.isalnum())
+    return tuple(sorted(found, key=lambda token: (-len(token), token)))
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
+    """The tokens that the template writes behind an answer that ends a conversation, in order; none for some templates."""
+    question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
+    finished = _tried(tokenizer, template, [question, answer])
+    tail = (finished or "").partition(_name("a"))[2]
+    tokens = control_tokens(tokenizer, template)
+    found = re.findall("|".join(map(re.escape, tokens)), tail) if tokens else []
+    return tuple(dict.fromkeys(found))
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
+    """Ids of `end_tokens`, or eos alone where the template writes none: what ends an answer as it is trained."""
+    found: Any = tokenizer.convert_tokens_to_ids(list(end_tokens(tokenizer, template)))
+    if not found and tokenizer.eos_token_id is not None:
+        found = [tokenizer.eos_token_id]
+    return [int(token) for token in found]
+
+
+def add_end_tokens(generation_config: Any, ids: Sequence[int]) -> None:
+    """Let generation stop at these tokens as well; in place. Settings that hold them already stay as they are."""
+    given = generation_config.eos_token_id
+    known = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [int(given)]
+    lacking = [token for token in ids if token not in known]
+    if lacking:
+        ends = [*known, *lacking]
+        generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[dict[str, Any]],
+    *,
+    prompt: bool = False,
+    where: str | None = None,
+) -> str:
+    """A conversation as text; `prompt` adds what asks the assistant to speak.
+
+    Raises:
+        DataError: the template refuses the conversation, has a mistake, or takes longer than `RENDER_SECONDS`.
+    """
+    try:
+        with _time_limit(RENDER_SECONDS):
+            return str(
+                tokenizer.apply_chat_template(
+                    list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
+                )
+            )
+    except TemplateSyntaxError as error:
+        raise _syntax(error, where) from error
+    except _Overdue as error:
+        raise DataError(
+            f"the chat template takes longer than {RENDER_SECONDS:g} s for this conversation",
+            where=where,
+            fix="remove the endless loop from the chat template",
+        ) from error
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template refuses the conversation: {_one_line(error)}",
+            where=where,
+            fix="change the row to what the template takes (some take no system turn), or use another chat template",
+        ) from error
+    except Exception as error:
+        raise DataError(
+            f"the chat template fails: {type(error).__name__}: {_one_line(error)}",
+            where=where,
+            fix="correct the chat template of the model's folder (chat_template.jinja)",
+        ) from error
+
+
+def check_syntax(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    """Compile the template.
+
+    Raises:
+        DataError: it is no valid Jinja.
+    """
+    try:
+        tokenizer.apply_chat_template(
+            [_message("user", "")], chat_template="{% if false %}" + template + "{% endif %}", tokenize=False
+        )
+    except TemplateSyntaxError as error:
+        raise _syntax(error, None) from error
+    except (
+        Exception
+    ):  # a macro or block that cannot stand in a condition; what rendering says is told with the row
+        return
+
+
+class _Overdue(Exception):
+    """The time of a rendering is over."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupts Python code: by an alarm in the main thread, by tracing in others (which is slower)."""
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
+        before = signal.signal(signal.SIGALRM, _alarm)
+        rest, started = signal.setitimer(signal.ITIMER_REAL, seconds)[0], time.monotonic()
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            if rest:  # somebody else's alarm
+                signal.setitimer(signal.ITIMER_REAL, max(rest - (time.monotonic() - started), 1e-3))
+        return
+    deadline, before_trace = time.monotonic() + seconds, sys.gettrace()
+
+    def watch(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise _Overdue
+        return watch
+
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before_trace)
+
+
+def _alarm(number: int, frame: FrameType | None) -> None:
+    raise _Overdue
+
+
+def _tried(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    messages: Sequence[dict[str, Any]],
+    prompt: bool = False,
+) -> str | None:
+    """A rendering, or None where the template refuses it: rows will tell, each with its place."""
+    try:
+        return render(tokenizer, template, messages, prompt=prompt)
+    except DataError:
+        return None
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _name(what: str) -> str:
+    return what.join(MARKS)
+
+
+def _literal(text: str) -> str:
+    """A Jinja string literal."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _syntax(error: TemplateSyntaxError, where: str | None) -> DataError:
+    return DataError(
+        f"the chat template is no valid Jinja: line {error.lineno}: {_one_line(error)}",
+        where=where or "chat template",
+        fix="correct the chat template of the model's folder (chat_template.jinja)",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "message", None) or str(error)).split())[:300]
 
 
 def _read(name: str) -> str:

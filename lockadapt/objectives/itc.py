@@ -298,7 +298,7 @@ class ImageText:
     def _text_ids(self, encoder: Encoder, text: str, where: str) -> np.ndarray:
         words = self.text_prompt.replace("{caption}", text.strip())
         if self.mode == "dual":
-            return _within(encoder, encoder.tokenizer(words)["input_ids"], where)
+            return _within(encoder, encoder.text_ids(words, where, special=True), where)
         return self._sequence(encoder, Sample((), (Turn("user", words),), where), where)
 
     def _sequence(self, encoder: Encoder, sample: Sample, where: str) -> np.ndarray:
@@ -307,7 +307,8 @@ class ImageText:
             if any(marker in turn.text for turn in sample.turns):
                 raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
         text = encoder.expand(encoder.render(sample, prompt=True)) + "".join(queries)
-        return _within(encoder, encoder.tokenizer(text, add_special_tokens=False)["input_ids"], where)
+        said = sample.turns[0].text if not sample.images else ""
+        return _within(encoder, encoder.text_ids(text, where, said, special=False), where)
 
 
 def _within(encoder: Encoder, ids: Sequence[int], where: str) -> np.ndarray:

@@ -53,7 +53,7 @@ class PlainText:
         """
         report = EncodeReport()
         for number, sample in enumerate(samples, 1):
-            ids = np.asarray(encoder.tokenizer(sample.answer)["input_ids"], np.int32)
+            ids = np.asarray(encoder.text_ids(sample.answer, sample.where, special=True), np.int32)
             if len(ids) > encoder.max_length:
                 report.cut.append(sample.where)
                 ids = ids[: encoder.max_length]

@@ -91,6 +91,8 @@ class TextToImage:
         for first in range(0, len(samples), AT_ONCE):
             part = samples[first : first + AT_ONCE]
             for sample, ids in zip(part, drawing_prompts(processor, [s.answer for s in part]), strict=True):
+                if not encoder.allow_special_tokens:
+                    encoder.controls.refuse(sample.answer, sample.where)
                 if len(sample.images) != 1:
                     raise DataError(
                         f"{len(sample.images)} images to draw for one caption",

@@ -57,7 +57,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
     Raises:
         DataError: rows that are here are wrong, or none is short enough.
     """
-    encoder = Encoder(processor, experiment.data.max_length or context)
+    encoder = Encoder(processor, experiment.data.max_length or context, experiment.data.allow_special_tokens)
     train: dict[str, list[Encoded]] = {}
     counts: dict[str, int] = {}
     images: set[str] = set()

@@ -108,6 +108,10 @@ class DataSection(Section):
         description="maximum number of tokens in a sample; default: the LLM's context length. Text is "
         "truncated, images never are",
     )
+    allow_special_tokens: bool = Field(
+        default=False,
+        description="control tokens that a row's text spells out (`</s>`, `<|im_end|>`) become control tokens; else they stay plain text, or the row is refused where the tokenizer cannot do that",
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"
     )

@@ -53,7 +53,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     set_trainable(model, default_parts(model, objectives))
     table = component_table(model)
     reporter.note(table_text(table))
-    encoder = Encoder(processor, data.max_length or context_length(model))
+    encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
     counts: dict[str, dict[str, Any]] = {}
     for part, found in parts.items():
         for name, samples in found.items():

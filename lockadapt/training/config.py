@@ -32,6 +32,8 @@ class GroundingConfig(TrainingArguments):
     Args:
         max_length (`int` or `None`, *optional*):
             Longest sample in tokens, defaults to the LLM's context. Text is cut, images never are.
+        allow_special_tokens (`bool`, *optional*, defaults to `False`):
+            Let control tokens that a row's text spells out become control tokens; else they stay plain text.
         max_pixels (`int`, *optional*, defaults to `50_000_000`):
             Larger images are refused before they are decoded.
         feature_memory_gib (`float`, *optional*, defaults to `2.0`):
@@ -91,6 +93,9 @@ class GroundingConfig(TrainingArguments):
     )
     lora_plus_ratio: float = field(default=1.0, metadata={"help": "Learning rate of B over that of A."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens."})
+    allow_special_tokens: bool = field(
+        default=False, metadata={"help": "Let texts of rows write control tokens."}
+    )
     max_pixels: int = field(default=50_000_000, metadata={"help": "Largest image in pixels."})
     feature_memory_gib: float = field(
         default=2.0, metadata={"help": "Memory for frozen tower outputs, in GiB."}

@@ -183,7 +183,9 @@ def encode(
     cached: Cached | None = None,
 ) -> Rows:
     """Tokens and labels of all rows, and the frozen tower's outputs where they are kept."""
-    encoder = Encoder(processor, experiment.data.max_length or context_length(model))
+    encoder = Encoder(
+        processor, experiment.data.max_length or context_length(model), experiment.data.allow_special_tokens
+    )
     objectives = experiment.objectives
     train, reports = encoded_rows(samples["train"], objectives, encoder)
     validation, _ = encoded_rows(samples["validation"], objectives, encoder)

@@ -112,7 +112,9 @@ class GroundingTrainer(Trainer):
             objective.prepare(model)
         set_trainable(model, args.train_parts or default_parts(model, self.objectives))
         _train_in_float32(model)
-        self.encoder = Encoder(processing_class, args.max_length or context_length(model))
+        self.encoder = Encoder(
+            processing_class, args.max_length or context_length(model), args.allow_special_tokens
+        )
         train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
         evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
         if image_inputs is None:

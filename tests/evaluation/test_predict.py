@@ -16,11 +16,12 @@ from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import FeatureInputs, PixelInputs
-from lockadapt.data.sample import Turn
+from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation import prefill
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
+from lockadapt.exports.proofs.reference import without_images
 from lockadapt.features.policy import tower_outputs
 from tests.support.rows import dialogue_sample, vqa_samples
 from tests.support.tiny import tiny_llm
@@ -116,3 +117,33 @@ def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:
     bench = EvaluationBench(own.model, own.encoder, own.images, 4, None, method="rank")
     with pytest.raises(RecipeError, match="closed list"):
         bench.answers(vqa_samples(tmp_path), None, 4)
+
+
+@pytest.mark.parametrize("texts", [2, 3])
+def test_rows_without_images_are_answered(texts: int, assembled: Assembled, tmp_path: Path) -> None:
+    own = predictor(assembled.folder)
+    alone = [without_images(sample) for sample in vqa_samples(tmp_path)[:texts]]
+    one_by_one = [own.generate([sample], 6)[0] for sample in alone]
+    assert own.generate(alone, 6) == one_by_one
+    mixed = [alone[0], vqa_samples(tmp_path)[0], alone[1]]
+    assert own.generate(mixed, 6)[::2] == one_by_one[:2]
+    scores = own.scores(alone, CANDIDATES)
+    plain = [plain_text_scores(own, sample) for sample in alone]
+    torch.testing.assert_close(scores, torch.tensor(plain), rtol=1e-5, atol=1e-4)
+
+
+def plain_text_scores(own: Predictor, sample: Sample) -> list[float]:
+    return [float(own.scores([sample], [candidate])[0, 0]) for candidate in CANDIDATES]
+
+
+def test_a_thought_is_no_part_of_an_answer(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = predictor(assembled.folder)
+    thought = own.encoder.tokenizer("<think>blue?</think>\n\nred", add_special_tokens=False)["input_ids"]
+
+    def generate(input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.cat([input_ids, torch.tensor([thought] * len(input_ids))], 1)
+
+    monkeypatch.setattr(own.model, "generate", generate)
+    assert own.generate(vqa_samples(tmp_path)[:2], 20) == ["red", "red"]

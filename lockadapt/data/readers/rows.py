@@ -98,7 +98,8 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
     By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption`
     or `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and
-    `completion`. Images of a dialogue may be absent.
+    `completion`. Images of a dialogue may be absent; a text under `system` becomes its
+    first turn.
 
     Args:
         row: a mapping or a list, unchecked.
@@ -172,6 +173,7 @@ def _message_row(row: Any, rules: RowRules, where: str) -> Sample:
             *_as_messages(row, "prompt", "user", rules, where),
             *_as_messages(row, "completion", "assistant", rules, where),
         ]
+    messages = _with_system(row, messages, rules, where)
     images, turns = conversation(messages, _images(row, rules, where, required=False), rules, where)
     answer = turns[-1].text
     return Sample(
@@ -182,6 +184,27 @@ def _message_row(row: Any, rules: RowRules, where: str) -> Sample:
         answer_type=_answer_type(row, rules, where, answer),
         sample_id=_sample_id(row, rules, where),
     )
+
+
+def _with_system(row: Any, messages: Any, rules: RowRules, where: str) -> Any:
+    """The messages behind the system text that LLaVA and ShareGPT rows keep beside them, under `system`."""
+    system = cell(row, "system", rules, where)
+    if system is Absent or system is None or system == "":
+        return messages
+    system = clean_text(system, "system text", where)
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
+        return messages
+    first = messages[0]
+    if isinstance(first, Mapping) and first.get("role", first.get("from")) == "system":
+        said = first.get("content", first.get("value"))
+        if isinstance(said, str) and said.strip() in ("", system):
+            return [{"role": "system", "content": system}, *messages[1:]]
+        raise DataError(
+            "the row has a system text beside its messages, and another one in them",
+            where=where,
+            fix="keep one of them",
+        )
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _question_row(row: Any, rules: RowRules, where: str) -> Sample:

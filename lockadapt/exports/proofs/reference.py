@@ -102,7 +102,8 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         DataError: no sample is left.
     """
     model.eval()
-    encoder = Encoder(processor, context_length(model))
+    # As the stock processor takes texts that spell control tokens out, so that both sides read the same.
+    encoder = Encoder(processor, context_length(model), allow_special_tokens=True)
     samples = [sample for sample in samples if encoder.encode([sample]).encoded]
     if not samples:
         raise DataError(

@@ -14,6 +14,7 @@ from lockadapt.exports.stock_folder import local_folder
 from lockadapt.exports.targets.base import Target
 from lockadapt.exports.targets.bridge import refusal as no_bridge
 from lockadapt.files import new_folder
+from lockadapt.models.settled_folder import unsettled
 from lockadapt.runs.run import Run
 
 ADAPTER_FOLDER, BRIDGE_FOLDER = "adapter", "bridge"
@@ -59,8 +60,8 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 def needs_bridge(run: Run) -> bool:
-    """Whether the adapter cannot be put on the model that the run started from."""
-    return not (run.only_lora and run.base == str(run.recipe.model.vlm))
+    """Whether the adapter cannot be put on the model that the run started from, as it stands."""
+    return not (run.only_lora and run.base == str(run.recipe.model.vlm)) or bool(unsettled(run.base))
 
 
 ADAPTER = Target("adapter", "LoRA as a PEFT folder, and the bridge that it belongs on", refusal, write)

@@ -404,3 +404,31 @@ def test_vqa_v2_needs_a_split(tmp_path: Path) -> None:
 
 def test_all_formats_are_listed() -> None:
     assert list(READERS) == ["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"]
+
+
+@pytest.mark.parametrize("kind", ["llava", "jsonl"])
+def test_a_system_text_beside_the_messages_is_the_first_turn(kind: str, tmp_path: Path) -> None:
+    names = {
+        "llava": ("conversations", "from", "value", "human", "gpt"),
+        "jsonl": ("messages", "role", "content", "user", "assistant"),
+    }
+    column, role, text, user, assistant = names[kind]
+    talk = [{role: user, text: "hi?"}, {role: assistant, text: "yes"}]
+    rows = [
+        {"system": " Be brief. ", column: talk},
+        {"system": None, column: talk},
+        {"system": "", column: talk},
+        {"system": "Be brief.", column: [{role: "system", text: "Be brief."}, *talk]},
+    ]
+    suffix = ".json" if kind == "llava" else ".jsonl"
+    samples = read_samples(kind, Source(path=write(tmp_path / f"a{suffix}", rows), kind="dialogue"))
+    shown = [[(turn.role, turn.text) for turn in sample.turns] for sample in samples]
+    plain = [("user", "hi?"), ("assistant", "yes")]
+    assert shown == [[("system", "Be brief."), *plain], plain, plain, [("system", "Be brief."), *plain]]
+
+
+def test_two_system_texts_are_refused(tmp_path: Path) -> None:
+    talk = [{"from": "system", "value": "Be long."}, {"from": "human", "value": "hi?"}]
+    rows = [{"system": "Be brief.", "conversations": [*talk, {"from": "gpt", "value": "yes"}]}]
+    with pytest.raises(DataError, match="another one in them"):
+        read_samples("llava", Source(path=write(tmp_path / "a.json", rows), kind="dialogue"))

@@ -1,0 +1,302 @@
+"""How a chat template writes a sample: its text, where the answers stand in it, and the prompt of the last one.
+
+One rule for training, evaluation, chat and exports: the prompt is what the template makes of the turns before an answer
+with `add_generation_prompt`, and the text that is trained on begins with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lockadapt.data.problems import quote
+from lockadapt.data.sample import Sample, Turn
+from lockadapt.errors import DataError, NoLabelError
+from lockadapt.models.chat_template import (
+    CLOSED_THOUGHT,
+    MARKS,
+    control_tokens,
+    end_tokens,
+    render,
+    settle_template,
+)
+
+Span = tuple[int, int]
+"""Begin and end of a part of a text, in characters."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A sample as text.
+
+    Attributes:
+        text: the conversation, each image one marker.
+        answers: spans of the assistant's turns with what ends them, in order.
+        contents: spans of the texts that came from the row, in order; None where the template changes them.
+    """
+
+    text: str
+    answers: tuple[Span, ...]
+    contents: tuple[Span, ...] | None
+
+    def expanded(self, marker: str, image: str) -> Written:
+        """With every image marker replaced by what stands for an image in the token sequence."""
+        growth = len(image) - len(marker)
+
+        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+            return tuple(
+                (
+                    begin + growth * self.text.count(marker, 0, begin),
+                    end + growth * self.text.count(marker, 0, end),
+                )
+                for begin, end in spans
+            )
+
+        contents = None if self.contents is None else moved(self.contents)
+        return Written(self.text.replace(marker, image), moved(self.answers), contents)
+
+
+class Dialogue:
+    """A processor's chat template.
+
+    Args:
+        tokenizer: the processor's.
+        template: Jinja; it is settled first (`settle_template`).
+        image_token: what the template writes for an image.
+
+    Attributes:
+        template: what is rendered.
+        controls: tokens that a row's text may not forge.
+        ends: what the template writes behind a last answer.
+        end: the token that is put there because the template writes none; empty where it does.
+
+    Raises:
+        DataError: the template is no valid Jinja, or nothing can end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, template: str, image_token: str) -> None:
+        self.tokenizer, self.template = tokenizer, settle_template(tokenizer, template)
+        self.image_token = image_token
+        self.controls = control_tokens(tokenizer, self.template)
+        self.ends, self.end = end_tokens(tokenizer, self.template), ""
+        if not self.ends:
+            if tokenizer.eos_token is None:
+                raise DataError(
+                    "the chat template writes no token behind an answer, and the tokenizer has no eos token to end it",
+                    where="chat template",
+                    fix="set eos_token in tokenizer_config.json",
+                )
+            self.end = str(tokenizer.eos_token)
+        self._layouts: dict[_Shape, _Layout] = {}
+        self._prompts: dict[_Shape, tuple[str, ...]] = {}
+
+    def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
+        """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak.
+
+        Raises:
+            DataError: the template refuses them, or fails.
+        """
+        messages = sample.messages()[:turns]
+        return render(self.tokenizer, self.template, messages, prompt=prompt, where=sample.where)
+
+    def write(self, sample: Sample) -> Written:
+        """The text that is trained on.
+
+        Raises:
+            DataError: the template refuses the conversation, hides or changes a turn, or its generation prompt is no
+                beginning of what is trained.
+            NoLabelError: it shows nothing of an answer that is empty.
+        """
+        text, texts = self.render(sample), [turn.text for turn in sample.turns]
+        if text.count(self.image_token) != len(sample.images):
+            raise DataError(
+                f"{len(sample.images)} images, but the chat template shows {text.count(self.image_token)}",
+                where=sample.where,
+                fix="use a chat template that writes the image token for every image",
+            )
+        shape = shape_of(sample)
+        if shape not in self._layouts:
+            self._layouts[shape] = self._layout(sample, range(len(texts)))
+        layout, whole = self._layouts[shape], True
+        if _joined(layout.literals, [texts[number] for number in layout.turns]) != text:
+            # What the template writes depends on what is said: found out with the very texts.
+            answers = [number for number, turn in enumerate(sample.turns) if turn.role == "assistant"]
+            layout, whole = self._layout(sample, answers), False
+            if _joined(layout.literals, [texts[number] for number in layout.turns]) != text:
+                raise DataError(
+                    "the chat template changes an answer: what would be learned is not what the row says",
+                    where=sample.where,
+                    fix="remove from the answer what the template takes for its own (thoughts, tool calls, blanks)",
+                )
+        return layout.write(texts, self.end, whole)
+
+    def prompt(self, sample: Sample) -> Written:
+        """Everything before the last answer and what asks for it; `answers` is empty.
+
+        Raises:
+            DataError: as `write`.
+        """
+        last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
+        before = dataclasses.replace(sample, turns=sample.turns[:last])
+        text, texts = self.render(before, prompt=True), [turn.text for turn in before.turns]
+        shape = shape_of(before)
+        if shape not in self._prompts:
+            named = _named(before, range(last))
+            self._prompts[shape] = self._literals(before, self.render(named, prompt=True), range(last))
+        literals = self._prompts[shape]
+        return Written(text, (), _spans(literals, texts) if _joined(literals, texts) == text else None)
+
+    def _layout(self, sample: Sample, marked: Collection[int]) -> _Layout:
+        """Where the template puts the turns, found by rendering names in the place of those in `marked`."""
+        named = _named(sample, marked)
+        text, turns = self.render(named), named.turns
+        literals = self._literals(sample, text, marked)
+        order, lead = sorted(marked), None
+        heads: dict[int, int] = {}
+        tails: dict[int, int] = {}
+        for position, number in enumerate(order):
+            if turns[number].role != "assistant":
+                continue
+            start = text.index(_name(number))
+            prompt = self.render(named, number, prompt=True)
+            last = number + 1 == len(turns)
+            if text.startswith(prompt) and len(prompt) <= start:
+                heads[position] = start - len(prompt)
+            else:
+                # Some templates write earlier turns otherwise than the last (Qwen3 drops their thoughts).
+                heads[position] = 0
+                if last:
+                    lead = self._lead(sample, text[:start], prompt)
+            behind = start + len(_name(number))
+            if last:
+                end = len(text)
+            elif text.startswith(until := self.render(named, number + 1)):
+                end = len(until)
+            else:
+                end = behind + len(next((one for one in self.controls if text.startswith(one, behind)), ""))
+            # The line break that templates put behind the end-of-turn marker teaches nothing.
+            tails[position] = len(text[behind:end].rstrip())
+        before = None if lead is None else self._literals(sample, lead, order[:-1])
+        return _Layout(tuple(order), literals, heads, tails, before)
+
+    def _literals(self, sample: Sample, text: str, marked: Collection[int]) -> tuple[str, ...]:
+        """What stands around the names in a rendered conversation.
+
+        Raises:
+            DataError: a name does not stand there once, in its order.
+        """
+        hidden = [number for number in marked if text.count(_name(number)) != 1]
+        if hidden:
+            # An answer first: without one there is nothing to learn at all.
+            raise _hidden(
+                sample, min((sample.turns[number] for number in hidden), key=lambda turn: turn.role)
+            )
+        literals, place = [], 0
+        for number in sorted(marked):
+            begin = text.find(_name(number), place)
+            if begin < 0:
+                raise _hidden(sample, sample.turns[number])
+            literals.append(text[place:begin])
+            place = begin + len(_name(number))
+        return (*literals, text[place:])
+
+    def _lead(self, sample: Sample, before: str, prompt: str) -> str:
+        """What is trained before the last answer where the generation prompt is no beginning of a finished turn.
+
+        It is the prompt itself, if that differs only in blanks (LLaVA-OneVision) or in a closed thought.
+        """
+        thought = CLOSED_THOUGHT.search(prompt)
+        if "".join(before.split()) == "".join(prompt[: thought.start() if thought else None].split()):
+            return prompt
+        raise DataError(
+            f"the generation prompt ends with {quote(prompt[-40:])}, but the template writes an answer behind "
+            f"{quote(before[-40:])}: what is trained would not be what is asked",
+            where=sample.where,
+            fix="change the chat template so that its generation prompt begins a finished turn",
+        )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The text around the turns of conversations of one shape.
+
+    Attributes:
+        turns: which turns stand between the literals.
+        literals: one more than turns.
+        heads, tails: for each assistant turn, by its place in `turns`, how many characters before and behind its text
+            are learned with it.
+        lead: literals before the last turn as they are trained, where these differ from what the template writes.
+    """
+
+    turns: tuple[int, ...]
+    literals: tuple[str, ...]
+    heads: dict[int, int]
+    tails: dict[int, int]
+    lead: tuple[str, ...] | None
+
+    def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
+        """What is trained on; `end` is put behind the last answer. `whole`: all turns stand between the literals."""
+        literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
+        said = [texts[number] for number in self.turns]
+        if end:
+            literals[-1] = literals[-1][: self.tails[len(said) - 1]] + end
+        text, spans = _joined(literals, said), _spans(literals, said)
+        answers = []
+        for position, head in self.heads.items():
+            begin, behind = spans[position]
+            tail = self.tails[position] + (len(end) if position + 1 == len(said) else 0)
+            start = begin - head
+            answers.append((start, start + len(text[start : behind + tail].rstrip())))
+        return Written(text, tuple(answers), spans if whole else None)
+
+
+def shape_of(sample: Sample) -> _Shape:
+    """What a conversation has in common with those that a template writes alike: roles and images of its turns."""
+    return tuple((turn.role, turn.images) for turn in sample.turns)
+
+
+_Shape = tuple[tuple[str, int], ...]
+
+
+def _named(sample: Sample, marked: Collection[int]) -> Sample:
+    turns = tuple(
+        dataclasses.replace(turn, text=_name(number)) if number in marked else turn
+        for number, turn in enumerate(sample.turns)
+    )
+    return dataclasses.replace(sample, turns=turns)
+
+
+def _joined(literals: Sequence[str], texts: Sequence[str]) -> str:
+    parts = [literals[0]]
+    for text, literal in zip(texts, literals[1:], strict=True):
+        parts += (text, literal)
+    return "".join(parts)
+
+
+def _spans(literals: Sequence[str], texts: Sequence[str]) -> tuple[Span, ...]:
+    spans, place = [], 0
+    for literal, text in zip(literals, texts, strict=False):
+        place += len(literal)
+        spans.append((place, place + len(text)))
+        place += len(text)
+    return tuple(spans)
+
+
+def _name(number: int) -> str:
+    return str(number).join(MARKS)
+
+
+def _hidden(sample: Sample, turn: Turn) -> DataError:
+    number = next(place for place, one in enumerate(sample.turns, start=1) if one is turn)
+    if turn.role == "assistant" and not turn.text:
+        return NoLabelError(
+            "the answer has no token to learn from", where=sample.where, fix="give it an answer"
+        )
+    fix = "check the chat template"
+    if turn.role == "system":
+        fix = "put what it says into the user's first turn, or use a chat template that shows system turns"
+    return DataError(
+        f"the chat template does not show turn {number} ({turn.role}) as it is", where=sample.where, fix=fix
+    )
