@@ -1,4 +1,4 @@
-"""Text of rows stays text: a control token that it spells out is split into plain pieces, or the row is refused."""
+"""Text of rows stays text: control tokens that it spells out become plain pieces, or the row is refused."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class ControlTokens:
             special: whether the tokenizer adds its special tokens around the text.
 
         Raises:
-            DataError: the pieces are not those of the text, as where a tokenizer puts a blank before every part.
+            DataError: the pieces are not those of the text, as where a tokenizer puts a blank before every
+                part.
         """
         cuts = [0, *(begin + 1 for begin, _ in spelled), len(text)]
         ids: list[int] = []

@@ -1,7 +1,7 @@
-"""How a chat template writes a sample: its text, where the answers stand in it, and the prompt of the last one.
+"""How a chat template writes a sample: its text, the places of the answers, the prompt of the last one.
 
-One rule for training, evaluation, chat and exports: the prompt is what the template makes of the turns before an answer
-with `add_generation_prompt`, and the text that is trained on begins with it.
+One rule for training, evaluation, chat and exports: the prompt is what the template makes of the turns
+before an answer with `add_generation_prompt`, and the text that is trained on begins with it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Dialogue:
         if not self.ends:
             if tokenizer.eos_token is None:
                 raise DataError(
-                    "the chat template writes no token behind an answer, and the tokenizer has no eos token to end it",
+                    "the chat template writes no token behind an answer, and the tokenizer has no eos token",
                     where="chat template",
                     fix="set eos_token in tokenizer_config.json",
                 )
@@ -105,8 +105,8 @@ class Dialogue:
         """The text that is trained on.
 
         Raises:
-            DataError: the template refuses the conversation, hides or changes a turn, or its generation prompt is no
-                beginning of what is trained.
+            DataError: the template refuses the conversation, hides or changes a turn, or its generation prompt
+                is no beginning of what is trained.
             NoLabelError: it shows nothing of an answer that is empty.
         """
         text, texts = self.render(sample), [turn.text for turn in sample.turns]
@@ -128,7 +128,7 @@ class Dialogue:
                 raise DataError(
                     "the chat template changes an answer: what would be learned is not what the row says",
                     where=sample.where,
-                    fix="remove from the answer what the template takes for its own (thoughts, tool calls, blanks)",
+                    fix="remove from the answer what the template takes for its own (thoughts, tool calls)",
                 )
         return layout.write(texts, self.end, whole)
 
@@ -203,7 +203,7 @@ class Dialogue:
         return (*literals, text[place:])
 
     def _lead(self, sample: Sample, before: str, prompt: str) -> str:
-        """What is trained before the last answer where the generation prompt is no beginning of a finished turn.
+        """What is trained before the last answer where the generation prompt begins no finished turn.
 
         It is the prompt itself, if that differs only in blanks (LLaVA-OneVision) or in a closed thought.
         """
@@ -211,8 +211,8 @@ class Dialogue:
         if "".join(before.split()) == "".join(prompt[: thought.start() if thought else None].split()):
             return prompt
         raise DataError(
-            f"the generation prompt ends with {quote(prompt[-40:])}, but the template writes an answer behind "
-            f"{quote(before[-40:])}: what is trained would not be what is asked",
+            f"the generation prompt ends with {quote(prompt[-40:])}, but the template writes an answer "
+            f"behind {quote(before[-40:])}: what is trained would not be what is asked",
             where=sample.where,
             fix="change the chat template so that its generation prompt begins a finished turn",
         )
@@ -225,9 +225,9 @@ class _Layout:
     Attributes:
         turns: which turns stand between the literals.
         literals: one more than turns.
-        heads, tails: for each assistant turn, by its place in `turns`, how many characters before and behind its text
-            are learned with it.
-        lead: literals before the last turn as they are trained, where these differ from what the template writes.
+        heads, tails: for each assistant turn, by its place in `turns`, how many characters before and behind
+            its text are learned with it.
+        lead: literals before the last turn as they are trained, where the template writes others.
     """
 
     turns: tuple[int, ...]
@@ -237,7 +237,7 @@ class _Layout:
     lead: tuple[str, ...] | None
 
     def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
-        """What is trained on; `end` is put behind the last answer. `whole`: all turns stand between the literals."""
+        """What is trained on, with `end` behind the last answer; `whole`: all turns stand between literals."""
         literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
         said = [texts[number] for number in self.turns]
         if end:
@@ -253,7 +253,7 @@ class _Layout:
 
 
 def shape_of(sample: Sample) -> _Shape:
-    """What a conversation has in common with those that a template writes alike: roles and images of its turns."""
+    """Roles and images of the turns: what conversations that a template writes alike have in common."""
     return tuple((turn.role, turn.images) for turn in sample.turns)
 
 

@@ -110,7 +110,8 @@ class DataSection(Section):
     )
     allow_special_tokens: bool = Field(
         default=False,
-        description="control tokens that a row's text spells out (`</s>`, `<|im_end|>`) become control tokens; else they stay plain text, or the row is refused where the tokenizer cannot do that",
+        description="let text in rows produce control tokens (`</s>`, `<|im_end|>`); otherwise they are encoded "
+        "as plain text, and rows are refused where the tokenizer cannot do that",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"
