@@ -105,8 +105,8 @@ class Dialogue:
         """The text that is trained on.
 
         Raises:
-            DataError: the template refuses the conversation, hides or changes a turn, or its generation prompt
-                is no beginning of what is trained.
+            DataError: the template refuses the conversation, hides or changes a turn, or its generation
+                prompt is no beginning of what is trained.
             NoLabelError: it shows nothing of an answer that is empty.
         """
         text, texts = self.render(sample), [turn.text for turn in sample.turns]
@@ -237,7 +237,7 @@ class _Layout:
     lead: tuple[str, ...] | None
 
     def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
-        """What is trained on, with `end` behind the last answer; `whole`: all turns stand between literals."""
+        """What is trained on, with `end` behind the last answer; `whole`: all turns stand between them."""
         literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
         said = [texts[number] for number in self.turns]
         if end:

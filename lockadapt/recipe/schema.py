@@ -110,8 +110,8 @@ class DataSection(Section):
     )
     allow_special_tokens: bool = Field(
         default=False,
-        description="let text in rows produce control tokens (`</s>`, `<|im_end|>`); otherwise they are encoded "
-        "as plain text, and rows are refused where the tokenizer cannot do that",
+        description="let text in rows produce control tokens (`</s>`, `<|im_end|>`); otherwise they are "
+        "encoded as plain text, and rows are refused where the tokenizer cannot do that",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"
