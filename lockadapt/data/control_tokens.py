@@ -55,9 +55,11 @@ class ControlTokens:
         The text is cut behind the first character of each, so that the tokenizer does not see it whole.
 
         Args:
+            text: all of it.
             spelled: from `spelled`.
             spans: the parts of the text that came from the row.
             special: whether the tokenizer adds its special tokens around the text.
+            where: the row, for the error.
 
         Raises:
             DataError: the pieces are not those of the text, as where a tokenizer puts a blank before every

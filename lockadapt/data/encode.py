@@ -120,6 +120,8 @@ class Encoder:
         """Token ids of a text outside of a conversation.
 
         Args:
+            text: as the model reads it.
+            where: its row, for the error.
             said: the part of it that came from the row; default: all.
             special: whether the tokenizer adds its special tokens; default: as for a conversation.
 
@@ -307,6 +309,8 @@ def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int
     """Token ids that a stock processor makes of a conversation that asks for an answer, with blank pictures.
 
     Args:
+        processor: as clients load it.
+        messages: a conversation without its last answer.
         images: how many pictures the messages show.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
