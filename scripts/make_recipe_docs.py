@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lockadapt.recipe.objectives import ObjectiveSection, SourceSection
+from lockadapt.recipe.objectives import KINDS, ObjectiveSection
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
@@ -25,6 +25,7 @@ from lockadapt.recipe.schema import (
     StageSection,
     TrainingSection,
 )
+from lockadapt.recipe.sources import SourceSection
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- keys: written by scripts/make_recipe_docs.py -->", "<!-- /keys -->"
@@ -33,6 +34,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`model`", ModelSection),
     ("`lora`", LoraSection),
     ("`objectives.<name>`", ObjectiveSection),
+    *((f"`objectives.<name>` of the kind `{kind}`", section) for kind, section in KINDS.items()),
     ("`objectives.<name>.train`, `.validation`, `.test`", SourceSection),
     ("`data`", DataSection),
     ("`training`", TrainingSection),
@@ -47,8 +49,7 @@ NOTHING = "–"
 
 def tables() -> str:
     """One Markdown table for each section of a recipe, in the order of the schema."""
-    schema = Recipe.model_json_schema()
-    return "\n".join(_table(title, section, schema) for title, section in SECTIONS)
+    return "\n".join(_table(title, section) for title, section in SECTIONS if _own_keys(section))
 
 
 def updated(text: str) -> str:
@@ -64,8 +65,14 @@ def updated(text: str) -> str:
     return f"{head}{BEGIN}\n\n{tables()}\n{END}{tail}"
 
 
-def _table(title: str, section: type[Section], schema: dict[str, Any]) -> str:
-    own = schema if section is Recipe else schema["$defs"][section.__name__]
+def _own_keys(section: type[Section]) -> list[str]:
+    """The keys of a section; of a kind of objectives those that not every objective has."""
+    shared = ObjectiveSection.model_fields if section in KINDS.values() else {}
+    return [name for name in section.model_fields if name not in shared]
+
+
+def _table(title: str, section: type[Section]) -> str:
+    own = section.model_json_schema()
     lines = [
         f"### {title}",
         "",
@@ -74,11 +81,14 @@ def _table(title: str, section: type[Section], schema: dict[str, Any]) -> str:
         "| key | value | default | effect |",
         "| --- | --- | --- | --- |",
     ]
-    for name, field in section.model_fields.items():
+    for name in _own_keys(section):
+        field = section.model_fields[name]
         default = (
             "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         )
         value = _value(own["properties"][name])
+        if section is ObjectiveSection and name == "kind":  # each kind's class knows its own only
+            value, default = ", ".join(f"`{kind}`" for kind in KINDS), NOTHING
         if default == NOTHING:
             value = value.removesuffix(" or `null`")
         lines.append(f"| `{name}` | {value} | {default} | {_cell(field.description or '')} |")

@@ -9,7 +9,8 @@ from typing import Any
 
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.objectives import KINDS, ImageText, Objective
-from lockadapt.recipe.schema import Recipe, kind_of
+from lockadapt.recipe.objectives import AnswerSection, ItcSection
+from lockadapt.recipe.schema import Recipe
 
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
@@ -22,15 +23,15 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
     """
     chosen: dict[str, Objective] = {}
     for name, section in recipe.objectives.items():
-        make: Any = KINDS[kind_of(name, section)]
+        make: Any = KINDS[section.kind]
         given = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in section
             if value is not None
         }
-        if kind_of(name, section) == "itc":
+        if isinstance(section, ItcSection):
             given["mode"] = "dual" if is_dual(recipe) else "vlm"
-        if "answers" in given:
+        if isinstance(section, AnswerSection):
             given["answers"] = _closed_list(name, section.answers)
         fields = {field.name for field in dataclasses.fields(make)}
         chosen[name] = make(**{key: value for key, value in given.items() if key in fields})
@@ -42,7 +43,7 @@ def stage_objectives(
 ) -> dict[str, Objective]:
     """The objectives of a stage, with the shares of micro-batches that the stage gives them."""
     return {
-        name: dataclasses.replace(one, ratio=ratios.get(name, one.ratio))  # type: ignore[type-var]
+        name: dataclasses.replace(one, ratio=ratios.get(name, one.ratio))
         for name, one in objectives.items()
         if name in names
     }
@@ -50,8 +51,7 @@ def stage_objectives(
 
 def is_dual(recipe: Recipe) -> bool:
     """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
-    sections = recipe.objectives.items()
-    return all(kind_of(name, one) == "itc" and one.mode != "vlm" for name, one in sections)
+    return all(isinstance(one, ItcSection) and one.mode != "vlm" for one in recipe.objectives.values())
 
 
 def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> int | None:

@@ -8,8 +8,7 @@ from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
-from lockadapt.objectives import KINDS
-from lockadapt.recipe.schema import Recipe, SourceSection, kind_of
+from lockadapt.recipe.schema import Recipe, SourceSection
 
 
 def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None) -> dict[str, list[Sample]]:
@@ -31,8 +30,9 @@ def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None
         source: SourceSection | None = getattr(section, part)
         if source is None or (only is not None and name not in only):
             continue
-        rows = KINDS[kind_of(name, section)].rows
-        found[name] = read_samples(source.format, row_source(source, rows, section.prompt, part))
+        prompt = getattr(section, "prompt", None)  # not every kind has one
+        rows = section.rows or section.kind
+        found[name] = read_samples(source.format, row_source(source, rows, prompt, part))
         if part == "validation":
             found[name] = found[name][: recipe.training.validation_samples]
         if not found[name]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,61 +13,35 @@ from torch import nn
 from lockadapt.architectures import layout_of, tower_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.fusions import image_outputs
-from lockadapt.data.batch import Batch, collate
-from lockadapt.data.encode import Encoded, Encoder, EncodeReport
-from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
-from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
+from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
 from lockadapt.objectives.head import chunked_cross_entropy, head_input
 from lockadapt.tuning.query_rows import head_rows
 
 
 @dataclass(frozen=True)
-class AnswerObjective:
-    """What captioning, VQA and dialogue have in common; each adds its kind and its score. See `Objective`."""
+class AnswerObjective(Objective):
+    """What captioning, VQA and dialogue have in common; each adds its kind and its score.
 
-    weight: float = 1.0
-    ratio: float = 1.0
-    batch_size: int | None = None
+    Attributes:
+        answers: closed list of answers, which evaluation ranks.
+        max_new_tokens: longest answer that evaluation generates.
+    """
+
+    packs: ClassVar[bool] = True
+    plannable: ClassVar[bool] = True
+
     answers: tuple[str, ...] | None = None
     max_new_tokens: int = 32
 
-    parts: ClassVar[tuple[str, ...]] = ("projector",)
-    frozen: ClassVar[Frozen] = "tower"
-    packs: ClassVar[bool] = True
-    plannable: ClassVar[bool] = True
-    query_tokens: ClassVar[int] = 0
-
-    def prepare(self, model: nn.Module) -> None:
-        """Nothing is missing."""
-
-    def encode(
-        self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
-    ) -> EncodeReport:
-        """See `Objective.encode`."""
-        return encoder.encode(samples, progress)
-
-    def collate(
-        self,
-        items: Sequence[Encoded],
-        images: ImageInputs,
-        pad_id: int,
-        name: str,
-        row_tokens: int | None = None,
-    ) -> Batch:
-        """See `Objective.collate`."""
-        return collate(items, images, pad_id, name, row_tokens)
-
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
-        """See `Objective.loss`."""
+        """See `answer_loss`."""
         return answer_loss(model, batch)
 
-    def after_step(self, model: nn.Module) -> None:
-        """Nothing has bounds."""
-
+    @abstractmethod
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """Metrics of predicted answers."""
-        raise NotImplementedError
 
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
-from lockadapt.data.batch import Batch
+from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
@@ -66,65 +70,60 @@ class EvaluationContext(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """One thing to learn. Adding an objective is adding one file with one class of this shape.
+@dataclass(frozen=True)
+class Objective(ABC):
+    """One thing to learn: adding an objective is adding one file with one subclass, which gives at least loss and scores.
 
     Attributes:
         kind: what it is (`caption`, `vqa`, `itc` …).
-        scored_as: its name among the scores where the recipe does not give it one.
-        rows: the kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `text`).
+        packs: whether samples of one image can share a row.
+        plannable: whether its loss can be traced without weights, for `lockadapt plan`.
         weight: factor on its loss in a mixed run.
         ratio: its share of micro-batches, relative to the others'.
         batch_size: samples in one of its micro-batches; None: the run's.
-        parts: what it trains beside LoRA: `projector`, `retrieval`, `generation`.
-        frozen: what its images become before a batch is made.
-        packs: whether samples of one image can share a row.
-        plannable: whether its loss can be traced without weights, for `lockadapt plan`.
-        query_tokens: how many query tokens it reads embeddings behind.
     """
 
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[str]
+    packs: ClassVar[bool] = False
+    plannable: ClassVar[bool] = False
+
+    weight: float = 1.0
+    ratio: float = 1.0
+    batch_size: int | None = None
 
     @property
-    def scored_as(self) -> str: ...
+    def scored_as(self) -> str:
+        """Its name among the scores where the recipe does not give it one."""
+        return self.kind
 
     @property
-    def rows(self) -> str: ...
+    def rows(self) -> str:
+        """The kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `text`)."""
+        return self.kind
 
     @property
-    def weight(self) -> float: ...
+    def parts(self) -> tuple[str, ...]:
+        """What it trains beside LoRA: `projector`, `retrieval`, `generation`."""
+        return ("projector",)
 
     @property
-    def ratio(self) -> float: ...
+    def frozen(self) -> Frozen:
+        """What its images become before a batch is made."""
+        return "tower"
 
     @property
-    def batch_size(self) -> int | None: ...
+    def query_tokens(self) -> int:
+        """How many query tokens it reads embeddings behind."""
+        return 0
 
-    @property
-    def parts(self) -> tuple[str, ...]: ...
-
-    @property
-    def frozen(self) -> Frozen: ...
-
-    @property
-    def packs(self) -> bool: ...
-
-    @property
-    def plannable(self) -> bool: ...
-
-    @property
-    def query_tokens(self) -> int: ...
-
-    def prepare(self, model: nn.Module) -> None:
-        """Adds to a stock model what only this objective needs (see `parts.RETRIEVAL`); a second call does nothing."""
-        ...
+    def prepare(self, model: nn.Module) -> None:  # noqa: B027  # most need nothing
+        """Add to a stock model what only this objective needs (see `RETRIEVAL`); a second call does nothing."""
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
     ) -> EncodeReport:
-        """Samples -> token arrays, as this objective's collator wants them."""
-        ...
+        """Samples -> token arrays, as this objective's collator wants them; by default conversations."""
+        return encoder.encode(samples, progress)
 
     def collate(
         self,
@@ -135,21 +134,30 @@ class Objective(Protocol):
         row_tokens: int | None = None,
     ) -> Batch:
         """Encoded samples -> the batch that `loss` takes; `row_tokens` as in `lockadapt.data.batch.collate`."""
-        ...
+        return collate(items, images, pad_id, name, row_tokens if self.packs else None)
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
         """The batch's loss (scalar, normalised by itself, with graph) and a report. `model` may be wrapped."""
-        ...
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module) -> None:  # noqa: B027  # most have no bounds
         """Called after every optimiser step, for what must stay within bounds."""
-        ...
 
+    def callbacks(self, folder: Path, processor: Any, rows: Sequence[Encoded]) -> list[TrainerCallback]:
+        """What the trainer shall call while this objective trains.
+
+        Args:
+            folder: where pictures and the like may be written; it does not exist yet.
+            processor: of the model.
+            rows: a stage's validation rows of this objective or, where there are none, its training rows.
+        """
+        return []
+
+    @abstractmethod
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Metrics in the shape that `lockadapt eval --json` prints, and every prediction as a row."""
-        ...
 
 
 Objectives = Mapping[str, Objective]

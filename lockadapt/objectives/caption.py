@@ -16,8 +16,6 @@ class Caption(AnswerObjective):
     """Cross-entropy of the caption; scored by CIDEr-D, BLEU-4 and ROUGE-L against all captions of the image."""
 
     kind: ClassVar[str] = "caption"
-    scored_as: ClassVar[str] = "caption"
-    rows: ClassVar[str] = "caption"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"cider", "bleu4", "rouge_l", "n", "tokenizer"}`; an image with several rows is scored once."""

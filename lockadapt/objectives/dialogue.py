@@ -17,8 +17,6 @@ class Dialogue(AnswerObjective):
     """Cross-entropy of all assistant turns; the last turn is predicted from the true turns before it and scored."""
 
     kind: ClassVar[str] = "dialogue"
-    scored_as: ClassVar[str] = "dialogue"
-    rows: ClassVar[str] = "dialogue"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"exact_match", "rouge_l", "n"}` of the last turns."""

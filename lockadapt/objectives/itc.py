@@ -23,7 +23,7 @@ from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
 from lockadapt.models.query_tokens import query_token, query_token_ids
 from lockadapt.models.texts import Pooling
-from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row
+from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Report, Row
 from lockadapt.objectives.gather import gather
 from lockadapt.objectives.retrieval import (
     add_retrieval,
@@ -52,10 +52,8 @@ class EncodedPair(Encoded):
 
 
 @dataclass(frozen=True)
-class ImageText:
+class ImageText(Objective):
     """InfoNCE or the sigmoid loss between images and their texts; scored by retrieval both ways.
-
-    See `Objective` for the other attributes and methods.
 
     Attributes:
         mode: `vlm` sends both sides through the whole model; `dual` compares what the frozen tower makes of an image with
@@ -72,8 +70,6 @@ class ImageText:
         templates: with `{}` for the class; given, the test rows' texts are classes of a zero-shot classification.
     """
 
-    weight: float = 1.0
-    ratio: float = 1.0
     batch_size: int | None = 256
     mode: Literal["vlm", "dual"] = "vlm"
     contrast: Kind = "infonce"
@@ -89,11 +85,16 @@ class ImageText:
     templates: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "itc"
-    scored_as: ClassVar[str] = "retrieval"
-    rows: ClassVar[str] = "caption"
-    frozen: ClassVar[Frozen] = "tower"
-    packs: ClassVar[bool] = False
-    plannable: ClassVar[bool] = False
+
+    @property
+    def scored_as(self) -> str:
+        """What it is good for."""
+        return "retrieval"
+
+    @property
+    def rows(self) -> str:
+        """Captions, which are its texts."""
+        return "caption"
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -11,37 +11,30 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockadapt.data.batch import Batch, collate, on_device
+from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
-from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import NoLabelError
 from lockadapt.objectives.answer_tokens import answer_loss
-from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row
+from lockadapt.objectives.base import EvaluationContext, Frozen, Objective, Progress, Report, Row
 
 
 @dataclass(frozen=True)
-class PlainText:
-    """Cross-entropy of every token behind the first, as in the LLM's own pre-training; scored by perplexity.
-
-    See `Objective` for the attributes and methods.
-    """
-
-    weight: float = 1.0
-    ratio: float = 1.0
-    batch_size: int | None = None
+class PlainText(Objective):
+    """Cross-entropy of every token behind the first, as in the LLM's own pre-training; scored by perplexity."""
 
     kind: ClassVar[str] = "text"
-    scored_as: ClassVar[str] = "text"
-    rows: ClassVar[str] = "text"
-    parts: ClassVar[tuple[str, ...]] = ()
-    frozen: ClassVar[Frozen] = "nothing"
-    packs: ClassVar[bool] = False
     plannable: ClassVar[bool] = True
-    query_tokens: ClassVar[int] = 0
 
-    def prepare(self, model: nn.Module) -> None:
-        """Nothing is missing."""
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Nothing beside LoRA."""
+        return ()
+
+    @property
+    def frozen(self) -> Frozen:
+        """There are no images."""
+        return "nothing"
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -66,23 +59,9 @@ class PlainText:
                 progress(number, len(samples))
         return report
 
-    def collate(
-        self,
-        items: Sequence[Encoded],
-        images: ImageInputs,
-        pad_id: int,
-        name: str,
-        row_tokens: int | None = None,
-    ) -> Batch:
-        """One row a text."""
-        return collate(items, images, pad_id, name)
-
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
         """See `answer_loss`."""
         return answer_loss(model, batch)
-
-    def after_step(self, model: nn.Module) -> None:
-        """Nothing has bounds."""
 
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]

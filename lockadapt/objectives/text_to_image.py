@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import unwrap_model
@@ -19,9 +21,18 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
-from lockadapt.objectives.base import EvaluationContext, Frozen, Progress, Report, Row, prediction_row
+from lockadapt.objectives.base import (
+    EvaluationContext,
+    Frozen,
+    Objective,
+    Progress,
+    Report,
+    Row,
+    prediction_row,
+)
 from lockadapt.objectives.head import CHUNK_BYTES, head_input
 from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts
+from lockadapt.objectives.image_samples import SHOWN, ImageSamples
 
 AT_ONCE = 512
 
@@ -34,8 +45,8 @@ class EncodedPrompt(Encoded):
 
 
 @dataclass(frozen=True)
-class TextToImage:
-    """Cross-entropy of an image's codes given its caption; see `Objective` for the attributes and methods.
+class TextToImage(Objective):
+    """Cross-entropy of an image's codes given its caption.
 
     `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
     classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that the model reads wrongly in
@@ -44,9 +55,6 @@ class TextToImage:
     of the probe that judges drawings, if any; the other fields say how evaluation draws.
     """
 
-    weight: float = 1.0
-    ratio: float = 1.0
-    batch_size: int | None = None
     prompt_drop: float = 0.1
     code_noise: float = 0.0
     crops: bool = False
@@ -58,20 +66,21 @@ class TextToImage:
     probe: str | None = None
 
     kind: ClassVar[str] = "t2i"
-    scored_as: ClassVar[str] = "t2i"
-    rows: ClassVar[str] = "caption"
-    parts: ClassVar[tuple[str, ...]] = ("generation",)
-    packs: ClassVar[bool] = False
-    plannable: ClassVar[bool] = False
-    query_tokens: ClassVar[int] = 0
+
+    @property
+    def rows(self) -> str:
+        """Captions, which are its prompts."""
+        return "caption"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What generates images."""
+        return ("generation",)
 
     @property
     def frozen(self) -> Frozen:
         """Codes of the images, or of ten crops of them as well."""
         return "crops" if self.crops else "codes"
-
-    def prepare(self, model: nn.Module) -> None:
-        """Nothing is missing."""
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -158,8 +167,9 @@ class TextToImage:
         tokens = torch.tensor(float(losses.numel()))
         return losses.mean(), {"tokens": tokens, "token_accuracy": correct.float() / losses.numel()}
 
-    def after_step(self, model: nn.Module) -> None:
-        """Nothing has bounds."""
+    def callbacks(self, folder: Path, processor: Any, rows: Sequence[Encoded]) -> list[TrainerCallback]:
+        """Images for the same captions at every checkpoint."""
+        return [ImageSamples(folder, processor, self.drawing(SHOWN), rows)]
 
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]

@@ -16,8 +16,6 @@ class Vqa(AnswerObjective):
     """Cross-entropy of the answer; scored by the official ten-answer accuracy, or exact match with fewer answers."""
 
     kind: ClassVar[str] = "vqa"
-    scored_as: ClassVar[str] = "vqa"
-    rows: ClassVar[str] = "vqa"
 
     def score(self, samples: Sequence[Sample], predictions: Sequence[str]) -> dict[str, Any]:
         """`{"accuracy", "by_answer_type", "n"}`."""

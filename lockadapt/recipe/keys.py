@@ -35,9 +35,14 @@ def key_path(text: str) -> KeyPath:
 
 def child(annotation: Any, part: str | int) -> Any:
     """Return the type at `part` (a key, or a position) below a type; None where there is no such place."""
+    fields = [
+        branch.model_fields[part].annotation
+        for branch in branches(annotation)
+        if is_section(branch) and part in branch.model_fields
+    ]
+    if fields:
+        return Union[tuple(fields)]  # noqa: UP007  # those of all kinds of objectives; equal ones become one
     for branch in branches(annotation):
-        if is_section(branch) and part in branch.model_fields:
-            return branch.model_fields[part].annotation
         if get_origin(branch) is list and (isinstance(part, int) or part == POSITION):
             return get_args(branch)[0]
         if get_origin(branch) is dict and isinstance(part, str) and part in (child_names(branch) or (part,)):
@@ -55,9 +60,10 @@ def at(path: KeyPath) -> Any:
 
 def child_names(annotation: Any) -> tuple[str, ...]:
     """The keys that may stand below a type; empty where they are free or there are none."""
+    sections = [branch for branch in branches(annotation) if is_section(branch)]
+    if sections:
+        return tuple(dict.fromkeys(key for section in sections for key in section.model_fields))
     for branch in branches(annotation):
-        if is_section(branch):
-            return tuple(branch.model_fields)
         if get_origin(branch) is dict and get_origin(get_args(branch)[0]) is Literal:
             return get_args(get_args(branch)[0])
     return ()
@@ -89,12 +95,14 @@ def holds_positions(annotation: Any) -> bool:
 
 def every_key(annotation: Any = Recipe, below: KeyPath = ()) -> Iterator[KeyPath]:
     """List all key paths of a recipe in schema order, sections too; `<name>`, `<n>` stand for free parts."""
+    if any(is_section(branch) for branch in branches(annotation)):
+        for name in child_names(annotation):
+            yield (*below, name)
+            yield from every_key(child(annotation, name), (*below, name))
     for branch in branches(annotation):
         if is_section(branch):
-            for name, field in branch.model_fields.items():
-                yield (*below, name)
-                yield from every_key(field.annotation, (*below, name))
-        elif get_origin(branch) is dict:
+            continue
+        if get_origin(branch) is dict:
             for name in child_names(branch) or (FREE,):
                 yield (*below, name)
                 yield from every_key(get_args(branch)[1], (*below, name))
@@ -105,7 +113,8 @@ def every_key(annotation: Any = Recipe, below: KeyPath = ()) -> Iterator[KeyPath
 def meaning(path: KeyPath) -> str:
     """What a key is for, from the schema; empty for names that the user chooses."""
     sections = [branch for branch in branches(at(path[:-1])) if is_section(branch)] if path else []
-    return next((section.model_fields[path[-1]].description or "" for section in sections), "")
+    fields = [section.model_fields[path[-1]] for section in sections if path[-1] in section.model_fields]
+    return next((field.description or "" for field in fields), "")
 
 
 def suggestion(path: KeyPath) -> str:
@@ -135,18 +144,20 @@ def suggestion(path: KeyPath) -> str:
 def expected(annotation: Any) -> str:
     """What may stand at a place, in plain English: `a whole number`, `one of none, nf4, int8`."""
     words: list[str] = []
+    options: list[str] = []
     for branch in branches(annotation):
         origin = get_origin(branch)
         if origin is Literal:
-            options = get_args(branch)
-            words.append(f"one of {', '.join(options)}" if len(options) > 1 else str(options[0]))
+            options += get_args(branch)
         elif origin is list:
             words.append("a list")
         elif origin is dict or is_section(branch):
             words.append("a section of keys and values")
         else:
             words.append(_PLAIN[branch])
-    return " or ".join(words)
+    if options:
+        words.insert(0, f"one of {', '.join(options)}" if len(options) > 1 else str(options[0]))
+    return " or ".join(dict.fromkeys(words))
 
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

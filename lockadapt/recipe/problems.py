@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from lockadapt.recipe.keys import at, branches, child, expected, meaning, suggestion
+from lockadapt.recipe.objectives import KINDS
 from lockadapt.recipe.schema import InconsistentError, Recipe
 from lockadapt.recipe.sections import KeyPath
 
@@ -28,6 +29,8 @@ def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
         path = _key_path(details["loc"], unknown)
         if isinstance(context.get("error"), InconsistentError):
             telling += [((*path, *below), text) for below, text in context["error"].problems]
+        elif unknown and at(path) is not None:
+            telling.append((path, f"objectives of kind {details['loc'][2]} have no such key; remove it"))
         elif unknown:
             telling.append((path, f"unknown key.{suggestion(path)}"))
         elif kind == "missing":
@@ -41,6 +44,12 @@ def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
             telling.append((path, f"should be a finite number, got {shown(value)}"))
         elif kind == "string_unicode":
             telling.append((path, "holds a character that text cannot hold"))
+        elif kind == "union_tag_not_found":
+            text = f"needs a `kind` ({', '.join(KINDS)}), as its name is none of them"
+            telling.append((path, text))
+        elif kind == "union_tag_invalid":
+            path, value = (*path, "kind"), value["kind"]
+            mistyped[path] = f"should be {expected(at(path))}, got {shown(value)}{_advice(value, at(path))}"
         else:
             mistyped[path] = f"should be {expected(at(path))}, got {shown(value)}{_advice(value, at(path))}"
     places = [path for path, _ in telling] + list(mistyped)

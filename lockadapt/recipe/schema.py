@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from lockadapt.recipe.objectives import ObjectiveSection, SourceSection, kind_of, objective_problems
+from lockadapt.recipe.objectives import AnswerSection, AnyObjective, ItcSection, kinds_in_schema, with_kinds
 from lockadapt.recipe.sections import (
     NAME,
     NAME_RULE,
@@ -20,8 +20,9 @@ from lockadapt.recipe.sections import (
     Text,
     refuse,
 )
+from lockadapt.recipe.sources import SourceSection
 
-__all__ = ["InconsistentError", "Recipe", "Section", "SourceSection", "kind_of"]
+__all__ = ["InconsistentError", "Recipe", "Section", "SourceSection"]
 
 Part = Literal["projector", "lora", "retrieval", "generation"]
 
@@ -303,8 +304,11 @@ class Recipe(Section):
     lora: LoraSection | None = Field(
         default_factory=LoraSection, description="LoRA adapters; null: train the projector only"
     )
-    objectives: Annotated[dict[str, ObjectiveSection], Field(min_length=1)] = Field(
-        description="name -> objective; any name is allowed if `kind` is given"
+    objectives: Annotated[
+        dict[str, Annotated[AnyObjective, Field(discriminator="kind")]], Field(min_length=1)
+    ] = Field(
+        description="name -> objective; any name is allowed if `kind` is given",
+        json_schema_extra=kinds_in_schema,
     )
     data: DataSection = Field(default_factory=DataSection, description="how rows become batches")
     training: TrainingSection = Field(
@@ -325,16 +329,20 @@ class Recipe(Section):
 
     # Field validators, not one validator of the whole: they also run when another section is wrong, so that
     # the user sees all problems at once. `info.data` holds the valid ones of the fields above.
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _kinds_are_names(cls, objectives: Any) -> Any:
+        return with_kinds(objectives)
+
     @field_validator("objectives")
     @classmethod
-    def _objectives_are_complete(cls, objectives: dict[str, ObjectiveSection]) -> dict[str, ObjectiveSection]:
-        problems = [
-            problem
-            for name, objective in objectives.items()
-            for problem in objective_problems(name, objective)
+    def _objectives_fit_one_another(cls, objectives: dict[str, AnyObjective]) -> dict[str, AnyObjective]:
+        problems: list[tuple[KeyPath, str]] = [
+            ((name,), NAME_RULE) for name in objectives if not NAME.fullmatch(name)
         ]
-        dual = [name for name, one in objectives.items() if one.mode == "dual"]
-        if dual and any(kind_of(name, one) != "itc" or one.mode == "vlm" for name, one in objectives.items()):
+        modes = [one.mode if isinstance(one, ItcSection) else "vlm" for one in objectives.values()]
+        dual = [name for name, mode in zip(objectives, modes, strict=True) if mode == "dual"]
+        if dual and "vlm" in modes:
             text = "a dual encoder can only retrieve: use `mode: vlm` to combine itc with other objectives"
             problems += [((name, "mode"), text) for name in dual]
         refuse(problems)
@@ -366,7 +374,7 @@ class Recipe(Section):
         if (
             evaluation.method == "rank"
             and objectives is not None
-            and not any(objective.answers for objective in objectives.values())
+            and not any(isinstance(one, AnswerSection) and one.answers for one in objectives.values())
         ):
             raise InconsistentError([(("method",), "rank needs a closed list: no objective has `answers`")])
         return evaluation

@@ -27,7 +27,6 @@ from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype
-from lockadapt.objectives import TextToImage
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import save_artifacts
@@ -41,7 +40,6 @@ from lockadapt.training.plot import plot_losses
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback
 from lockadapt.training.rows import context_length, encoded_rows
-from lockadapt.training.samples import DrawingSamples
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.locks import component_table, table_json, table_text
@@ -239,10 +237,8 @@ def run_stage(
         callbacks.append(EarlyStoppingCallback(experiment.training.patience))
     objectives = stage_objectives(experiment.objectives, stage.objectives, stage.ratios)
     for name, objective in objectives.items():
-        if isinstance(objective, TextToImage):
-            rows_shown = validation.get(name) or rows.train[name]
-            samples = folder / "samples" / stage.name / name
-            callbacks.append(DrawingSamples(samples, processor, objective, rows_shown))
+        shown = validation.get(name) or rows.train[name]
+        callbacks += objective.callbacks(folder / "samples" / stage.name / name, processor, shown)
     trainer = GroundingTrainer(
         model,
         grounding_config(experiment, stage, place, dtype, bool(validation)),

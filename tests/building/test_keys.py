@@ -43,12 +43,12 @@ def _keys(model: Any, prefix: str = "") -> list[str]:
         found.append(key)
         if key in ("objectives.validation", "objectives.test"):
             continue
-        pending, inner = [field.annotation], None
+        pending, inner = [field.annotation], list[Any]()
         while pending:
             part = pending.pop()
             if isinstance(part, type) and issubclass(part, BaseModel):
-                inner = part
+                inner.append(part)
             pending += get_args(part)
-        if inner is not None:
-            found += _keys(inner, f"{key}.")
+        for section in inner:
+            found += _keys(section, f"{key}.")
     return found

@@ -41,7 +41,7 @@ def test_loss_is_that_of_the_stock_class(assembled: Assembled) -> None:
         logits = model(input_ids=ids).logits[0, :-1]
         losses.append(F.cross_entropy(logits, ids[0, 1:], reduction="none"))
     expected = torch.cat(losses)
-    assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-5)
     assert int(report["tokens"]) == len(expected)
 
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from lockadapt.recipe.explain import as_yaml, json_schema, print_config, resolved
 from lockadapt.recipe.keys import FREE, POSITION, at, every_key, expected, meaning
-from lockadapt.recipe.objectives import SAMPLE_FIELDS
+from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
+from lockadapt.recipe.sources import SAMPLE_FIELDS
 from tests.support.runs import RECIPE_TEXT
 
 # What YAML likes to read as something else, beside all that hypothesis finds.
@@ -190,6 +191,23 @@ def test_json_schema_names_every_key_and_says_what_it_is_for() -> None:
     assert {key[0] for key in keys} == set(schema["properties"])
 
 
+def test_json_schema_knows_the_keys_of_each_kind() -> None:
+    schema = json_schema()
+    objectives = schema["properties"]["objectives"]
+    union = objectives["additionalProperties"]
+    for kind, reference in union["discriminator"]["mapping"].items():
+        section = schema["$defs"][reference.rsplit("/", 1)[1]]
+        shared = {"kind", "train", "validation", "test", "weight", "batch_size"}
+        assert set(KEYS_OF_KINDS[kind]) | shared < set(section["properties"])
+        assert section["additionalProperties"] is False
+        assert section["properties"]["kind"]["const"] == kind
+        # The name says the kind where there is none: another name does not.
+        assert objectives["properties"][kind]["anyOf"][0] == {"$ref": reference}
+    assert set(objectives["properties"]) == set(KEYS_OF_KINDS) == set(union["discriminator"]["mapping"])
+    assert union["required"] == ["kind"]
+    assert "templates" not in schema["$defs"]["VqaSection"]["properties"]
+
+
 def test_expected_and_meaning_exist_for_every_key() -> None:
     for key in every_key():
         assert expected(at(key))
@@ -198,7 +216,7 @@ def test_expected_and_meaning_exist_for_every_key() -> None:
 
 def below(schema: dict[str, Any], node: dict[str, Any], part: str) -> dict[str, Any]:
     """The part of a JSON schema that describes a key below a node."""
-    for branch in node.get("anyOf", [node]):
+    for branch in node.get("anyOf") or node.get("oneOf") or [node]:
         if "$ref" in branch:
             branch = schema["$defs"][branch["$ref"].rsplit("/", 1)[1]]
         if part in branch.get("properties", {}):

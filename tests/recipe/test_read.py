@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lockadapt.errors import RecipeError
+from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.problems import MAX_PROBLEMS
 from lockadapt.recipe.read import load_recipe
 from tests.support.runs import RECIPE_TEXT
@@ -193,3 +194,16 @@ def test_reading_needs_no_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_older_versions_wrote_every_key_of_every_kind(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    absent = "".join(f"    {key}: null\n" for keys in KEYS_OF_KINDS.values() for key in dict.fromkeys(keys))
+    lines = dict.fromkeys(absent.splitlines(keepends=True))
+    rows = "    train: {format: csv, path: a.csv}\n"
+    file.write_text(
+        "model: {vlm: a}\nobjectives:\n  vqa:\n    kind: null\n" + rows + "".join(lines) + "  words:\n"
+        "    kind: text\n" + rows + "".join(lines)
+    )
+    objectives = load_recipe(file).recipe.objectives
+    assert {name: one.kind for name, one in objectives.items()} == {"vqa": "vqa", "words": "text"}

@@ -1,4 +1,4 @@
-"""Shows what a run can draw while it trains: a grid of pictures with their prompts, a few times a stage."""
+"""Shows what a run can generate while it trains: a grid of images with their prompts, a few times a stage."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt.data.encode import Encoded
-from lockadapt.objectives import TextToImage
 from lockadapt.objectives.generate_images import draw, grid
+from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 SHOWN = 16
 
 
-class DrawingSamples(TrainerCallback):
-    """Draws the same captions with the same seed at every checkpoint, into `step-N.png`.
+class ImageSamples(TrainerCallback):
+    """Generates images for the same captions with the same seed at every checkpoint, into `step-N.png`.
 
     Args:
         folder: where pictures go.
         processor: of the model.
-        objective: says how is drawn.
+        settings: how images are generated.
         rows: whose captions are taken, each different one once.
     """
 
-    def __init__(self, folder: Path, processor: Any, objective: TextToImage, rows: Sequence[Encoded]) -> None:
-        self.folder, self.processor, self.objective = folder, processor, objective
+    def __init__(
+        self, folder: Path, processor: Any, settings: ImageGenerationConfig, rows: Sequence[Encoded]
+    ) -> None:
+        self.folder, self.processor, self.settings = folder, processor, settings
         self.captions = list(dict.fromkeys(row.sample.answer for row in rows))[:SHOWN]
 
     def on_step_end(
@@ -36,6 +38,6 @@ class DrawingSamples(TrainerCallback):
         at_end = state.global_step == state.max_steps
         if not state.is_world_process_zero or not (at_end or state.global_step % int(args.save_steps) == 0):
             return
-        images = draw(kwargs["model"], self.processor, self.captions, self.objective.drawing(SHOWN))
+        images = draw(kwargs["model"], self.processor, self.captions, self.settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         grid(images, self.captions, self.folder / f"step-{state.global_step:06d}.png")

@@ -1,0 +1,71 @@
+"""The row sources of a recipe: formats, files and columns. Does not import torch."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from lockadapt.recipe.sections import KeyPath, Natural, Positive, Section, Text, refuse
+
+ROWS_OF_FORMATS = {"coco": "caption", "vqa-v2": "vqa"}
+"""Formats that hold rows of one kind only."""
+
+SAMPLE_FIELDS = (
+    *("image", "images", "question", "answer", "answers", "caption", "captions"),
+    *("messages", "prompt", "completion", "answer_type", "id", "text"),
+)
+if TYPE_CHECKING:
+    SampleField = str  # for callers any text; for the reader of a recipe a closed list
+else:
+    SampleField = Literal[SAMPLE_FIELDS]
+
+
+class SourceSection(Section):
+    """A set of rows and the images they refer to."""
+
+    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"] = Field(
+        description="file format of the rows"
+    )
+    path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
+    images: Text | None = Field(
+        default=None, description="folder to which image names are relative; default: the folder of `path`"
+    )
+    annotations: Text | None = Field(default=None, description="vqa-v2: annotations file")
+    split: Text | None = Field(
+        default=None,
+        description="datasets, imagefolder: name of the split; vqa-v2: replaces `{split}` in image names",
+    )
+    columns: dict[SampleField, Text | Natural] = Field(
+        default_factory=dict,
+        description="sample field -> column name, or index if rows are lists; fields: image, images, "
+        "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
+    )
+    image_name: Text | None = Field(
+        default=None,
+        description="template that turns an image value into a file name: `{}.png`, `{:012d}.jpg`, "
+        "`{split}/{}.jpg`",
+    )
+    limit: Positive | None = Field(default=None, description="use only the first N rows")
+
+    @model_validator(mode="after")
+    def _keys_of_the_format(self) -> SourceSection:
+        problems: list[tuple[KeyPath, str]] = []
+        if self.format == "vqa-v2" and self.annotations is None:
+            problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
+        if self.format != "vqa-v2" and self.annotations is not None:
+            problems.append((("annotations",), f"format {self.format} has no annotations file"))
+        named_by_split = "{split}" in (self.image_name or "")
+        if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
+            problems.append((("split",), f"format {self.format} has no splits: `path` names the file"))
+        if self.columns and self.format in ROWS_OF_FORMATS:
+            problems.append((("columns",), f"format {self.format} has columns of its own; leave this out"))
+        if self.image_name is not None and not _IMAGE_FIELD.search(self.image_name):
+            problems.append((("image_name",), "needs `{}` where the image value goes, as in `{}.png`"))
+        refuse(problems)
+        return self
+
+
+_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
+_IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")
