@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, from_json
 
 from lockadapt.errors import RecipeError, VerificationError
@@ -20,10 +20,12 @@ RUN, VERSION = "run.json", 1
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Measured = Annotated[float, AllowInfNan(True)]
+"""What a run measured, and NaN where there was nothing to measure: no run is lost to a number about it."""
 
 
 class _Record(BaseModel):
-    """Base of all that is recorded: values are never converted from other types, NaN is damage."""
+    """Base of all that is recorded: values are never converted from other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -58,9 +60,9 @@ class StageRecord(_Record):
     steps: Count
     samples: Count
     samples_by_objective: dict[str, Count] | None = None
-    train_loss: float
-    best_validation_loss: float | None
-    loss_change_by_swapped_images: dict[str, float] | None
+    train_loss: Measured
+    best_validation_loss: Measured | None
+    loss_change_by_swapped_images: dict[str, Measured] | None
     largest_batch_bytes: Count | None = None
     components: tuple[ComponentRow, ...]
     packing: PackingRecord | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def test_runs_of_before_versions_are_read(tmp_path: Path) -> None:
     assert found.version == VERSION
     assert (found.sources, found.base_identity, found.stages[0].packing) == (None, None, None)
     assert found.stages[0].components == record().stages[0].components
+
+
+def test_what_could_not_be_measured_is_kept(tmp_path: Path) -> None:
+    stage = record().stages[0].model_copy(update={"loss_change_by_swapped_images": {"t2i": float("nan")}})
+    write_record(tmp_path, record(stages=(stage,)))
+    change = read_record(tmp_path).stages[0].loss_change_by_swapped_images
+    assert change is not None
+    assert math.isnan(change["t2i"])
 
 
 def test_an_identity_of_another_format_is_none(tmp_path: Path) -> None:
