@@ -25,14 +25,16 @@ from shapes import build, build_easy_vqa
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt import GroundingConfig, GroundingTrainer
+from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.fusions import projector_input
 from lockadapt.architectures.load import load_model
-from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.encode import Encoded, Encoder, distinct_images
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.files import write_json
 from lockadapt.objectives import KINDS
 from lockadapt.runs.run_folder import versions
-from lockadapt.training.rows import context_length, distinct_images, encoded_rows
+from lockadapt.training.rows import encoded_rows
 from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 LORA = LoraSettings(rank=16)
@@ -248,7 +250,7 @@ def _grounding(job: Job, model: Any, processor: Any, items: Any, images: Any) ->
         f"{job.folder}/lockadapt",
         projector_learning_rate=LEARNING_RATE,
         packing=job.packing,
-        samples_per_image=job.together,
+        max_samples_per_image=job.together,
         **_common_arguments(job),
     )
     return GroundingTrainer(

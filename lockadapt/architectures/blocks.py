@@ -60,6 +60,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
+def context_length(model: nn.Module) -> int:
+    """The LLM's context in tokens."""
+    config = llm_of(model).config
+    return int(getattr(config, "max_position_embeddings", None) or 2048)  # type: ignore[arg-type]
+
+
 def _linears(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in parent.named_modules():
         # Inside a LoRA layer, the adapted layer is `base_layer`; the adapter's own matrices are no targets.

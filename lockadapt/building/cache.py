@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import draft_model
-from lockadapt.building.towerless import remember
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import RecipeError
-from lockadapt.features.on_disk import FeatureSettings
-from lockadapt.features.policy import disk_features
+from lockadapt.features.inputs import disk_features
+from lockadapt.features.policy import FeatureSettings
+from lockadapt.features.towerless import remember_towers
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 
@@ -63,7 +64,8 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     disk = disk_features(model, processor, pixels, settings, reporter.note, thorough=True)
     reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
     computed = disk.fill(images.values(), reporter.counted("shards"))
-    remember(experiment, None, model, disk, resolve_dtype(recipe.model.dtype))
+    start = Path(recipe.model.vlm).expanduser() if recipe.model.vlm else None
+    remember_towers(start, resolve_dtype(recipe.model.dtype), model, [disk])
     drift = disk.folder.drift()
     assert drift is not None
     if data.features != "disk":

@@ -10,7 +10,7 @@ from lockadapt.building.objectives import build_objectives, embedding_dimension
 from lockadapt.building.samples import build_samples
 from lockadapt.building.stages import Stage, build_stages
 from lockadapt.data.sample import Sample
-from lockadapt.features.on_disk import DEFAULT_CACHE, FeatureSettings
+from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import (
     DataSection,

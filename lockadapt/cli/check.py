@@ -29,7 +29,7 @@ def check(
         )
         return
     from lockadapt.console import Reporter
-    from lockadapt.training.check import check_recipe
+    from lockadapt.planning.check import check_recipe
 
     found = check_recipe(loaded.recipe, Reporter(), samples)
     print(json.dumps(found) if as_json else f"{recipe}: ready to train")

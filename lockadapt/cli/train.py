@@ -43,13 +43,13 @@ def train(
 
     reporter = Reporter(quiet)
     if dry_run:
-        from lockadapt.training.check import check_recipe
+        from lockadapt.planning.check import check_recipe
 
         check_recipe(loaded.recipe, reporter)
         return
     if loaded.recipe.output is None:
         raise RecipeError("no run folder given", where=str(recipe), fix="add --output FOLDER")
-    from lockadapt.training.session import train as run
+    from lockadapt.training.loop import train as run
 
     result = run(loaded.recipe, loaded.recipe.output, reporter, resume)
     print(json.dumps(dataclasses.asdict(result)) if as_json else result.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -31,6 +32,26 @@ class MixedDataset(Dataset[tuple[str, Encoded]]):
         return name, self.rows[name][index - self.offsets[name]]
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How a run draws its micro-batches.
+
+    Attributes:
+        ratios: share of micro-batches by objective; only their proportions count.
+        sizes: rows in a micro-batch, by objective.
+        batches: how many micro-batches there are in all, over all processes.
+        seed: same seed, same order.
+        max_samples_per_image: the most rows about the same images that follow each other, by objective; 1
+            draws every row by itself.
+    """
+
+    ratios: Mapping[str, float]
+    sizes: Mapping[str, int]
+    batches: int
+    seed: int
+    max_samples_per_image: Mapping[str, int]
+
+
 class MixtureSampler(Sampler[list[int]]):
     """Yields lists of indices into a MixedDataset, one objective a list.
 
@@ -42,51 +63,35 @@ class MixtureSampler(Sampler[list[int]]):
 
     Args:
         dataset: what the indices point into.
-        ratios: share of micro-batches by objective; only their proportions count.
-        batch_size: rows in a micro-batch; or one number by objective.
-        batches: how many micro-batches there are in all, over all processes.
-        seed: same seed, same order.
-        together: the most rows about the same images that follow each other; 1 draws every row by itself. Or
-            one number by objective.
+        draws: how many rows of which objective, and in which order.
     """
 
-    def __init__(
-        self,
-        dataset: MixedDataset,
-        ratios: Mapping[str, float],
-        batch_size: int | Mapping[str, int],
-        batches: int,
-        seed: int,
-        together: int | Mapping[str, int] = 1,
-    ) -> None:
-        self.dataset, self.ratios, self.batches, self.seed = dataset, ratios, batches, seed
-        names = dataset.rows
-        self.sizes = dict.fromkeys(names, batch_size) if isinstance(batch_size, int) else dict(batch_size)
-        self.together = dict.fromkeys(names, together) if isinstance(together, int) else dict(together)
+    def __init__(self, dataset: MixedDataset, draws: Draws) -> None:
+        self.dataset, self.draws = dataset, draws
 
     def __len__(self) -> int:
-        return self.batches
+        return self.draws.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         names = [name for name, items in self.dataset.rows.items() if len(items)]
-        total = sum(self.ratios[name] for name in names)
-        share = {name: self.ratios[name] / total for name in names}
+        total = sum(self.draws.ratios[name] for name in names)
+        share = {name: self.draws.ratios[name] / total for name in names}
         credit = dict.fromkeys(names, 0.0)
         streams = {name: self._rows(name, number) for number, name in enumerate(names)}
-        for _ in range(self.batches):
+        for _ in range(self.draws.batches):
             for name in names:
                 credit[name] += share[name]
             chosen = max(names, key=lambda name: credit[name])
             credit[chosen] -= 1.0
-            yield [next(streams[chosen]) for _ in range(self.sizes[chosen])]
+            yield [next(streams[chosen]) for _ in range(self.draws.sizes[chosen])]
 
     def _rows(self, name: str, number: int) -> Iterator[int]:
         offset, items = self.dataset.offsets[name], self.dataset.rows[name]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        together = self.together[name]
-        same = groups(items) if together > 1 else [[row] for row in range(len(items))]
+        generator = torch.Generator().manual_seed(self.draws.seed * 1_000_003 + number)
+        longest = self.draws.max_samples_per_image[name]
+        same = groups(items) if longest > 1 else [[row] for row in range(len(items))]
         while True:
-            runs = [run for group in same for run in _runs(group, together, generator)]
+            runs = [run for group in same for run in _runs(group, longest, generator)]
             for chosen in torch.randperm(len(runs), generator=generator).tolist():
                 for row in runs[chosen]:
                     yield offset + row

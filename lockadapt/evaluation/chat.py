@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.evaluation.target import open_target
-from lockadapt.training.rows import context_length
 
 MAX_PIXELS = 50_000_000
 

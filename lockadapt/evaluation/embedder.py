@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.building.objectives import build_objectives
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
@@ -21,7 +22,6 @@ from lockadapt.evaluation.target import Target, make_ready
 from lockadapt.objectives import ImageText, Objective
 from lockadapt.objectives.base import Progress
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.rows import context_length
 
 
 @dataclass

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import FeatureInputs, ImageInputs, PixelInputs, mean_image
+from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready, open_target
-from lockadapt.features.inputs import CODES, codes_of
-from lockadapt.features.policy import disk_features, image_side, tower_batch, tower_outputs
+from lockadapt.features.inputs import CODES, token_inputs, tower_inputs
+from lockadapt.features.policy import ImagePolicy
 from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.card import write_card
 from lockadapt.runs.run_folder import SCORES
-from lockadapt.training.rows import context_length
 
 
 def evaluate_folder(
@@ -111,28 +112,22 @@ def _images(
     reporter: Reporter,
 ) -> ImageInputs:
     images = {image.key: image for sample in samples for image in sample.images}
+    reused = blind or sum(len(sample.images) for sample in samples) > len(images)
+    settings = experiment.features
+    # Unlike training, evaluation sees each use of an image once: what is not used again is not worth the memory.
+    if settings.choice == "memory" and not reused:
+        settings = replace(settings, choice="none")
+    policy = ImagePolicy(
+        settings,
+        experiment.data.max_pixels,
+        blind,
+        target.mean,
+        reporter.note,
+        reporter.counted("running what is frozen on images"),
+    )
     if objective.frozen in CODES:
-        codes = codes_of(target.model, target.processor, experiment.data.max_pixels)
-        codes.fill(images.values(), reporter.counted("tokenising images"))
-        return codes
-    mean = None
-    if blind and images:
-        side = image_side(target.processor)
-        mean = target.mean or mean_image(images.values(), experiment.data.max_pixels, side)
-    pixels = PixelInputs(target.processor.image_processor, experiment.data.max_pixels, mean)
-    inputs: Any = pixels
-    uses = sum(len(sample.images) for sample in samples)
-    if experiment.data.features == "disk" and images:
-        settings = experiment.features
-        inputs = disk_features(target.model, target.processor, pixels, settings, reporter.note)
-        inputs.fill(images.values(), reporter.counted("running the frozen tower"))
-    elif experiment.data.features != "none" and (blind or uses > len(images)):
-        from lockadapt.architectures.base import unwrap_model
-
-        base = unwrap_model(target.model)
-        inputs = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
-        inputs.fill(images.values(), reporter.counted("running the frozen tower"))
-    return inputs
+        return token_inputs(target.model, target.processor, images, policy)
+    return tower_inputs(target.model, target.processor, images, policy, reused)
 
 
 def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str]) -> Recipe:

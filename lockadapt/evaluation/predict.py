@@ -20,7 +20,7 @@ from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import DataError
 from lockadapt.evaluation.prefill import generate_from_shared_prefix
 from lockadapt.objectives.answer_tokens import sample_losses
-from lockadapt.training.packing import exact_within, packing_difference, why_not_exact
+from lockadapt.planning.packing import exact_within, packing_difference, why_not_exact
 
 Progress = Callable[[int, int], None]
 RANK_ROWS = 16

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.errors import RecipeError
@@ -14,7 +15,6 @@ from lockadapt.exports.embedding_client import Frames, Trained, embed_images, em
 from lockadapt.exports.fold import folded, take_retrieval
 from lockadapt.exports.proofs.embeddings import Embedded, compare, embed_probe, shown_and_said
 from lockadapt.runs.run import LoadedRun
-from lockadapt.training.rows import context_length
 
 
 def trained_embedder(loaded: LoadedRun) -> tuple[Trained, list[Image.Image], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -17,11 +17,14 @@ from lockadapt.data.image_bytes import content_keys
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
-from lockadapt.features.crops import ten_crops
 from lockadapt.files import write_bytes
 
 SMALL = 65_536
 """Codebooks up to this size are kept in 16 bits."""
+
+CROPS = 10
+SHARE = 1 / 1.1
+"""Side of a crop in sides of the picture, as LlamaGen tokenises its training images (arXiv 2406.06525)."""
 
 Encode = Callable[[torch.Tensor], torch.Tensor]
 
@@ -165,3 +168,12 @@ def code_inputs(
         digest=digest,
         crops=crops,
     )
+
+
+def ten_crops(picture: Image.Image) -> list[Image.Image]:
+    """Four corners, the middle, and the five mirrored; each SHARE as wide and as high as the picture."""
+    wide, high = max(1, round(picture.width * SHARE)), max(1, round(picture.height * SHARE))
+    right, below = picture.width - wide, picture.height - high
+    places = [(0, 0), (right, 0), (0, below), (right, below), (right // 2, below // 2)]
+    crops = [picture.crop((x, y, x + wide, y + high)) for x, y in places]
+    return [*crops, *(ImageOps.mirror(crop) for crop in crops)]

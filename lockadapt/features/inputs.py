@@ -1,76 +1,129 @@
-"""What the images of each objective become before a batch is made: tower outputs, kept or not, or codes."""
+"""Image inputs by policy: pixels, tower outputs kept in memory or on disk, or codes of an image tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.data.encode import Encoded
-from lockadapt.data.pixels import ImageInputs, PixelInputs
+from lockadapt.data.encode import Encoded, distinct_images
+from lockadapt.data.pixels import Frozen, ImageInputs, PixelInputs, mean_image
+from lockadapt.data.sample import ImageRef
 from lockadapt.errors import AssemblyError
+from lockadapt.features.folder import FeatureFolder
+from lockadapt.features.identity import feature_identity
 from lockadapt.features.image_tokens import CodeInputs, code_inputs
-from lockadapt.features.on_disk import FeatureSettings
-from lockadapt.features.policy import Note, Progress, image_inputs, silent
-from lockadapt.objectives import Objective
-from lockadapt.objectives.base import Frozen
-from lockadapt.training.rows import distinct_images
+from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.features.on_disk import DiskFeatures
+from lockadapt.features.policy import FeatureSettings, ImagePolicy, Note, choose_store
+from lockadapt.features.tower import image_side, tower_batch, tower_outputs
 
 CODES: tuple[Frozen, ...] = ("codes", "crops")
-"""What objectives that draw have of an image."""
+"""What objectives that generate images have of an image."""
 
 
 def inputs_by_objective(
     model: nn.Module,
     processor: Any,
-    objectives: Mapping[str, Objective],
+    frozen: Mapping[str, Frozen],
     rows: Mapping[str, Sequence[Encoded]],
-    max_pixels: int,
-    settings: FeatureSettings,
-    *,
-    pays: bool = True,
-    blind: bool = False,
-    note: Note = silent,
-    progress: Progress | None = None,
+    policy: ImagePolicy,
+    reused: bool = True,
 ) -> dict[str, ImageInputs]:
     """Image inputs by objective; those that look at images through the tower share one, as do those that draw.
 
     Args:
+        model: a stock model, possibly wrapped by PEFT.
+        processor: the model's.
+        frozen: what each objective needs of an image.
         rows: training and validation rows by objective.
-        max_pixels, settings, pays, blind, note, progress: as `lockadapt.features.policy.image_inputs` takes them.
+        policy: how images become inputs.
+        reused: as `choose_store` takes it.
 
     Raises:
         DiskError: features shall be kept on disk and do not fit.
-        RecipeError: an objective draws, and the model does not.
+        AssemblyError: an objective draws, and the model does not.
     """
-    seen = [row for name, items in rows.items() if objectives[name].frozen == "tower" for row in items]
-    shared: ImageInputs = PixelInputs(processor.image_processor, max_pixels)
+    seen = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
+    shared: ImageInputs = PixelInputs(processor.image_processor, policy.max_pixels)
     if seen:
-        shared = image_inputs(
-            model, processor, seen, max_pixels, settings, pays=pays, blind=blind, note=note, progress=progress
-        )
-    inputs = dict.fromkeys(objectives, shared)
+        shared = tower_inputs(model, processor, distinct_images(seen), policy, reused)
+    inputs = dict.fromkeys(frozen, shared)
     for kept in CODES:
-        drawn = [name for name, objective in objectives.items() if objective.frozen == kept]
-        if not drawn:
-            continue
-        folder = settings.cache.expanduser() if settings.choice == "disk" else None
-        codes = codes_of(model, processor, max_pixels, folder, crops=kept == "crops")
-        images = distinct_images([row for name in drawn for row in rows.get(name, ())])
-        count = codes.fill(images.values(), progress)
-        note(f"images: codes of {len(images):,} images kept ({count:,} computed)")
-        inputs.update(dict.fromkeys(drawn, codes))
+        names = [name for name, needed in frozen.items() if needed == kept]
+        if names:
+            images = distinct_images([row for name in names for row in rows.get(name, ())])
+            codes = token_inputs(model, processor, images, policy, crops=kept == "crops")
+            inputs.update(dict.fromkeys(names, codes))
     return inputs
 
 
-def codes_of(
-    model: nn.Module, processor: Any, max_pixels: int, folder: Path | None = None, *, crops: bool = False
+def tower_inputs(
+    model: nn.Module,
+    processor: Any,
+    images: Mapping[str, ImageRef],
+    policy: ImagePolicy,
+    reused: bool = True,
+) -> ImageInputs:
+    """What gives these images to a model that sees them through its tower, filled already.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
+        processor: the model's.
+        images: by key.
+        policy: how they become inputs; `policy.note` is told which and why.
+        reused: as `choose_store` takes it.
+
+    Raises:
+        DiskError: features shall be kept on disk and do not fit.
+    """
+    replacement, settings = policy.mean if policy.blind else None, policy.settings
+    if policy.blind and images and replacement is None:
+        replacement = mean_image(images.values(), policy.max_pixels, image_side(processor))
+    pixels = PixelInputs(processor.image_processor, policy.max_pixels, replacement)
+    if not images:
+        policy.note("no images")
+        return pixels
+    base = unwrap_model(model)
+    kept = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
+
+    def memory_bytes() -> int:
+        # Not kept: images that go through the tower in the same batches as for the disk have the same features to the bit.
+        first = kept.tower(pixels([next(iter(images.values()))])["pixel_values"])
+        return first.nbytes * (1 if policy.blind else len(images))
+
+    @cache
+    def disk() -> DiskFeatures:
+        return disk_features(model, processor, pixels, settings, policy.note)
+
+    def disk_refusal() -> str | None:
+        content = disk().content(images.values())
+        refused = disk().folder.refusal(content, disk().layout(next(iter(content.values()))))
+        return None if refused is None else refused.message
+
+    store, why = choose_store(settings, len(images), reused, memory_bytes, disk_refusal)
+    if store == "memory":
+        kept.fill(images.values(), policy.progress)
+    if why:
+        policy.note(f"images: {why}")
+    if store == "disk":
+        return _filled(disk(), images, policy)
+    return kept if store == "memory" else pixels
+
+
+def token_inputs(
+    model: nn.Module,
+    processor: Any,
+    images: Mapping[str, ImageRef],
+    policy: ImagePolicy,
+    crops: bool = False,
 ) -> CodeInputs:
-    """Codes from the image tokenizer inside a stock model, kept in memory and in a folder; of ten crops too, if asked.
+    """Codes of these images from the image tokenizer inside a stock model: kept in memory, and in the cache where
+    features are kept on disk; of ten crops too, if asked.
 
     Raises:
         AssemblyError: the model has no image tokenizer.
@@ -81,4 +134,41 @@ def codes_of(
             f"{type(base).__name__} has no image tokenizer",
             fix="give model.image_tokenizer, or start from a Janus checkpoint",
         )
-    return code_inputs(base.model.vqmodel, processor.image_processor, max_pixels, folder=folder, crops=crops)
+    settings = policy.settings
+    folder = settings.cache.expanduser() if settings.choice == "disk" else None
+    codes = code_inputs(
+        base.model.vqmodel, processor.image_processor, policy.max_pixels, folder=folder, crops=crops
+    )
+    count = codes.fill(images.values(), policy.progress)
+    policy.note(f"images: codes of {len(images):,} images kept ({count:,} computed)")
+    return codes
+
+
+def disk_features(
+    model: nn.Module,
+    processor: Any,
+    pixels: PixelInputs,
+    settings: FeatureSettings,
+    note: Note,
+    *,
+    thorough: bool = False,
+) -> DiskFeatures:
+    """The cache on disk for this model's tower; nothing is computed yet. `thorough`: see `FeatureFolder`."""
+    base = unwrap_model(model)
+    identity = feature_identity(base, processor.image_processor, settings.stored)
+    folder = FeatureFolder(settings.cache, identity, settings.disk_gib, note, thorough=thorough)
+    return DiskFeatures(
+        pixels, lambda values: tower_outputs(base, values), folder, settings.workers, tower_batch(base)
+    )
+
+
+def _filled(disk: DiskFeatures, images: Mapping[str, ImageRef], policy: ImagePolicy) -> DiskFeatures:
+    built = disk.fill(images.values(), policy.progress)
+    drift = disk.folder.drift()
+    assert drift is not None
+    policy.note(
+        f"images: tower outputs on disk in {disk.folder.path} ({built:,} computed, the others were there); "
+        f"stored as {disk.folder.identity['stored']}: largest difference {drift.largest:.2g}, "
+        f"relative {drift.relative:.2g}"
+    )
+    return disk

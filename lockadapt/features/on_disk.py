@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,31 +16,8 @@ from lockadapt.errors import LockadaptError
 from lockadapt.features.folder import FeatureFolder
 from lockadapt.features.shards import STORED, Layout, Shard
 
-DEFAULT_CACHE = Path("~/.cache/lockadapt/features")
-Choice = Literal["auto", "memory", "disk", "none"]
 Tower = Callable[[torch.Tensor], torch.Tensor]
 """Pixel values (n, 3, side, side) -> projector inputs (n, tokens, channels), without gradient."""
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """Where frozen tower outputs are kept, and how much of them.
-
-    Attributes:
-        choice: `auto` keeps them in memory if they fit there, else on disk if they fit there, and only if they pay.
-        memory_gib: the most memory, for `auto`.
-        disk_gib: the most disk, for `auto` and `disk`.
-        stored: dtype on disk, one of `STORED`.
-        cache: folder on disk.
-        workers: processes that decode and preprocess images while the cache is built.
-    """
-
-    choice: Choice = "auto"
-    memory_gib: float = 2.0
-    disk_gib: float = 20.0
-    stored: str = "bfloat16"
-    cache: Path = DEFAULT_CACHE
-    workers: int = 0
 
 
 class DiskFeatures:

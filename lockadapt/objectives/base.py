@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
-from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.pixels import Frozen, ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
@@ -25,8 +25,6 @@ how many terms (answer tokens, image codes, pairs) the loss is the mean of."""
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
 """One prediction: where, images, question, answer, truth."""
-Frozen = Literal["tower", "codes", "crops", "nothing"]
-"""What of an image is computed once: the tower's outputs, the codes of an image tokenizer, those of ten crops as well."""
 
 
 class EvaluationContext(Protocol):

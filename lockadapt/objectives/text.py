@@ -13,10 +13,11 @@ from torch import nn
 
 from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.pixels import Frozen
 from lockadapt.data.sample import Sample
 from lockadapt.errors import NoLabelError
 from lockadapt.objectives.answer_tokens import answer_loss
-from lockadapt.objectives.base import EvaluationContext, Frozen, Objective, Progress, Report, Row
+from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Report, Row
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,11 @@ from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import Batch, left_padded, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
-from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.pixels import Frozen, ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
 from lockadapt.objectives.base import (
     EvaluationContext,
-    Frozen,
     Objective,
     Progress,
     Report,

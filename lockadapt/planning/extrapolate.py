@@ -1,4 +1,4 @@
-"""Foretells the memory of a deep model from traces of its first blocks: equal blocks cost equal amounts."""
+"""Extrapolates peak memory from the first blocks of a model: equal blocks cost equal amounts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRACED_WHOLE = 6
 """Models of up to so many blocks are traced as they are."""
 
 
-def deep_peak(
+def extrapolated_peak(
     model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False
 ) -> tuple[int, dict[str, int]]:
     """As `step_peak`: the largest sum of live bytes in a forward and backward, and its parts.
@@ -38,9 +38,9 @@ def deep_peak(
     weights = sum({id(tensor): tensor.nbytes for _, tensor in named_tensors(model)}.values())
     trained = sum(p.nbytes for p in blocks[0].parameters() if p.requires_grad)
     # What both shallow traces held of weights and of gradients from before is known exactly; the rest is compared.
-    before = [_moving(one.segments[0][1], accumulate) for one in (low, high)]
+    before = [_moving(trace.segments[0][1], accumulate) for trace in (low, high)]
     growth = before[1] - before[0]
-    found = []
+    moments = []
     for number, (_, parts) in enumerate(high.segments):
         late = number > 0 and not accumulate and trained > growth
         deeper = {
@@ -49,8 +49,8 @@ def deep_peak(
             "activations": parts.get("activations", 0) + (0 if late else growth * missing),
             "gradients": parts.get("gradients", 0) + (trained * missing if late or accumulate else 0),
         }
-        found.append((sum(deeper.values()), deeper))
-    return max(found, key=lambda one: one[0])
+        moments.append((sum(deeper.values()), deeper))
+    return max(moments, key=lambda moment: moment[0])
 
 
 def _moving(parts: dict[str, int], accumulate: bool) -> int:

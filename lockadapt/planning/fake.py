@@ -1,4 +1,4 @@
-"""Turns a model on the meta device into one of fake tensors, and its blocks into quantized ones, without a weight."""
+"""Fake tensors: shapes, dtypes and devices without numbers, for a training step of a model without weights."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
-from lockadapt.architectures.blocks import block_linears
-from lockadapt.models.bitsandbytes import require_bitsandbytes
-from lockadapt.tuning.quantize import Quantization
+REAL_ELEMENTS = 65_536
+"""Floating-point tensors made from nothing stay real up to this size (positions, masks, scalars)."""
 
 
 def fake(model: nn.Module) -> FakeTensorMode:
@@ -59,68 +60,60 @@ def fake(model: nn.Module) -> FakeTensorMode:
     return mode
 
 
-def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
-    """Replaces the blocks' linear layers by bitsandbytes' own, on the meta device as well. In place.
+class FakeFloats(TorchDispatchMode):
+    """Within the block whatever depends on a fake tensor is fake; token ids, masks and positions stay real.
 
-    Raises:
-        SetupError: bitsandbytes is missing.
+    So code that looks at values (is there any padding? which positions are learned?) takes the way that it takes in
+    a run, and a boolean mask still selects a known number of rows.
     """
-    require_bitsandbytes()
-    for name, layer in block_linears(model).items():
-        if not isinstance(layer, nn.Linear):
-            continue  # GPT-2's Conv1D, which bitsandbytes does not take either
-        parent, _, leaf = name.rpartition(".")
-        make = _four_bit if quantization == "nf4" else _eight_bit
-        setattr(model.get_submodule(parent), leaf, make(layer, dtype))
-    setattr(model, "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit", True)
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation on fake tensors if one of its inputs is fake or it makes a large one; else as it is."""
+        kwargs = kwargs or {}
+        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
+        faked = any(isinstance(item, FakeTensor) for item in tensors)
+        if not faked and (tensors or not _makes_large(func, args, kwargs)):
+            return func(*args, **kwargs)
+        if func in _INDEXED:
+            args = (args[0], _positions(args[1]), *args[2:])
+        with self.mode:
+            return func(*args, **kwargs)
 
 
-def _four_bit(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """NF4 with double quantisation: half a byte a weight, a byte a block of 64, four bytes for 256 of these."""
-    from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Linear4bit
+_INDEXED = {
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten._unsafe_index.Tensor,
+}
 
-    count = layer.weight.numel()
-    blocks = -(-count // 64)
-    nested = QuantState(
-        absmax=torch.empty(-(-blocks // 256)), blocksize=256, code=torch.empty(256), dtype=torch.float32
+
+def _positions(indices: Any) -> list[Any]:
+    """Real boolean masks as the positions that they select, so that the shape of the result is known."""
+    found: list[Any] = []
+    for index in indices:
+        if (
+            isinstance(index, torch.Tensor)
+            and index.dtype == torch.bool
+            and not isinstance(index, FakeTensor)
+        ):
+            found += index.nonzero(as_tuple=True)
+        else:
+            found.append(index)
+    return found
+
+
+def _makes_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    size = args[0] if args and isinstance(args[0], (list, tuple)) else kwargs.get("size")
+    dtype = kwargs.get("dtype") or torch.get_default_dtype()
+    return (
+        isinstance(size, (list, tuple))
+        and dtype.is_floating_point
+        and torch.Size(size).numel() > REAL_ELEMENTS
     )
-    state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8),
-        shape=layer.weight.shape,
-        dtype=dtype,
-        blocksize=64,
-        code=torch.empty(16),
-        quant_type="nf4",
-        offset=torch.empty(()),
-        state2=nested,
-    )
-    new = _bare(Linear4bit, layer)
-    weight: Any = nn.Parameter(torch.empty(-(-count // 2), 1, dtype=torch.uint8), requires_grad=False)
-    weight.quant_state, weight.compress_statistics, weight.quant_type = state, True, "nf4"
-    new.weight, new.quant_state, new.compute_dtype, new.compute_type_is_set = weight, state, dtype, True
-    new.support_avx512bf16_for_cpu = False
-    return new
-
-
-def _eight_bit(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """LLM.int8(): a byte a weight, and four bytes a row."""
-    import bitsandbytes as bnb
-
-    new = _bare(bnb.nn.Linear8bitLt, layer)
-    state = bnb.MatmulLtState()
-    state.threshold, state.has_fp16_weights, state.use_pool = 6.0, False, True
-    state.CB = torch.empty(layer.weight.shape, dtype=torch.int8)
-    state.SCB = torch.empty(layer.weight.shape[0])
-    weight: Any = nn.Parameter(state.CB, requires_grad=False)
-    weight.CB = weight.SCB = None
-    new.weight, new.state, new.index = weight, state, None
-    return new
-
-
-def _bare(kind: Any, layer: nn.Linear) -> Any:
-    """A layer of bitsandbytes' class around another's bias; its own constructor would allocate a weight first."""
-    new = kind.__new__(kind)
-    nn.Module.__init__(new)
-    new.in_features, new.out_features, new.bias = layer.in_features, layer.out_features, layer.bias
-    return new

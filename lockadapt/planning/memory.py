@@ -1,4 +1,4 @@
-"""Counts the bytes of live tensors while code runs, on real tensors or on fake ones, and remembers the largest sum."""
+"""Counts the bytes of live tensors while code runs, on real tensors or on fake ones; remembers the largest sum."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.planning.sizes import named_tensors
-
-REAL_ELEMENTS = 65_536
-"""Floating-point tensors made from nothing stay real up to this size (positions, masks, scalars)."""
 
 
 class PeakTracker(TorchDispatchMode):
@@ -116,32 +112,6 @@ class StepPeak:
         return max(self.segments, key=lambda one: one[0])[1]
 
 
-class FakeFloats(TorchDispatchMode):
-    """Within the block whatever depends on a fake tensor is fake; token ids, masks and positions stay real.
-
-    So code that looks at values (is there any padding? which positions are learned?) takes the way that it takes in
-    a run, and a boolean mask still selects a known number of rows.
-    """
-
-    def __init__(self, mode: FakeTensorMode) -> None:
-        super().__init__()
-        self.mode = mode
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Runs the operation on fake tensors if one of its inputs is fake or it makes a large one; else as it is."""
-        kwargs = kwargs or {}
-        tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
-        faked = any(isinstance(item, FakeTensor) for item in tensors)
-        if not faked and (tensors or not _makes_large(func, args, kwargs)):
-            return func(*args, **kwargs)
-        if func in _INDEXED:
-            args = (args[0], _positions(args[1]), *args[2:])
-        with self.mode:
-            return func(*args, **kwargs)
-
-
 def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:
     """Live bytes in one forward and backward, with all of the model's tensors; its gradients are dropped after.
 
@@ -177,39 +147,6 @@ def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bo
         for parameter in trained:
             parameter.grad = None
     return StepPeak(tuple(tracker.segments))
-
-
-_INDEXED = {
-    torch.ops.aten.index.Tensor,
-    torch.ops.aten.index_put.default,
-    torch.ops.aten.index_put_.default,
-    torch.ops.aten._unsafe_index.Tensor,
-}
-
-
-def _positions(indices: Any) -> list[Any]:
-    """Real boolean masks as the positions that they select, so that the shape of the result is known."""
-    found: list[Any] = []
-    for index in indices:
-        if (
-            isinstance(index, torch.Tensor)
-            and index.dtype == torch.bool
-            and not isinstance(index, FakeTensor)
-        ):
-            found += index.nonzero(as_tuple=True)
-        else:
-            found.append(index)
-    return found
-
-
-def _makes_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    size = args[0] if args and isinstance(args[0], (list, tuple)) else kwargs.get("size")
-    dtype = kwargs.get("dtype") or torch.get_default_dtype()
-    return (
-        isinstance(size, (list, tuple))
-        and dtype.is_floating_point
-        and torch.Size(size).numel() > REAL_ELEMENTS
-    )
 
 
 def _gemm_4bit() -> Any:

@@ -51,7 +51,7 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         trained = sum(size.trained for size in here.sizes)
         components["start_values"] = {"bytes": 4 * trained}
     rows = planner.rows
-    packs = planner.packing(planner.stages[0]).row_tokens is not None
+    packs = planner.packing(planner.stages[0]).max_row_tokens is not None
     return {
         "peak_bytes": sum(entry["bytes"] for entry in components.values()),
         "components": components,
@@ -119,7 +119,7 @@ def _time(planner: Planner) -> dict[str, Any]:
     flops: float | None = None
     if rows.tokens is not None and rows.tokens[0]:
         costs = training_costs(trace.model, planner.choice.checkpointing, trace.features[0])
-        packs = planner.packing(planner.stages[0]).row_tokens is not None
+        packs = planner.packing(planner.stages[0]).max_row_tokens is not None
         share = rows.tokens[1] / rows.tokens[0] if packs else 1.0
         flops = 0.0
         for stage in planner.stages:

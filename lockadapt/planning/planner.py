@@ -5,25 +5,35 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.blueprint import assembled_blueprint, stock_blueprint
-from lockadapt.building.experiment import build_experiment
+from lockadapt.building.experiment import build_experiment, feature_settings
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.mixture import Draws
 from lockadapt.errors import RecipeError
+from lockadapt.features.policy import Store, choose_store
 from lockadapt.features.shards import Layout
 from lockadapt.models.sources import resolve_dtype
+from lockadapt.planning.largest_batches import largest_batches
+from lockadapt.planning.packing import (
+    NOTHING_PACKS,
+    Packing,
+    PackingTrial,
+    PackingWish,
+    choose_packing,
+    samples_per_image,
+    why_not_exact,
+)
 from lockadapt.planning.rows import PlannedRows, planned_rows, shortened
 from lockadapt.planning.sizes import Size
-from lockadapt.planning.trace import Traced, traced
+from lockadapt.planning.trace import MicroBatch, Traced, traced
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.batch_size_search import worst_batches
-from lockadapt.training.packing import NOTHING_PACKS, Packing, choose_packing, drawn_together, why_not_exact
-from lockadapt.training.rows import context_length
 from lockadapt.tuning.quantize import Quantization
 
 
@@ -136,8 +146,9 @@ class Planner:
         found = []
         packing, seed = self.packing(stage), self.recipe.training.seed
         sizes = {name: self.objectives[name].batch_size or size for name in rows}
-        together = {name: packing.together if self.objectives[name].packs else 1 for name in rows}
-        for name, items in worst_batches(rows, ratios, sizes, micro, seed, packing, together):
+        most = {name: packing.max_samples_per_image if self.objectives[name].packs else 1 for name in rows}
+        draws = Draws(ratios, sizes, micro, seed, most)
+        for name, items in largest_batches(rows, draws, packing.max_row_tokens):
             repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
             found.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
         return found
@@ -153,15 +164,11 @@ class Planner:
             return NOTHING_PACKS
         data, model = self.recipe.data, self.model(self.choice).model
         step = stage.batch_size * stage.accumulation
+        most = samples_per_image(data.samples_per_image, step, stage.batch_size)
         return choose_packing(
-            data.packing,
-            data.row_tokens,
-            drawn_together(data.samples_per_image, step, stage.batch_size),
             {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].packs},
-            stage.batch_size,
-            lambda longest: why_not_exact(model, longest),
-            difference=lambda: 0.0,
-            limit=0.0,
+            PackingWish(data.packing, data.row_tokens, most, stage.batch_size),
+            PackingTrial(lambda longest: why_not_exact(model, longest), difference=lambda: 0.0, limit=0.0),
         )
 
     def host(self) -> int:
@@ -177,19 +184,17 @@ class Planner:
         tokens, channels = trace.features
         return len(self.rows.images) * tokens * channels * torch.finfo(self.choice.dtype).bits // 8
 
-    def _kept_features(self, trace: Traced) -> Literal["memory", "disk", "none"]:
-        """Where features are kept: as `lockadapt.features.policy.image_inputs` decides it, but for a full disk."""
-        data, distinct = self.recipe.data, len(self.rows.images)
-        uses = sum(stage.samples for stage in self.stages)
-        if not distinct or data.features == "none":
-            return "none"
-        if data.features != "auto":
-            return data.features
-        if uses <= distinct:
-            return "none"
-        if self._in_memory(trace) <= data.feature_memory_gib * 2**30:
-            return "memory"
-        return "disk" if self.on_disk() <= data.feature_disk_gib * 2**30 else "none"
+    def _kept_features(self, trace: Traced) -> Store:
+        """Where features are kept: as in a run, but for a full disk."""
+        settings, distinct = feature_settings(self.recipe.data), len(self.rows.images)
+        store, _ = choose_store(
+            settings,
+            distinct,
+            reused=sum(stage.samples for stage in self.stages) > distinct,
+            memory_bytes=lambda: self._in_memory(trace),
+            disk_refusal=lambda: None if self.on_disk() <= settings.disk_gib * 2**30 else "too large",
+        )
+        return store
 
     def _stage_peaks(self, stage: Stage, choice: Choice, only: str | None) -> Iterator[Peak]:
         trace = self.model(choice)
@@ -208,16 +213,17 @@ class Planner:
                 self.reporter.note(
                     f"tracing stage {stage.name}: {len(items)} rows of {name}, {choice_text(choice)}"
                 )
-                self._traces[alike] = trace.peak(
-                    stage.train,
-                    self.objectives[name],
+                step = MicroBatch(
                     name,
+                    self.objectives[name],
                     items,
+                    stage.train,
                     cached=self.cached,
                     checkpointing=choice.checkpointing,
                     accumulate=accumulation > 1,
-                    row_tokens=self.packing(stage).row_tokens,
+                    max_row_tokens=self.packing(stage).max_row_tokens,
                 )
+                self._traces[alike] = trace.peak(step)
             peak, parts, batch = self._traces[alike]
             if peak < weights + gradients:
                 peak, parts = weights + gradients, {"weights": weights, "gradients": gradients}

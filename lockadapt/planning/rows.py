@@ -13,8 +13,8 @@ from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
+from lockadapt.planning.packing import packed_tokens, samples_per_image
 from lockadapt.recipe.schema import SourceSection
-from lockadapt.training.packing import drawn_together, packed_tokens
 
 MOST_ROWS = 50_000
 """Of more rows, a part is tokenised: whole images, evenly spread, and the longest texts."""
@@ -94,8 +94,8 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
             )
         train[name], counts[name] = encoded, round(len(encoded) * share)
         step = experiment.training.batch_size * experiment.training.accumulation
-        together = drawn_together(experiment.data.samples_per_image, step, experiment.training.batch_size)
-        unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, together)
+        most = samples_per_image(experiment.data.samples_per_image, step, experiment.training.batch_size)
+        unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, most)
         known = [known[0] + unpacked * share, known[1] + packed * share]
         learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)
         if section.validation is not None and _is_here(section.validation):

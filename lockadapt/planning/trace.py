@@ -19,13 +19,13 @@ from lockadapt.architectures.blueprint import META, Blueprint
 from lockadapt.architectures.fusions import projector_input
 from lockadapt.data.encode import Encoded
 from lockadapt.data.sample import ImageRef
-from lockadapt.features.policy import image_side
+from lockadapt.features.tower import image_side
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives import Objective
-from lockadapt.planning.extrapolate import deep_peak
-from lockadapt.planning.fake import fake, quantize_meta
-from lockadapt.planning.memory import FakeFloats
+from lockadapt.planning.extrapolate import extrapolated_peak
+from lockadapt.planning.fake import FakeFloats, fake
+from lockadapt.planning.quantize_meta import quantize_meta
 from lockadapt.planning.sizes import Size, component_sizes
 from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
 from lockadapt.tuning.quantize import Quantization
@@ -33,6 +33,31 @@ from lockadapt.tuning.quantize import Quantization
 EIGHT_BIT_BLOCK = 256
 EIGHT_BIT_FROM = 4096
 """bitsandbytes' 8-bit optimisers keep a float32 scale for so many values, and smaller tensors in float32."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch as a run computes it.
+
+    Attributes:
+        name: of the objective.
+        objective: what is learned.
+        items: its rows.
+        train: parts that train: `projector`, `lora` …
+        cached: the tower's outputs come from memory; else it is run.
+        checkpointing: activations are computed twice.
+        accumulate: gradients of an earlier micro-batch are there.
+        max_row_tokens: longest packed row; None: one row a sample.
+    """
+
+    name: str
+    objective: Objective
+    items: Sequence[Encoded]
+    train: Sequence[str]
+    cached: bool
+    checkpointing: bool
+    accumulate: bool
+    max_row_tokens: int | None
 
 
 @dataclass
@@ -70,47 +95,27 @@ class Traced:
             projector_input(self.model, pixels.to(self.dtype))
         return float(counter.get_total_flops())
 
-    def peak(
-        self,
-        train: Sequence[str],
-        objective: Objective,
-        name: str,
-        items: Sequence[Encoded],
-        *,
-        cached: bool,
-        checkpointing: bool,
-        accumulate: bool,
-        row_tokens: int | None,
-    ) -> tuple[int, dict[str, int], int]:
+    def peak(self, step: MicroBatch) -> tuple[int, dict[str, int], int]:
         """One forward and backward of a micro-batch.
-
-        Args:
-            train: `projector`, `lora`.
-            objective, name: what is learned, and how it is called.
-            items: the rows of the micro-batch.
-            cached: the tower's outputs come from memory; else it is run.
-            checkpointing: activations are computed twice.
-            accumulate: gradients of an earlier micro-batch are there.
-            row_tokens: longest packed row, None: one row a sample.
 
         Returns:
             The peak in bytes, its parts (see `step_peak`), and the bytes of the batch, which are not among them.
         """
-        set_trainable(self.model, train)
-        switch = "enable" if checkpointing else "disable"
+        set_trainable(self.model, step.train)
+        switch = "enable" if step.checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{switch}")()
         self.model.train()
         tower_of(self.model).eval()
-        images = _FakeImages(self, cached)
-        batch = objective.collate(items, images, self.processor.tokenizer.pad_token_id, name, row_tokens)
+        images, pad = _FakeImages(self, step.cached), self.processor.tokenizer.pad_token_id
+        batch = step.objective.collate(step.items, images, pad, step.name, step.max_row_tokens)
 
         def loss() -> torch.Tensor:
             with _arithmetic(self.dtype):
-                return objective.loss(self.model, batch)[0]
+                return step.objective.loss(self.model, batch)[0]
 
         # Dropout of a fake tensor draws no number, but that of a small real one would.
         with torch.random.fork_rng([]), FakeFloats(self.mode):
-            peak, parts = deep_peak(self.model, loss, accumulate)
+            peak, parts = extrapolated_peak(self.model, loss, step.accumulate)
         return peak, parts, sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
 
 

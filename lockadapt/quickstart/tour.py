@@ -23,7 +23,7 @@ from lockadapt.quickstart.recipe import quickstart_recipe
 from lockadapt.quickstart.scenes import SEEN, make_dataset
 from lockadapt.quickstart.show import show
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
 MARK = "quickstart.json"

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from lockadapt.architectures import tower_of
-from lockadapt.data.encode import IGNORED, Encoded
-from lockadapt.data.mixture import MixedDataset, MixtureSampler
-from lockadapt.data.pack import packed_area
+from lockadapt.data.encode import Encoded
 from lockadapt.errors import DoesNotFitError
+from lockadapt.planning.largest_batches import largest_batches
 from lockadapt.planning.memory import step_peak
-from lockadapt.training.packing import Packing
 
 if TYPE_CHECKING:
     from lockadapt.training.trainer import GroundingTrainer
-
-PACKED_CANDIDATES = 32
-MOST_BATCHES = 200_000
-"""Longer runs are not walked through for their largest micro-batch: their longest rows are taken together."""
 
 
 @dataclass(frozen=True)
@@ -41,55 +36,6 @@ class Measured:
         """In one line."""
         longest = max(len(item.input_ids) for item in self.items)
         return f"largest micro-batch: {len(self.items)} rows of {self.objective}, up to {longest:,} tokens"
-
-
-def worst_batches(
-    rows: Mapping[str, Sequence[Encoded]],
-    ratios: Mapping[str, float],
-    batch_size: int | Mapping[str, int],
-    micro_batches: int,
-    seed: int,
-    packing: Packing,
-    together: int | Mapping[str, int] | None = None,
-) -> list[tuple[str, list[Encoded]]]:
-    """Of every objective the micro-batches with the most tokens, padding included, and with the most learned ones.
-
-    Args:
-        rows, ratios, batch_size, micro_batches, seed: as `MixtureSampler` gets them, whose order is followed; with 0
-            or very many `micro_batches` the longest rows are taken together instead, which no batch exceeds.
-        packing: how the run makes its rows.
-        together: as `MixtureSampler` gets it; default: what `packing` says.
-
-    Returns:
-        Objective and rows; one entry where both are the same batch.
-    """
-    found: list[tuple[str, list[Encoded]]] = []
-    order = _walk(rows, ratios, batch_size, micro_batches, seed, together or packing.together)
-    for name, items in rows.items():
-        size = batch_size if isinstance(batch_size, int) else batch_size[name]
-        lengths = [len(item.input_ids) for item in items]
-        learned = [int((item.labels != IGNORED).sum()) for item in items]
-        batches = order.get(name) or [
-            sorted(range(len(items)), key=lambda i: (column[i], lengths[i]), reverse=True)[:size]
-            for column in (lengths, learned)
-        ]
-
-        def padded(batch: Sequence[int], lengths: list[int] = lengths) -> int:
-            return len(batch) * max(lengths[i] for i in batch)
-
-        def labels(batch: Sequence[int], learned: list[int] = learned) -> int:
-            return sum(learned[i] for i in batch)
-
-        def area(batch: Sequence[int], items: Sequence[Encoded] = items) -> int:
-            return packed_area([items[i] for i in batch], packing.row_tokens)
-
-        # Packing takes time, so that only the batches that are largest without it are packed.
-        candidates = sorted(batches, key=lambda batch: (padded(batch), labels(batch)), reverse=True)
-        largest = max(candidates[:PACKED_CANDIDATES], key=lambda batch: (area(batch), labels(batch)))
-        loudest = max(batches, key=lambda batch: (labels(batch), padded(batch)))
-        for batch in [largest] if labels(largest) == labels(loudest) else [largest, loudest]:
-            found.append((name, [items[i] for i in batch]))
-    return found
 
 
 def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> Measured:
@@ -131,11 +77,11 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> M
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of the ways in which torch says that memory is used up."""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+    """Whether an exception is one of the ways in which Python, torch or a kernel says that memory is used up."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    # "CUDA error: out of memory" comes from the driver, before torch's allocator has a say; Accelerate leaves it out.
+    return isinstance(error, Exception) and (should_reduce_batch_size(error) or _from_driver(error))
 
 
 def reason(error: BaseException) -> str:
@@ -146,12 +92,8 @@ def reason(error: BaseException) -> str:
 
 def _measure(trainer: GroundingTrainer) -> Measured | str:
     """The largest of the candidates, or the first line of an out-of-memory error."""
-    args: Any = trainer.args
     rows: Any = trainer.train_dataset
-    micro = trainer.planned_steps() * args.gradient_accumulation_steps * args.world_size
-    ratios = {name: objective.ratio for name, objective in trainer.objectives.items()}
-    sizes, together = trainer.micro_batches(), trainer.drawn_together()
-    chosen = worst_batches(rows.rows, ratios, sizes, micro, args.seed, trainer.packing, together)
+    chosen = largest_batches(rows.rows, trainer.draws(), trainer.packing.max_row_tokens)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model: Any = trainer.model
     training = model.training
@@ -167,7 +109,7 @@ def _measure(trainer: GroundingTrainer) -> Measured | str:
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
-    return max(tried, key=lambda one: one.peak)
+    return max(tried, key=lambda measured: measured.peak)
 
 
 def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int:
@@ -194,21 +136,5 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
     return torch.cuda.max_memory_allocated(device)
 
 
-def _walk(
-    rows: Mapping[str, Sequence[Encoded]],
-    ratios: Mapping[str, float],
-    batch_size: int | Mapping[str, int],
-    micro_batches: int,
-    seed: int,
-    together: int | Mapping[str, int],
-) -> dict[str, list[list[int]]]:
-    """The run's micro-batches by objective, as positions in its rows."""
-    if not 0 < micro_batches <= MOST_BATCHES:
-        return {}
-    dataset = MixedDataset(rows)
-    starts = sorted((start, name) for name, start in dataset.offsets.items() if len(rows[name]))
-    batches: dict[str, list[list[int]]] = {name: [] for name in rows}
-    for batch in MixtureSampler(dataset, ratios, batch_size, micro_batches, seed, together):
-        start, name = next((s, n) for s, n in reversed(starts) if batch[0] >= s)
-        batches[name].append([index - start for index in batch])
-    return batches
+def _from_driver(error: Exception) -> bool:
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error: out of memory")

@@ -51,9 +51,9 @@ class GroundingConfig(TrainingArguments):
             `"shared"`: samples about the same images share a row in which common beginnings stand once; exact, checked on
             the model before step 1. `"none"`: one row a sample. `"auto"`: shared where it is exact and saves a tenth of
             the tokens.
-        row_tokens (`int`, *optional*, defaults to `2048`):
+        max_row_tokens (`int`, *optional*, defaults to `2048`):
             Longest packed row; more samples of one image are divided.
-        samples_per_image (`int` or `None`, *optional*):
+        max_samples_per_image (`int` or `None`, *optional*):
             The most samples of one image that are drawn together for packing; defaults to a quarter of an optimiser
             step's samples, so that a step sees four images or more.
         blind (`bool`, *optional*, defaults to `False`):
@@ -101,8 +101,8 @@ class GroundingConfig(TrainingArguments):
         default=2.0, metadata={"help": "Memory for frozen tower outputs, in GiB."}
     )
     packing: str = field(default="auto", metadata={"help": "Share rows between samples of an image."})
-    row_tokens: int = field(default=2048, metadata={"help": "Longest packed row in tokens."})
-    samples_per_image: int | None = field(
+    max_row_tokens: int = field(default=2048, metadata={"help": "Longest packed row in tokens."})
+    max_samples_per_image: int | None = field(
         default=None, metadata={"help": "Samples of one image that are drawn together."}
     )
     features: str = field(default="auto", metadata={"help": "Where they are kept."})

@@ -9,7 +9,7 @@ from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.models.sources import resolve_dtype
-from lockadapt.planning.trace import traced
+from lockadapt.planning.trace import MicroBatch, traced
 from lockadapt.training.batch_size_search import Measured, fit_micro_batch
 from lockadapt.training.trainer import GroundingTrainer
 
@@ -41,14 +41,14 @@ def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path
     dtype, args = resolve_dtype(experiment.model.dtype), trainer.args
     blueprint = stock_blueprint(base, dtype)
     trace = traced(blueprint, experiment.model.quantization, dtype, experiment.lora, trainer.objectives)
-    peak, _, _ = trace.peak(
-        args.train_parts or ["projector"],  # type: ignore[attr-defined]
-        trainer.objectives[measured.objective],
+    step = MicroBatch(
         measured.objective,
+        trainer.objectives[measured.objective],
         measured.items,
+        args.train_parts or ["projector"],  # type: ignore[attr-defined]
         cached=not isinstance(trainer.image_inputs[measured.objective], PixelInputs),
         checkpointing=bool(args.activation_checkpointing),
         accumulate=args.gradient_accumulation_steps > 1,
-        row_tokens=trainer.packing.row_tokens,
+        max_row_tokens=trainer.packing.max_row_tokens,
     )
-    return peak
+    return trace.peak(step)[0]

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from lockadapt.architectures import llm_of
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.readers.rows import row_to_samples
-from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
 from lockadapt.objectives import Objective
-
-
-def context_length(model: nn.Module) -> int:
-    """The LLM's context in tokens."""
-    config = llm_of(model).config
-    return int(getattr(config, "max_position_embeddings", None) or 2048)  # type: ignore[arg-type]
 
 
 def encoded_rows(
@@ -50,11 +41,6 @@ def encoded_rows(
         reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name].rows))
         rows[name] = reports[name].encoded
     return rows, reports
-
-
-def distinct_images(rows: Sequence[Encoded]) -> dict[str, ImageRef]:
-    """Every image that rows use, once, by key."""
-    return {image.key: image for row in rows for image in row.images}
 
 
 def _samples(items: Any, kind: str) -> list[Sample]:

@@ -18,33 +18,36 @@ from transformers import Trainer, TrainerCallback, set_seed
 
 from lockadapt.architectures import layout_of, tower_of
 from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.mixture import MixedDataset, MixtureSampler
+from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
 from lockadapt.features.inputs import inputs_by_objective
-from lockadapt.features.on_disk import FeatureSettings
+from lockadapt.features.policy import FeatureSettings, ImagePolicy
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.objectives import KINDS, Objective
+from lockadapt.planning.packing import (
+    NOTHING_PACKS,
+    Packing,
+    PackingTrial,
+    PackingWish,
+    choose_packing,
+    exact_within,
+    packing_difference,
+    samples_per_image,
+    to_be_tried,
+    why_not_exact,
+)
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
 from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_image_sensitivity
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.gradients import GradientNotes
-from lockadapt.training.packing import (
-    NOTHING_PACKS,
-    Packing,
-    choose_packing,
-    drawn_together,
-    exact_within,
-    packing_difference,
-    to_be_tried,
-    why_not_exact,
-)
-from lockadapt.training.rows import context_length, encoded_rows
-from lockadapt.tuning.adapters import adapted_paths, attach_lora, set_trainable
+from lockadapt.training.rows import encoded_rows
+from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked
 
 TEMPERATURE = ("logit_scale", "logit_bias")
@@ -110,7 +113,9 @@ class GroundingTrainer(Trainer):
         self.objectives = dict(objectives or {"dialogue": KINDS["dialogue"]()})
         for objective in self.objectives.values():
             objective.prepare(model)
-        set_trainable(model, args.train_parts or default_parts(model, self.objectives))
+        set_trainable(
+            model, args.train_parts or default_parts(model, [o.parts for o in self.objectives.values()])
+        )
         _train_in_float32(model)
         self.encoder = Encoder(
             processing_class, args.max_length or context_length(model), args.allow_special_tokens
@@ -138,7 +143,7 @@ class GroundingTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.locked = frozen_digests(model)
-        self.sight: dict[str, float] = {}
+        self.image_sensitivity: dict[str, float] = {}
         self.gradients = GradientNotes()
         self.seen: dict[str, int] = defaultdict(int)
         self._notes: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -148,15 +153,15 @@ class GroundingTrainer(Trainer):
 
     def _collate(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
         name = items[0][0]
-        return self._batch(name, [item for _, item in items], self.packing.row_tokens)
+        return self._batch(name, [item for _, item in items], self.packing.max_row_tokens)
 
-    def _batch(self, name: str, items: Sequence[Encoded], row_tokens: int | None) -> dict[str, Any]:
+    def _batch(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
-        return self.objectives[name].collate(items, self.image_inputs[name], pad, name, row_tokens)
+        return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
 
     @cached_property
     def packing(self) -> Packing:
-        """How rows are made: decided once, on the training rows and on this model; see `lockadapt.training.packing`."""
+        """How rows are made: decided once, on the training rows and on this model; see `lockadapt.planning.packing`."""
         args: GroundingConfig = self.args  # type: ignore[assignment]
         dataset = self.train_dataset
         every: Mapping[str, Sequence[Encoded]] = (
@@ -175,33 +180,26 @@ class GroundingTrainer(Trainer):
                     self.model,  # type: ignore[arg-type]
                     tried,
                     lambda items, limit: self._prepare_inputs(self._batch(name, items, limit)),
-                    args.row_tokens,
+                    args.max_row_tokens,
                 )
 
-        return choose_packing(
-            args.packing,
-            args.row_tokens,
-            drawn_together(args.samples_per_image, step, self._train_batch_size),
-            rows,
-            self._train_batch_size,
+        size = self._train_batch_size
+        most = samples_per_image(args.max_samples_per_image, step, size)
+        trial = PackingTrial(
             lambda longest: why_not_exact(self.model, longest),  # type: ignore[arg-type]
             difference,
             exact_within(self.model, args.bf16 or args.fp16),  # type: ignore[arg-type]
         )
+        return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of one objective each, drawn by ratio; one pass is the whole run."""
         dataset = self.train_dataset
         if not isinstance(dataset, MixedDataset):
             raise RecipeError("train_dataset is missing", fix="pass rows to train on")
-        micro = self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size
-        ratios = {name: objective.ratio for name, objective in self.objectives.items()}
-        sampler = MixtureSampler(
-            dataset, ratios, self.micro_batches(), micro, self.args.seed, self.drawn_together()
-        )
         loader = DataLoader(
             dataset,
-            batch_sampler=sampler,
+            batch_sampler=MixtureSampler(dataset, self.draws()),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -219,10 +217,16 @@ class GroundingTrainer(Trainer):
         size = self._train_batch_size
         return {name: objective.batch_size or size for name, objective in self.objectives.items()}
 
-    def drawn_together(self) -> dict[str, int]:
-        """The most samples of one image that are drawn together, by objective."""
-        together = self.packing.together
-        return {name: together if objective.packs else 1 for name, objective in self.objectives.items()}
+    def draws(self) -> Draws:
+        """How the run draws its micro-batches, as many as all its steps take over all processes."""
+        most = self.packing.max_samples_per_image
+        return Draws(
+            {name: objective.ratio for name, objective in self.objectives.items()},
+            self.micro_batches(),
+            self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size,
+            self.args.seed,
+            {name: most if objective.packs else 1 for name, objective in self.objectives.items()},
+        )
 
     def planned_steps(self) -> int:
         """Optimiser steps of the run: `max_steps`, or as many as `num_train_epochs` passes over all rows take."""
@@ -253,8 +257,8 @@ class GroundingTrainer(Trainer):
         """The weighted loss of the batch's objective; towers stay in eval mode (BatchNorm would move)."""
         name = inputs["objective"]
         objective = self.objectives[name]
-        if model.training and name not in self.sight and not self.args.blind:  # type: ignore[attr-defined]
-            self.sight[name] = check_image_sensitivity(
+        if model.training and name not in self.image_sensitivity and not self.args.blind:  # type: ignore[attr-defined]
+            self.image_sensitivity[name] = check_image_sensitivity(
                 model, lambda batch: objective.loss(model, batch)[0], inputs
             )
         tower_of(model).eval()
@@ -417,12 +421,6 @@ def _train_in_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def default_parts(model: nn.Module, objectives: Mapping[str, Objective]) -> list[str]:
-    """LoRA where there is any, and what these objectives need."""
-    parts = [part for objective in objectives.values() for part in objective.parts]
-    return list(dict.fromkeys([*parts, *(["lora"] if adapted_paths(model) else [])]))
-
-
 def _group(name: str, component: str) -> str:
     if component == "lora":
         return "lora_B" if ".lora_B." in name else "lora_A"
@@ -446,6 +444,6 @@ def _image_inputs(
         Path(args.feature_cache),
         args.dataloader_num_workers,
     )
-    return inputs_by_objective(
-        model, processor, objectives, rows, args.max_pixels, settings, blind=args.blind
-    )
+    frozen = {name: objective.frozen for name, objective in objectives.items()}
+    policy = ImagePolicy(settings, args.max_pixels, args.blind)
+    return inputs_by_objective(model, processor, frozen, rows, policy)

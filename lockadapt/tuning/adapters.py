@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,6 +128,12 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
 def adapted_paths(model: nn.Module) -> list[str]:
     """Full stock paths of the modules that carry LoRA."""
     return [name for name, module in unwrap_model(model).named_modules() if hasattr(module, "lora_A")]
+
+
+def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str]:
+    """What trains where nobody says: what each objective needs, and LoRA where there is any."""
+    parts = [part for some in needed for part in some]
+    return list(dict.fromkeys([*parts, *(["lora"] if adapted_paths(model) else [])]))
 
 
 def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from lockadapt.models.four_bit import keep_as_trained, switches
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.artifacts import load_parts
 from lockadapt.runs.run import load_adapter, load_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from lockadapt.tuning.adapters import resolve_targets
 from lockadapt.tuning.base_identity import part_digest, tensors_digest
 from lockadapt.tuning.locks import tensor_digest

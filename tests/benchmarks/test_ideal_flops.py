@@ -15,8 +15,9 @@ from lockadapt.architectures.fusions import projector_input
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pack import count_tokens
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.objectives.answer_tokens import answer_loss
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from tests.support.rows import vqa_samples

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from lockadapt.architectures.assemble import assemble
 from lockadapt.console import Reporter
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.command import lockadapt
 from tests.support.runs import values
 from tests.support.tiny import tiny_llm

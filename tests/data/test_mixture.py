@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockadapt.data.encode import Encoded
-from lockadapt.data.mixture import MixedDataset, MixtureSampler
+from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler
 from lockadapt.data.sample import question_answer
 
 
@@ -20,6 +20,10 @@ def dataset(**sizes: int) -> MixedDataset:
     return MixedDataset(
         {name: [Encoded(empty, empty, (), sample) for _ in range(n)] for name, n in sizes.items()}
     )
+
+
+def draws(ratios: dict[str, float], size: int, batches: int, seed: int) -> Draws:
+    return Draws(ratios, dict.fromkeys(ratios, size), batches, seed, dict.fromkeys(ratios, 1))
 
 
 def names(data: MixedDataset, batches: list[list[int]]) -> list[set[str]]:
@@ -37,7 +41,7 @@ def test_one_objective_a_batch_and_shares_within_one(
 ) -> None:
     data = dataset(**{f"o{i}": n for i, n in enumerate(sizes)})
     weights = {f"o{i}": ratios[i] for i in range(len(sizes))}
-    batches = list(MixtureSampler(data, weights, size, 40, seed))
+    batches = list(MixtureSampler(data, draws(weights, size, 40, seed)))
     seen = names(data, batches)
     assert all(len(s) == 1 for s in seen)
     assert all(len(batch) == size for batch in batches)
@@ -49,7 +53,7 @@ def test_one_objective_a_batch_and_shares_within_one(
 
 def test_every_row_once_before_any_twice() -> None:
     data = dataset(a=7)
-    flat = [i for batch in MixtureSampler(data, {"a": 1.0}, 3, 7, 0) for i in batch]
+    flat = [i for batch in MixtureSampler(data, draws({"a": 1.0}, 3, 7, 0)) for i in batch]
     assert sorted(flat[:7]) == sorted(flat[7:14]) == sorted(flat[14:]) == list(range(7))
     assert flat[:7] != flat[7:14]
 
@@ -57,7 +61,7 @@ def test_every_row_once_before_any_twice() -> None:
 def test_seed_decides_the_order() -> None:
     data = dataset(a=50, b=50)
     ratios = {"a": 1.0, "b": 2.0}
-    first, again, other = (list(MixtureSampler(data, ratios, 4, 20, seed)) for seed in (0, 0, 1))
+    first, again, other = (list(MixtureSampler(data, draws(ratios, 4, 20, seed))) for seed in (0, 0, 1))
     assert first == again != other
 
 
@@ -70,5 +74,6 @@ def test_rows_behind_one_index(index: int) -> None:
 
 def test_an_objective_may_have_a_batch_of_its_own() -> None:
     data = dataset(a=10, b=10)
-    batches = list(MixtureSampler(data, {"a": 1.0, "b": 1.0}, {"a": 2, "b": 7}, 6, 0, {"a": 1, "b": 1}))
+    own = Draws({"a": 1.0, "b": 1.0}, {"a": 2, "b": 7}, 6, 0, {"a": 1, "b": 1})
+    batches = list(MixtureSampler(data, own))
     assert Counter((data[batch[0]][0], len(batch)) for batch in batches) == {("a", 2): 3, ("b", 7): 3}

@@ -15,14 +15,15 @@ from transformers.utils import logging as notices
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation import prefill
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.predict import Predictor
 from lockadapt.exports.proofs.reference import without_images
-from lockadapt.features.policy import tower_outputs
+from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.features.tower import tower_outputs
 from tests.support.rows import dialogue_sample, vqa_samples
 from tests.support.tiny import tiny_llm
 

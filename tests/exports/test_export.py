@@ -23,7 +23,7 @@ from lockadapt.exports.targets import TARGETS
 from lockadapt.exports.targets import merged as merged_target
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import open_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.rows import CAPTIONS, embedding_recipe, pictures
 from tests.support.runs import values
 from tests.support.tiny import COMMON, tiny_tokenizer

@@ -19,7 +19,7 @@ from lockadapt.exports.merge import merge_run
 from lockadapt.exports.proofs.merged_folder import compare_logits
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)
@@ -171,13 +171,13 @@ def test_interrupted_run_goes_on_to_the_same_end(tiny: Path, tmp_path: Path) -> 
         "from transformers import TrainerCallback\n"
         "import lockadapt.training.progress as progress\n"
         "from lockadapt.recipe.read import load_recipe\n"
-        "from lockadapt.training.session import train\n"
+        "from lockadapt.training.loop import train\n"
         "import torch; torch.set_num_threads(1)\n"
         "import os\n"
         "class Stop(progress.ProgressCallback):\n"
         "    def on_step_end(self, args, state, control, **kw):\n"
         "        if self.stage == 'instruct' and state.global_step == 5: os._exit(9)\n"
-        "import lockadapt.training.session as session\n"
+        "import lockadapt.training.loop as session\n"
         "session.ProgressCallback = Stop\n"
         "train(load_recipe(None, (), json.loads(sys.argv[1])).recipe, sys.argv[2], progress.Reporter(True))\n"
     )

@@ -22,7 +22,7 @@ from lockadapt.exports.stock_folder import write_stock
 from lockadapt.models.proof import run_fresh
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import Run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.rows import embedding_recipe, train_to_embed
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
 

@@ -17,7 +17,7 @@ from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.exports.merge import merge_run
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.runs import values
 from tests.support.tiny import SIDE, tiny_llm, tiny_tower
 

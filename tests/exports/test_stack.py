@@ -17,7 +17,7 @@ from lockadapt.exports.stack import parse_adapter
 from lockadapt.exports.unmerge import unmerge
 from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.adapters import read_all
 from tests.support.runs import values
 

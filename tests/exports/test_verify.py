@@ -20,7 +20,7 @@ from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.command import lockadapt
 from tests.support.runs import values
 

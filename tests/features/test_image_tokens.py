@@ -13,8 +13,7 @@ from PIL import Image
 from lockadapt.architectures.janus.image_tokenizer import encode_pixels, load_image_tokenizer
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
-from lockadapt.features.crops import ten_crops
-from lockadapt.features.image_tokens import CodeInputs, code_inputs
+from lockadapt.features.image_tokens import CROPS, CodeInputs, code_inputs, ten_crops
 from tests.support.tiny import tiny_image_tokenizer
 
 
@@ -122,3 +121,14 @@ def test_is_what_the_stock_tokenizer_says(tmp_path: Path) -> None:
     tokenizer.model.quant_conv.bias.data += 1.0
     other = code_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
     assert other.file != inputs.file
+
+
+def test_where_ten_crops_lie() -> None:
+    across, down = np.meshgrid(np.arange(110), np.arange(55))
+    picture = Image.fromarray(np.stack([across, down, 0 * down], -1).astype(np.uint8))
+    crops = [np.asarray(crop) for crop in ten_crops(picture)]
+    assert len(crops) == CROPS
+    assert {crop.shape for crop in crops} == {(50, 100, 3)}
+    assert [tuple(crop[0, 0, :2]) for crop in crops[:5]] == [(0, 0), (10, 0), (0, 5), (10, 5), (5, 2)]
+    for crop, mirrored in zip(crops[:5], crops[5:], strict=True):
+        assert (crop[:, ::-1] == mirrored).all()

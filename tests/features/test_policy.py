@@ -15,16 +15,18 @@ from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache import cache_recipe
 from lockadapt.building.experiment import build_experiment, feature_settings
-from lockadapt.building.towerless import cached_features
 from lockadapt.console import Reporter
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.encode import distinct_images
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.errors import DiskError, LockError, VerificationError
 from lockadapt.evaluation.evaluate import evaluate_folder
-from lockadapt.features.on_disk import DEFAULT_CACHE, DiskFeatures, FeatureSettings
-from lockadapt.features.policy import image_inputs
-from lockadapt.features.tower_records import recall_tower, remember_tower
+from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.features.inputs import tower_inputs
+from lockadapt.features.on_disk import DiskFeatures
+from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings, ImagePolicy
+from lockadapt.features.towerless import cached_tower, recall_tower, remember_tower
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.session import load_samples, train
+from lockadapt.training.loop import image_policy, load_samples, train
 from lockadapt.tuning.adapters import set_trainable
 from lockadapt.tuning.locks import component_table, frozen_digests, prove_locked
 from lockadapt.tuning.quantize import load_quantized
@@ -66,7 +68,7 @@ def test_smaller_dtypes_train_nearly_the_same(
 
 
 @pytest.mark.parametrize(
-    ("settings", "pays", "kind", "why"),
+    ("settings", "reused", "kind", "why"),
     [
         ({}, True, FeatureInputs, "kept in memory"),
         ({}, False, PixelInputs, "used once only"),
@@ -80,19 +82,13 @@ def test_smaller_dtypes_train_nearly_the_same(
     ],
 )
 def test_the_choice_and_its_reason(
-    settings: dict[str, Any], pays: bool, kind: type, why: str, assembled: Assembled, tmp_path: Path
+    settings: dict[str, Any], reused: bool, kind: type, why: str, assembled: Assembled, tmp_path: Path
 ) -> None:
     rows = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run").train_dataset.rows["vqa"]
     told: list[str] = []
-    chosen = image_inputs(
-        assembled.model,
-        assembled.processor,
-        rows,
-        10**6,
-        FeatureSettings(**{"cache": tmp_path / "cache", "disk_gib": 1.0, **settings}),
-        pays=pays,
-        note=told.append,
-    )
+    kept = FeatureSettings(**{"cache": tmp_path / "cache", "disk_gib": 1.0, **settings})
+    policy = ImagePolicy(kept, 10**6, note=told.append)
+    chosen = tower_inputs(assembled.model, assembled.processor, distinct_images(rows), policy, reused)
     assert type(chosen) is kind
     assert why in told[-1]
     assert (tmp_path / "cache").exists() == (kind is DiskFeatures)
@@ -109,7 +105,7 @@ def test_a_changed_tower_is_served_no_old_feature(assembled: Assembled, tmp_path
     settings = FeatureSettings("disk", stored="float32", cache=tmp_path / "cache")
 
     def features() -> torch.Tensor:
-        images = image_inputs(model, processor, rows, 10**6, settings)
+        images = tower_inputs(model, processor, distinct_images(rows), ImagePolicy(settings, 10**6))
         return images([rows[0].images[0]])["image_features"]
 
     before = features()
@@ -261,7 +257,8 @@ def test_the_tower_is_loaded_where_anything_is_missing(
     def cached(recipe: Any = own) -> Any:
         experiment = build_experiment(recipe)
         samples = load_samples(experiment, QUIET)
-        return cached_features(experiment, tmp_path / "run" / "base", samples, QUIET)
+        images = {i.key: i for part in samples.values() for s in part.get("vqa", ()) for i in s.images}
+        return cached_tower(base, torch.float32, images, image_policy(experiment, QUIET))
 
     assert cached() is not None
     shard = next((tmp_path / "cache").rglob("shard-*"))

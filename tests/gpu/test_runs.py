@@ -20,7 +20,7 @@ from lockadapt.objectives.generate_images import draw
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run, open_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import embedding_recipe, pictures
 from tests.support.runs import values

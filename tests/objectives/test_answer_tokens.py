@@ -11,8 +11,9 @@ from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
-from lockadapt.features.policy import tower_outputs
+from lockadapt.data.pixels import PixelInputs
+from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.features.tower import tower_outputs
 from lockadapt.objectives.answer_tokens import answer_loss
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from tests.support.rows import dialogue_sample, padded_labels, vqa_samples

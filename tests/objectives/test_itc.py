@@ -16,11 +16,12 @@ from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AdapterError, DataError
 from lockadapt.evaluation.context import EvaluationBench
-from lockadapt.features.policy import tower_outputs
+from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.features.tower import tower_outputs
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.objectives import ImageText, Vqa
 from lockadapt.objectives.itc import IMAGES

@@ -16,19 +16,21 @@ from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import assemble_model
 from lockadapt.building.objectives import build_objectives
 from lockadapt.console import Reporter
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.errors import AssemblyError, DoesNotFitError, RecipeError, SetupError
+from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.models.sources import resolve_dtype
-from lockadapt.planning import extrapolate as deep
-from lockadapt.planning import plan
+from lockadapt.planning import extrapolate, plan
 from lockadapt.planning.arithmetic import training_costs
-from lockadapt.planning.memory import FakeFloats, PeakTracker, step_peak
+from lockadapt.planning.fake import FakeFloats
+from lockadapt.planning.memory import PeakTracker, step_peak
 from lockadapt.planning.plan import parse_size, plan_recipe, refuse_unless_fits
 from lockadapt.planning.planner import Planner, changes
 from lockadapt.planning.sizes import component_sizes, named_tensors
+from lockadapt.planning.trace import MicroBatch
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import session
+from lockadapt.training import loop
 from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.tuning.quantize import load_quantized
 from tests.support.command import lockadapt
@@ -54,8 +56,8 @@ def real_model(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
     model, _ = load_quantized(folder, recipe.model.quantization, resolve_dtype(recipe.model.dtype))
     if experiment.lora is not None:
         model = attach_lora(model, lora_config(model, experiment.lora))
-    samples = session.load_samples(experiment, QUIET)
-    return model, session.encode(experiment, model, built.processor, samples, QUIET)
+    samples = loop.load_samples(experiment, QUIET)
+    return model, loop.encode(experiment, model, built.processor, samples, QUIET)
 
 
 SHAPES = [
@@ -81,17 +83,9 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
     checkpointing = recipe.training.gradient_checkpointing
     trace = planner.model(planner.choice)
     objective = build_objectives(recipe)[name]
-    row_tokens = planner.packing(stage).row_tokens
-    planned, parts, batch_bytes = trace.peak(
-        stage.train,
-        objective,
-        name,
-        items,
-        cached=cached,
-        checkpointing=checkpointing,
-        accumulate=accumulate,
-        row_tokens=row_tokens,
-    )
+    max_row_tokens = planner.packing(stage).max_row_tokens
+    step = MicroBatch(name, objective, items, stage.train, cached, checkpointing, accumulate, max_row_tokens)
+    planned, parts, batch_bytes = trace.peak(step)
 
     model, rows = real_model(recipe, tmp_path / "run")
     set_trainable(model, stage.train)
@@ -107,7 +101,7 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
     model.train()
     unwrap_model(model).get_submodule(TOWER).eval()
     pad = trace.processor.tokenizer.pad_token_id
-    batch = objective.collate(items, rows.images[name], pad, name, row_tokens)
+    batch = objective.collate(items, rows.images[name], pad, name, max_row_tokens)
     assert batch_bytes == sum(tensor.nbytes for tensor in batch.values() if isinstance(tensor, torch.Tensor))
 
     def loss() -> torch.Tensor:
@@ -145,16 +139,8 @@ def test_the_formula_agrees_with_counted_operations(tmp_path: Path) -> None:
     unwrap_model(trace.model).set_attn_implementation("eager")  # torch counts no fused attention on the CPU
     counter = FlopCounterMode(display=False)
     with counter:
-        trace.peak(
-            ("projector", "lora"),
-            build_objectives(recipe)[name],
-            name,
-            items,
-            cached=True,
-            checkpointing=False,
-            accumulate=False,
-            row_tokens=None,
-        )
+        objective = build_objectives(recipe)[name]
+        trace.peak(MicroBatch(name, objective, items, ("projector", "lora"), True, False, False, None))
     batch = planner.peak(planner.choice).batch
     costs = training_costs(trace.model, False, trace.features[0])
     formula = costs.tokens(
@@ -294,7 +280,7 @@ def test_a_deep_model_is_foretold_from_its_first_blocks(
     recipe = small(tmp_path, "llama", "clip-vision", *overrides)
     planner = Planner(recipe, QUIET)
     foretold = planner.peak(planner.choice)
-    monkeypatch.setattr(deep, "TRACED_WHOLE", 99)
+    monkeypatch.setattr(extrapolate, "TRACED_WHOLE", 99)
     traced = Planner(recipe, QUIET).peak(planner.choice)
     assert foretold.sizes == traced.sizes
     assert foretold.total == pytest.approx(traced.total, rel=0.01)

@@ -25,7 +25,7 @@ from lockadapt.exports.stack import parse_adapter
 from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import as_run, open_run
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)

@@ -19,7 +19,7 @@ from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.objectives import Vqa
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.config import GroundingConfig
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.adapters import LoraSettings, lora_config
 

@@ -17,14 +17,14 @@ from lockadapt.data.encode import IGNORED
 from lockadapt.data.pack import packed_area
 from lockadapt.errors import DoesNotFitError
 from lockadapt.objectives import Vqa
+from lockadapt.planning.largest_batches import largest_batches
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import preflight as largest_batch
+from lockadapt.training import preflight
 from lockadapt.training.batch_size_search import (
     Measured,
     fit_micro_batch,
     out_of_memory,
     reason,
-    worst_batches,
 )
 from lockadapt.training.preflight import try_largest_batch
 from tests.support.rows import trainer, vqa_samples
@@ -68,7 +68,7 @@ def test_the_reason_is_what_ran_out() -> None:
     assert reason(MemoryError()) == "MemoryError"
 
 
-@pytest.mark.parametrize("changes", [{"packing": "none"}, {"packing": "shared", "samples_per_image": 2}])
+@pytest.mark.parametrize("changes", [{"packing": "none"}, {"packing": "shared", "max_samples_per_image": 2}])
 def test_the_largest_batches_are_those_that_the_run_draws(
     changes: dict[str, Any], assembled: Assembled, tmp_path: Path
 ) -> None:
@@ -80,19 +80,20 @@ def test_the_largest_batches_are_those_that_the_run_draws(
         for number, sample in enumerate(vqa_samples(tmp_path / "pictures", 3))
     ]
     own = trainer(assembled.folder, samples, tmp_path / "out", max_steps=5, **changes)
-    assert (own.packing.row_tokens is not None) == ("samples_per_image" in changes)
+    assert (own.packing.max_row_tokens is not None) == ("max_samples_per_image" in changes)
     drawn = list(own.get_train_dataloader())
     assert len(drawn) == 5
     rows = own.train_dataset.rows
-    chosen = worst_batches(rows, {"vqa": 1.0}, 4, 5, own.args.seed, own.packing)
+    chosen = largest_batches(rows, own.draws(), own.packing.max_row_tokens)
     tokens = [batch["input_ids"].numel() for batch in drawn]
     learned = [len(batch["targets"]) for batch in drawn]
     assert len(set(tokens)) > 1
-    assert packed_area(chosen[0][1], own.packing.row_tokens) == max(tokens)
+    assert packed_area(chosen[0][1], own.packing.max_row_tokens) == max(tokens)
     assert max(sum(int((i.labels != IGNORED).sum()) for i in items) for _, items in chosen) == max(learned)
     # Without an order the longest rows come together, and no batch is larger.
-    (_, longest), *_ = worst_batches(rows, {"vqa": 1.0}, 4, 0, 0, own.packing)
-    assert packed_area(longest, own.packing.row_tokens) >= max(tokens)
+    unordered = dataclasses.replace(own.draws(), batches=0)
+    (_, longest), *_ = largest_batches(rows, unordered, own.packing.max_row_tokens)
+    assert packed_area(longest, own.packing.max_row_tokens) >= max(tokens)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ class Told(Reporter):
 def test_a_run_says_what_was_measured_and_planned(
     assembled: Assembled, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(largest_batch, "WORTH_PLANNING", 0)
+    monkeypatch.setattr(preflight, "WORTH_PLANNING", 0)
     own = trainer(assembled.folder, vqa_samples(tmp_path / "pictures"), tmp_path / "out")
     told = Told()
     experiment = build_experiment(load_recipe(None, (), values(tiny, tmp_path)).recipe)

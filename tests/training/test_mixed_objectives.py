@@ -87,6 +87,6 @@ def test_a_part_without_gradient_is_found_though_it_is_drawn_late(
     honest = ImageText.loss
     monkeypatch.setattr(ImageText, "loss", lambda *given: (honest(*given)[0] * 0, honest(*given)[1]))
     run = trainer(base, tmp_path, ImageText(batch_size=3, dimension=8))
-    run.args.blind = True  # the sight check would say first that nothing changes the loss
+    run.args.blind = True  # the check of image sensitivity would say first that nothing changes the loss
     with pytest.raises(NoGradientError, match="retrieval"):
         run.train()

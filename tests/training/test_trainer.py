@@ -15,7 +15,7 @@ from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import FeatureInputs, PixelInputs
+from lockadapt.data.pixels import PixelInputs
 from lockadapt.errors import (
     DataError,
     ImageIgnoredError,
@@ -25,6 +25,7 @@ from lockadapt.errors import (
     NonFiniteLossError,
     NotMovingError,
 )
+from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.objectives import Caption, Vqa
 from lockadapt.training import checkpoint
 from lockadapt.training.config import GroundingConfig
@@ -124,7 +125,7 @@ def broken(how: str, assembled: Assembled, tmp_path: Path, **changes: Any) -> Gr
 
 def test_nan_stops_the_run(assembled: Assembled, tmp_path: Path) -> None:
     run = broken("nan", assembled, tmp_path)
-    run.sight = {"vqa": 1.0}
+    run.image_sensitivity = {"vqa": 1.0}
     with pytest.raises(NonFiniteLossError, match="nan") as error:
         run.train()
     assert error.value.exit_code == 6
@@ -160,7 +161,7 @@ def test_blind_model_is_refused(assembled: Assembled, tmp_path: Path) -> None:
 def test_blind_run_is_allowed_when_asked_for(assembled: Assembled, tmp_path: Path) -> None:
     run = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run", blind=True)
     run.train()
-    assert run.sight == {}
+    assert run.image_sensitivity == {}
     features = [
         run.image_inputs["vqa"]([row.images[0]])["image_features"]
         for row in run.train_dataset.rows["vqa"][:3]

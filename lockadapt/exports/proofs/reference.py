@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample
@@ -18,7 +19,6 @@ from lockadapt.errors import DataError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
 from lockadapt.objectives.answer_tokens import model_inputs
-from lockadapt.training.rows import context_length
 
 MAX_PIXELS = 50_000_000
 NEW_TOKENS = 20

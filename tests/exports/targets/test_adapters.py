@@ -30,7 +30,7 @@ from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.record import write_record
 from lockadapt.runs.run import Run, load_run
 from lockadapt.runs.run_folder import read_probe
-from lockadapt.training.session import train
+from lockadapt.training.loop import train
 from lockadapt.tuning.locks import ComponentRow
 from tests.support.rows import embedding_recipe, pictures
 from tests.support.runs import component, record, values

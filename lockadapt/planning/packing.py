@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,80 +30,108 @@ class Packing:
     """How a run makes its rows.
 
     Attributes:
-        row_tokens: longest row, or None: one row a sample.
-        together: samples of one image that are drawn together.
-        tokens, plain_tokens: of an epoch, as it is run and in padded rows of one sample each.
+        max_row_tokens: longest row, or None: one row a sample.
+        max_samples_per_image: the most samples of one image that are drawn together.
+        tokens: of an epoch, as it is run.
+        plain_tokens: of an epoch in padded rows of one sample each.
         why: one sentence for the user.
     """
 
-    row_tokens: int | None
-    together: int
+    max_row_tokens: int | None
+    max_samples_per_image: int
     tokens: int
     plain_tokens: int
     why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `run.json` has it."""
+        return {
+            "row_tokens": self.max_row_tokens,
+            "together": self.max_samples_per_image,
+            "tokens": self.tokens,
+            "plain_tokens": self.plain_tokens,
+            "why": self.why,
+        }
 
 
 NOTHING_PACKS = Packing(None, 1, 0, 0, "packing: none, as no objective packs")
 
 
-def choose_packing(
-    wish: str,
-    row_tokens: int,
-    together: int,
-    rows: Mapping[str, Sequence[Encoded]],
-    batch_size: int,
-    obstacle: Callable[[int], str | None],
-    difference: Callable[[], float],
-    limit: float,
-) -> Packing:
-    """What to do about a wish for `shared`, `none` or `auto` packing.
+@dataclass(frozen=True)
+class PackingWish:
+    """What a run asks for.
 
-    Args:
-        rows: all training rows by objective.
+    Attributes:
+        choice: `shared`, `none` or `auto`.
+        max_row_tokens: longest packed row.
+        max_samples_per_image: the most samples of one image that are drawn together.
+        batch_size: samples in a micro-batch.
+    """
+
+    choice: str
+    max_row_tokens: int
+    max_samples_per_image: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class PackingTrial:
+    """How it is found out whether packing is exact with a model.
+
+    Attributes:
         obstacle: longest sample in tokens -> why this LLM cannot pack, see `why_not_exact`.
         difference: computes samples packed and alone, and gives the largest relative difference of their losses; called
             only if packing would be used.
         limit: largest difference that counts as exact.
+    """
+
+    obstacle: Callable[[int], str | None]
+    difference: Callable[[], float]
+    limit: float
+
+    def problem(self, rows: Mapping[str, Sequence[Encoded]]) -> str | None:
+        """Why these rows cannot be packed exactly; None: they can."""
+        obstacle = self.obstacle(max(len(item.input_ids) for items in rows.values() for item in items))
+        if obstacle:
+            return obstacle
+        difference = self.difference()
+        if difference <= self.limit:
+            return None
+        return f"the losses of the same samples, packed and alone, differ by {difference:.1e}"
+
+
+def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, trial: PackingTrial) -> Packing:
+    """Decides whether the rows of a run are packed.
+
+    Args:
+        rows: all training rows by objective.
+        wish: what is asked for.
+        trial: whether it is exact; tried only if packing would be used.
 
     Raises:
         RecipeError: `shared` is asked for and is not exact with this LLM.
     """
-    plain = sum(padded_tokens(items, batch_size) for items in rows.values())
-    if wish == "none":
+    plain = sum(padded_tokens(items, wish.batch_size) for items in rows.values())
+    if wish.choice == "none":
         return Packing(None, 1, plain, plain, "packing: none, as asked")
-    packed = sum(packed_tokens(items, together) for items in rows.values())
-    if wish == "auto" and packed > WORTH * plain:
+    packed = sum(packed_tokens(items, wish.max_samples_per_image) for items in rows.values())
+    if wish.choice == "auto" and packed > WORTH * plain:
         why = f"packing: none, as it would save only {_saved(packed, plain)} of the tokens"
         return Packing(None, 1, plain, plain, why)
-    problem = _problem(rows, obstacle, difference, limit)
-    if problem and wish == "shared":
+    problem = trial.problem(rows)
+    if problem and wish.choice == "shared":
         raise RecipeError(
             f"cannot be exact: {problem}", where="data.packing: shared", fix="use packing: none, or auto"
         )
     if problem:
         return Packing(None, 1, plain, plain, f"packing: none, as it cannot be exact: {problem}")
     why = f"packing: {packed:,} tokens an epoch instead of {plain:,} ({_saved(packed, plain)} saved)"
-    return Packing(row_tokens, together, packed, plain, why)
+    return Packing(wish.max_row_tokens, wish.max_samples_per_image, packed, plain, why)
 
 
-def _problem(
-    rows: Mapping[str, Sequence[Encoded]],
-    obstacle: Callable[[int], str | None],
-    difference: Callable[[], float],
-    limit: float,
-) -> str | None:
-    known = obstacle(max(len(item.input_ids) for items in rows.values() for item in items))
-    if known:
-        return known
-    found = difference()
-    return (
-        None if found <= limit else f"the losses of the same samples, packed and alone, differ by {found:.1e}"
-    )
-
-
-def drawn_together(wish: int | None, step: int, batch_size: int) -> int:
-    """Samples of one image that packing draws together: as wished, or a quarter of a step's, and never over a batch."""
-    return max(1, min(wish or step // 4, batch_size))
+def samples_per_image(wanted: int | None, step: int, batch_size: int) -> int:
+    """The most samples of one image that are drawn together: as wanted, or a quarter of a step's; at most a batch."""
+    return max(1, min(wanted or step // 4, batch_size))
 
 
 def padded_tokens(items: Sequence[Encoded], batch_size: int, trials: int = 64) -> int:
@@ -112,11 +141,11 @@ def padded_tokens(items: Sequence[Encoded], batch_size: int, trials: int = 64) -
     return round(float(draws.max(1).mean()) * len(lengths))
 
 
-def packed_tokens(items: Sequence[Encoded], together: int) -> int:
-    """Tokens of an epoch when up to `together` samples of an image share a row."""
+def packed_tokens(items: Sequence[Encoded], max_samples_per_image: int) -> int:
+    """Tokens of an epoch when up to `max_samples_per_image` samples of an image share a row."""
     total = 0
     for group in groups(items):
-        count = -(-len(group) // together)
+        count = -(-len(group) // max_samples_per_image)
         total += sum(count_tokens([items[n] for n in group[part::count]])[1] for part in range(count))
     return total
 
@@ -125,21 +154,20 @@ def packing_difference(
     model: nn.Module,
     items: Sequence[Encoded],
     collate: Callable[[Sequence[Encoded], int | None], Batch],
-    row_tokens: int,
+    max_row_tokens: int,
 ) -> float:
     """Largest relative difference between the losses of samples packed and alone, in eval mode.
 
     Args:
         items: see `to_be_tried`.
-        collate: samples and `row_tokens` -> batch on the model's device.
+        collate: samples and the longest row, None for one row a sample -> batch on the model's device.
     """
     training = model.training
     model.eval()
-    found = []
-    for limit in (row_tokens, None):
-        found.append(sample_losses(model, collate(items, limit), len(items)))
+    packed, alone = (
+        sample_losses(model, collate(items, limit), len(items)) for limit in (max_row_tokens, None)
+    )
     model.train(training)
-    packed, alone = found
     return float(((packed - alone).abs() / alone.abs().clamp(min=1.0)).max())
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter
@@ -14,9 +15,7 @@ from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.rows import context_length
-from lockadapt.training.trainer import default_parts
-from lockadapt.tuning.adapters import set_trainable
+from lockadapt.tuning.adapters import default_parts, set_trainable
 from lockadapt.tuning.locks import component_table, table_json, table_text
 
 
@@ -50,7 +49,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     model, objectives = add_adapters(experiment, model, processor), experiment.objectives
     for objective in objectives.values():
         objective.prepare(model)
-    set_trainable(model, default_parts(model, objectives))
+    set_trainable(model, default_parts(model, [objective.parts for objective in objectives.values()]))
     table = component_table(model)
     reporter.note(table_text(table))
     encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)

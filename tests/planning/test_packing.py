@@ -10,7 +10,7 @@ import torch
 
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.errors import RecipeError
-from lockadapt.training.packing import choose_packing, packed_tokens, padded_tokens
+from lockadapt.planning.packing import PackingTrial, PackingWish, choose_packing, packed_tokens, padded_tokens
 from tests.support.rows import encoded, trainer, vqa_samples
 from tests.support.tiny import tiny_llm
 
@@ -27,10 +27,10 @@ def test_same_samples_give_the_same_curve(accumulation: int, assembled: Assemble
     common = {"per_device_train_batch_size": 16 // accumulation, "gradient_accumulation_steps": accumulation}
     plain = trainer(assembled.folder, rows, tmp_path / "plain", packing="none", **common)
     packed = trainer(
-        assembled.folder, rows, tmp_path / "packed", packing="shared", samples_per_image=4, **common
+        assembled.folder, rows, tmp_path / "packed", packing="shared", max_samples_per_image=4, **common
     )
-    assert plain.packing.row_tokens is None
-    assert packed.packing.row_tokens == 2048
+    assert plain.packing.max_row_tokens is None
+    assert packed.packing.max_row_tokens == 2048
     assert packed.packing.tokens < 0.6 * plain.packing.tokens
     if accumulation == 1:
         assert losses(packed) == pytest.approx(losses(plain), rel=1e-3)
@@ -51,7 +51,7 @@ def test_validation_loss_is_the_same(assembled: Assembled, tmp_path: Path) -> No
 
 def test_resumed_packed_run_is_the_same_run(assembled: Assembled, tmp_path: Path) -> None:
     rows = vqa_samples(tmp_path, repeat=3)
-    common = {"packing": "shared", "samples_per_image": 2, "save_strategy": "steps", "save_steps": 3}
+    common = {"packing": "shared", "max_samples_per_image": 2, "save_strategy": "steps", "save_steps": 3}
     whole = trainer(assembled.folder, rows, tmp_path / "whole", **common)
     expected = losses(whole)
     again = trainer(assembled.folder, rows, tmp_path / "whole", **common)
@@ -62,7 +62,7 @@ def test_resumed_packed_run_is_the_same_run(assembled: Assembled, tmp_path: Path
 def test_rows_are_divided_at_the_budget(assembled: Assembled, tmp_path: Path) -> None:
     rows = vqa_samples(tmp_path, repeat=2)
     own = trainer(
-        assembled.folder, rows, tmp_path / "out", packing="shared", row_tokens=70, samples_per_image=4
+        assembled.folder, rows, tmp_path / "out", packing="shared", max_row_tokens=70, max_samples_per_image=4
     )
     widths = {batch["input_ids"].shape[1] for batch in own.get_train_dataloader()}
     longest = max(len(item.input_ids) for item in own.train_dataset.rows["vqa"])
@@ -76,9 +76,9 @@ def test_llms_that_cannot_be_packed(kind: str, reason: str, tiny: Path, tmp_path
     folder = tmp_path / "stock"
     assemble(tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
     rows = vqa_samples(tmp_path, repeat=2)
-    common = {"per_device_train_batch_size": 16, "samples_per_image": 4}
+    common = {"per_device_train_batch_size": 16, "max_samples_per_image": 4}
     own = trainer(folder, rows, tmp_path / "auto", packing="auto", **common)
-    assert own.packing.row_tokens is None
+    assert own.packing.max_row_tokens is None
     assert reason in own.packing.why
     with pytest.raises(RecipeError, match=reason):
         _ = trainer(folder, rows, tmp_path / "shared", packing="shared", **common).packing
@@ -97,10 +97,11 @@ def test_a_model_that_ignores_the_mask_is_found_out(assembled: Assembled, tmp_pa
 
 def test_auto_leaves_rows_that_share_nothing() -> None:
     rows = {"caption": [encoded(f"image-{n}", [], [3, 4], [5]) for n in range(8)]}
-    chosen = choose_packing("auto", 100, 4, rows, 4, lambda _: None, lambda: 0.0, 1e-4)
-    assert chosen.row_tokens is None
+    trial = PackingTrial(lambda _: None, lambda: 0.0, 1e-4)
+    chosen = choose_packing(rows, PackingWish("auto", 100, 4, 4), trial)
+    assert chosen.max_row_tokens is None
     assert "save only 0%" in chosen.why
-    assert choose_packing("shared", 100, 4, rows, 4, lambda _: None, lambda: 0.0, 1e-4).row_tokens == 100
+    assert choose_packing(rows, PackingWish("shared", 100, 4, 4), trial).max_row_tokens == 100
 
 
 def test_tokens_are_counted_as_they_are_run() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,20 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
 
+from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.building.model import add_adapters, build_model
 from lockadapt.building.objectives import stage_objectives
 from lockadapt.building.stages import Stage
-from lockadapt.building.towerless import Cached, cached_features, remember
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import ImageInputs
-from lockadapt.data.sample import Sample
+from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.features.inputs import inputs_by_objective
+from lockadapt.features.policy import ImagePolicy
+from lockadapt.features.towerless import CachedTower, cached_tower, remember_towers
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype
@@ -39,7 +42,7 @@ from lockadapt.training.arguments import grounding_config
 from lockadapt.training.plot import plot_losses
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback
-from lockadapt.training.rows import context_length, encoded_rows
+from lockadapt.training.rows import encoded_rows
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.locks import component_table, table_json, table_text
@@ -85,9 +88,10 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         resolve_dtype(recipe.model.dtype),
     )
     samples = load_samples(experiment, reporter)
-    cached = cached_features(experiment, base, samples, reporter)
+    start, policy = Path(recipe.model.vlm or base).expanduser(), image_policy(experiment, reporter)
+    cached = cached_tower(start, dtype, _images(samples), policy)
     trained_on = [sample for rows in samples["train"].values() for sample in rows]
-    model, processor = build_model(experiment, base, trained_on, reporter, cached.tower if cached else None)
+    model, processor = build_model(experiment, base, trained_on, reporter, cached.record if cached else None)
     rows_trained = query_token_ids(processor.tokenizer, experiment.query_tokens)
     identity = base_identity(model, processor.tokenizer, rows_trained)
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
@@ -99,8 +103,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     if torch.cuda.is_available():
         model = model.to("cuda")
     rows = encode(experiment, model, processor, samples, reporter, cached)
-    for images in rows.images.values():
-        remember(experiment, base, model, images, dtype)
+    remember_towers(start, dtype, model, rows.images.values())
     started, facts = time.perf_counter(), _first_facts(recipe, folder, dtype)
     facts["base_identity"] = identity.to_dict()
     steps, seen, locked = 0, 0, 0
@@ -178,7 +181,7 @@ def encode(
     processor: Any,
     samples: dict[str, dict[str, list[Sample]]],
     reporter: Reporter,
-    cached: Cached | None = None,
+    cached: CachedTower | None = None,
 ) -> Rows:
     """Tokens and labels of all rows, and the frozen tower's outputs where they are kept."""
     encoder = Encoder(
@@ -203,19 +206,22 @@ def encode(
     reporter.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     if cached is not None:
         return Rows(train, validation, dict.fromkeys(objectives, cached.images))
+    frozen = {name: objective.frozen for name, objective in objectives.items()}
     images = inputs_by_objective(
-        model,
-        processor,
-        objectives,
-        rows,
-        experiment.data.max_pixels,
+        model, processor, frozen, rows, image_policy(experiment, reporter), reused=uses > distinct
+    )
+    return Rows(train, validation, images)
+
+
+def image_policy(experiment: Experiment, reporter: Reporter) -> ImagePolicy:
+    """How the images of an experiment become inputs of batches."""
+    return ImagePolicy(
         experiment.features,
-        pays=uses > distinct,
-        blind=experiment.blind,
+        experiment.data.max_pixels,
+        experiment.blind,
         note=reporter.note,
         progress=reporter.counted("running what is frozen on images"),
     )
-    return Rows(train, validation, images)
 
 
 def run_stage(
@@ -278,10 +284,10 @@ def run_stage(
         "samples_by_objective": dict(trainer.seen),
         "train_loss": result.training_loss,
         "best_validation_loss": trainer.state.best_metric,
-        "loss_change_by_swapped_images": trainer.sight,
+        "loss_change_by_swapped_images": trainer.image_sensitivity,
         "largest_batch_bytes": largest.peak,
         "components": table_json(table),
-        "packing": dataclasses.asdict(trainer.packing),
+        "packing": trainer.packing.to_dict(),
         "locked": trainer.prove_locked(),
     }
     checkpoint.save_trainable(model, done)
@@ -320,6 +326,16 @@ def _probe_samples(samples: dict[str, dict[str, list[Sample]]]) -> list[Sample]:
             if len(chosen) >= run_folder.PROBE_SAMPLES:
                 return chosen
     return chosen or [pools[0][0]]
+
+
+def _images(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> dict[str, ImageRef]:
+    return {
+        image.key: image
+        for part in samples.values()
+        for rows in part.values()
+        for sample in rows
+        for image in sample.images
+    }
 
 
 def _forget_after(metrics: Path, stage: str, last: Path | None) -> None:
