@@ -86,6 +86,7 @@ def grounding_config(
         max_row_tokens=experiment.data.row_tokens,
         max_samples_per_image=experiment.data.samples_per_image,
         blind=experiment.blind,
+        allow_special_tokens=experiment.data.allow_special_tokens,
     )
 
 

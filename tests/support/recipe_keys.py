@@ -127,6 +127,11 @@ STAGES: Table = {
 }
 ARGUMENTS: Table = {
     "lora.plus_ratio": ("lora.plus_ratio=16.0", lambda r: arguments(r).lora_plus_ratio, 16.0),
+    "data.allow_special_tokens": (
+        "data.allow_special_tokens=true",
+        lambda r: arguments(r).allow_special_tokens,
+        True,
+    ),
     "data.packing": ("data.packing=none", lambda r: arguments(r).packing, "none"),
     "data.row_tokens": ("data.row_tokens=64", lambda r: arguments(r).max_row_tokens, 64),
     "data.samples_per_image": ("data.samples_per_image=3", lambda r: arguments(r).max_samples_per_image, 3),

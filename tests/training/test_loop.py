@@ -108,6 +108,24 @@ def test_data_keys(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
     assert kept("data.on_bad_image=skip", "data.max_bad_fraction=0.5") == 8
 
 
+def test_control_tokens_in_rows_are_learned_only_where_the_recipe_allows_it(
+    tiny: Path, assembled: Assembled, tmp_path: Path
+) -> None:
+    recipe = loaded(tiny, tmp_path)
+    token = assembled.processor.tokenizer.eos_token
+    rows = Path(recipe.objectives["vqa"].train.path)
+    rows.write_text(
+        json.dumps({"image": "red.png", "question": f"what color {token} is it?", "answer": "red"})
+    )
+
+    def ends(*overrides: str) -> int:
+        changed = load_recipe(None, overrides, recipe.model_dump(mode="json")).recipe
+        (row,) = rows_of(changed, assembled).train["vqa"]
+        return int((row.input_ids == assembled.processor.tokenizer.eos_token_id).sum())
+
+    assert ends("data.allow_special_tokens=true") == ends() + 1
+
+
 def test_early_stopping(tiny: Path, tmp_path: Path) -> None:
     """Learning that everything is red, validation on the other colours gets worse, and the run ends early."""
     recipe = values(tiny, tmp_path)
