@@ -108,8 +108,7 @@ def tokenizer(*tokens: str, bos: bool = False, eos: str = "</s>", **named: str) 
         eos: What ends an answer; added if it is new.
         named: Special tokens that a processor asks the tokenizer for: `image_token="<image>"`.
     """
-    made = hf.AutoTokenizer.from_pretrained(TOKENIZER, extra_special_tokens=named) if named else None
-    made = made or hf.AutoTokenizer.from_pretrained(TOKENIZER)
+    made = hf.AutoTokenizer.from_pretrained(TOKENIZER, extra_special_tokens=named)
     special = list(dict.fromkeys([*tokens, *named.values()]))
     made.add_special_tokens({"additional_special_tokens": special, "eos_token": eos})
     if not bos:
