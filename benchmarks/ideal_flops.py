@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.architectures.base import HEAD, LLM, PROJECTOR, unwrap_model
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import block_linears
 from lockadapt.data.encode import IGNORED, Encoded
 
@@ -79,15 +80,17 @@ def flops(model: nn.Module, tokens: Tokens) -> int:
     base: Any = unwrap_model(model)
     frozen = sum(layer.weight.numel() for layer in block_linears(model).values())
     lora = sum(p.numel() for name, p in base.named_parameters() if ".lora_" in name)
-    projector = sum(p.numel() for p in base.get_submodule(PROJECTOR).parameters() if p.dim() == 2)
-    config = base.get_submodule(LLM).config
+    projector = sum(
+        p.numel() for p in base.get_submodule(layout_of(base).projector[0]).parameters() if p.dim() == 2
+    )
+    config = llm_of(base).config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width *= config.num_attention_heads
     return (
         (4 * frozen + 6 * lora) * tokens.unique
         + 4 * projector * tokens.image
         + 12 * width * config.num_hidden_layers * tokens.attended
-        + 4 * base.get_submodule(HEAD).weight.numel() * tokens.labelled
+        + 4 * base.get_submodule(layout_of(base).head).weight.numel() * tokens.labelled
     )
 
 

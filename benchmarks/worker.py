@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lockadapt import GroundingConfig, GroundingTrainer
 from lockadapt.architectures.blocks import context_length
-from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.features import projector_input
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder, distinct_images
 from lockadapt.data.pixels import PixelInputs

@@ -57,7 +57,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTra
         report_to="none",
     )
     lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(layout_of(model).projector)]
+        target_modules=resolve_targets(model, "all-linear"), modules_to_save=list(layout_of(model).projector)
     )
     return DPOTrainer(model, args=config, train_dataset=rows(), processing_class=processor, peft_config=lora)
 

@@ -66,7 +66,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> GRPOTr
         report_to="none",
     )
     lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(layout_of(model).projector)]
+        target_modules=resolve_targets(model, "all-linear"), modules_to_save=list(layout_of(model).projector)
     )
     return GRPOTrainer(model, reward, config, rows(), processing_class=processor, peft_config=lora)
 

@@ -56,7 +56,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTra
         report_to="none",
     )
     lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=[str(layout_of(model).projector)]
+        target_modules=resolve_targets(model, "all-linear"), modules_to_save=list(layout_of(model).projector)
     )
     return SFTTrainer(model, config, train_dataset=rows(), processing_class=processor, peft_config=lora)
 

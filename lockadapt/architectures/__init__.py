@@ -1,13 +1,67 @@
-"""The stock classes that lockadapt trains, one file each, and how one is found."""
+"""The stock classes that lockadapt trains, each described in one file, and how the one of a model is found."""
 
 from __future__ import annotations
 
 from typing import Any
 
+# First, because Transformers imports bitsandbytes, which speaks to the terminal.
+import lockadapt.models.bitsandbytes  # noqa: F401  # isort: skip
 from torch import nn
+from transformers import PreTrainedConfig
 
-from lockadapt.architectures.base import DUAL_LAYOUT, JANUS_LAYOUT, LLAVA_LAYOUT, ModelLayout, unwrap_model
+from lockadapt.architectures.base import Architecture, Inputs, ModelLayout, unwrap_model
+from lockadapt.architectures.dual_encoder import DUAL_ENCODER
+from lockadapt.architectures.fast_vlm import FAST_VLM
+from lockadapt.architectures.inputs import counted_span
+from lockadapt.architectures.janus import JANUS
+from lockadapt.architectures.llava import LLAVA
 from lockadapt.errors import AssemblyError
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    LLAVA,
+    FAST_VLM,
+    JANUS,
+    DUAL_ENCODER,
+)
+
+
+def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
+    """The architecture of a stock model, the one inside wrappers, or a config.
+
+    Raises:
+        AssemblyError: it is of no class that lockadapt trains.
+    """
+    base = unwrap_model(thing) if isinstance(thing, nn.Module) else thing
+    found = find_architecture(base.config if isinstance(base, nn.Module) else base)
+    if found is None or (isinstance(base, nn.Module) and not isinstance(base, found.model_class)):
+        raise AssemblyError(
+            f"{class_name(base)} is not one of the classes that lockadapt trains",
+            fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",
+        )
+    return found
+
+
+def find_architecture(config: Any) -> Architecture | None:
+    """The architecture of a config; None: it is of no class that lockadapt trains."""
+    return next((one for one in ARCHITECTURES if type(config) is one.config_class), None)
+
+
+def class_name(thing: Any) -> str:
+    """Of a stock model, or of the one that a config is for."""
+    if isinstance(thing, nn.Module):
+        return type(thing).__name__
+    return str((getattr(thing, "architectures", None) or [getattr(thing, "model_type", None) or thing])[0])
+
+
+def inputs_of(processor: Any) -> Inputs:
+    """What images and text become, by the processor: its class decides, not the model's.
+
+    Of a processor that is not known the answer is asked, if it has an image token.
+    """
+    for one in ARCHITECTURES:
+        if type(processor) is one.inputs.processor_class:
+            return one.inputs
+    return Inputs(type(processor), counted_span if getattr(processor, "image_token", None) else None)
 
 
 def layout_of(model: nn.Module) -> ModelLayout:
@@ -16,24 +70,7 @@ def layout_of(model: nn.Module) -> ModelLayout:
     Raises:
         AssemblyError: it is of no class that lockadapt trains.
     """
-    from transformers import (
-        FastVlmForConditionalGeneration,
-        JanusForConditionalGeneration,
-        LlavaForConditionalGeneration,
-        VisionTextDualEncoderModel,
-    )
-
-    base = unwrap_model(model)
-    if isinstance(base, (LlavaForConditionalGeneration, FastVlmForConditionalGeneration)):
-        return LLAVA_LAYOUT
-    if isinstance(base, JanusForConditionalGeneration):
-        return JANUS_LAYOUT
-    if isinstance(base, VisionTextDualEncoderModel):
-        return DUAL_LAYOUT
-    raise AssemblyError(
-        f"{type(base).__name__} is not one of the classes that lockadapt trains",
-        fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",
-    )
+    return architecture_of(model).layout
 
 
 def tower_of(model: nn.Module) -> Any:

@@ -10,12 +10,10 @@ from typing import Any, ClassVar
 import transformers
 from torch import nn
 
-from lockadapt.architectures.base import TOWER, unwrap_model
+from lockadapt.architectures import ARCHITECTURES, layout_of
+from lockadapt.architectures.base import Architecture, unwrap_model
 from lockadapt.errors import VerificationError
 from lockadapt.files import sha256_of
-
-TOWER_NAMES = ("vision_tower", "vision_model")
-"""What the stock classes call it: LLaVA and FastVLM, Janus."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class TowerRecord:
 class AbsentTower(nn.Module):
     """Stands where the tower would be. It has no weights, so it cannot be run; features must come from the cache."""
 
-    def __init__(self, config: Any, record: TowerRecord) -> None:
+    def __init__(self, config: Any, record: TowerRecord, where: str) -> None:
         super().__init__()
-        self.config, self.record = config, record
+        self.config, self.record, self.where = config, record, where
 
     def digests(self) -> dict[str, str]:
         """The tensors' digests if the files are still the ones that these were read from, else no true ones."""
@@ -57,16 +55,15 @@ class AbsentTower(nn.Module):
         """Raises VerificationError."""
         raise VerificationError(
             "the tower is needed but was not loaded, as all images were in the feature cache",
-            where=TOWER,
+            where=self.where,
             fix="use data.features: memory or none",
         )
 
 
 def absent_tower(model: nn.Module) -> AbsentTower | None:
     """The stand-in, if the tower is not loaded."""
-    inner = getattr(unwrap_model(model), "model", None)
-    towers = (getattr(inner, name, None) for name in TOWER_NAMES)
-    return next((tower for tower in towers if isinstance(tower, AbsentTower)), None)
+    tower = unwrap_model(model).get_submodule(layout_of(model).tower)
+    return tower if isinstance(tower, AbsentTower) else None
 
 
 def files_digest(folder: Path, dtype: str) -> str:
@@ -81,20 +78,19 @@ def files_digest(folder: Path, dtype: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def towerless_class(config: Any) -> type[Any]:
-    """The stock class for a config, loading everything but the tower's weights."""
-    from lockadapt.architectures.fusions import BODIES
+def towerless_class(architecture: Architecture) -> type[Any]:
+    """The stock class of an architecture, loading everything but the tower's weights."""
+    kind: Any = architecture.model_class
+    path = architecture.layout.tower
 
-    kind = next(body.model_class for body in BODIES.values() if isinstance(config, body.config_class))
-
-    class Towerless(kind):  # type: ignore[misc, valid-type]
+    class Towerless(kind):  # type: ignore[misc]
         # The one door that Transformers has for weights that are there and not wanted.
-        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^(model\.)?vision_(tower|model)\."]
+        _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [rf"^(model\.)?{_leaf(path)}\."]
 
         def __init__(self, config: Any) -> None:
             # Built on the meta device, as everything in from_pretrained, so this costs nothing.
             super().__init__(config)
-            setattr(self.model, _name(self.model), nn.Module())
+            self.set_submodule(path, nn.Module())
 
     # Transformers looks up by name how keys in older files are renamed. If it ever did so otherwise, keys would be
     # missing, which load_model does not let pass.
@@ -104,21 +100,23 @@ def towerless_class(config: Any) -> type[Any]:
 
 def put_absent_tower(model: Any, record: TowerRecord) -> None:
     """Finishes what `towerless_class` loaded: the stand-in in the tower's place, and the stock class as its class."""
-    setattr(model.model, _name(model.model), AbsentTower(model.config.vision_config, record))
+    path = layout_of(model).tower
+    model.set_submodule(path, AbsentTower(model.config.vision_config, record, path))
     # It differs from its parent only in how it is loaded, and what asks for its class means the stock one.
     model.__class__ = type(model).__bases__[0]
 
 
-def _name(body: nn.Module) -> str:
-    return next(name for name in TOWER_NAMES if hasattr(body, name))
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _tower_files(folder: Path) -> list[Path]:
     from safetensors import safe_open
 
+    names = {_leaf(one.layout.tower) for one in ARCHITECTURES}
     found = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            if any(f"{tower}." in name for tower in TOWER_NAMES for name in tensors.keys()):  # noqa: SIM118 (no mapping)
+            if any(f"{tower}." in name for tower in names for name in tensors.keys()):  # noqa: SIM118 (no mapping)
                 found.append(file)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,19 +13,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from lockadapt.architectures.base import Assembly, Ingredients
+from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
-from lockadapt.architectures.fusions import Projector, get_fusion, projector_input
-from lockadapt.architectures.janus.graft import DRAWING_TOKENS, check_grids
+from lockadapt.architectures.choose import Choice, Wish, choices, choose
+from lockadapt.architectures.features import projector_input
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
-from lockadapt.architectures.janus.siglip import janus_tower, prove_tower
 from lockadapt.architectures.load import load_model
-from lockadapt.architectures.stock_model import stock_model
 from lockadapt.errors import AssemblyError
 from lockadapt.files import new_folder
-from lockadapt.models.chat_template import TemplateKind
-from lockadapt.models.embeddings import image_token_id, load_tokenizer
+from lockadapt.models.chat_template import TemplateKind, add_end_tokens, chat_template, end_token_ids
+from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
 from lockadapt.models.llms import LlmFacts, load_llm, name_text_class, probe_ids, probe_llm
 from lockadapt.models.origins import read_origin, write_origins
 from lockadapt.models.preprocessing import pixels, square_processor
@@ -86,15 +85,16 @@ def assemble(
     seed: int = 0,
     prove: bool = True,
     query_tokens: int = 0,
+    factor: int | None = None,
 ) -> Assembled:
-    """Bridge a causal LM and a vision model in a stock class, chosen by what the tower returns, or by what it shall do.
+    """Bridge a causal LM and a vision model in a stock class, chosen by the fusion and by what the tower returns.
 
     Args:
         llm: folder or Hub id of a causal language model.
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
         output: folder for the stock model, which must not exist or be empty; written whole or not at all. `None`
             keeps nothing on disk.
-        fusion_name: `mlp` (two layers) or `linear`.
+        fusion_name: the projector: `mlp` (two layers), `linear`, or another of `fusion_names()`.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
         feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
@@ -106,6 +106,10 @@ def assemble(
         prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one, and
             logits and features are compared.
         query_tokens: how many the vocabulary gets, for a contrastive run.
+        factor: patches on a side that become one token, for fusions that merge patches; default: the fusion's own.
+
+    Returns:
+        Model, processor and a report.
 
     Raises:
         RecipeError: `output` is not empty, or there is no such fusion.
@@ -113,21 +117,16 @@ def assemble(
         AssemblyError: the stock class cannot hold this LLM or this tower; the message names why.
         VerificationError: a proof failed. Nothing is left at `output`.
     """
-    chosen, projector = resolve_dtype(dtype), get_fusion(fusion_name, draws=image_tokenizer is not None)
+    chosen = resolve_dtype(dtype)
+    candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
     with _workplace(output) as folder:
         codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
+        # In one expression, so that nothing here holds the sources while the folder is loaded again.
         build = _build(
-            llm,
-            tower,
+            load_parts(llm, tower, chosen, candidates, image_size, feature_layer, codes, query_tokens, seed),
             folder,
-            projector,
-            image_size,
-            feature_layer,
-            chosen,
             calibration_images,
-            codes,
             seed,
-            query_tokens,
         )
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
@@ -140,7 +139,7 @@ def assemble(
         model_class=type(model).__name__,
         llm=str(llm),
         tower=str(tower),
-        fusion=projector.name,
+        fusion=build.fusion,
         dtype=str(chosen).removeprefix("torch."),
         llm_facts=build.llm_facts,
         tower_facts=build.tower_facts,
@@ -155,10 +154,124 @@ def assemble(
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Sources, loaded and measured, and the choice of what they become.
+
+    Attributes:
+        ingredients: the tower is still the one that was loaded.
+        unused_keys: of the checkpoints.
+        sources: what each part was made of: its name, and a folder or Hub id.
+    """
+
+    choice: Choice
+    ingredients: Ingredients
+    unused_keys: tuple[str, ...]
+    sources: dict[str, str]
+
+
+def load_parts(
+    llm: str | Path,
+    tower: str | Path,
+    dtype: torch.dtype,
+    candidates: Sequence[Choice],
+    image_size: int | None,
+    feature_layer: int,
+    codes: ImageTokenizer | None,
+    query_tokens: int,
+    seed: int,
+) -> Parts:
+    """Loads and probes an LLM and a tower; arguments and errors as `assemble`."""
+    text = load_llm(llm, dtype)
+    llm_facts = probe_llm(text.model, seed)
+    tokenizer = load_tokenizer(text.source, text.model, special_tokens(candidates))
+    add_query_tokens(tokenizer, query_tokens)
+    vision = load_tower(tower, dtype)
+    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    vision = at_size(vision, side)
+    tower_facts = probe_tower(vision, image_processor, feature_layer)
+    where = vision.source.name
+    choice = choose(candidates, tower_facts.kind, where)
+    check_grid(tower_facts, choice.factor, llm_facts, where)
+    ingredients = Ingredients(
+        text.model,
+        vision.model,
+        tokenizer,
+        image_processor,
+        llm_facts,
+        tower_facts,
+        where,
+        image_tokenizer=codes,
+        factor=choice.factor,
+    )
+    sources = {"LLM": str(llm), "tower": str(tower)}
+    if codes is not None:
+        sources["image tokenizer"] = codes.name
+    return Parts(choice, ingredients, (*text.unexpected, *vision.unexpected), sources)
+
+
+def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
+    """What the tokenizer gets beside `<image>`, whichever of these it will be."""
+    return {name: token for one in candidates for name, token in one.assembly.special_tokens.items()}
+
+
+def check_grid(vision: TowerFacts, factor: int, text: LlmFacts, where: str) -> None:
+    """Checks that a tower's grid can be divided, and that an image leaves room in the LLM's context.
+
+    Raises:
+        AssemblyError: it cannot, or does not.
+    """
+    side = vision.image_size // vision.patch_size
+    if factor > 1 and (side % factor or side * side != vision.tokens):
+        raise AssemblyError(
+            f"{vision.tokens} tokens of a tower with a grid of {side} x {side} patches are not divided by a factor of {factor}",
+            where=where,
+            fix="give another model.factor or image_size, or a tower without register tokens",
+        )
+    tokens = vision.tokens // factor**2
+    if text.context is not None and tokens >= text.context:
+        raise AssemblyError(
+            f"an image takes {tokens} tokens, the LLM's context holds {text.context}",
+            where=where,
+            fix="give a smaller `image_size`, or an LLM with a longer context",
+        )
+
+
+def put_together(choice: Choice, ingredients: Ingredients, seed: int) -> tuple[Any, Any, TemplateKind]:
+    """The stock model and processor, with weights or without.
+
+    Args:
+        choice: what is built.
+        ingredients: the tower as the class holds it. The vocabulary is widened; parts move into the result.
+        seed: of all fresh weights.
+
+    Returns:
+        The model in evaluation mode, its processor, and where the chat template is from.
+
+    Raises:
+        AssemblyError: the stock class cannot hold these.
+    """
+    llm, tokenizer, assembly = ingredients.llm, ingredients.tokenizer, choice.assembly
+    if assembly.image_tokenizer and llm.device.type != "meta":
+        ingredients = replace(ingredients, text_rms=embedding_rms(llm))
+    with quiet():
+        widen_vocabulary(llm, tokenizer)
+    template, kind = chat_template(tokenizer)
+    tokenizer.chat_template = None
+    model = assembly.build(ingredients, choice.fusion, seed)
+    processor = assembly.processor(ingredients, template)
+    set_generation(model, llm, tokenizer)
+    add_end_tokens(model.generation_config, end_token_ids(tokenizer, template))
+    if assembly.finish is not None:
+        assembly.finish(model, tokenizer)
+    return model, processor, kind
+
+
+@dataclass(frozen=True)
 class _Built:
     expected: Expectation
     llm_facts: LlmFacts
     tower_facts: TowerFacts
+    fusion: str
     template: TemplateKind
     calibrated_on: int
     unused_keys: tuple[str, ...]
@@ -174,92 +287,34 @@ def _workplace(output: str | Path | None) -> Iterator[Path]:
             yield Path(scratch)
 
 
-def _build(
-    llm: str | Path,
-    tower: str | Path,
-    folder: Path,
-    projector: Projector,
-    image_size: int | None,
-    feature_layer: int,
-    dtype: torch.dtype,
-    images: Iterable[Image.Image] | None,
-    codes: ImageTokenizer | None,
-    seed: int,
-    query_tokens: int,
-) -> _Built:
-    """Load, probe, build, calibrate and save. Only one copy of the weights lives, and none after it."""
-    text = load_llm(llm, dtype)
-    llm_facts = probe_llm(text.model, seed)
-    tokenizer = load_tokenizer(text.source, text.model, DRAWING_TOKENS if codes is not None else {})
-    add_query_tokens(tokenizer, query_tokens)
-    vision = load_tower(tower, dtype)
-    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
-    vision = at_size(vision, side)
-    tower_facts = probe_tower(vision, image_processor, feature_layer)
-    if llm_facts.context is not None and tower_facts.tokens >= llm_facts.context:
-        raise AssemblyError(
-            f"an image takes {tower_facts.tokens} tokens, the LLM's context holds {llm_facts.context}",
-            where=vision.source.name,
-            fix="give a smaller `image_size`, or an LLM with a longer context",
-        )
-    values, where, seeing = probe_pixels(image_processor), vision.source.name, vision.model
-    last = codes is not None
-    if codes is not None:
-        seeing = janus_tower(vision.model, llm_facts.hidden_size, len(projector.trained), vision.source.name)
-        prove_tower(vision.model, seeing, values, where)
-        check_grids(seeing.config, codes)
-    expected = _expect(
-        text.model, vision.model, llm_facts, tower_facts, values, image_token_id(tokenizer), last=last
-    )
-    expected = replace(expected, tower_class=_full_name(seeing))
-    model, processor, kind = stock_model(
-        text.model,
-        seeing,
-        tokenizer,
-        image_processor,
-        llm_facts,
-        tower_facts,
-        projector,
-        seed,
-        codes,
-    )
+def _build(parts: Parts, folder: Path, images: Iterable[Image.Image] | None, seed: int) -> _Built:
+    """Build, calibrate and save. Only one copy of the weights lives, and none after it."""
+    choice, given = parts.choice, parts.ingredients
+    values = probe_pixels(given.image_processor)
+    held = choice.assembly.tower(given, choice.fusion, values)
+    expected = _expect(choice.assembly, given, values, held)
+    model, processor, kind = put_together(choice, replace(given, tower=held), seed)
     calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
     name_text_class(model.config)
     with quiet():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    sources = {"LLM": llm, "tower": tower, "image tokenizer": codes and codes.name}
-    write_origins(folder, [read_origin(part, str(one)) for part, one in sources.items() if one])
-    unused = (*text.unexpected, *vision.unexpected)
-    return _Built(expected, llm_facts, tower_facts, kind, calibrated, unused)
+    write_origins(folder, [read_origin(part, name) for part, name in parts.sources.items()])
+    return _Built(expected, given.text, given.vision, choice.fusion.name, kind, calibrated, parts.unused_keys)
 
 
 @torch.no_grad()
-def _expect(
-    llm: PreTrainedModel,
-    tower: PreTrainedModel,
-    text: LlmFacts,
-    vision: TowerFacts,
-    values: Tensor,
-    image_id: int,
-    *,
-    last: bool,
-) -> Expectation:
-    """What the sources compute by themselves, before anything is joined."""
-    ids = probe_ids(text.rows, 1, text.context, avoid=image_id)
-    output = tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)
-    if last:
-        features = output.last_hidden_state
-    elif vision.kind == "feature-map":
-        features = output.last_hidden_state.flatten(2).transpose(1, 2)
-    else:
-        features = output.hidden_states[vision.feature_layer][:, min(vision.extra_tokens, 1) :]
+def _expect(assembly: Assembly, given: Ingredients, values: Tensor, held: Any) -> Expectation:
+    """What the sources compute by themselves, before anything is joined; `held` is the tower that will be in the model."""
+    llm = given.llm
+    ids = probe_ids(given.text.rows, 1, given.text.context, avoid=image_token_id(given.tokenizer))
+    output = given.tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)
     return Expectation(
         token_ids=ids,
         logits=llm(input_ids=ids, use_cache=False).logits.clone(),
         pixel_values=values,
-        features=features.clone(),
-        tower_class=_full_name(tower),
+        features=assembly.projected(output, given.vision).clone(),
+        tower_class=_full_name(held),
         llm_class=_full_name(llm.base_model),
     )
 

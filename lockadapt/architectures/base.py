@@ -1,19 +1,18 @@
-"""The shape that every stock class is described in."""
+"""The shape that every stock class is described in: one frozen dataclass of small parts, each with one question to answer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-TOWER, PROJECTOR, LLM, HEAD = (
-    "model.vision_tower",
-    "model.multi_modal_projector",
-    "model.language_model",
-    "lm_head",
-)
-"""Where LLaVA and FastVLM keep their parts."""
+from lockadapt.models.llms import LlmFacts
+from lockadapt.models.texts import Pooling
+from lockadapt.models.towers import TowerFacts
 
 RETRIEVAL = "retrieval"
 """Name of the module that a contrastive run adds to a stock model; no stock folder holds it."""
@@ -21,38 +20,262 @@ RETRIEVAL = "retrieval"
 
 @dataclass(frozen=True)
 class ModelLayout:
-    """Paths of the parts of a stock class.
+    """Full paths of what a stock class is made of; a path leads to a module, or to a bare parameter.
 
     Attributes:
-        tower, llm: what is frozen.
-        projector: between them, or None.
-        head: the LLM's, or None where the class has none.
+        tower: the frozen vision tower.
+        llm: the frozen LLM.
+        projector: all that lies between them and is trained as one; the module that reads the tower's outputs first.
+        head: the LLM's; None where the class has none, so that it answers nothing.
+        blocks: the lists of the LLM's transformer blocks; empty: the one list that is as long as the LLM's config says.
         retrieval: what embeds images and texts.
-        generation: what draws images.
-        image_tokenizer: what turns images into codes and back; frozen.
+        generation: what generates images.
+        image_tokenizer: what turns images into image tokens and back; frozen. The tokenizer itself first.
     """
 
     tower: str
     llm: str
-    projector: str | None
+    projector: tuple[str, ...]
     head: str | None
+    blocks: tuple[str, ...] = ()
     retrieval: tuple[str, ...] = (RETRIEVAL,)
     generation: tuple[str, ...] = ()
     image_tokenizer: tuple[str, ...] = ()
 
 
-LLAVA_LAYOUT = ModelLayout(TOWER, LLM, PROJECTOR, HEAD)
-JANUS_LAYOUT = ModelLayout(
-    "model.vision_model",
-    LLM,
-    "model.aligner",
-    HEAD,
-    generation=("model.generation_aligner", "model.generation_head"),
-    image_tokenizer=("model.vqmodel", "model.generation_embeddings"),
+@dataclass(frozen=True)
+class Fusion:
+    """A projector that a class offers, by the name that a recipe asks for it.
+
+    Attributes:
+        activation: what the class's config calls it, where it has a field for it.
+        initialise: fills a fresh projector (the first path of `ModelLayout.projector`) in place.
+        first: the layer that standardisation is folded into: the first linear one, as a path below the projector.
+        scaled: the layer whose weights set the size of the projected tokens.
+        depth: how many layers learn.
+        frozen: layers of it that never train, as they only stand in for nothing.
+        tokenwise: whether each token is projected by itself. If not, calibration looks at whole images only.
+        factor: into how many patches a side the grid is divided where `model.factor` does not say; None: no such fusion.
+    """
+
+    name: str
+    activation: str
+    initialise: Callable[[Any, torch.Generator], None]
+    first: str
+    scaled: str
+    depth: int
+    frozen: tuple[str, ...] = ()
+    tokenwise: bool = True
+    factor: int | None = None
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """An LLM and a tower on their way into one model: loaded and measured. Their modules move into the result.
+
+    Attributes:
+        llm: the causal LM, its vocabulary widened by the time that the model is built; its config changes.
+        tower: the vision model; what `Assembly.tower` made of it once that was called.
+        tokenizer: has `<image>` and what the class adds to it.
+        image_processor: makes squares of the size that the tower takes.
+        text, vision: what was measured.
+        where: names the tower in messages.
+        image_tokenizer: where images are generated.
+        text_rms: root mean square of the LLM's embeddings, where images are generated.
+        factor: see `Fusion`; 1 where the fusion has none.
+    """
+
+    llm: PreTrainedModel
+    tower: Any
+    tokenizer: Any
+    image_processor: Any
+    text: LlmFacts
+    vision: TowerFacts
+    where: str
+    image_tokenizer: Any = None
+    text_rms: float = 1.0
+    factor: int = 1
+
+
+def as_it_is(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
+    """The tower unchanged; see `Assembly.tower`."""
+    return ingredients.tower
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """How an LLM and a tower become this class, what is fresh in it, and how that starts.
+
+    Attributes:
+        fusions: the projectors that it offers by name.
+        fusion_of: the one that a model of this class has, by its config.
+        towers: the kinds of outputs (`TowerFacts.kind`) that it takes.
+        projected: what the tower returns, with hidden states -> what the projector is fed, (images, tokens, channels):
+            the reloaded folder is compared with it.
+        build: the stock model around the very modules of the ingredients, in evaluation mode; fresh weights from a seed.
+        processor: the stock processor, given the chat template.
+        tower: the tower as the class holds it. With pixel values (images, channels, side, side) it is run and compared with
+            the one given; without, only its structure is.
+        finish: last changes to a built model's generation settings, by the tokenizer. In place.
+        special_tokens: what the tokenizer gets beside `<image>`, by the names that the processor knows them under.
+        image_tokenizer: whether it is built around one.
+    """
+
+    fusions: Mapping[str, Fusion]
+    fusion_of: Callable[[Any], Fusion]
+    towers: tuple[str, ...]
+    projected: Callable[[Any, TowerFacts], Tensor]
+    build: Callable[[Ingredients, Fusion, int], Any]
+    processor: Callable[[Ingredients, str], Any]
+    tower: Callable[[Ingredients, Fusion, Tensor | None], Any] = as_it_is
+    finish: Callable[[Any, Any], None] | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    image_tokenizer: bool = False
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """What one image becomes in the text: `before`, then `count` times the image token, then `after`."""
+
+    token: str
+    count: int
+    before: str = ""
+    after: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.before + self.token * self.count + self.after
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What images and text become in a batch.
+
+    Attributes:
+        processor_class: of the stock processor.
+        span: a processor -> what one image becomes in the text; None: images and texts stay apart.
+        extra: keys of the processor's output that forward needs beside ids, mask and pixels.
+    """
+
+    processor_class: type[Any]
+    span: Callable[[Any], ImageSpan] | None
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Features:
+    """What may be kept of a frozen tower, and the door through which it comes back.
+
+    Attributes:
+        take: a stock model and the image part of a batch -> (images, tokens, channels), without gradient, on the model's
+            device: all that the frozen part computes of an image.
+        give: a stock model, features, and what int8 ones are multiplied with (float32 (images, 1, channels) or None) -> the
+            arguments of forward and `generate` that stand for pixels, with gradient to what trains; None: features
+            do not enter the class's forward.
+    """
+
+    take: Callable[[Any, Mapping[str, Tensor]], Tensor]
+    give: Callable[[Any, Tensor, Tensor | None], dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Under which names forward takes the mask (rows, 1, tokens, tokens) and the positions of rows with shared prefixes."""
+
+    mask: str = "attention_mask"
+    positions: str = "position_ids"
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How images and texts are embedded where each goes through a model of its own.
+
+    Attributes:
+        images: a model, and features (images, 1, channels) as `Features.take` gives them -> L2-normalised embeddings.
+        texts: a model, ids and mask (texts, tokens), pooling -> the same; both with graph.
+    """
+
+    images: Callable[[Any, Tensor], Tensor]
+    texts: Callable[[Any, Tensor, Tensor, Pooling], Tensor]
+
+
+@dataclass(frozen=True)
+class Clients:
+    """Which exports can hold the class, and why others cannot.
+
+    Attributes:
+        refused: export target -> why it cannot hold the class. A target that is not named looks at the model itself.
+        servers: of `vllm` and `sglang`, those that have the class.
+        llava_graph: whether llama.cpp's LLaVA graph computes tower and projector; else it is left to llama.cpp's converter.
+    """
+
+    refused: Mapping[str, str] = field(default_factory=dict)
+    servers: tuple[str, ...] = ()
+    llava_graph: bool = False
+
+
+SETTINGS = (
+    "image_token_id",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "projector_hidden_act",
 )
-DUAL_LAYOUT = ModelLayout(
-    "vision_model", "text_model", None, None, retrieval=("visual_projection", "text_projection", RETRIEVAL)
-)
+"""What of most configs decides how the frozen parts are joined."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that lockadapt knows of one stock class.
+
+    Attributes:
+        model_class, config_class: of Transformers.
+        layout: where its parts are.
+        inputs: what images and text become in a batch.
+        assemble: how it is made; None: it can only be started from, or it is made beside the way of most (`embeds_apart`).
+        features: what may be kept of a frozen tower; None: no feature cache.
+        positions: what makes shared-prefix packing exact; None: plain rows.
+        keys: the stock model on the meta device, and key on the disk -> stock name -> those keys that clients know under other
+            names, and these; None: Transformers' own keys are read everywhere.
+        clients: which exports can hold it.
+        apart: how it embeds images and texts each through a model of its own; None: they go through one.
+        settings: what of the config decides how the frozen parts are joined: an adapter belongs to these values.
+        unit_rows: matrices whose rows are brought to length 1 as a folder is loaded; whoever else loads it does not.
+    """
+
+    model_class: type[PreTrainedModel]
+    config_class: type[PreTrainedConfig]
+    layout: ModelLayout
+    inputs: Inputs
+    assemble: Assembly | None = None
+    features: Features | None = None
+    positions: Positions | None = None
+    keys: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
+    clients: Clients = field(default_factory=Clients)
+    apart: Apart | None = None
+    settings: tuple[str, ...] = SETTINGS
+    unit_rows: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> bool:
+        """Whether it writes text."""
+        return self.layout.head is not None
+
+    @property
+    def embeds_apart(self) -> bool:
+        """Whether images and texts go through models of their own."""
+        return self.apart is not None
+
+    @property
+    def generates_images(self) -> bool:
+        """Whether it has what writes image tokens."""
+        return bool(self.layout.generation)
+
+    def frozen_layers(self, config: Any) -> tuple[str, ...]:
+        """Full paths of what lies in a part that trains but never trains itself."""
+        if self.assemble is None:
+            return ()
+        return tuple(f"{self.layout.projector[0]}.{one}" for one in self.assemble.fusion_of(config).frozen)
 
 
 def unwrap_model(model: nn.Module) -> Any:
@@ -64,22 +287,35 @@ def unwrap_model(model: nn.Module) -> Any:
     return model
 
 
-def component_of(name: str, parts: ModelLayout = LLAVA_LAYOUT) -> str:
+def component_of(name: str, layout: ModelLayout) -> str:
     """Which component a parameter, buffer or module of a stock model belongs to."""
     if ".lora_" in name:
         return "lora"
     if ".trainable_tokens_" in name:
         return "retrieval"
+    # The head first: some classes keep it inside the LLM.
     places = {
-        "tower": (parts.tower,),
-        "projector": (parts.projector,),
-        "llm": (parts.llm,),
-        "head": (parts.head,),
-        "retrieval": parts.retrieval,
-        "generation": parts.generation,
-        "image tokenizer": parts.image_tokenizer,
+        "head": (layout.head,),
+        "tower": (layout.tower,),
+        "projector": layout.projector,
+        "llm": (layout.llm,),
+        "retrieval": layout.retrieval,
+        "generation": layout.generation,
+        "image tokenizer": layout.image_tokenizer,
     }
-    for component, prefixes in places.items():
-        if any(prefix and (name == prefix or name.startswith(prefix + ".")) for prefix in prefixes):
+    for component, paths in places.items():
+        if any(path and is_below(name, path) for path in paths):
             return component
     return "other"
+
+
+def is_below(name: str, path: str) -> bool:
+    """Whether a full name is a path's, or lies below it."""
+    return name == path or name.startswith(path + ".")
+
+
+def parameters_at(model: nn.Module, path: str) -> list[nn.Parameter]:
+    """Those of the module at a path, or the bare parameter there."""
+    parent, _, leaf = path.rpartition(".")
+    found = getattr(model.get_submodule(parent), leaf)
+    return [found] if isinstance(found, nn.Parameter) else list(found.parameters())

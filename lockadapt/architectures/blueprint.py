@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from lockadapt.architectures.fusions import get_fusion
-from lockadapt.architectures.janus.graft import DRAWING_TOKENS
+from lockadapt.architectures.assemble import check_grid, put_together, special_tokens
+from lockadapt.architectures.base import Ingredients
+from lockadapt.architectures.choose import Wish, choices, choose
 from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
-from lockadapt.architectures.janus.siglip import janus_tower
 from lockadapt.architectures.load import load_model
-from lockadapt.architectures.stock_model import stock_model
 from lockadapt.errors import AssemblyError
 from lockadapt.models.embeddings import load_tokenizer
 from lockadapt.models.llms import llm_config, llm_structure
@@ -45,6 +44,7 @@ def assembled_blueprint(
     feature_layer: int = -2,
     image_tokenizer: str | Path | None = None,
     query_tokens: int = 0,
+    factor: int | None = None,
 ) -> Blueprint:
     """What `assemble` would build from these sources, without reading a weight. Arguments as there.
 
@@ -52,15 +52,17 @@ def assembled_blueprint(
         SetupError: a config, tokenizer or image processor is neither here nor to be had.
         AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
     """
+    candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
     source = find(llm, "LLM")
     config = llm_config(source)
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
     codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
-    tokenizer = load_tokenizer(source, text, {} if codes is None else DRAWING_TOKENS)
+    tokenizer = load_tokenizer(source, text, special_tokens(candidates))
     add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
-    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    where = vision.source.name
+    image_processor, side = square_processor(vision.image_processor, image_size, where)
     if can_change(vision.model):
         vision.model.config.image_size = side
         with META:
@@ -69,20 +71,26 @@ def assembled_blueprint(
     with torch.no_grad():
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
         text_facts = llm_structure(text)
-        # Values are drawn by a generator, which the meta device has none of; it has no values either.
-        projector = replace(get_fusion(fusion_name, draws=codes is not None), initialise=lambda *_: None)
-        tower_model: Any = vision.model
-        if codes is not None:
-            width, depth = text_facts.hidden_size, len(projector.trained)
-            tower_model = janus_tower(vision.model, width, depth, vision.source.name)
-        model, processor, _ = stock_model(
-            text, tower_model, tokenizer, image_processor, text_facts, vision_facts, projector, 0, codes
+        choice = choose(candidates, vision_facts.kind, where)
+        check_grid(vision_facts, choice.factor, text_facts, where)
+        ingredients = Ingredients(
+            text,
+            vision.model,
+            tokenizer,
+            image_processor,
+            text_facts,
+            vision_facts,
+            where,
+            image_tokenizer=codes,
+            factor=choice.factor,
         )
+        held = choice.assembly.tower(ingredients, choice.fusion, None)
+        model, processor, _ = put_together(choice, replace(ingredients, tower=held), seed=0)
     return Blueprint(model, processor)
 
 
 def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
-    """A stock LLaVA or FastVLM folder or Hub id without its weights.
+    """A stock folder or Hub id without its weights.
 
     Raises:
         SetupError, AssemblyError: as `load_model`.

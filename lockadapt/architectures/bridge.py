@@ -1,79 +1,108 @@
-"""Put the modules of an LLM and a tower into one stock model, without copying a weight."""
+"""What classes of LLaVA's kind share: putting an LLM and a tower in, their settings, and the door for kept features."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lockadapt.architectures.fusions import BODIES, Projector, stock_config
+from lockadapt.architectures.base import Features, Fusion, Ingredients, ModelLayout
 from lockadapt.errors import AssemblyError
 from lockadapt.models.llms import LlmFacts
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
 from lockadapt.models.towers import TowerFacts
 
+LAYOUT = ModelLayout(
+    tower="model.vision_tower",
+    llm="model.language_model",
+    projector=("model.multi_modal_projector",),
+    head="lm_head",
+)
+"""Where LLaVA keeps its parts, and most classes after it."""
+
+
+def feature_strategy(vision: TowerFacts) -> str:
+    """`default` drops the tower's first token (a class token), `full` keeps all."""
+    return "default" if vision.extra_tokens else "full"
+
+
+def common_config(ingredients: Ingredients) -> dict[str, Any]:
+    """The fields that the configs of these classes share, by name.
+
+    Ties are the LLM's own where the class can keep them (`LlmFacts.keeps_tie`).
+    """
+    text = ingredients.llm.config
+    text.tie_word_embeddings = ingredients.text.keeps_tie
+    return {
+        "text_config": text,
+        "vision_config": ingredients.tower.config,
+        "image_token_index": ingredients.tokenizer.convert_tokens_to_ids(ingredients.tokenizer.image_token),
+        "vision_feature_layer": ingredients.vision.feature_layer,
+        "vision_feature_select_strategy": feature_strategy(ingredients.vision),
+        "tie_word_embeddings": ingredients.text.keeps_tie,
+    }
+
 
 def join(
-    llm: PreTrainedModel,
-    tower: PreTrainedModel,
-    text: LlmFacts,
-    vision: TowerFacts,
-    image_id: int,
-    projector_kind: Projector,
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    ingredients: Ingredients,
+    fusion: Fusion,
     seed: int,
+    layout: ModelLayout = LAYOUT,
 ) -> Any:
-    """The stock model around the very modules of the sources: built without weights, then given theirs.
+    """The stock model around the very modules of the ingredients: built without weights, then given theirs.
 
     Args:
-        llm: the causal LM, its vocabulary already widened. Its parts move into the result, its config changes.
-        tower: the vision model; likewise.
-        text: what `probe_llm` found.
-        vision: what `probe_tower` found.
-        image_id: id of `<image>`.
-        projector_kind: the fusion whose projector is initialised from `seed`.
+        model_class: of Transformers; its projector's first path is filled by the fusion.
+        config: of that class, its text and vision configs being the ingredients' own.
+        ingredients: their parts move into the result.
+        fusion: initialises the projector.
         seed: of the projector's weights.
+        layout: of the class.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
         AssemblyError: the stock class would build another LLM or tower from these configs.
     """
-    llm.config.tie_word_embeddings = text.keeps_tie
-    config = stock_config(vision, llm.config, tower.config, image_id, projector_kind.activation)
+    llm, tower = ingredients.llm, ingredients.tower
     with torch.device("meta"), quiet():
-        model: Any = BODIES[vision.kind].model_class(config)
-    same_structure("tower", model.model.vision_tower, tower)
-    model.model.vision_tower = tower
-    put_llm(model, llm, text)
-    projector = model.model.multi_modal_projector
+        model: Any = model_class(config)
+    same_structure("tower", model.get_submodule(layout.tower), tower)
+    model.set_submodule(layout.tower, tower)
+    put_llm(model, llm, ingredients.text)
+    projector = model.get_submodule(layout.projector[0])
     make_room(projector, llm)
-    projector_kind.initialise(projector, torch.Generator().manual_seed(seed))
-    for part in (model.config, llm.config, tower.config):
-        part.dtype = llm.dtype
-        part.name_or_path = ""  # a path on this machine, and nobody else's business
+    fusion.initialise(projector, torch.Generator().manual_seed(seed))
+    forget_origin(llm.dtype, model.config, llm.config, tower.config)
     return model.eval()
 
 
-def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts) -> None:
-    """Put an LLM's body and head into a stock model that was built without weights.
+def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts, layout: ModelLayout = LAYOUT) -> None:
+    """Puts an LLM's body and head into a stock model that was built without weights.
 
     Raises:
         AssemblyError: the stock class would build another LLM from its config.
     """
-    same_structure("LLM", model.model.language_model, llm.base_model)
-    model.model.language_model = llm.base_model
+    same_structure("LLM", model.get_submodule(layout.llm), llm.base_model)
+    model.set_submodule(layout.llm, llm.base_model)
     weight = llm.get_output_embeddings().weight
-    model.lm_head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     table = llm.get_input_embeddings().weight
     copied = text.tied and not text.keeps_tie
-    model.lm_head.weight = (
-        table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
-    )
+    head.weight = table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
+    model.set_submodule(layout.head, head)
 
 
 def make_room(module: nn.Module, llm: PreTrainedModel) -> None:
-    """Give a module that was built without weights tensors of the LLM's dtype, on its device; in place."""
+    """Gives a module that was built without weights tensors of the LLM's dtype, on its device; in place."""
     room = {
         name: torch.empty(tensor.shape, dtype=llm.dtype, device=llm.device)
         for name, tensor in module.state_dict().items()
@@ -81,8 +110,15 @@ def make_room(module: nn.Module, llm: PreTrainedModel) -> None:
     module.load_state_dict(room, assign=True)
 
 
+def forget_origin(dtype: torch.dtype, *configs: Any) -> None:
+    """Says in configs of which dtype the weights are, and no longer where they came from: a local path, not published."""
+    for config in configs:
+        config.dtype = dtype
+        config.name_or_path = ""
+
+
 def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
-    """Give the stock model the LLM's generation settings, and the tokenizer's special ids where those lack them.
+    """Gives the stock model the LLM's generation settings, and the tokenizer's special ids where those lack them.
 
     Settings that contradict each other (a temperature without sampling, in many old checkpoints) cannot be saved;
     Transformers ignores them when it generates, so they are left out.
@@ -100,13 +136,71 @@ def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
 
 
 def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
-    """The stock class builds this part from its config alone; that must give the class and weights of the source."""
+    """Checks that the stock class, which builds a part from its config alone, builds the class and weights of the source.
+
+    Raises:
+        AssemblyError: it builds others.
+    """
     theirs, ours = stock_part.state_dict(), source.state_dict()
     different = {name for name in theirs.keys() | ours.keys() if name not in theirs or name not in ours}
     different |= {name for name in theirs.keys() & ours.keys() if theirs[name].shape != ours[name].shape}
     if type(stock_part) is not type(source) or different:
         detail = f" (different: {some(different)})" if different else ""
         raise AssemblyError(
-            f"the stock class would rebuild the {what} as {type(stock_part).__name__}, not {type(source).__name__}{detail}",
+            f"the stock class would rebuild the {what} as {type(stock_part).__name__}, "
+            f"not {type(source).__name__}{detail}",
             fix=f"choose another {what}",
         )
+
+
+def projector_features(pack: Callable[[Tensor], Any], layout: ModelLayout = LAYOUT) -> Features:
+    """What enters the projector is kept, and comes back projected, by `mm_encoder_outputs`.
+
+    Taken where it happens, at the projector's entrance, so layer choice, dropped class token and flattening are the stock
+    class's own. The tower is run without gradient, in whatever mode (train, eval) it is in.
+
+    Args:
+        pack: what the projector returns -> what the class's forward expects as `pooler_output`.
+        layout: of the class.
+    """
+    path = layout.projector[0]
+
+    @torch.no_grad()
+    def take(model: Any, images: Mapping[str, Tensor]) -> Tensor:
+        seen: list[Tensor] = []
+        handle = model.get_submodule(path).register_forward_pre_hook(
+            lambda _, arguments: seen.append(arguments[0].detach())
+        )
+        try:
+            model.model.get_image_features(**images)
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def give(model: Any, features: Tensor, scales: Tensor | None) -> dict[str, Any]:
+        projector = model.get_submodule(path)
+        weight = next(projector.parameters())
+        features = features.to(weight.device)
+        if scales is not None:
+            features = features * scales.to(weight.device)
+        projected = pack(projector(features.to(weight.dtype)))
+        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=projected)}}
+
+    return Features(take, give)
+
+
+NESTED = ("CLIPVisionModel", "SiglipVisionModel")
+"""Towers that Transformers 5.6 flattened: vLLM, llama.cpp and older Transformers look for them below `vision_model.`"""
+
+
+def nested_tower_keys(model: Any, stock: Mapping[str, str]) -> Mapping[str, str]:
+    """See `Architecture.keys`: the tower's keys with the level of names that older clients know."""
+    if type(model.get_submodule(LAYOUT.tower)).__name__ not in NESTED:
+        return {}
+    keys = {}
+    for key, name in stock.items():
+        suffix = name.removeprefix(f"{LAYOUT.tower}.")
+        start = key.removesuffix(suffix)
+        if suffix != name and start + suffix == key and start.endswith("vision_tower."):
+            keys[key] = f"{start}vision_model.{suffix}"
+    return keys

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lockadapt.architectures import layout_of
-from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.fusions import Projector, fusion_of
-from lockadapt.errors import DataError
+from lockadapt.architectures import architecture_of
+from lockadapt.architectures.base import Fusion, unwrap_model
+from lockadapt.errors import AssemblyError, DataError
 
 TOKENS_KEPT = 16
 """Tokens of each image that the output scale is measured on; the statistics use all of them."""
@@ -39,18 +39,20 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     Raises:
         DataError: no images, or features that are not finite.
     """
-    base = unwrap_model(model)
-    return calibrate(
-        base.get_submodule(layout_of(base).projector or ""), fusion_of(base), features, embedding_rms
-    )
+    base, architecture = unwrap_model(model), architecture_of(model)
+    if architecture.assemble is None:
+        raise AssemblyError(f"{type(base).__name__} has no projector that is calibrated")
+    fusion = architecture.assemble.fusion_of(base.config)
+    return calibrate(base.get_submodule(architecture.layout.projector[0]), fusion, features, embedding_rms)
 
 
 @torch.no_grad()
 def calibrate(
-    projector: nn.Module, fusion: Projector, features: Tensor | Iterable[Tensor], embedding_rms: float
+    projector: nn.Module, fusion: Fusion, features: Tensor | Iterable[Tensor], embedding_rms: float
 ) -> int:
     """See `calibrate_projector`, for a projector by itself and its fusion."""
     batches = [features] if isinstance(features, Tensor) else features
+    first: Any = projector.get_submodule(fusion.first)
     images, count = 0, 0
     total: Tensor | float = 0.0
     squares: Tensor | float = 0.0
@@ -59,22 +61,24 @@ def calibrate(
     for batch in batches:
         if batch.shape[0] == 0:
             continue
-        flat = batch.double().flatten(0, 1)
+        flat = _input_of(first, projector, batch).double().flatten(0, -2)
         # Sums of squares around a first guess of the mean lose no digits where the mean is far from zero.
         shift = flat.mean(dim=0) if shift is None else shift
         images, count = images + batch.shape[0], count + flat.shape[0]
         total, squares = total + (flat - shift).sum(dim=0), squares + (flat - shift).square().sum(dim=0)
-        step = max(1, batch.shape[1] // TOKENS_KEPT)
-        kept.append(batch[:, ::step].flatten(0, 1))
+        if fusion.tokenwise:
+            step = max(1, batch.shape[1] // TOKENS_KEPT)
+            kept.append(batch[:, ::step].flatten(0, 1))
+        elif not kept:
+            kept.append(batch)
     if shift is None or not isinstance(total, Tensor) or not isinstance(squares, Tensor):
         raise DataError("no image to calibrate the projector on", where="model.calibration_images")
     mean = shift + total / count
     deviation = (squares / count - (total / count).square()).clamp_min(0).sqrt()
     if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
         raise DataError("the tower's features are not finite", fix="try model.dtype=float32")
-    first = projector.get_submodule(fusion.first)
-    _fold(first, mean, _guarded(deviation))  # type: ignore[arg-type]
-    sample = torch.cat(kept).to(first.weight)  # type: ignore[arg-type]
+    _fold(first, mean, _guarded(deviation))
+    sample = torch.cat(kept).to(first.weight)
     size = projector(sample).double().square().mean().sqrt()
     if float(size) > 0:
         layer = projector.get_submodule(fusion.scaled)
@@ -90,6 +94,17 @@ def embedding_rms(model: nn.Module) -> float:
     ids = torch.arange(table.weight.shape[0], device=table.weight.device)
     squares = sum(float(table(part).double().square().sum()) for part in ids.split(8192))
     return (squares / table.weight.numel()) ** 0.5
+
+
+def _input_of(first: nn.Module, projector: nn.Module, features: Tensor) -> Tensor:
+    """What the layer reads where the projector is given these features: they themselves, or what a norm makes of them."""
+    seen: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    try:
+        projector(features.to(next(projector.parameters())))
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def _guarded(deviation: Tensor) -> Tensor:

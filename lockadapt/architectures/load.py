@@ -6,19 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    JanusForConditionalGeneration,
-    PreTrainedModel,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
-)
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
+from lockadapt.architectures import class_name, find_architecture
 from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
-from lockadapt.architectures.fusions import BODIES
-from lockadapt.architectures.janus.image_tokenizer import unit_codebook
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
 from lockadapt.models.four_bit import keep_as_trained
@@ -34,9 +26,9 @@ def load_model(
     meta: bool = False,
     without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """Model (evaluation mode) and processor of a stock LLaVA, FastVLM, Janus or dual encoder folder or Hub id.
+    """Model (evaluation mode) and processor of a stock folder or Hub id of any class in `ARCHITECTURES`.
 
-    The codebook rows of a Janus are brought to length 1 (see `load_image_tokenizer`), and generation stops at what the
+    What a class wants to have rows of length 1 (`Architecture.unit_rows`) gets them, and generation stops at what the
     chat template ends an answer with.
 
     Args:
@@ -49,30 +41,24 @@ def load_model(
 
     Raises:
         SetupError: it does not exist or cannot be read.
-        AssemblyError: it is another class than LLaVA, FastVLM or Janus.
+        AssemblyError: it is of no class that lockadapt trains.
         VerificationError: a weight is missing or has no place.
     """
     source, chosen = find(folder, "VLM"), resolve_dtype(dtype)
     with loading(source, "VLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
-    if isinstance(config, VisionTextDualEncoderConfig):
-        kind: Any = VisionTextDualEncoderModel
-    elif without_tower is not None:
-        kind = towerless_class(config)
-    else:
-        kind = AutoModelForImageTextToText
-    held: tuple[Any, ...] = (VisionTextDualEncoderConfig, *(body.config_class for body in BODIES.values()))
-    if not isinstance(config, held):
+    architecture = find_architecture(config)
+    if architecture is None:
         raise AssemblyError(
-            f"{(getattr(config, 'architectures', None) or [config.model_type])[0]} is not a class that lockadapt trains",
+            f"{class_name(config)} is not a class that lockadapt trains",
             where=source.name,
             fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format, or from an LLM and a tower",
         )
+    kind: Any = architecture.model_class if without_tower is None else towerless_class(architecture)
     processor = load_processor(folder)
     if meta:
         with loading(source, "VLM"), torch.device("meta"):
-            make = getattr(kind, "from_config", None) or kind._from_config
-            return make(config, dtype=chosen), processor
+            return kind._from_config(config, dtype=chosen), processor
     extra = {"device_map": device_map} if device_map is not None else {}
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
@@ -87,8 +73,10 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
-    if isinstance(model, JanusForConditionalGeneration):
-        unit_codebook(model.model.vqmodel)
+    with torch.no_grad():
+        for name in architecture.unit_rows:
+            table = model.get_parameter(name)
+            table.copy_(F.normalize(table.double(), dim=-1))
     keep_as_trained(model)
     if isinstance(getattr(processor, "chat_template", None), str) and model.generation_config is not None:
         add_end_tokens(model.generation_config, end_token_ids(processor.tokenizer, processor.chat_template))

@@ -111,8 +111,8 @@ def _own(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _part_paths(model: Any, places: ModelLayout) -> list[str]:
     """Parts of the stock class that train; every adapter has its own, so that PEFT can switch them."""
-    paths = [places.projector, *places.generation, *(one for one in places.retrieval if one != RETRIEVAL)]
-    return [path for path in paths if path is not None]
+    paths = [*places.projector, *places.generation, *(one for one in places.retrieval if one != RETRIEVAL)]
+    return paths
 
 
 def _wrap(model: Any, path: str, name: str, others: Sequence[str]) -> None:
@@ -197,7 +197,7 @@ def _slots(
 ) -> dict[str, Tensor]:
     """Storage of everything that an adapter of this kind brings, by the key that its files have."""
     found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    parts = tuple(f"{part}." for part in (places.projector, *places.generation, *places.retrieval) if part)
+    parts = tuple(f"{part}." for part in (*places.projector, *places.generation, *places.retrieval))
 
     def wanted(key: str) -> bool:
         # Not what stands there for an adapter that leaves rows or a part as they are in the base.

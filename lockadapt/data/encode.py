@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lockadapt.architectures import inputs_of
 from lockadapt.data.control_tokens import ControlTokens
 from lockadapt.data.dialogue import Dialogue, Written, shape_of
 from lockadapt.data.problems import quote
@@ -87,12 +88,13 @@ class Encoder:
             raise DataError(
                 "the tokenizer gives no character offsets", fix="use a fast tokenizer (tokenizer.json)"
             )
-        self.image_token: str = getattr(processor, "image_token", "")
-        self.image_token_id, self.image_tokens, self.image_text = -1, 0, ""
+        self.image_token, self.image_token_id, self.image_tokens, self.image_text = "", -1, 0, ""
         self._proved: set[Any] = set()
-        if not self.image_token:
+        span_of = inputs_of(processor).span
+        if span_of is None:
             self.controls = ControlTokens(self.tokenizer, control_tokens(self.tokenizer))
             return
+        self.image_token = processor.image_token
         self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         template = processor.chat_template or self.tokenizer.chat_template
         if isinstance(template, dict):
@@ -106,10 +108,8 @@ class Encoder:
             # Saved with the processor, so that clients prompt as training does.
             processor.chat_template = self.dialogue.template
         self.controls = ControlTokens(self.tokenizer, self.dialogue.controls)
-        self.image_tokens = count_image_tokens(processor)
-        # Janus puts a token before an image's tokens and one behind them.
-        start, end = (getattr(processor, f"image_{side}_token", None) or "" for side in ("start", "end"))
-        self.image_text = start + self.image_token * self.image_tokens + end
+        span = span_of(processor)
+        self.image_tokens, self.image_text = span.count, span.text
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
         """See `Dialogue.render`."""
@@ -326,13 +326,6 @@ def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int
         return_tensors="pt",
     )
     return [int(token) for token in made["input_ids"][0]]
-
-
-def count_image_tokens(processor: Any) -> int:
-    """How many tokens one image takes, asked of the processor with a blank picture."""
-    blank = Image.new("RGB", (32, 32), "white")
-    ids = processor(images=[blank], text=processor.image_token, return_tensors="pt")["input_ids"][0]
-    return int((ids == processor.tokenizer.convert_tokens_to_ids(processor.image_token)).sum())
 
 
 def _squeezed(text: str) -> str:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import RETRIEVAL, unwrap_model
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import RecipeError
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
-from lockadapt.objectives.retrieval import is_dual
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.artifacts import PART_FILES, load_part
 from lockadapt.runs.run import Run, open_run
@@ -81,10 +81,8 @@ def make_ready(target: Target, objective: Objective) -> None:
     """
     model = target.model
     # A dual encoder's stock class holds all that embeds.
-    beside = (
-        RETRIEVAL in objective.parts and not is_dual(model) and not hasattr(unwrap_model(model), RETRIEVAL)
-    )
-    if beside:
+    held = architecture_of(model).embeds_apart or hasattr(unwrap_model(model), RETRIEVAL)
+    if RETRIEVAL in objective.parts and not held:
         add_from_folder(model, objective, target.folder)
     objective.prepare(model)
 

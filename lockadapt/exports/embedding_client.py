@@ -14,19 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.architectures.dual_encoder.embeddings import (
-    pool,
-    pooled_image_features,
-    project_images,
-    project_texts,
-    text_embedding,
-)
+from lockadapt.architectures import architecture_of
+from lockadapt.architectures.features import projector_input
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.files import new_folder, ordinary_permissions
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.proof import run_script
 from lockadapt.models.sources import some
-from lockadapt.models.texts import Pooling
+from lockadapt.models.texts import Pooling, pool
 from lockadapt.runs.run import Run
 
 SCRIPT = Path(__file__).parents[1] / "models" / "fresh_embeddings.py"
@@ -137,15 +132,13 @@ def export(
 @torch.no_grad()
 def embed_texts(trained: Trained, texts: Sequence[str]) -> Tensor:
     """L2-normalised embeddings, float32 (texts, dimension), one text at a time, so that no padding is in it."""
-    rows = []
+    rows, apart = [], architecture_of(trained.model).apart
     for text in texts:
         framed = trained.frames.before + text + trained.frames.after
-        if trained.dual:
+        if apart is not None:
             inputs = trained.processor.tokenizer(framed, return_tensors="pt")
-            states = text_embedding(
-                trained.model, inputs["input_ids"], inputs["attention_mask"], trained.pooling
-            )
-            rows.append(project_texts(trained.model, states))
+            ids, mask = inputs["input_ids"], inputs["attention_mask"]
+            rows.append(apart.texts(trained.model, ids, mask, trained.pooling))
         else:
             rows.append(_embed_sequence(trained, framed, None))
     return torch.cat(rows).float()
@@ -154,11 +147,11 @@ def embed_texts(trained: Trained, texts: Sequence[str]) -> Tensor:
 @torch.no_grad()
 def embed_images(trained: Trained, images: Sequence[Image.Image]) -> Tensor:
     """L2-normalised embeddings, float32 (images, dimension), one image at a time."""
-    rows = []
+    rows, apart = [], architecture_of(trained.model).apart
     for image in images:
-        if trained.dual:
+        if apart is not None:
             values = pixels(trained.processor.image_processor, [image])
-            rows.append(project_images(trained.model, pooled_image_features(trained.model, values)))
+            rows.append(apart.images(trained.model, projector_input(trained.model, values)))
         else:
             rows.append(_embed_sequence(trained, trained.frames.image, image))
     return torch.cat(rows).float()

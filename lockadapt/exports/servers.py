@@ -10,10 +10,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from lockadapt.architectures import class_name, find_architecture
 from lockadapt.errors import VerificationError
 
 VLLM, SGLANG = "vLLM 0.33", "SGLang 0.5.23"
-LLAVA = "LlavaForConditionalGeneration"
 FLATTENED = ("clip_vision_model", "siglip_vision_model")
 """Towers that Transformers 5.6 took a level of names from, and that vLLM still wants with it."""
 
@@ -105,8 +105,8 @@ def _vllm(served: Served) -> list[str]:
     llm = (text.architectures or ["unknown"])[0]
     tower = config.vision_config.model_type
     found = []
-    if _class(config) != LLAVA:
-        return [f"{VLLM} has no {_class(config)}"]
+    if not _has(config, "vllm"):
+        return [f"{VLLM} has no {class_name(config)}"]
     if tower not in VLLM_TOWERS:
         found.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
     elif tower in FLATTENED and not any(
@@ -154,8 +154,8 @@ def _keys(keys: Iterable[str]) -> list[str]:
 
 def _sglang(served: Served) -> list[str]:
     config, tower = served.config, served.config.vision_config.model_type
-    if _class(config) != LLAVA:
-        return [f"{SGLANG} has no {_class(config)}"]
+    if not _has(config, "sglang"):
+        return [f"{SGLANG} has no {class_name(config)}"]
     found = []
     if tower != "pixtral":
         found.append(f"{SGLANG} builds a LLaVA in Transformers format with a Pixtral tower only, not {tower}")
@@ -178,5 +178,6 @@ def _modules_and_dora(adapter: Mapping[str, Any], server: str) -> list[str]:
     return found
 
 
-def _class(config: Any) -> str:
-    return (config.architectures or [type(config).__name__])[0]
+def _has(config: Any, server: str) -> bool:
+    architecture = find_architecture(config)
+    return architecture is not None and server in architecture.clients.servers

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, JanusForConditionalGeneration
+from transformers import AutoConfig
 
+from lockadapt.architectures import find_architecture
 from lockadapt.architectures.base import RETRIEVAL
 from lockadapt.architectures.blocks import block_linears
 from lockadapt.evaluation.target import BESIDE
@@ -33,7 +34,6 @@ from lockadapt.runs.run import Run
 BaseMode = Literal["dequantized", "original"]
 CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 """What a stock folder has beside weights and card."""
-CODEBOOK = "model.vqmodel.quantize.embedding.weight"
 
 
 def write_stock(
@@ -54,7 +54,7 @@ def write_stock(
     model = meta_model(source)
     names = read_names(model, read_layout(source).places(), str(source))
     adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
-    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_codebook(model, names, source)})
+    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_rows(model, names, source)})
     if not lora:
         changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
     requantized: dict[str, QuantizationRoundTrip] = {}
@@ -125,15 +125,19 @@ def _name_text_class(folder: Path) -> None:
         write_json(file, said)
 
 
-def _unit_codebook(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
-    """Of a Janus that does not keep its codes at length 1: as `load_model` trained with them."""
-    keys = names.keys_of(CODEBOOK)
-    if not isinstance(model, JanusForConditionalGeneration) or not keys:
-        return {}
+def _unit_rows(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
+    """Matrices that the folder does not keep with rows of length 1, as `load_model` trained with them."""
     from safetensors import safe_open
 
-    shard, place = read_layout(source).places()[keys[0]]
-    with safe_open(shard.path, "pt") as file:
-        table = file.get_tensor(place.key)
-    rows = F.normalize(table.double(), dim=-1).to(table.dtype)
-    return {} if torch.equal(rows, table) else {CODEBOOK: rows}
+    found = {}
+    architecture = find_architecture(model.config)
+    for name in architecture.unit_rows if architecture is not None else ():
+        if not (keys := names.keys_of(name)):
+            continue
+        shard, place = read_layout(source).places()[keys[0]]
+        with safe_open(shard.path, "pt") as file:
+            table = file.get_tensor(place.key)
+        rows = F.normalize(table.double(), dim=-1).to(table.dtype)
+        if not torch.equal(rows, table):
+            found[name] = rows
+    return found

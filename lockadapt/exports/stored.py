@@ -116,9 +116,9 @@ def _reader(folder: Path) -> str:
     if kind in EMBEDDERS:
         return EMBEDDERS[kind]
     # Here, because it imports Transformers' models, and a folder that is none should be refused at once.
-    from lockadapt.architectures.fusions import BODIES
+    from lockadapt.architectures import ARCHITECTURES
 
-    if kind not in (known := sorted(body.config_class.model_type for body in BODIES.values())):
+    if kind not in (known := sorted(one.config_class.model_type for one in ARCHITECTURES if one.answers)):
         raise RecipeError(
             f"holds a model of the type {kind!r}, which cannot be verified",
             where=str(folder),

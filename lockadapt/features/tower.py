@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lockadapt.architectures import layout_of, tower_of
-from lockadapt.architectures.dual_encoder.embeddings import pooled_image_features
-from lockadapt.architectures.fusions.features import projector_input
+from lockadapt.architectures import tower_of
+from lockadapt.architectures.features import projector_input
 
 GPU_BATCH, CPU_BATCH = 64, 8
 """Images that the tower sees at a time. On a CPU small batches stay in its caches and need no fresh memory from the
@@ -26,9 +25,7 @@ def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     tower.eval()
     reference = next(tower.parameters())
     values = pixel_values.to(reference.device, reference.dtype)
-    return (
-        projector_input(model, values) if layout_of(model).projector else pooled_image_features(model, values)
-    )
+    return projector_input(model, values)
 
 
 def tower_batch(model: nn.Module) -> int:

@@ -211,3 +211,18 @@ def _text_part(full: PreTrainedModel, source: Source) -> tuple[str, PreTrainedMo
         if type(module) is kind:
             return (f"{name}." if name else ""), module
     raise AssemblyError(f"{type(full).__name__} has no {kind.__name__} inside", where=source.name)
+
+
+def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
+    """(rows, tokens, hidden) -> (rows, hidden), over positions that the mask keeps, on whichever side the padding is.
+
+    The mean is that of sentence-transformers' `Pooling`, `last` its `lasttoken`.
+    """
+    if pooling == "mean":
+        weights = attention_mask[..., None].to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    if pooling != "last":
+        raise AssemblyError(f"states cannot be pooled by {pooling!r}", fix="use `last` or `mean`")
+    places = torch.arange(states.shape[1], device=states.device)
+    last = (attention_mask.to(places.dtype) * places).argmax(1)
+    return states[torch.arange(len(states), device=states.device), last]

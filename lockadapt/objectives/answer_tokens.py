@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lockadapt.architectures import layout_of, tower_of
-from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.fusions import image_outputs
+from lockadapt.architectures import architecture_of, layout_of, tower_of
+from lockadapt.architectures.base import Positions, unwrap_model
+from lockadapt.architectures.features import image_arguments
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
 from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
@@ -77,12 +77,15 @@ def sample_losses(model: nn.Module, batch: Batch, samples: int) -> torch.Tensor:
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """What the stock forward is called with: tokens, mask and positions, and images as pixels or remembered features."""
-    names = ("input_ids", "attention_mask", "position_ids")
+    architecture = architecture_of(model)
+    names = ("input_ids", "attention_mask", *architecture.inputs.extra)
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    if "position_ids" in batch:  # only packed rows say where their tokens stand
+        packed = architecture.positions or Positions()
+        inputs[packed.mask] = inputs.pop("attention_mask")
+        inputs[packed.positions] = batch["position_ids"]
     if "image_features" in batch:
-        inputs["mm_encoder_outputs"] = image_outputs(
-            unwrap_model(model), batch["image_features"], batch.get("image_scales")
-        )
+        inputs |= image_arguments(model, batch["image_features"], batch.get("image_scales"))
     elif "pixel_values" in batch:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)

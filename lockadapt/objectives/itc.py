@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.dual_encoder.embeddings import pooled_image_features
+from lockadapt.architectures.features import projector_input
 from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
@@ -27,10 +28,8 @@ from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Re
 from lockadapt.objectives.gather import gather
 from lockadapt.objectives.retrieval import (
     add_retrieval,
-    embed_pooled,
     embed_sequences,
     in_chunks,
-    is_dual,
     retrieval_of,
 )
 from lockadapt.objectives.similarity import Kind, contrastive_loss
@@ -112,7 +111,7 @@ class ImageText(Objective):
         Raises:
             RecipeError: a dual encoder where the whole model shall embed, or the other way round.
         """
-        if is_dual(model) != (self.mode == "dual"):
+        if architecture_of(model).embeds_apart != (self.mode == "dual"):
             raise RecipeError(
                 f"{type(unwrap_model(model)).__name__} cannot be trained in this mode",
                 where=f"objectives.….mode: {self.mode}",
@@ -183,8 +182,8 @@ class ImageText(Objective):
 
         def embed(part: slice) -> Tensor:
             shown = {name: batch[name][part] for name in names}
-            if self.mode == "dual":
-                return embed_pooled(model, self._pooled(model, shown))
+            if apart := architecture_of(model).apart:
+                return apart.images(model, self._pooled(model, shown)).float()
             ids = batch["image_ids"].expand(len(shown[names[0]]), -1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
             return embed_sequences(model, inputs)
@@ -194,7 +193,7 @@ class ImageText(Objective):
     def _pooled(self, model: nn.Module, shown: dict[str, Tensor]) -> Tensor:
         """Pooled images (images, 1, channels), remembered or made now."""
         if "pixel_values" in shown:
-            features = pooled_image_features(model, shown["pixel_values"])
+            features = projector_input(model, shown["pixel_values"])
         else:
             features = shown["image_features"] * shown.get("image_scales", 1)
         return F.dropout(features, self.feature_dropout, training=model.training)

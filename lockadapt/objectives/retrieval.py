@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures import architecture_of, layout_of, llm_of
 from lockadapt.architectures.base import RETRIEVAL, unwrap_model
-from lockadapt.architectures.dual_encoder.embeddings import (
-    pool,
-    project_images,
-    project_texts,
-    text_embedding,
-)
-from lockadapt.models.texts import Pooling, probe_text
+from lockadapt.models.texts import Pooling, pool, probe_text
 from lockadapt.objectives.answer_tokens import model_inputs
 from lockadapt.objectives.gradcache import embed_in_chunks
 from lockadapt.objectives.temperature import Temperature
@@ -59,7 +53,7 @@ def add_retrieval(
     if hasattr(base, RETRIEVAL):
         return
     hidden, found = None, pooling or "last"
-    if is_dual(base):
+    if architecture_of(base).embeds_apart:
         found = probe_text(llm_of(base), layout_of(base).llm).pooling(pooling)
     else:
         hidden = int(llm_of(base).config.hidden_size)
@@ -70,19 +64,9 @@ def add_retrieval(
     base.add_module(RETRIEVAL, module.to(next(base.parameters()).device))
 
 
-def is_dual(model: nn.Module) -> bool:
-    """Whether images and texts have a body each."""
-    return layout_of(model).projector is None
-
-
 def retrieval_of(model: nn.Module) -> Any:
     """The `Retrieval` of a stock model, wrapped or not."""
     return unwrap_model(model).get_submodule(RETRIEVAL)
-
-
-def embed_pooled(model: nn.Module, features: Tensor) -> Tensor:
-    """Normalised embeddings, float32 (images, dimension), of a dual encoder's pooled images (images, 1, channels)."""
-    return project_images(model, features).float()
 
 
 def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -94,8 +78,8 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             `pixel_values` or `image_features` where the rows have images.
     """
     base, own, mask = unwrap_model(model), retrieval_of(model), inputs["attention_mask"]
-    if is_dual(base):
-        return project_texts(base, text_embedding(base, inputs["input_ids"], mask, own.pooling)).float()
+    if apart := architecture_of(base).apart:
+        return apart.texts(base, inputs["input_ids"], mask, own.pooling).float()
     with training_autocast(model):
         hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
     layer = own.embedding_proj_layer

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lockadapt.architectures import llm_of
+from lockadapt.architectures import architecture_of, class_name, llm_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import count_tokens, groups
@@ -180,6 +181,8 @@ def exact_within(model: nn.Module, mixed: bool) -> float:
 def why_not_exact(model: nn.Module, longest: int) -> str | None:
     """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: it can."""
     llm = llm_of(model)
+    if architecture_of(model).positions is None:
+        return f"{class_name(unwrap_model(model))} has rows of one sample only"
     takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
     if not takes_positions or getattr(llm.config, "alibi", False):
         return f"{type(llm).__name__} takes no positions (ALiBi)"

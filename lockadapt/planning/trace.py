@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lockadapt.architectures import layout_of, tower_of
-from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.base import parameters_at, unwrap_model
 from lockadapt.architectures.blueprint import META, Blueprint
-from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.features import projector_input
 from lockadapt.data.encode import Encoded
 from lockadapt.data.sample import ImageRef
 from lockadapt.features.tower import image_side
@@ -186,5 +186,7 @@ def trainable_blueprint(
         settings = replace(lora, init="default") if lora is not None else None
         ids = query_token_ids(blueprint.processor.tokenizer, query_tokens)
         model = attach_adapters(model, settings, ids)
-        unwrap_model(model).get_submodule(layout_of(model).projector or "").float()
+        for path in layout_of(model).projector:
+            for parameter in parameters_at(unwrap_model(model), path):
+                parameter.data = parameter.data.float()
     return model

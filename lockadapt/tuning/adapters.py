@@ -10,8 +10,8 @@ from typing import Literal
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 
-from lockadapt.architectures import layout_of
-from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures import architecture_of
+from lockadapt.architectures.base import component_of, is_below, unwrap_model
 from lockadapt.architectures.blocks import attention_linears, block_linears, is_linear
 from lockadapt.errors import AdapterError
 from lockadapt.tuning.query_rows import embedding_path
@@ -139,18 +139,17 @@ def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str
 def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
     """Freezes everything but the given parts (of `TRAINABLE`); gives the names of what trains.
 
-    A linear fusion's second layer is the identity and stays frozen, so that the projector stays linear.
+    What only stands in for nothing stays frozen (`Architecture.frozen_layers`): the identity behind a linear projector.
 
     Raises:
         AdapterError: the model has nothing of a part.
     """
-    base, places = unwrap_model(model), layout_of(model)
-    identity = getattr(base.config, "projector_hidden_act", None) == "linear"
+    base, architecture = unwrap_model(model), architecture_of(model)
+    places, frozen = architecture.layout, architecture.frozen_layers(base.config)
     found = set()
     for name, parameter in base.named_parameters():
         part = component_of(name, places)
-        frozen_layer = part == "projector" and identity and ".linear_2." in name
-        trains = part in parts and part in TRAINABLE and not frozen_layer
+        trains = part in parts and part in TRAINABLE and not any(is_below(name, path) for path in frozen)
         parameter.requires_grad_(trains)
         found.update([part] if trains else [])
     for part in parts:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusVQVAE
 
-from lockadapt.architectures import layout_of
+from lockadapt.architectures import architecture_of, layout_of
 from lockadapt.architectures.absent_tower import absent_tower
 from lockadapt.architectures.base import ModelLayout, component_of, unwrap_model
 from lockadapt.architectures.blocks import is_linear
@@ -27,14 +26,6 @@ SAMPLED_ROWS, WHOLE = 128, 1 << 16
 
 TRAINED = ("projector", "lora", "retrieval", "generation")
 """Components that a run trains; they do not count."""
-
-SETTINGS = (
-    "image_token_id",
-    "vision_feature_layer",
-    "vision_feature_select_strategy",
-    "projector_hidden_act",
-)
-"""What of the config decides how the frozen parts are joined."""
 
 _TEXT = "Hello, world! Is there a red circle?\n  1234 + ünïcödé\tend"
 """Tokenised as a probe: merges, normalisation and pre-tokenisation are in no vocabulary."""
@@ -71,7 +62,7 @@ class BaseIdentity:
 
     Attributes:
         model_class: of the stock model.
-        settings: `SETTINGS` of its config.
+        settings: `Architecture.settings` of its config.
         components: by name; a component that could not be read (a tower that was not loaded) is None.
         trained_rows: vocabulary rows that train (query tokens) and so do not count.
         tokenizer: None where none was at hand.
@@ -130,14 +121,15 @@ def base_identity(
     Raises:
         SetupError: a weight is not in memory (offloaded to disk).
     """
-    base, parts = unwrap_model(model), layout_of(model)
+    base, architecture = unwrap_model(model), architecture_of(model)
+    parts = architecture.layout
     found = modules if modules is not None else dict(base.named_modules())
     tables = _tables(base, parts, found)
-    # lockadapt brings its rows to length 1 as it loads; who else loads the model does not.
-    codebook = [one.quantize.embedding.weight for one in found.values() if isinstance(one, JanusVQVAE)]
+    # lockadapt brings their rows to length 1 as it loads; whoever else loads the model does not.
+    changed = architecture.unit_rows
     grouped: dict[str, list[_Entry]] = {}
     for entry in _entries(found, parts):
-        if any(entry.tensor is table for table in codebook):
+        if entry.name in changed:
             continue
         grouped.setdefault(component_of(entry.name, parts), []).append(entry)
     components: dict[str, Component | None] = {
@@ -148,7 +140,7 @@ def base_identity(
     absent = absent_tower(model)
     if absent is not None:
         components["tower"] = Component(**absent.record.base) if absent.record.base else None
-    settings = {name: _plain(getattr(base.config, name, None)) for name in SETTINGS}
+    settings = {name: _plain(getattr(base.config, name, None)) for name in architecture.settings}
     tokens = None if tokenizer is None else tokenisation(tokenizer)
     return BaseIdentity(type(base).__name__, settings, components, tuple(trained_rows), tokens)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lockadapt.architectures import layout_of
-from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.base import parameters_at, unwrap_model
 
 
 @contextlib.contextmanager
@@ -20,9 +20,8 @@ def training_autocast(model: nn.Module) -> Iterator[None]:
     the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
     """
     base, parts = unwrap_model(model), layout_of(model)
-    paths = (parts.tower, parts.projector, *parts.generation)
-    first = (next(base.get_submodule(path).parameters(), None) for path in paths if path)
-    dtypes = {parameter.dtype for parameter in first if parameter is not None}
+    paths = (parts.tower, *parts.projector, *parts.generation)
+    dtypes = {parameters[0].dtype for path in paths if (parameters := parameters_at(base, path))}
     if len(dtypes) < 2:
         yield
         return

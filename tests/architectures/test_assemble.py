@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from lockadapt.architectures.assemble import Assembled, assemble
-from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.features import projector_input
 from lockadapt.errors import AssemblyError, LockadaptError, RecipeError
 from lockadapt.models.quiet import quiet
 from tests.support.tiny import FEATURE_MAPS, LLMS, ODD_LLMS, ROWS, SIDE, TOWERS, tiny_llm, tiny_tower

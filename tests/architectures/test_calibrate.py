@@ -17,7 +17,7 @@ from torch import nn
 
 from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.calibrate import calibrate, embedding_rms
-from lockadapt.architectures.fusions import FUSIONS, fusion_of, get_fusion
+from lockadapt.architectures.projectors import FUSIONS, fusion_of
 from lockadapt.errors import DataError
 
 
@@ -26,7 +26,7 @@ class _Stock(nn.Module):
 
     def __init__(self, fusion: str, channels: int, hidden: int = 6) -> None:
         super().__init__()
-        chosen = get_fusion(fusion)
+        chosen = FUSIONS[fusion]
         self.config = SimpleNamespace(projector_hidden_act=chosen.activation)
         self.model = nn.Module()
         projector: Any = nn.Module()
@@ -42,7 +42,7 @@ class _Stock(nn.Module):
 
 
 def calibrated(model: Any, features: Any, rms: float) -> int:
-    return calibrate(model.projector, fusion_of(model), features, rms)
+    return calibrate(model.projector, fusion_of(model.config), features, rms)
 
 
 def _features(seed: int, images: int, tokens: int, channels: int, spread: float) -> torch.Tensor:

@@ -16,13 +16,13 @@ from lockadapt.architectures.dual_encoder.assemble import assemble_dual, load_du
 from lockadapt.architectures.dual_encoder.embeddings import (
     freeze_statistics,
     initialise_projections,
-    pool,
     pooled_image_features,
     project_images,
     project_texts,
     text_embedding,
 )
 from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.texts import pool
 from tests.support.texts import encoder
 from tests.support.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
 

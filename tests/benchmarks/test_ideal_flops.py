@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
+from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.assemble import Assembled
-from lockadapt.architectures.base import LLM, PROJECTOR, unwrap_model
-from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.features import projector_input
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pack import count_tokens
@@ -46,9 +47,9 @@ def test_matrix_products_of_a_packed_step(assembled: Assembled, tmp_path: Path) 
         for operation, number in counter.get_flop_counts()["Global"].items()
         if "attention" not in str(operation)
     )
-    config = base.get_submodule(LLM).config
+    config = llm_of(base).config
     attention = 12 * config.hidden_size * config.num_hidden_layers * tokens.attended
-    left_out = 2 * base.get_submodule(PROJECTOR).linear_2.weight.numel() * tokens.image
+    left_out = 2 * base.get_submodule(layout_of(base).projector[0]).linear_2.weight.numel() * tokens.image
     assert flops(model, tokens) - attention + left_out == products
 
 

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from lockadapt.architectures.assemble import Assembled
-from lockadapt.architectures.fusions import image_outputs, projector_input
+from lockadapt.architectures.features import image_arguments, projector_input
 from lockadapt.architectures.load import load_model
 
 
@@ -28,9 +28,9 @@ def test_forward_is_the_same(assembled: Assembled) -> None:
     expected = model(**batch).logits
     features = projector_input(model, batch.pop("pixel_values"))
     assert not features.requires_grad
-    found = model(**batch, mm_encoder_outputs=image_outputs(model, features)).logits
+    found = model(**batch, **image_arguments(model, features)).logits
     torch.testing.assert_close(found, expected)
-    swapped = model(**batch, mm_encoder_outputs=image_outputs(model, features.flip(0))).logits
+    swapped = model(**batch, **image_arguments(model, features.flip(0))).logits
     assert not torch.allclose(swapped, expected)
 
 
@@ -39,8 +39,8 @@ def test_generation_is_the_same(assembled: Assembled) -> None:
     batch, model = _batch(assembled), assembled.model
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     expected = model.generate(**batch, **settings)
-    outputs = image_outputs(model, projector_input(model, batch.pop("pixel_values")))
-    found = model.generate(**batch, mm_encoder_outputs=outputs, **settings)
+    outputs = image_arguments(model, projector_input(model, batch.pop("pixel_values")))
+    found = model.generate(**batch, **outputs, **settings)
     assert found.shape[1] == batch["input_ids"].shape[1] + 6
     assert torch.equal(found, expected)
 
@@ -55,7 +55,7 @@ def test_gradient_reaches_projector_and_lora(assembled: Assembled) -> None:
     assert torch.equal(features, projector_input(assembled.model, pixels))
     for parameter in model.model.multi_modal_projector.parameters():
         parameter.requires_grad_(True)
-    wrapped(**batch, mm_encoder_outputs=image_outputs(wrapped, features)).logits.square().sum().backward()
+    wrapped(**batch, **image_arguments(wrapped, features)).logits.square().sum().backward()
     moved = [name for name, p in wrapped.named_parameters() if p.grad is not None and bool(p.grad.any())]
     assert any("multi_modal_projector.linear_1.weight" in name for name in moved)
     assert any("lora_B" in name for name in moved)

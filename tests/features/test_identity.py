@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lockadapt.architectures import layout_of, llm_of, tower_of
 from lockadapt.architectures.assemble import Assembled, assemble
-from lockadapt.architectures.base import LLM, PROJECTOR, TOWER
 from lockadapt.architectures.load import load_model
 from lockadapt.features.identity import feature_identity, fingerprint_of
 
@@ -31,10 +31,10 @@ def _first(tensors: Any) -> torch.Tensor:
 
 
 CHANGES: dict[str, Callable[[Any, Any], Any]] = {
-    "a tower's weight": lambda m, p: _nudge(_first(m.get_submodule(TOWER).named_parameters())),
-    "a tower's buffer": lambda m, p: _nudge(_first(m.get_submodule(TOWER).named_buffers())),
-    "the tower's dtype": lambda m, p: m.get_submodule(TOWER).to(torch.float64),
-    "the tower's config": lambda m, p: setattr(m.get_submodule(TOWER).config, "hidden_act", "relu"),
+    "a tower's weight": lambda m, p: _nudge(_first(tower_of(m).named_parameters())),
+    "a tower's buffer": lambda m, p: _nudge(_first(tower_of(m).named_buffers())),
+    "the tower's dtype": lambda m, p: tower_of(m).to(torch.float64),
+    "the tower's config": lambda m, p: setattr(tower_of(m).config, "hidden_act", "relu"),
     "the layer": lambda m, p: setattr(m.config, "vision_feature_layer", -3),
     "the strategy": lambda m, p: setattr(
         m.config,
@@ -82,8 +82,8 @@ def test_llm_projector_and_place_do_not(assembled: Assembled, tiny: Path, tmp_pa
     before = fingerprint(assembled.model, assembled.processor)
     loaded, processor = load_model(assembled.folder, "float32")
     assert fingerprint(loaded, processor) == before
-    _nudge(_first(loaded.get_submodule(LLM).named_parameters()))
-    _nudge(_first(loaded.get_submodule(PROJECTOR).named_parameters()))
+    _nudge(_first(llm_of(loaded).named_parameters()))
+    _nudge(_first(loaded.get_submodule(layout_of(loaded).projector[0]).named_parameters()))
     assert fingerprint(loaded, processor) == before
     other = assemble(tiny / "llama", assembled.report.tower, None, dtype="float32", prove=False)
     assert fingerprint(other.model, other.processor) == before

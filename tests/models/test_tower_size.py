@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.architectures.fusions import projector_input
+from lockadapt.architectures.features import projector_input
 from lockadapt.errors import AssemblyError
 from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import load_tower

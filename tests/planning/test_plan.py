@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lockadapt.architectures.base import TOWER, unwrap_model
+from lockadapt.architectures import tower_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import assemble_model
 from lockadapt.building.objectives import build_objectives
@@ -99,7 +100,7 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
     if checkpointing:
         model.activation_checkpointing_enable()
     model.train()
-    unwrap_model(model).get_submodule(TOWER).eval()
+    tower_of(model).eval()
     pad = trace.processor.tokenizer.pad_token_id
     batch = objective.collate(items, rows.images[name], pad, name, max_row_tokens)
     assert batch_bytes == sum(tensor.nbytes for tensor in batch.values() if isinstance(tensor, torch.Tensor))

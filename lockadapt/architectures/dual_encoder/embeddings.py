@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.errors import AssemblyError
-from lockadapt.models.texts import Pooling
+from lockadapt.models.texts import Pooling, pool
 
 
 @torch.no_grad()
@@ -57,21 +56,6 @@ def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
     if pooling == "pooler":
         return cast(Tensor, output.pooler_output)
     return pool(output.last_hidden_state, attention_mask, pooling)
-
-
-def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """(rows, tokens, hidden) -> (rows, hidden), over positions that the mask keeps, on whichever side the padding is.
-
-    The mean is that of sentence-transformers' `Pooling`, `last` its `lasttoken`.
-    """
-    if pooling == "mean":
-        weights = attention_mask[..., None].to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
-    if pooling != "last":
-        raise AssemblyError(f"states cannot be pooled by {pooling!r}", fix="use `last` or `mean`")
-    places = torch.arange(states.shape[1], device=states.device)
-    last = (attention_mask.to(places.dtype) * places).argmax(1)
-    return states[torch.arange(len(states), device=states.device), last]
 
 
 def project_images(model: nn.Module, features: Tensor) -> Tensor:

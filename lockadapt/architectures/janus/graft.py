@@ -12,15 +12,15 @@ from transformers import (
     JanusForConditionalGeneration,
     JanusProcessor,
     JanusVQVAEConfig,
-    PreTrainedModel,
 )
 
-from lockadapt.architectures.bridge import make_room, put_llm, same_structure
-from lockadapt.architectures.fusions import Projector
-from lockadapt.architectures.fusions.projectors import normal_
+from lockadapt.architectures.base import Fusion, Ingredients
+from lockadapt.architectures.bridge import forget_origin, make_room, put_llm, same_structure
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, janus_image_processor, unit_codebook
+from lockadapt.architectures.janus.siglip import janus_tower, prove_tower
+from lockadapt.architectures.projectors import normal_
 from lockadapt.errors import AssemblyError
-from lockadapt.models.llms import LlmFacts
+from lockadapt.models.embeddings import image_token_id
 from lockadapt.models.quiet import quiet
 
 DRAWING_TOKENS = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
@@ -35,34 +35,25 @@ HEAD_SCALE = 0.1
 _PIXELS = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 
 
-def graft(
-    llm: PreTrainedModel,
-    tower: Any,
-    image_tokenizer: ImageTokenizer,
-    text: LlmFacts,
-    image_id: int,
-    projector_kind: Projector,
-    text_rms: float,
-    seed: int,
-) -> Any:
+def graft(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
     """The stock `JanusForConditionalGeneration` around the very modules of an LLM, a tower and an image tokenizer.
 
     The generation embeddings are the codebook, and stay it. Fresh are the projector, the generation aligner (its
     output as large as the LLM's embeddings) and the generation head (all codes nearly equally likely).
 
     Args:
-        llm: the causal LM, its vocabulary already widened. Its parts move into the result, its config changes.
-        tower: from `janus_tower`; likewise.
-        image_tokenizer: its model's weights move into the result.
-        text: what `probe_llm` found.
-        image_id: id of `<image>`.
-        projector_kind: of `JANUS_FUSIONS`.
-        text_rms: root mean square of the LLM's embeddings.
+        ingredients: the tower from `tower`; the image tokenizer's weights move into the result as well.
+        fusion: of `FUSIONS`.
         seed: of all fresh weights.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
         AssemblyError: the image tokenizer's grid is not the tower's, or the stock class would build another LLM.
     """
+    llm, tower, image_tokenizer = ingredients.llm, ingredients.tower, ingredients.image_tokenizer
+    text = ingredients.text
     check_grids(tower.config, image_tokenizer)
     llm.config.tie_word_embeddings = text.keeps_tie
     vq = JanusVQVAEConfig(
@@ -78,7 +69,7 @@ def graft(
         text_config=llm.config,
         vision_config=tower.config,
         vq_config=vq,
-        image_token_id=image_id,
+        image_token_id=image_token_id(ingredients.tokenizer),
         tie_word_embeddings=text.keeps_tie,
     )
     with torch.device("meta"), quiet():
@@ -91,13 +82,20 @@ def graft(
     for name in ("aligner", "generation_embeddings", "generation_aligner", "generation_head"):
         make_room(getattr(model.model, name), llm)
     generator = torch.Generator().manual_seed(seed)
-    projector_kind.initialise(model.model.aligner, generator)
+    fusion.initialise(model.model.aligner, generator)
     if llm.device.type != "meta":
-        _fresh_generation(model, text_rms, generator)
-    for part in (model.config, llm.config, tower.config, model.model.vqmodel.config):
-        part.dtype = llm.dtype
-        part.name_or_path = ""  # a path on this machine, and nobody else's business
+        _fresh_generation(model, ingredients.text_rms, generator)
+    forget_origin(llm.dtype, model.config, llm.config, tower.config, model.model.vqmodel.config)
     return model.eval()
+
+
+def tower(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
+    """The SigLIP tower as Janus has it; see `Assembly.tower`."""
+    made = janus_tower(ingredients.tower, ingredients.text.hidden_size, fusion.depth, ingredients.where)
+    if pixel_values is not None:
+        prove_tower(ingredients.tower, made, pixel_values, ingredients.where)
+    check_grids(made.config, ingredients.image_tokenizer)
+    return made
 
 
 def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
@@ -117,21 +115,22 @@ def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
         )
 
 
-def janus_processor(
-    square: Any, tokenizer: Any, chat_template: str, image_tokens: int, image_tokenizer: ImageTokenizer
-) -> Any:
-    """The stock `JanusProcessor`, which prepares images as `square` does and turns drawings back into pictures.
+def janus_processor(ingredients: Ingredients, chat_template: str) -> Any:
+    """The stock `JanusProcessor`, which prepares images for the tower and turns drawings back into pictures.
 
     Args:
-        square: the tower's image processor (`square_processor`).
-        tokenizer: has `image_token`, `boi_token` and `eoi_token`.
-        image_tokens: tokens of one image.
-        image_tokenizer: its pixels must have the tower's scale, because the stock processor has one for both.
+        ingredients: the pixels of the image tokenizer must have the scale of the tower's, because the stock processor has
+            one for both.
+        chat_template: of the processor.
+
+    Returns:
+        The processor.
 
     Raises:
         AssemblyError: they have not.
     """
-    settings = square.to_dict()
+    image_tokenizer = ingredients.image_tokenizer
+    settings = ingredients.image_processor.to_dict()
     own = image_tokenizer.image_processor.to_dict() if image_tokenizer.image_processor is not None else None
     different = [name for name in _PIXELS if own is not None and own.get(name) != settings.get(name)]
     if different:
@@ -146,9 +145,9 @@ def janus_processor(
     side = settings["size"]["height"]
     return JanusProcessor(
         janus_image_processor(side, **kept),
-        tokenizer,
+        ingredients.tokenizer,
         chat_template=chat_template,
-        num_image_tokens=image_tokens,
+        num_image_tokens=ingredients.vision.tokens,
     )
 
 

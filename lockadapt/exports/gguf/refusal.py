@@ -6,15 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    AutoConfig,
-    FastVlmConfig,
-    JanusConfig,
-    LlavaConfig,
-    PreTrainedConfig,
-    VisionTextDualEncoderConfig,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
+from lockadapt.architectures import class_name, find_architecture
 from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
@@ -40,20 +34,16 @@ def gguf_refusal(folder: str | Path, llama_cpp: LlamaCpp) -> str | None:
 
 def class_refusal(config: PreTrainedConfig) -> str | None:
     """Why no llama.cpp takes this class, or None; from the config alone."""
-    if isinstance(config, VisionTextDualEncoderConfig):
-        return "a dual encoder answers nothing, and llama.cpp has no such class"
-    if isinstance(config, FastVlmConfig):
-        return (
-            "llama.cpp has no graph for this CNN tower beside a plain projector; "
-            "a CLIP or SigLIP tower can be exported"
-        )
-    if isinstance(config, JanusConfig):
-        return (
-            "llama.cpp looks at images but cannot draw, so the image tokenizer and what draws would be lost"
-        )
-    if isinstance(config, LlavaConfig):
-        return tower_refusal(config)
-    return None
+    architecture = find_architecture(config)
+    if architecture is not None and (reason := architecture.clients.refused.get("gguf")):
+        return reason
+    return tower_refusal(config) if has_llava_graph(config) else None
+
+
+def has_llava_graph(config: PreTrainedConfig) -> bool:
+    """Whether tower and projector are those of llama.cpp's LLaVA graph, which lockadapt writes itself."""
+    architecture = find_architecture(config)
+    return architecture is not None and architecture.clients.llava_graph
 
 
 def colours_of(config: Any, processor: Any) -> Colours | str:
@@ -63,8 +53,8 @@ def colours_of(config: Any, processor: Any) -> Colours | str:
 
 def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
     vision: Any = getattr(config, "vision_config", None)
-    if not isinstance(config, LlavaConfig):
-        name = (config.architectures or [config.model_type])[0]
+    if not has_llava_graph(config):
+        name = class_name(config)
         return None if name in llama_cpp.classes[1] else f"llama.cpp's converter does not take {name}"
     if isinstance(colours := colours_of(config, processor), str):
         return colours

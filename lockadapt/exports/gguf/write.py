@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError, RecipeError, VerificationError
 from lockadapt.exports.gguf.key_layout import write_eyes
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
 from lockadapt.exports.gguf.mmproj import DTYPES, write_mmproj
-from lockadapt.exports.gguf.refusal import colours_of, gguf_refusal
+from lockadapt.exports.gguf.refusal import colours_of, gguf_refusal, has_llava_graph
 from lockadapt.exports.gguf.text import causal_class, write_causal_lm
 from lockadapt.files import new_folder, require_new
 from lockadapt.models.sources import find, loading, some
@@ -110,7 +110,7 @@ def _kept(dtype: torch.dtype) -> str:
 def _write_mmproj(
     model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, room: Path
 ) -> dict[str, Any]:
-    if not isinstance(model.config, LlavaConfig):
+    if not has_llava_graph(model.config):
         return write_eyes(model, processor, path, outtype, llama_cpp, room)
     colours = colours_of(model.config, processor)
     if isinstance(colours, str):

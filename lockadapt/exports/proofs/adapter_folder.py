@@ -58,7 +58,7 @@ def quantization_of(run: Run, model: nn.Module) -> dict[str, Any] | None:
     if not run.quantized:
         return None
     parts = layout_of(model)
-    outside = (parts.tower, parts.projector, parts.head, *parts.generation, *parts.image_tokenizer)
+    outside = (parts.tower, *parts.projector, parts.head, *parts.generation, *parts.image_tokenizer)
     kind: dict[str, Any] = {"load_in_8bit": True}
     if run.record.quantization == "nf4":
         kind = {

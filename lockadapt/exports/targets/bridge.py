@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures import DUAL_ENCODER
 from lockadapt.console import Reporter
 from lockadapt.exports.bridge import finish_bridge, write_bridge
 from lockadapt.exports.peft_folder import write_lora
@@ -18,9 +19,7 @@ from lockadapt.runs.run import Run
 
 def refusal(run: Run) -> str | None:
     """Every model that answers has one."""
-    if run.dual:
-        return "a dual encoder has no projector between a tower and an LLM (--to dual or --to sentence-transformers)"
-    return None
+    return DUAL_ENCODER.clients.refused["bridge"] if run.dual else None
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:

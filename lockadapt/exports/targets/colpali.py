@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import ColPaliConfig, ColPaliForRetrieval
 
-from lockadapt.architectures import layout_of, llm_of
-from lockadapt.architectures.base import JANUS_LAYOUT, LLAVA_LAYOUT
+from lockadapt.architectures import DUAL_ENCODER, architecture_of, llm_of
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
@@ -26,14 +25,12 @@ SHIFT = 3
 
 def refusal(trained: Trained) -> str | None:
     """It embeds every token, so `[:, -1]` is the embedding only of runs that read the last token of left-padded rows."""
-    if trained.dual:
-        return "ColPaliForRetrieval holds one model for images and texts, this run has two"
     try:
-        parts = layout_of(trained.model)
+        clients = architecture_of(trained.model).clients
     except AssemblyError as error:
         return error.message
-    if parts not in (LLAVA_LAYOUT, JANUS_LAYOUT):
-        return f"ColPaliForRetrieval cannot hold {type(trained.model).__name__}"
+    if reason := clients.refused.get("colpali"):
+        return reason
     if trained.pooling != "last":
         return f"ColPaliForRetrieval has no pooling, and this run pools by {trained.pooling!r}"
     layer: Any = trained.projection
@@ -79,7 +76,7 @@ def _counts_padding(trained: Trained) -> bool:
 def early(run: Run) -> str | None:
     """See `EmbeddingClient`."""
     if run.dual:
-        return "ColPaliForRetrieval holds one model for images and texts, this run has two"
+        return DUAL_ENCODER.clients.refused["colpali"]
     objective = contrastive(run.objectives)
     pooling = "last" if objective is None else objective.pooling
     if pooling not in (None, "last"):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lockadapt.architectures import find_architecture
 from lockadapt.errors import VerificationError
 from lockadapt.exports.weights.names import Names, read_names
-
-NESTED = ("CLIPVisionModel", "SiglipVisionModel")
-"""Towers that Transformers 5.6 flattened: vLLM, llama.cpp and older Transformers look for them below `vision_model.`"""
 
 
 def client_keys(model: Any, names: Names) -> Mapping[str, str]:
@@ -21,15 +19,12 @@ def client_keys(model: Any, names: Names) -> Mapping[str, str]:
     Raises:
         VerificationError: today's Transformers would not read the new keys as it read the old ones.
     """
-    tower = getattr(getattr(model, "model", None), "vision_tower", None)
-    if type(tower).__name__ not in NESTED:
+    architecture = find_architecture(model.config)
+    if architecture is None or architecture.keys is None:
         return {}
-    keys = {}
-    for key, name in names.stock.items():
-        suffix = name.removeprefix("model.vision_tower.")
-        start = key.removesuffix(suffix)
-        if suffix != name and start + suffix == key and start.endswith("vision_tower."):
-            keys[key] = f"{start}vision_model.{suffix}"
+    keys = architecture.keys(model, names.stock)
+    if not keys:
+        return {}
     renamed = {keys.get(key, key): name for key, name in names.stock.items()}
     if dict(read_names(model, [*renamed, *names.converted], "the new keys").stock) != renamed:
         raise VerificationError("Transformers would read the tower's keys for clients as other parameters")

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, JanusForCon
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.blueprint import assembled_blueprint
 from lockadapt.architectures.calibrate import embedding_rms
-from lockadapt.architectures.fusions import fusion_of, image_outputs, projector_input
+from lockadapt.architectures.features import image_arguments, projector_input
+from lockadapt.architectures.janus import fusion_of
 from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
@@ -87,7 +88,7 @@ def test_projector(fusion: str, layers: int, sources: dict[str, Path]) -> None:
     )
     aligner = made.model.model.aligner
     assert len([m for m in aligner.modules() if isinstance(m, torch.nn.Linear)]) == layers
-    assert fusion_of(made.model).name == fusion
+    assert fusion_of(made.model.config).name == fusion
     values = made.processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
     projected = aligner(projector_input(made.model, values))
     assert float(projected.square().mean().sqrt()) == pytest.approx(embedding_rms(made.model), rel=0.05)
@@ -98,7 +99,7 @@ def test_remembered_features_are_what_pixels_give(drawing: Assembled) -> None:
     with torch.no_grad():
         expected = drawing.model(**inputs).logits
         features = projector_input(drawing.model, inputs.pop("pixel_values"))
-        found = drawing.model(**inputs, mm_encoder_outputs=image_outputs(drawing.model, features)).logits
+        found = drawing.model(**inputs, **image_arguments(drawing.model, features)).logits
     torch.testing.assert_close(found, expected)
 
 

@@ -1,0 +1,88 @@
+"""Which architecture holds what a recipe asks for: by the fusion's name, then by what the tower returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lockadapt.architectures import ARCHITECTURES
+from lockadapt.architectures.base import Architecture, Assembly, Fusion
+from lockadapt.errors import AssemblyError, RecipeError
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for: the fusion's name, patches a side that become one token (or None), whether images are generated."""
+
+    fusion: str = "mlp"
+    factor: int | None = None
+    generates_images: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An architecture that can be assembled, and how it will be."""
+
+    architecture: Architecture
+    assembly: Assembly
+    fusion: Fusion
+    factor: int
+
+
+def fusion_names() -> tuple[str, ...]:
+    """The names of all fusions."""
+    return tuple(
+        dict.fromkeys(name for one in ARCHITECTURES if one.assemble for name in one.assemble.fusions)
+    )
+
+
+def choices(wish: Wish) -> list[Choice]:
+    """The architectures that offer what is asked for; the tower decides between them.
+
+    Raises:
+        RecipeError: there is no such fusion, it does not divide the grid, or it is not offered where images are generated.
+    """
+    if wish.fusion not in fusion_names():
+        raise RecipeError(
+            f"no fusion {wish.fusion!r}", where="model.fusion", fix=f"use one of {', '.join(fusion_names())}"
+        )
+    fitting = [
+        (one, one.assemble)
+        for one in ARCHITECTURES
+        if one.assemble and one.assemble.image_tokenizer == wish.generates_images
+    ]
+    found = []
+    for architecture, assembly in fitting:
+        if fusion := assembly.fusions.get(wish.fusion):
+            if wish.factor is not None and fusion.factor is None:
+                raise RecipeError(
+                    f"the fusion {fusion.name} makes a token of every patch",
+                    where="model.factor",
+                    fix="leave it out, or choose another fusion",
+                )
+            found.append(Choice(architecture, assembly, fusion, wish.factor or fusion.factor or 1))
+    if not found:
+        names = dict.fromkeys(name for _, assembly in fitting for name in assembly.fusions)
+        raise RecipeError(
+            f"the fusion {wish.fusion} is in no class that generates images",
+            where="model.fusion",
+            fix=f"use one of {', '.join(names)}, or leave model.image_tokenizer out",
+        )
+    return found
+
+
+def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
+    """The one that takes a tower's kind of output.
+
+    Raises:
+        AssemblyError: none does.
+    """
+    chosen = next((one for one in candidates if kind in one.assembly.towers), None)
+    if chosen is None:
+        taken = " or ".join(dict.fromkeys(kind for one in candidates for kind in one.assembly.towers))
+        raise AssemblyError(
+            f"the fusion {candidates[0].fusion.name} takes towers that return {taken}, and this one returns a {kind}",
+            where=where,
+            fix="choose another tower, or another fusion",
+        )
+    return chosen

@@ -1,0 +1,58 @@
+"""The door for kept features, for any model: what of a tower may be kept, and how it comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lockadapt.architectures import architecture_of
+from lockadapt.architectures.base import Features, unwrap_model
+from lockadapt.errors import AssemblyError
+
+
+def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """What may be kept of images: all that the frozen part of a model computes of them, without gradient.
+
+    Args:
+        model: a stock model, possibly wrapped.
+        pixel_values: (images, channels, side, side), in the tower's dtype, on its device.
+
+    Returns:
+        Of most classes exactly what the projector is fed, (images, tokens, channels); see `Features.take`.
+
+    Raises:
+        AssemblyError: nothing of this class may be kept.
+    """
+    base = unwrap_model(model)
+    return _features(base).take(base, {"pixel_values": pixel_values})
+
+
+def image_arguments(
+    model: nn.Module, image_features: Tensor, image_scales: Tensor | None = None
+) -> dict[str, Any]:
+    """The arguments of forward and of `generate` that stand for pixels.
+
+    Args:
+        model: a stock model, possibly wrapped.
+        image_features: from `projector_input`, in the order of the images in the text; in any dtype, on any device.
+        image_scales: what int8 features are multiplied with, float32 (images, 1, channels).
+
+    Returns:
+        With gradient to what trains. `pixel_values` must not be passed beside them.
+
+    Raises:
+        AssemblyError: features do not enter this class's forward.
+    """
+    base = unwrap_model(model)
+    give = _features(base).give
+    if give is None:
+        raise AssemblyError(f"{type(base).__name__} takes no kept features")
+    return give(base, image_features, image_scales)
+
+
+def _features(base: Any) -> Features:
+    features = architecture_of(base).features
+    if features is None:
+        raise AssemblyError(f"nothing of {type(base).__name__} may be kept")
+    return features
