@@ -91,7 +91,7 @@ def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **ch
     torch.manual_seed(seed)
     folder.mkdir()
     places = layout_of(model)
-    parts = {"projector": [places.projector], "generation": places.generation}
+    parts = {"projector": places.projector, "generation": places.generation}
     for part, paths in parts.items():
         tensors = {
             f"{path}.{name}": torch.randn_like(p.float()) * 0.1

@@ -130,7 +130,7 @@ def test_a_tower_that_is_not_loaded(assembled: Assembled) -> None:
     tower = model.model.vision_tower
     for base in (tower_component(model).__dict__, None):
         record = TowerRecord("nowhere", "", "float32", 1, {}, {}, base)
-        model.model.vision_tower = AbsentTower(tower.config, record)
+        model.model.vision_tower = AbsentTower(tower.config, record, "model.vision_tower")
         found = base_identity(model)
         result = compare(found, reference)
         assert result.base == ()

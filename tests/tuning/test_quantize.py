@@ -9,6 +9,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from lockadapt.architectures import layout_of
 from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.base import component_of
 from lockadapt.architectures.blocks import block_linears
@@ -35,7 +36,7 @@ def test_blocks_only(kind: str, folder: Path) -> None:
     assert quantized == set(block_linears(model))
     assert len(quantized) == 14
     for name, parameter in model.named_parameters():
-        if component_of(name) in ("tower", "projector", "head"):
+        if component_of(name, layout_of(model)) in ("tower", "projector", "head"):
             assert parameter.dtype == torch.float32, name
     rows = {row.component: row for row in component_table(model)}
     assert rows["llm"].dtype.split("+")[-1] in (kind, "float32")
@@ -131,4 +132,4 @@ def test_gpt2_has_no_linear_that_bitsandbytes_takes(tiny: Path, tmp_path: Path) 
     model, _ = load_quantized(base, "nf4", torch.float32)
     for name, module in model.named_modules():
         if is_quantized(module):
-            assert component_of(name) == "llm"
+            assert component_of(name, layout_of(model)) == "llm"
