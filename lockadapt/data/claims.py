@@ -12,6 +12,9 @@ from lockadapt.errors import DiskError
 class Claims:
     """Numbered POSIX record locks on one empty file. A killed process holds none.
 
+    `filelock` locks whole files: it would need a file for each of a cache's thousands of shards, and waits by
+    polling.
+
     Such locks belong to a process, not to an object: open the file once at a time in a process.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 import threading
@@ -9,7 +10,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef
@@ -18,16 +19,7 @@ from lockadapt.errors import DataError, LockadaptError, SafetyError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is opened. Not all that Pillow knows: EPS runs Ghostscript, and rare parsers are rarely tested."""
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 0x0112, 322, 323
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 
 # `warnings.catch_warnings` changes a global, and pictures are opened from several threads. Only headers are
 # read under this lock; decoding happens outside.
@@ -76,7 +68,8 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
 def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(picture, max_pixels)
     picture.load()
-    return _to_rgb(_upright(picture))
+    _turn_upright(picture)
+    return _to_rgb(picture)
 
 
 def _header(ref: ImageRef) -> Image.Image:
@@ -134,12 +127,10 @@ def _check_size(picture: Image.Image, max_pixels: int) -> None:
         raise DataError(f"is {width} x {height} pixels", fix="fetch it again")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        orientation = picture.getexif().get(_ORIENTATION, 1)
-    except Exception:  # broken EXIF says nothing about the pixels; viewers show such files unturned
-        return picture
-    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+def _turn_upright(picture: Image.Image) -> None:
+    # Broken EXIF says nothing about the pixels; viewers show such files unturned.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

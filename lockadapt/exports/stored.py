@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from lockadapt.errors import DataError, RecipeError, SetupError, VerificationError
-from lockadapt.exports.weights.shards import read_layout, read_shard
+from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import sha256_of
 from lockadapt.models.origins import SIDECAR
+from lockadapt.models.safetensors_file import read_shard
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 EMBEDDERS = {"vision-text-dual-encoder": "dual", "colpali": "colpali"}

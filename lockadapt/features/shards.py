@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from lockadapt.errors import VerificationError
+from lockadapt.errors import DataError, VerificationError
 from lockadapt.files import write_bytes
+from lockadapt.models.safetensors_file import read_shard
 
 STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 _NAMES = {"bfloat16": "BF16", "float32": "F32", "int8": "I8"}
@@ -109,27 +110,22 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
         VerificationError: it is damaged, cut off, or another cache's.
         FileNotFoundError: it is not there.
     """
-    size = path.stat().st_size
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length < size else {}
-        meta = json.loads(header["__metadata__"][_META])
+        file = read_shard(path)
+        meta = json.loads(file.metadata[_META])
         keys, drift = tuple(meta["keys"]), Drift(**meta["drift"])
-        found = {name: (part["dtype"], part["shape"]) for name, part in header.items() if name[0] != "_"}
-        spans = {name: header[name]["data_offsets"] for name in found}
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except DataError as error:
+        raise VerificationError(error.message, where=str(path), fix=_FIX) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
+    found = {place.key: (place.dtype, list(place.shape)) for place in file.places}
     wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
         wanted["scales"] = ("F32", [len(keys), layout.channels])
     if meta["fingerprint"] != fingerprint or found != wanted:
         raise VerificationError("it holds other features", where=str(path), fix=_FIX)
-    start, end = 8 + length, max(span[1] for span in spans.values())
-    if size != start + end:
-        raise VerificationError(f"it has {size:,} bytes of {start + end:,}", where=str(path), fix=_FIX)
     raw = np.memmap(path, mode="r")
-    bodies = {name: np.asarray(raw)[start + a : start + b] for name, (a, b) in spans.items()}
+    bodies = {place.key: np.asarray(raw)[place.begin : place.end] for place in file.places}
     if thorough and _digest([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
         raise VerificationError("its bytes are not those that were written", where=str(path), fix=_FIX)
     scales = None

@@ -16,7 +16,7 @@ from lockadapt.errors import DataError
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
-from lockadapt.tuning.locks import component_table, table_json, table_text
+from lockadapt.tuning.locks import component_table, component_text, table_json
 
 
 def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         objective.prepare(model)
     set_trainable(model, default_parts(model, [objective.parts for objective in objectives.values()]))
     table = component_table(model)
-    reporter.note(table_text(table))
+    reporter.note(component_text(table))
     encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
     counts: dict[str, dict[str, Any]] = {}
     for part, found in parts.items():

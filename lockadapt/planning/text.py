@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from lockadapt.console import table_text
+
 
 def plan_text(found: dict[str, Any]) -> str:
     """The plan of `plan_recipe` as lines of plain text."""
     batch = found["worst_batch"]
-    lines = [f"{'component':<14}{'parameters':>16}{'trained':>14}{'MB':>12}"]
-    for name, entry in found["components"].items():
-        parameters, trained = entry.get("parameters"), entry.get("trained")
-        cells = ["" if count is None else f"{count:,}" for count in (parameters, trained)]
-        lines.append(f"{name:<14}{cells[0]:>16}{cells[1]:>14}{entry['bytes'] / 1e6:>12,.1f}")
-    lines += [
-        f"{'peak, ' + found['dtype']:<44}{found['peak_bytes'] / 1e6:>12,.1f}",
+    cells = [
+        (name, _cell(entry.get("parameters")), _cell(entry.get("trained")), _cell(entry["bytes"] / 1e6, 1))
+        for name, entry in found["components"].items()
+    ]
+    cells.append((f"peak, {found['dtype']}", "", "", _cell(found["peak_bytes"] / 1e6, 1)))
+    lines = [
+        table_text(("component", "parameters", "trained", "MB"), cells, right=(1, 2, 3)),
         "",
         f"at the largest micro-batch: {batch['rows']} rows of {batch['objective']} in stage {batch['stage']}, "
         f"up to {batch['longest']:,} tokens, {batch['learned_tokens']:,} learned",
@@ -30,6 +32,10 @@ def plan_text(found: dict[str, Any]) -> str:
         near = f"with {change}" if change else "no single change is enough"
         lines.append(f"  {name:<6}{'fits' if fits else f'does not fit; {near}'}")
     return "\n".join([*lines, *(f"assumed: {text}" for text in found["assumptions"])])
+
+
+def _cell(number: float | None, digits: int = 0) -> str:
+    return "" if number is None else f"{number:,.{digits}f}"
 
 
 def _count(number: int | None) -> str:

@@ -45,7 +45,7 @@ from lockadapt.training.progress import ProgressCallback
 from lockadapt.training.rows import encoded_rows
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.base_identity import base_identity
-from lockadapt.tuning.locks import component_table, table_json, table_text
+from lockadapt.tuning.locks import component_table, component_text, table_json
 
 CHECKPOINTS, FINISHED = "checkpoints", "finished"
 
@@ -257,7 +257,7 @@ def run_stage(
     )
     table = component_table(model)
     reporter.note(
-        f"stage {stage.name}: {stage.steps:,} steps of {stage.micro_batch * stage.accumulation:g}\n{table_text(table)}"
+        f"stage {stage.name}: {stage.steps:,} steps of {stage.micro_batch * stage.accumulation:g}\n{component_text(table)}"
     )
     reporter.note(trainer.packing.why)
     fingerprint = run_folder.fingerprint(trainer.locked)

@@ -13,6 +13,7 @@ from torch import nn
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.absent_tower import absent_tower
 from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of, unwrap_model
+from lockadapt.console import table_text
 from lockadapt.errors import LockError
 
 ORDER = (
@@ -65,19 +66,14 @@ def component_table(model: nn.Module) -> list[ComponentRow]:
     ]
 
 
-def table_text(rows: list[ComponentRow]) -> str:
+def component_text(rows: list[ComponentRow]) -> str:
     """The component table as aligned plain text."""
     head = ("component", "parameters", "dtype", "state", "LoRA modules")
     cells = [
         (r.component, f"{r.parameters:,}", r.dtype, r.state, str(r.adapters) if r.adapters else "-")
         for r in rows
     ]
-    widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-    lines = []
-    for row in [head, *cells]:
-        left = f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}"
-        lines.append(f"{left}  {row[3]:<{widths[3]}}  {row[4]:>{widths[4]}}")
-    return "\n".join(lines)
+    return table_text(head, cells, right=(1, 4))
 
 
 def table_json(rows: list[ComponentRow]) -> list[dict[str, object]]:

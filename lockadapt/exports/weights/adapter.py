@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lockadapt.errors import AdapterError, DataError, SetupError, VerificationError
 from lockadapt.exports.weights.changes import LowRank, Rows, WeightUpdate, Whole
-from lockadapt.exports.weights.shards import read_shard
 from lockadapt.models.quiet import quiet
+from lockadapt.models.safetensors_file import read_shard
 from lockadapt.models.sources import some
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -15,7 +15,7 @@ from torch import Tensor
 from lockadapt.errors import AdapterError, VerificationError
 from lockadapt.exports.weights.changes import WeightUpdate, touched
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.exports.weights.shards import Place
+from lockadapt.models.safetensors_file import Place
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """That arithmetic is done on; others are only copied."""

@@ -17,9 +17,10 @@ from lockadapt.exports.weights.changes import LowRank, WeightUpdate, Whole, blen
 from lockadapt.exports.weights.edits import GPU_PIECE_BYTES, PIECE_BYTES, TensorWrite, require_fit
 from lockadapt.exports.weights.names import Names, meta_model, read_names
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.exports.weights.shards import INDEX, Layout, header_bytes, read_layout
+from lockadapt.exports.weights.shards import INDEX, Layout, read_layout
 from lockadapt.exports.weights.stream import cores, write_shards
 from lockadapt.files import write_json
+from lockadapt.models.safetensors_file import header_bytes
 from lockadapt.models.sources import some
 
 GPU_THREADS = 8

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,62 +9,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lockadapt.errors import DataError, SafetyError, SetupError
+from lockadapt.models.safetensors_file import AGAIN, Place, Shard, parse_json, read_shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAX_HEADER = 100_000_000
-"""Bytes; what safetensors itself accepts."""
-ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
-    "C64": 8,
-}
-"""Of the dtypes in safetensors headers whose items are whole bytes."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one tensor lies: a dtype of safetensors, a shape, and byte offsets from the start of its file."""
-
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file.
-
-    Attributes:
-        size: of the file, in bytes.
-        metadata: what its header says beside tensors.
-        places: tensors in the order of their bytes, the first right behind the header.
-    """
-
-    path: Path
-    size: int
-    metadata: Mapping[str, str]
-    places: tuple[Place, ...]
-
-    @property
-    def data_start(self) -> int:
-        """Bytes of the header and its length."""
-        return self.places[0].begin if self.places else self.size
 
 
 @dataclass(frozen=True)
@@ -104,7 +49,7 @@ def read_layout(folder: Path) -> Layout:
             where=str(folder),
             fix="name a folder with safetensors weights; convert others with save_pretrained",
         )
-    index = _json(file.read_bytes(), str(file))
+    index = parse_json(file.read_bytes(), str(file))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError("has no weight_map", where=str(file), fix=AGAIN)
@@ -131,80 +76,6 @@ def read_layout(folder: Path) -> Layout:
     return Layout(folder, shards, index)
 
 
-AGAIN = "download or export the folder again"
-
-
-def read_shard(path: Path) -> Shard:
-    """Reads the header of one safetensors file and checks it against the file's size; errors as `read_layout`."""
-    where = str(path)
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, MAX_HEADER):
-            raise DataError("is no safetensors file, or is truncated", where=where, fix=AGAIN)
-        raw = file.read(length)
-    header = _json(raw, where)
-    if not isinstance(header, dict):
-        raise DataError("its header is no table of tensors", where=where, fix=AGAIN)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise DataError("its metadata is no table of texts", where=where, fix=AGAIN)
-    places = sorted((_place(key, said, 8 + length, where) for key, said in header.items()), key=_order)
-    end = 8 + length
-    for place in places:
-        if place.begin != end:
-            kind = "overlaps the tensor before it" if place.begin < end else "leaves a hole before it"
-            raise DataError(kind, where=f"{where}: {place.key}", fix=AGAIN)
-        end = place.end
-    if end != size:
-        problem = (
-            f"{end - size} bytes are missing at its end"
-            if end > size
-            else f"{size - end} bytes too many at its end"
-        )
-        raise DataError(problem, where=where, fix=AGAIN)
-    return Shard(path, size, metadata, tuple(places))
-
-
-def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
-    """Length and header of a shard whose tensors get new keys and stay in their order; the original's if none changes."""
-    if all(keys[place.key] == place.key for place in shard.places):
-        with open(shard.path, "rb") as file:
-            return file.read(shard.data_start)
-    table: dict[str, Any] = {"__metadata__": dict(shard.metadata)} if shard.metadata else {}
-    for place in shard.places:
-        offsets = [place.begin - shard.data_start, place.end - shard.data_start]
-        table[keys[place.key]] = {
-            "dtype": place.dtype,
-            "shape": list(place.shape),
-            "data_offsets": offsets,
-        }
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # data starts at a multiple of 8, as the format asks
-    return len(text).to_bytes(8, "little") + text
-
-
-def _order(place: Place) -> tuple[int, int]:
-    return place.begin, place.end
-
-
-def _place(key: str, said: Any, start: int, where: str) -> Place:
-    where = f"{where}: {key}"
-    try:
-        dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-    except (TypeError, KeyError, ValueError) as error:
-        raise DataError("its entry in the header is broken", where=where, fix=AGAIN) from error
-    if not whole or begin > end:
-        raise DataError("its shape or its offsets are broken", where=where, fix=AGAIN)
-    if dtype not in ITEM_BYTES:
-        raise DataError(f"has the dtype {dtype!r}, which lockadapt does not know", where=where)
-    if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-        raise DataError(f"{end - begin} bytes do not hold {dtype} of shape {shape}", where=where, fix=AGAIN)
-    return Place(key, dtype, tuple(shape), start + begin, start + end)
-
-
 def _shard_of_index(folder: Path, name: str, index: Path) -> Shard:
     path = folder / name
     if not path.is_file():
@@ -221,17 +92,3 @@ def _require_plain(name: Any, where: str) -> None:
         raise SafetyError(
             f"{name!r} is not the plain name of a safetensors file in the folder", where=where, fix=AGAIN
         )
-
-
-def _json(raw: bytes, where: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            twice = sorted(key for key in table if sum(key == other for other, _ in pairs) > 1)
-            raise DataError(f"names {twice[0]!r} twice", where=where, fix=AGAIN)
-        return table
-
-    try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is no JSON: {error}", where=where, fix=AGAIN) from error

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from lockadapt.exports.weights.edits import TensorWrite
-from lockadapt.exports.weights.shards import Layout, Shard, header_bytes
+from lockadapt.exports.weights.shards import Layout
 from lockadapt.files import opened
+from lockadapt.models.safetensors_file import Shard, header_bytes
 
 COPY_BYTES = 16 << 20
 """At once, so that copying and computing share the disk."""
