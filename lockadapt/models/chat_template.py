@@ -159,6 +159,12 @@ def add_end_tokens(generation_config: Any, ids: Sequence[int]) -> None:
         generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
+def thinking_off(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Whether a prompt ends with a thought that is closed already."""
+    prompt = _tried(tokenizer, template, [_message("user", _name("q"))], prompt=True)
+    return CLOSED_THOUGHT.search(prompt or "") is not None
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
@@ -13,6 +14,7 @@ from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
+from lockadapt.models.chat_template import thinking_off
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
@@ -53,6 +55,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     table = component_table(model)
     reporter.note(component_text(table))
     encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
+    dialogue = describe_dialogue(encoder, model)
+    if dialogue:
+        reporter.note(dialogue_text(dialogue))
     counts: dict[str, dict[str, Any]] = {}
     for part, found in parts.items():
         for name, samples in found.items():
@@ -70,8 +75,41 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         "components": table_json(table),
         "objectives": counts,
         "bad_images": len(scan.bad),
+        "dialogue": dialogue,
         "steps": sum(stage.steps for stage in stages),
     }
+
+
+def describe_dialogue(encoder: Encoder, model: Any) -> dict[str, Any] | None:
+    """What ends an answer, what generation stops at, and whether thoughts are off; None without a chat template.
+
+    Returns:
+        `{"ends", "appended", "stops", "thinking_off"}`: `ends` are the tokens that an answer is learned with;
+        `appended` says that the template writes none, so that the tokenizer's eos is put there.
+    """
+    if not encoder.image_token:
+        return None
+    stops = unwrap_model(model).generation_config.eos_token_id
+    ids = stops if isinstance(stops, list) else [stops]
+    dialogue = encoder.dialogue
+    return {
+        "ends": list(dialogue.ends) or [dialogue.end],
+        "appended": not dialogue.ends,
+        "stops": encoder.tokenizer.convert_ids_to_tokens([token for token in ids if token is not None]),
+        "thinking_off": thinking_off(encoder.tokenizer, dialogue.template),
+    }
+
+
+def dialogue_text(described: dict[str, Any]) -> str:
+    """What `describe_dialogue` found, for people."""
+    ends, stops = ("".join(described["ends"]), ", ".join(described["stops"]))
+    how = (
+        "appended: the chat template writes no end"
+        if described["appended"]
+        else "written by the chat template"
+    )
+    thinking = "; prompts close the model's thinking" if described["thinking_off"] else ""
+    return f"answers end with {ends} ({how}), generation stops at {stops}{thinking}"
 
 
 def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
