@@ -39,11 +39,11 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
 
 
 def stage_objectives(
-    objectives: Mapping[str, Objective], names: Collection[str], ratios: Mapping[str, float]
+    objectives: Mapping[str, Objective], names: Collection[str], sampling_weights: Mapping[str, float]
 ) -> dict[str, Objective]:
     """The objectives of a stage, with the shares of micro-batches that the stage gives them."""
     return {
-        name: dataclasses.replace(one, ratio=ratios.get(name, one.ratio))
+        name: dataclasses.replace(one, sampling_weight=sampling_weights.get(name, one.sampling_weight))
         for name, one in objectives.items()
         if name in names
     }

@@ -26,7 +26,7 @@ class Stage:
     """None: the projector's."""
     generation_learning_rate: float | None
     """None: the projector's."""
-    ratios: Mapping[str, float] = field(default_factory=dict)
+    sampling_weights: Mapping[str, float] = field(default_factory=dict)
     micro_batch: float = 0.0
     """Samples in a micro-batch on average over the objectives."""
 
@@ -58,7 +58,9 @@ def build_stages(
         if steps is None and epochs is None:
             steps, epochs = training.steps, training.epochs
         if steps is None:
-            per_step = _micro_batch(recipe, names, section.ratios, batch_size) * accumulation * processes
+            per_step = (
+                _micro_batch(recipe, names, section.sampling_weights, batch_size) * accumulation * processes
+            )
             steps = max(1, math.ceil((epochs or 1.0) * sum(rows[name] for name in names) / per_step))
         stages.append(
             Stage(
@@ -72,17 +74,19 @@ def build_stages(
                 section.projector_learning_rate or training.projector_learning_rate,
                 section.retrieval_learning_rate or training.retrieval_learning_rate,
                 section.generation_learning_rate or training.generation_learning_rate,
-                section.ratios,
-                _micro_batch(recipe, names, section.ratios, batch_size),
+                section.sampling_weights,
+                _micro_batch(recipe, names, section.sampling_weights, batch_size),
             )
         )
     return stages
 
 
-def _micro_batch(recipe: Recipe, names: Sequence[str], ratios: Mapping[str, float], batch_size: int) -> float:
+def _micro_batch(
+    recipe: Recipe, names: Sequence[str], sampling_weights: Mapping[str, float], batch_size: int
+) -> float:
     """Samples in a micro-batch on average: objectives may have sizes of their own."""
     sections = {name: recipe.objectives[name] for name in names}
-    shares = {name: ratios.get(name, section.ratio) for name, section in sections.items()}
+    shares = {name: sampling_weights.get(name, section.sampling_weight) for name, section in sections.items()}
     total = sum(shares[name] * (section.batch_size or batch_size) for name, section in sections.items())
     return total / sum(shares.values())
 

@@ -20,9 +20,9 @@ def cache(
 
     Continues an interrupted run.
     """
-    from lockadapt.recipe.read import load_recipe
+    from lockadapt.cli.recipe_file import read_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = read_recipe(recipe, overrides)
     from lockadapt.building.cache import cache_recipe
     from lockadapt.console import Reporter
 

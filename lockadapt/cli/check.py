@@ -20,9 +20,9 @@ def check(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
 ) -> None:
     """Check recipe, models, rows, images, tokens and labels. Exit code 0 means ready to train."""
-    from lockadapt.recipe.read import load_recipe
+    from lockadapt.cli.recipe_file import read_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = read_recipe(recipe, overrides)
     if structure_only:
         print(
             json.dumps({"recipe": str(recipe), "ok": True}) if as_json else f"{recipe}: the recipe is valid"

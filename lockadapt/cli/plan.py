@@ -23,9 +23,9 @@ def plan(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Estimate memory, tokens, cache size, time and the GPUs that fit a run, without loading weights."""
-    from lockadapt.recipe.read import load_recipe
+    from lockadapt.cli.recipe_file import read_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = read_recipe(recipe, overrides)
     from lockadapt.console import Reporter
     from lockadapt.planning.plan import parse_size, plan_recipe, refuse_unless_fits
     from lockadapt.planning.text import plan_text

@@ -27,15 +27,15 @@ def train(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Train projector and LoRA adapters on a recipe, and write a run folder."""
+    from lockadapt.cli.recipe_file import read_recipe
     from lockadapt.recipe.explain import print_config as shown
-    from lockadapt.recipe.read import load_recipe
 
     changes = [
         *(overrides or ()),
         *(["blind=true"] if blind else ()),
         *([f"output={output}"] if output else ()),
     ]
-    loaded = load_recipe(recipe, changes)
+    loaded = read_recipe(recipe, changes)
     if print_config:
         print(shown(loaded))
         return

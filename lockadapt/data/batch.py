@@ -27,7 +27,11 @@ Batch = dict[str, Any]
 
 
 def collate(
-    items: Sequence[Encoded], images: ImageInputs, pad_id: int, objective: str, row_tokens: int | None = None
+    items: Sequence[Encoded],
+    images: ImageInputs,
+    pad_id: int,
+    objective: str,
+    max_row_tokens: int | None = None,
 ) -> Batch:
     """Collate samples into a batch.
 
@@ -36,19 +40,19 @@ def collate(
         images: turns the samples' images into the image part of the batch.
         pad_id: fills the end of rows.
         objective: name of the objective, kept in the batch.
-        row_tokens: None: one row a sample, padded to the longest. Else samples about the same images share a
-            row, see `lockadapt.data.pack.pack`.
+        max_row_tokens: None: one row a sample, padded to the longest. Else samples about the same images
+            share a row, see `lockadapt.data.pack.pack`.
 
     Returns:
         The batch, on the CPU; shapes and dtypes as in the module's description.
     """
-    batch = _plain(items, pad_id) if row_tokens is None else _packed(items, pad_id, row_tokens)
+    batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
     shown = batch.pop("images")
     return {"objective": objective, **batch, **images(shown)}
 
 
-def _packed(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Batch:
-    rows = pack(items, pad_id, row_tokens)
+def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch:
+    rows = pack(items, pad_id, max_row_tokens)
     names = (
         "input_ids",
         "position_ids",

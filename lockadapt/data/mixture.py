@@ -1,4 +1,4 @@
-"""Mixes objectives in one stream of micro-batches, drawn by ratio, reproducible and resumable."""
+"""Mixes objectives in one stream of micro-batches, drawn by sampling weight, reproducible and resumable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Draws:
     """How a run draws its micro-batches.
 
     Attributes:
-        ratios: share of micro-batches by objective; only their proportions count.
+        sampling_weights: share of micro-batches by objective; only their proportions count.
         sizes: rows in a micro-batch, by objective.
         batches: how many micro-batches there are in all, over all processes.
         seed: same seed, same order.
@@ -45,7 +45,7 @@ class Draws:
             draws every row by itself.
     """
 
-    ratios: Mapping[str, float]
+    sampling_weights: Mapping[str, float]
     sizes: Mapping[str, int]
     batches: int
     seed: int
@@ -55,8 +55,8 @@ class Draws:
 class MixtureSampler(Sampler[list[int]]):
     """Yields lists of indices into a MixedDataset, one objective a list.
 
-    Which objective comes next is decided by credit (every objective earns its ratio, the richest pays 1), so
-    that after any number of batches each has had its share to within one batch. Within an objective,
+    Which objective comes next is decided by credit (every objective earns its weight, the richest pays
+    1), so that after any number of batches each has had its share to within one batch. Within an objective,
     permutations follow each other without a gap, so that every batch is full and every row is seen once
     before any is seen again. Rows about the same images can be drawn together, so that packing finds them in
     one batch.
@@ -74,8 +74,8 @@ class MixtureSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         names = [name for name, items in self.dataset.rows.items() if len(items)]
-        total = sum(self.draws.ratios[name] for name in names)
-        share = {name: self.draws.ratios[name] / total for name in names}
+        total = sum(self.draws.sampling_weights[name] for name in names)
+        share = {name: self.draws.sampling_weights[name] / total for name in names}
         credit = dict.fromkeys(names, 0.0)
         streams = {name: self._rows(name, number) for number, name in enumerate(names)}
         for _ in range(self.draws.batches):

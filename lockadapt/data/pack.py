@@ -70,19 +70,19 @@ class Packed:
     images: tuple[ImageRef, ...]
 
 
-def pack(items: Sequence[Encoded], pad_id: int, row_tokens: int) -> Packed:
+def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
     """Pack samples into rows by best fit decreasing.
 
     Args:
         items: encoded samples.
         pad_id: fills the end of rows.
-        row_tokens: a tree that would be longer is divided (a single sample never is). Rows are as long as the
-            longest tree, so that the mask, which grows with the square of a row, stays small.
+        max_row_tokens: a tree that would be longer is divided (a single sample never is). Rows are as long as
+            the longest tree, so that the mask, which grows with the square of a row, stays small.
 
     Returns:
         The rows' tokens, positions and mask, and where each sample's labels lie.
     """
-    trees = [tree for group in groups(items) for tree in _grow(items, group, row_tokens)]
+    trees = [tree for group in groups(items) for tree in _grow(items, group, max_row_tokens)]
     rows = _best_fit([len(tree.tokens) for tree in trees])
     longest = max(len(tree.tokens) for tree in trees)
     input_ids = np.full((len(rows), longest), pad_id, np.int64)
@@ -139,11 +139,11 @@ def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
     return alone, together
 
 
-def packed_area(items: Sequence[Encoded], row_tokens: int | None) -> int:
-    """Count a batch's tokens, padding included; with None for `row_tokens` it is not packed."""
-    if row_tokens is None:
+def packed_area(items: Sequence[Encoded], max_row_tokens: int | None) -> int:
+    """Count a batch's tokens, padding included; with None for `max_row_tokens` it is not packed."""
+    if max_row_tokens is None:
         return len(items) * max(len(item.input_ids) for item in items)
-    sizes = [len(tree.tokens) for group in groups(items) for tree in _grow(items, group, row_tokens)]
+    sizes = [len(tree.tokens) for group in groups(items) for tree in _grow(items, group, max_row_tokens)]
     return len(_best_fit(sizes)) * max(sizes)
 
 

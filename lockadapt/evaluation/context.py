@@ -33,7 +33,7 @@ class EvaluationBench:
 
     Attributes:
         method: `auto` ranks where a closed list is given, `rank` insists on one, `generate` never ranks.
-        row_tokens: longest row of prompts that share their beginnings; None: nothing is shared.
+        max_row_tokens: longest row of prompts that share their beginnings; None: nothing is shared.
         training: the objective's training rows, which a probe learns from; None for no probe.
         max_pixels: larger images are refused before decoding.
     """
@@ -44,7 +44,7 @@ class EvaluationBench:
     batch_size: int
     progress: Progress | None
     method: str = "auto"
-    row_tokens: int | None = None
+    max_row_tokens: int | None = None
     training: Callable[[], Sequence[Sample]] | None = None
     max_pixels: int = 100_000_000
 
@@ -56,7 +56,7 @@ class EvaluationBench:
         Raises:
             RecipeError: ranking is asked for without a list.
         """
-        predictor = Predictor(self.model, self.encoder, self.images, self.batch_size, self.row_tokens)
+        predictor = Predictor(self.model, self.encoder, self.images, self.batch_size, self.max_row_tokens)
         if self.method == "rank" and closed is None:
             raise RecipeError(
                 "ranking needs a closed list of answers",

@@ -43,7 +43,7 @@ def evaluate_folder(
         DataError: no objective has test rows.
     """
     target = open_target(folder)
-    experiment = build_experiment(_recipe(target, recipe_file, overrides))
+    experiment = build_experiment(_recipe(target, recipe_file, overrides, reporter))
     # A model that never saw an image is judged as it was trained.
     blind = blind or experiment.blind
     scores, rows = evaluate(target, experiment, blind, reporter)
@@ -93,7 +93,7 @@ def evaluate(
             experiment.evaluation.batch_size,
             reporter.counted(f"{name} test"),
             experiment.evaluation.method,
-            None if experiment.data.packing == "none" else experiment.data.row_tokens,
+            None if experiment.data.packing == "none" else experiment.data.max_row_tokens,
             lambda name=name: experiment.samples("train", [name])[name],  # type: ignore[misc]
             experiment.data.max_pixels,
         )
@@ -130,13 +130,15 @@ def _images(
     return tower_inputs(target.model, target.processor, images, policy, reused)
 
 
-def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str]) -> Recipe:
-    if recipe_file is not None:
-        return load_recipe(recipe_file, overrides).recipe
-    if target.recipe is None:
+def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str], reporter: Reporter) -> Recipe:
+    if recipe_file is None and target.recipe is None:
         raise RecipeError(
             "the folder does not say which recipe it was trained with",
             where="--recipe",
             fix="add --recipe FILE",
         )
-    return load_recipe(None, overrides, target.recipe.model_dump(mode="json")).recipe
+    values = None if recipe_file or target.recipe is None else target.recipe.model_dump(mode="json")
+    loaded = load_recipe(recipe_file, overrides, values)
+    for notice in loaded.notices:
+        reporter.note(notice)
+    return loaded.recipe

@@ -36,14 +36,14 @@ class Predictor:
         encoder: of the model's processor.
         images: where pixels or features come from.
         batch_size: prompts at a time.
-        row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is shared.
+        max_row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is shared.
     """
 
     model: nn.Module
     encoder: Encoder
     images: ImageInputs
     batch_size: int = 64
-    row_tokens: int | None = 2048
+    max_row_tokens: int | None = 2048
 
     @torch.no_grad()
     def generate(
@@ -56,7 +56,7 @@ class Predictor:
         order = [number for group in groups(prompts) for number in group]
         order.sort(key=lambda number: prompts[number].image_end)
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
-        share = self.row_tokens is not None and why_not_exact(self.model, longest) is None
+        share = self.max_row_tokens is not None and why_not_exact(self.model, longest) is None
         answers: dict[int, str] = {}
         for part in _parts(order, self.batch_size, lambda number: prompts[number].image_end):
             texts = generate_from_shared_prefix(
@@ -96,12 +96,12 @@ class Predictor:
         prompts = [self._prompt(sample) for sample in samples]
         order = [number for group in groups(prompts) for number in group]
         at_once = max(1, self.batch_size * RANK_ROWS // len(candidates))
-        row_tokens, done = None, 0
+        max_row_tokens, done = None, 0
         for part in _parts(order, at_once, lambda _: 0):
             items = [_answered(prompts[number], tail) for number in part for tail in tails]
             if not done:
-                row_tokens = self._exact_row_tokens(prompts, tails, items)
-            losses = sample_losses(self.model, self._batch(items, row_tokens), len(items))
+                max_row_tokens = self._exact_row_tokens(prompts, tails, items)
+            losses = sample_losses(self.model, self._batch(items, max_row_tokens), len(items))
             found[part] = -losses.view(len(part), len(tails)).cpu()
             done += len(part)
             if progress:
@@ -113,15 +113,15 @@ class Predictor:
     ) -> int | None:
         """The row length to pack to, or None where this LLM gives other scores when packed."""
         longest = max(len(prompt.input_ids) for prompt in prompts) + max(len(tail) for tail in tails)
-        if self.row_tokens is None or why_not_exact(self.model, longest):
+        if self.max_row_tokens is None or why_not_exact(self.model, longest):
             return None
         tried = [*items[:2], items[-1]]
-        difference = packing_difference(self.model, tried, self._batch, self.row_tokens)
-        return self.row_tokens if difference <= exact_within(self.model, False) else None
+        difference = packing_difference(self.model, tried, self._batch, self.max_row_tokens)
+        return self.max_row_tokens if difference <= exact_within(self.model, False) else None
 
-    def _batch(self, items: Sequence[Encoded], row_tokens: int | None) -> Batch:
+    def _batch(self, items: Sequence[Encoded], max_row_tokens: int | None) -> Batch:
         device = next(self.model.parameters()).device
-        batch = collate(items, self.images, self.encoder.tokenizer.pad_token_id, "scores", row_tokens)
+        batch = collate(items, self.images, self.encoder.tokenizer.pad_token_id, "scores", max_row_tokens)
         return on_device(batch, device)
 
     def _prompt(self, sample: Sample) -> Encoded:

@@ -26,7 +26,7 @@ from lockadapt.runs.artifacts import ADAPTER, PROCESSOR
 SEARCH_CACHE = Path("~/.cache/lockadapt/search")
 """Where indices are that got no place of their own; one for each folder of images and each model."""
 
-NOT_IMAGES = ("weight", "ratio", "batch_size", "chunk", "contrast", "text_prompt", "templates")
+NOT_IMAGES = ("weight", "sampling_weight", "batch_size", "chunk", "contrast", "text_prompt", "templates")
 """Settings of an objective that the embedding of an image does not depend on."""
 
 

@@ -77,7 +77,7 @@ class Objective(ABC):
         packs: whether samples of one image can share a row.
         plannable: whether its loss can be traced without weights, for `lockadapt plan`.
         weight: factor on its loss in a mixed run.
-        ratio: its share of micro-batches, relative to the others'.
+        sampling_weight: its share of micro-batches, relative to the others'.
         batch_size: samples in one of its micro-batches; None: the run's.
     """
 
@@ -86,7 +86,7 @@ class Objective(ABC):
     plannable: ClassVar[bool] = False
 
     weight: float = 1.0
-    ratio: float = 1.0
+    sampling_weight: float = 1.0
     batch_size: int | None = None
 
     @property
@@ -129,10 +129,10 @@ class Objective(ABC):
         images: ImageInputs,
         pad_id: int,
         name: str,
-        row_tokens: int | None = None,
+        max_row_tokens: int | None = None,
     ) -> Batch:
-        """Encoded samples -> the batch that `loss` takes; `row_tokens` as in `lockadapt.data.batch.collate`."""
-        return collate(items, images, pad_id, name, row_tokens if self.packs else None)
+        """Encoded samples -> the batch that `loss` takes; `max_row_tokens` as in `lockadapt.data.batch.collate`."""
+        return collate(items, images, pad_id, name, max_row_tokens if self.packs else None)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:

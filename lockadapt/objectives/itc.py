@@ -148,7 +148,7 @@ class ImageText(Objective):
         images: ImageInputs,
         pad_id: int,
         name: str,
-        row_tokens: int | None = None,
+        max_row_tokens: int | None = None,
     ) -> Batch:
         """Every distinct image and every distinct text once, and which of them make pairs."""
         first: Any = items[0]

@@ -123,7 +123,7 @@ class TextToImage(Objective):
         images: ImageInputs,
         pad_id: int,
         name: str,
-        row_tokens: int | None = None,
+        max_row_tokens: int | None = None,
     ) -> Batch:
         """One row an image, prompts padded on the left as for the stock `generate`.
 

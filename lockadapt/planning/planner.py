@@ -142,12 +142,12 @@ class Planner:
         known = self.rows.whole and all(self.rows.counts[name] for name in stage.objectives)
         size = micro_batch(stage.batch_size, choice.divide)
         micro = stage.steps * stage.accumulation * (stage.batch_size // size) if known else 0
-        ratios = {name: self.objectives[name].ratio for name in rows}
+        sampling_weights = {name: self.objectives[name].sampling_weight for name in rows}
         found = []
         packing, seed = self.packing(stage), self.recipe.training.seed
         sizes = {name: self.objectives[name].batch_size or size for name in rows}
         most = {name: packing.max_samples_per_image if self.objectives[name].packs else 1 for name in rows}
-        draws = Draws(ratios, sizes, micro, seed, most)
+        draws = Draws(sampling_weights, sizes, micro, seed, most)
         for name, items in largest_batches(rows, draws, packing.max_row_tokens):
             repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
             found.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
@@ -164,10 +164,10 @@ class Planner:
             return NOTHING_PACKS
         data, model = self.recipe.data, self.model(self.choice).model
         step = stage.batch_size * stage.accumulation
-        most = samples_per_image(data.samples_per_image, step, stage.batch_size)
+        most = samples_per_image(data.max_samples_per_image, step, stage.batch_size)
         return choose_packing(
             {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].packs},
-            PackingWish(data.packing, data.row_tokens, most, stage.batch_size),
+            PackingWish(data.packing, data.max_row_tokens, most, stage.batch_size),
             PackingTrial(lambda longest: why_not_exact(model, longest), difference=lambda: 0.0, limit=0.0),
         )
 

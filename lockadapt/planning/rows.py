@@ -94,7 +94,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
             )
         train[name], counts[name] = encoded, round(len(encoded) * share)
         step = experiment.training.batch_size * experiment.training.accumulation
-        most = samples_per_image(experiment.data.samples_per_image, step, experiment.training.batch_size)
+        most = samples_per_image(experiment.data.max_samples_per_image, step, experiment.training.batch_size)
         unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, most)
         known = [known[0] + unpacked * share, known[1] + packed * share]
         learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)

@@ -33,12 +33,12 @@ def quickstart_recipe(data: Path, assets: Path, output: Path) -> dict[str, Any]:
         },
         "lora": {"rank": 16},
         "objectives": {
-            "vqa": {**rows("{}.jsonl"), "ratio": 6.0, "max_new_tokens": 6},
-            "caption": {**rows("captions_{}.jsonl"), "ratio": 1.0, "max_new_tokens": 16},
-            "itc": {**rows("captions_{}.jsonl"), "ratio": 0.6, "batch_size": 128, "queries": 2},
+            "vqa": {**rows("{}.jsonl"), "sampling_weight": 6.0, "max_new_tokens": 6},
+            "caption": {**rows("captions_{}.jsonl"), "sampling_weight": 1.0, "max_new_tokens": 16},
+            "itc": {**rows("captions_{}.jsonl"), "sampling_weight": 0.6, "batch_size": 128, "queries": 2},
             "t2i": {
                 **rows("prompts_{}.jsonl"),
-                "ratio": 3.0,
+                "sampling_weight": 3.0,
                 "temperature": 0.8,
                 "probe": str(assets / "tower"),
             },

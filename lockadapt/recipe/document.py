@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lockadapt.errors import RecipeError, SafetyError
+from lockadapt.recipe.former_keys import present_path, with_present_keys
 from lockadapt.recipe.keys import dotted
 from lockadapt.recipe.sections import KeyPath
 from lockadapt.recipe.yaml12 import MAX_VALUES, PLAIN_TAGS, TAG, RefusedError, compose, scalar
@@ -48,11 +49,28 @@ class Problem:
 
 @dataclass
 class Document:
-    """Plain values, where each came from by key path, and what is wrong with the text."""
+    """Plain values, where each came from by key path, what is wrong, and notices by former key."""
 
     value: Any = None
     origins: dict[KeyPath, Origin] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notices: dict[str, str] = field(default_factory=dict)
+
+    def rename_former_keys(self) -> None:
+        """Give every key its present name, and note once for each former name where it stands."""
+        for path, origin in list(self.origins.items()):
+            now = present_path(path)
+            if now == path or now in self.origins:
+                continue
+            self.origins[now] = self.origins.pop(path)
+            if now[-1] != path[-1]:
+                self.note_former_key(path, origin)
+        self.value = with_present_keys(self.value)
+
+    def note_former_key(self, path: KeyPath, origin: Origin) -> None:
+        """Note that a key is called otherwise now, once for each former name."""
+        notice = f"{origin.where}: {dotted(path)} is now called {dotted(present_path(path))}"
+        self.notices.setdefault(str(path[-1]), notice)
 
 
 def read_text(path: Path) -> str:

@@ -24,7 +24,7 @@ class ObjectiveSection(Section):
         default=None, description="validation rows, which select the best adapter"
     )
     test: SourceSection | None = Field(default=None, description="test rows, scored after training")
-    ratio: Rate = Field(
+    sampling_weight: Rate = Field(
         default=1.0, description="sampling weight: share of micro-batches relative to the other objectives"
     )
     weight: Rate = Field(default=1.0, description="factor applied to its loss")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.recipe.document import Document, Origin, Problem, parse
+from lockadapt.recipe.former_keys import present_path
 from lockadapt.recipe.keys import at, child, dotted, holds_keys, holds_positions, key_path, suggestion
 from lockadapt.recipe.schema import Recipe
 from lockadapt.recipe.sections import KeyPath
@@ -18,8 +19,11 @@ def apply_override(document: Document, text: str, number: int) -> None:
     Sections on the way that are absent or null are opened. `number` is the override's position among all.
     """
     key, separator, value_text = text.partition("=")
-    path = key_path(key)
+    given_path = key_path(key)
+    path = present_path(given_path)
     origin = Origin(f"override {text!r}", "override", (2, number), path)
+    if path != given_path:
+        document.note_former_key(given_path[: _first_difference(given_path, path) + 1], origin)
     if not separator or "" in path:
         document.problems.append(Problem(origin, (), "write it as key.path=value, such as lora.rank=8"))
         return
@@ -33,6 +37,7 @@ def apply_override(document: Document, text: str, number: int) -> None:
         document.problems.append(Problem(origin, problem.path, problem.text + advice))
     if not given.problems and _open(document, path[:-1], origin):
         _put(document, path, given.value, given.origins | {path: origin})
+        document.rename_former_keys()
 
 
 def lay_over(document: Document, values: Mapping[str, Any], origin: Origin, below: KeyPath = ()) -> None:
@@ -41,7 +46,9 @@ def lay_over(document: Document, values: Mapping[str, Any], origin: Origin, belo
     Paths become text and tuples become lists, as they would stand in a file.
     """
     for key, value in values.items():
-        path = (*below, key)
+        path = present_path((*below, key))
+        if path[-1] != key:
+            document.note_former_key((*below, key), origin)
         if not isinstance(key, str):
             document.problems.append(Problem(origin, below, f"the key {key!r} is not text"))
         elif isinstance(value, Mapping) and holds_keys(at(path)):
@@ -50,6 +57,11 @@ def lay_over(document: Document, values: Mapping[str, Any], origin: Origin, belo
         else:
             plain = _plain(value)
             _put(document, path, plain, dict.fromkeys(_paths(plain, path), origin))
+            document.rename_former_keys()
+
+
+def _first_difference(one: KeyPath, other: KeyPath) -> int:
+    return next(n for n, (ours, theirs) in enumerate(zip(one, other, strict=True)) if ours != theirs)
 
 
 def _no_such_place(value: Any, path: KeyPath) -> str:

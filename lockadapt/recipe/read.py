@@ -20,11 +20,19 @@ from lockadapt.recipe.sections import KeyPath
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A checked recipe, the file that it came from (if any), and where each of its values was given."""
+    """A checked recipe, the file that it came from (if any), and where each of its values was given.
+
+    Attributes:
+        recipe: the recipe.
+        path: its file; None where there is none.
+        origins: where each value was given, by key path.
+        notices: one for each key that is called otherwise now, for whoever wrote it.
+    """
 
     recipe: Recipe
     path: Path | None
     origins: Mapping[KeyPath, Origin] = field(repr=False)
+    notices: tuple[str, ...] = ()
 
     def source_of(self, key: str) -> str:
         """Return where the value of a key was given.
@@ -73,6 +81,7 @@ def load_recipe(
         )
         if not isinstance(document.value, dict):
             raise RecipeError(_lines(document.problems) or f"{label}:1: {_not_a_recipe(document.value)}")
+        document.rename_former_keys()
     if values is not None:
         lay_over(document, values, Origin("values", "values", (1, 0)))
     for number, text in enumerate(overrides):
@@ -88,7 +97,8 @@ def load_recipe(
         ]
     if document.problems:
         raise RecipeError(_lines(document.problems))
-    return LoadedRecipe(recipe, None if path is None else Path(path), document.origins)
+    notices = tuple(document.notices.values())
+    return LoadedRecipe(recipe, None if path is None else Path(path), document.origins, notices)
 
 
 def _nearest(document: Document, path: KeyPath) -> Origin:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from lockadapt.recipe.former_keys import with_present_keys
 from lockadapt.recipe.objectives import AnswerSection, AnyObjective, ItcSection, kinds_in_schema, with_kinds
 from lockadapt.recipe.sections import (
     NAME,
@@ -129,12 +130,12 @@ class DataSection(Section):
         description="put samples about the same images into one row that stores their common prefix once; "
         "auto: where this is exact and saves at least 10 % of the tokens",
     )
-    row_tokens: Positive = Field(
+    max_row_tokens: Positive = Field(
         default=2048,
         description="maximum number of tokens in a packed row; samples that exceed it are split over "
         "several rows",
     )
-    samples_per_image: Positive | None = Field(
+    max_samples_per_image: Positive | None = Field(
         default=None,
         description="maximum number of samples of one image drawn together for packing; default: a quarter "
         "of the samples in an optimiser step, so that a step sees at least four images",
@@ -253,7 +254,7 @@ class StageSection(Section):
     objectives: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="names of the objectives to train; default: all"
     )
-    ratios: dict[str, Rate] = Field(
+    sampling_weights: dict[str, Rate] = Field(
         default_factory=dict, description="objective -> its share of micro-batches in this stage"
     )
 
@@ -327,6 +328,11 @@ class Recipe(Section):
     )
     output: Text | None = Field(default=None, description="run folder")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _former_keys(cls, values: Any) -> Any:
+        return with_present_keys(values)
+
     # Field validators, not one validator of the whole: they also run when another section is wrong, so that
     # the user sees all problems at once. `info.data` holds the valid ones of the fields above.
     @field_validator("objectives", mode="before")
@@ -357,9 +363,13 @@ class Recipe(Section):
             unknown = [name for name in stage.objectives or () if names is not None and name not in names]
             if unknown:
                 problems.append(((number, "objectives"), f"`objectives` has no {', '.join(unknown)}"))
-            unknown = [name for name in stage.ratios if name not in (stage.objectives or names or ())]
+            unknown = [
+                name for name in stage.sampling_weights if name not in (stage.objectives or names or ())
+            ]
             if names is not None and unknown:
-                problems.append(((number, "ratios"), f"the stage has no objective {', '.join(unknown)}"))
+                problems.append(
+                    ((number, "sampling_weights"), f"the stage has no objective {', '.join(unknown)}")
+                )
             if "lora" in (stage.train or ()) and info.data.get("lora", ...) is None:
                 problems.append(((number, "train"), "trains lora, but `lora` is null"))
             if stage.name in [earlier.name for earlier in stages[:number]]:

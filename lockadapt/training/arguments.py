@@ -83,8 +83,8 @@ def grounding_config(
         dataloader_num_workers=experiment.data.workers,
         report_to=list(training.report_to) or "none",
         packing=experiment.data.packing,
-        max_row_tokens=experiment.data.row_tokens,
-        max_samples_per_image=experiment.data.samples_per_image,
+        max_row_tokens=experiment.data.max_row_tokens,
+        max_samples_per_image=experiment.data.max_samples_per_image,
         blind=experiment.blind,
         allow_special_tokens=experiment.data.allow_special_tokens,
     )

@@ -241,7 +241,7 @@ def run_stage(
     callbacks: list[Any] = [ProgressCallback(reporter, folder / run_folder.METRICS, stage.name)]
     if experiment.training.patience and validation:
         callbacks.append(EarlyStoppingCallback(experiment.training.patience))
-    objectives = stage_objectives(experiment.objectives, stage.objectives, stage.ratios)
+    objectives = stage_objectives(experiment.objectives, stage.objectives, stage.sampling_weights)
     for name, objective in objectives.items():
         shown = validation.get(name) or rows.train[name]
         callbacks += objective.callbacks(folder / "samples" / stage.name / name, processor, shown)

@@ -193,7 +193,7 @@ class GroundingTrainer(Trainer):
         return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of one objective each, drawn by ratio; one pass is the whole run."""
+        """Micro-batches of one objective each, drawn by sampling weight; one pass is the whole run."""
         dataset = self.train_dataset
         if not isinstance(dataset, MixedDataset):
             raise RecipeError("train_dataset is missing", fix="pass rows to train on")
@@ -221,7 +221,7 @@ class GroundingTrainer(Trainer):
         """How the run draws its micro-batches, as many as all its steps take over all processes."""
         most = self.packing.max_samples_per_image
         return Draws(
-            {name: objective.ratio for name, objective in self.objectives.items()},
+            {name: objective.sampling_weight for name, objective in self.objectives.items()},
             self.micro_batches(),
             self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size,
             self.args.seed,

@@ -39,7 +39,7 @@ def test_matrix_products_of_a_packed_step(assembled: Assembled, tmp_path: Path) 
     images = FeatureInputs(
         PixelInputs(assembled.processor.image_processor, 10**6), lambda values: projector_input(base, values)
     )
-    batch = collate(items, images, 2, "vqa", row_tokens=2048)
+    batch = collate(items, images, 2, "vqa", max_row_tokens=2048)
     with FlopCounterMode(display=False) as counter:
         answer_loss(model, batch)[0].backward()
     products = sum(

@@ -30,7 +30,11 @@ def test_keys_of_contrastive_and_drawing_objectives(kind: str, key: str, tmp_pat
 
 def test_the_keys_of_a_kind_are_the_fields_of_its_class() -> None:
     for kind, objective in KINDS.items():
-        fields = {field.name for field in dataclasses.fields(objective)} - {"weight", "ratio", "batch_size"}
+        fields = {field.name for field in dataclasses.fields(objective)} - {
+            "weight",
+            "sampling_weight",
+            "batch_size",
+        }
         assert fields == set(KEYS_OF_KINDS[kind]) - {"prompt"}, kind
 
 

@@ -42,19 +42,19 @@ def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
     own = built(
         tmp_path,
         "objectives.caption={train: {format: jsonl, path: captions.jsonl}, batch_size: 48}",
-        "stages=[{name: a, epochs: 1.0, ratios: {vqa: 3.0}}, {name: b, steps: 2}]",
+        "stages=[{name: a, epochs: 1.0, sampling_weights: {vqa: 3.0}}, {name: b, steps: 2}]",
     )
     first, second = own.stages({"vqa": 80, "caption": 160})
     assert {
-        name: one.ratio
-        for name, one in stage_objectives(own.objectives, first.objectives, first.ratios).items()
+        name: one.sampling_weight
+        for name, one in stage_objectives(own.objectives, first.objectives, first.sampling_weights).items()
     } == {
         "vqa": 3.0,
         "caption": 1.0,
     }
     assert {
-        name: one.ratio
-        for name, one in stage_objectives(own.objectives, second.objectives, second.ratios).items()
+        name: one.sampling_weight
+        for name, one in stage_objectives(own.objectives, second.objectives, second.sampling_weights).items()
     } == {
         "vqa": 1.0,
         "caption": 1.0,

@@ -31,6 +31,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     return folder
 
 
+def test_former_keys_are_noted_on_stderr_and_leave_stdout_alone(tiny: Path, tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, values(tiny, tmp_path, data={"row_tokens": 64}))
+    done = lockadapt("check", file, "--structure", "--json")
+    assert json.loads(done.stdout) == {"recipe": str(file), "ok": True}
+    notes = done.stderr.splitlines()
+    assert len(notes) == 1
+    assert notes[0].startswith(f"note: {file}:")
+    assert notes[0].endswith(": data.row_tokens is now called data.max_row_tokens")
+
+
 def test_help_and_version_import_neither_torch_nor_transformers() -> None:
     script = (
         "import sys\nfrom lockadapt.cli import main\n"

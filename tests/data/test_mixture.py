@@ -1,4 +1,4 @@
-"""Micro-batches of one objective each, by ratio, reproducible, every row once a pass."""
+"""Micro-batches of one objective each, by sampling weight, reproducible, every row once a pass."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ def dataset(**sizes: int) -> MixedDataset:
     )
 
 
-def draws(ratios: dict[str, float], size: int, batches: int, seed: int) -> Draws:
-    return Draws(ratios, dict.fromkeys(ratios, size), batches, seed, dict.fromkeys(ratios, 1))
+def draws(sampling_weights: dict[str, float], size: int, batches: int, seed: int) -> Draws:
+    return Draws(
+        sampling_weights,
+        dict.fromkeys(sampling_weights, size),
+        batches,
+        seed,
+        dict.fromkeys(sampling_weights, 1),
+    )
 
 
 def names(data: MixedDataset, batches: list[list[int]]) -> list[set[str]]:
@@ -37,10 +43,10 @@ def names(data: MixedDataset, batches: list[list[int]]) -> list[set[str]]:
     st.integers(0, 3),
 )
 def test_one_objective_a_batch_and_shares_within_one(
-    sizes: list[int], ratios: list[float], size: int, seed: int
+    sizes: list[int], sampling_weights: list[float], size: int, seed: int
 ) -> None:
     data = dataset(**{f"o{i}": n for i, n in enumerate(sizes)})
-    weights = {f"o{i}": ratios[i] for i in range(len(sizes))}
+    weights = {f"o{i}": sampling_weights[i] for i in range(len(sizes))}
     batches = list(MixtureSampler(data, draws(weights, size, 40, seed)))
     seen = names(data, batches)
     assert all(len(s) == 1 for s in seen)
@@ -60,8 +66,10 @@ def test_every_row_once_before_any_twice() -> None:
 
 def test_seed_decides_the_order() -> None:
     data = dataset(a=50, b=50)
-    ratios = {"a": 1.0, "b": 2.0}
-    first, again, other = (list(MixtureSampler(data, draws(ratios, 4, 20, seed))) for seed in (0, 0, 1))
+    sampling_weights = {"a": 1.0, "b": 2.0}
+    first, again, other = (
+        list(MixtureSampler(data, draws(sampling_weights, 4, 20, seed))) for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 

@@ -35,8 +35,8 @@ def seen_by(packed: Packed, row: int, place: int) -> tuple[list[int], list[int]]
 
 
 @given(some_items(), st.integers(1, 60))
-def test_every_label_sees_exactly_its_own_sample(items: list[Encoded], row_tokens: int) -> None:
-    packed = pack(items, 0, row_tokens)
+def test_every_label_sees_exactly_its_own_sample(items: list[Encoded], max_row_tokens: int) -> None:
+    packed = pack(items, 0, max_row_tokens)
     rows, columns = np.nonzero(packed.predicting)
     found: dict[int, list[tuple[list[int], int]]] = {n: [] for n in range(len(items))}
     for index, target, owner in zip(packed.logit_index, packed.targets, packed.owners, strict=True):
@@ -50,10 +50,10 @@ def test_every_label_sees_exactly_its_own_sample(items: list[Encoded], row_token
 
 
 @given(some_items(), st.integers(1, 60))
-def test_rows_keep_to_the_budget_and_images_to_their_spans(items: list[Encoded], row_tokens: int) -> None:
-    packed = pack(items, 0, row_tokens)
+def test_rows_keep_to_the_budget_and_images_to_their_spans(items: list[Encoded], max_row_tokens: int) -> None:
+    packed = pack(items, 0, max_row_tokens)
     longest = max(len(item.input_ids) for item in items)
-    assert packed.input_ids.shape[1] <= max(row_tokens, longest)
+    assert packed.input_ids.shape[1] <= max(max_row_tokens, longest)
     spans = int((packed.input_ids == IMAGE_TOKEN).sum())
     assert spans == len(packed.images)
     places = [int(image.key.removeprefix("image-")) for image in packed.images]

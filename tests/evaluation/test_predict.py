@@ -57,7 +57,11 @@ def test_rank_equals_plain_scoring(remembered: bool, assembled: Assembled, tmp_p
     own = predictor(assembled.folder, remembered)
     samples = [*vqa_samples(tmp_path), dialogue_sample(tmp_path)]
     plain = [plain_scores(predictor(assembled.folder), sample, CANDIDATES) for sample in samples]
-    for part in (own, dataclasses.replace(own, row_tokens=None), dataclasses.replace(own, row_tokens=70)):
+    for part in (
+        own,
+        dataclasses.replace(own, max_row_tokens=None),
+        dataclasses.replace(own, max_row_tokens=70),
+    ):
         torch.testing.assert_close(
             part.scores(samples, CANDIDATES), torch.tensor(plain), rtol=1e-5, atol=1e-4
         )
@@ -73,7 +77,10 @@ def test_rank_and_generation_hold_for_other_llms(kind: str, tiny: Path, tmp_path
     samples = vqa_samples(tmp_path)[:3]
     plain = [plain_scores(own, sample, CANDIDATES) for sample in samples]
     assert own.rank(samples, CANDIDATES) == [CANDIDATES[max(range(4), key=lambda c: row[c])] for row in plain]
-    shared, alone = own.generate(samples, 6), dataclasses.replace(own, row_tokens=None).generate(samples, 6)
+    shared, alone = (
+        own.generate(samples, 6),
+        dataclasses.replace(own, max_row_tokens=None).generate(samples, 6),
+    )
     assert shared == alone
 
 

@@ -71,15 +71,15 @@ def test_a_leak_from_branch_to_branch_is_seen(folders: dict[str, Path], tmp_path
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(chosen=st.lists(st.integers(0, 16), min_size=1, max_size=20), row_tokens=st.integers(1, 300))
+@given(chosen=st.lists(st.integers(0, 16), min_size=1, max_size=20), max_row_tokens=st.integers(1, 300))
 def test_any_choice_of_samples_and_any_budget(
-    chosen: list[int], row_tokens: int, folders: dict[str, Path], tmp_path: Path
+    chosen: list[int], max_row_tokens: int, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     model, processor = adapted_model(stock_folder(folders, "llama"), "none", False)
     model.eval()
     samples = [*vqa_samples(tmp_path, repeat=2), dialogue_sample(tmp_path)]
     items = Encoder(processor, 200).encode([samples[n] for n in chosen]).encoded
     pixels = PixelInputs(processor.image_processor, 10**6)
-    plain, packed = (collate(items, pixels, 2, "vqa", limit) for limit in (None, row_tokens))
+    plain, packed = (collate(items, pixels, 2, "vqa", limit) for limit in (None, max_row_tokens))
     alone, together = (sample_losses(model, batch, len(items)) for batch in (plain, packed))
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)

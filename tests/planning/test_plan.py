@@ -151,7 +151,7 @@ def test_the_formula_agrees_with_counted_operations(tmp_path: Path) -> None:
 
 
 def test_no_weight_is_read_and_components_add_up(tmp_path: Path) -> None:
-    recipe = small(tmp_path, "llama", "clip-vision", "data.samples_per_image=2")
+    recipe = small(tmp_path, "llama", "clip-vision", "data.max_samples_per_image=2")
     for file in [*tmp_path.glob("llama/*.safetensors"), *tmp_path.glob("clip-vision/*.safetensors")]:
         file.unlink()
     found = plan_recipe(recipe, QUIET)

@@ -93,7 +93,7 @@ sources = section(
 objectives = section(
     {"train": sources, "kind": st.sampled_from(["caption", "vqa"])},
     test=st.none() | sources,
-    ratio=rates,
+    sampling_weight=rates,
     prompt=st.none() | texts.map(lambda text: text + "{question}"),
     answers=st.none() | texts | st.lists(texts, min_size=1),
 )

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lockadapt.errors import RecipeError
+from lockadapt.recipe.explain import as_yaml
 from lockadapt.recipe.objectives import KEYS_OF_KINDS
 from lockadapt.recipe.problems import MAX_PROBLEMS
 from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
 from tests.support.runs import RECIPE_TEXT
 
 
@@ -207,3 +210,76 @@ def test_older_versions_wrote_every_key_of_every_kind(tmp_path: Path) -> None:
     )
     objectives = load_recipe(file).recipe.objectives
     assert {name: one.kind for name, one in objectives.items()} == {"vqa": "vqa", "words": "text"}
+
+
+FORMER = """\
+model: {vlm: a}
+data:
+  row_tokens: 64
+  samples_per_image: 3
+objectives:
+  vqa:
+    train: {format: csv, path: a.csv}
+    ratio: 2.0
+  caption:
+    train: {format: csv, path: a.csv}
+    ratio: 3.0
+stages:
+  - {name: a, ratios: {vqa: 5.0}}
+"""
+
+
+def test_former_keys_are_read_with_one_notice_each(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(FORMER)
+    loaded = load_recipe(file)
+    assert (loaded.recipe.data.max_row_tokens, loaded.recipe.data.max_samples_per_image) == (64, 3)
+    assert [one.sampling_weight for one in loaded.recipe.objectives.values()] == [2.0, 3.0]
+    assert loaded.recipe.stages[0].sampling_weights == {"vqa": 5.0}
+    assert loaded.notices == (
+        f"{file}:3: data.row_tokens is now called data.max_row_tokens",
+        f"{file}:4: data.samples_per_image is now called data.max_samples_per_image",
+        f"{file}:8: objectives.vqa.ratio is now called objectives.vqa.sampling_weight",
+        f"{file}:13: stages.0.ratios is now called stages.0.sampling_weights",
+    )
+    assert loaded.source_of("data.max_row_tokens") == f"{file}:3"
+    file.write_text(as_yaml(loaded.recipe))
+    assert load_recipe(file) == dataclasses.replace(load_recipe(file), recipe=loaded.recipe, notices=())
+
+
+def test_former_keys_in_overrides_and_values(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(FORMER)
+    overrides = ["data.row_tokens=32", "objectives.vqa={train: {format: csv, path: a}, ratio: 7.0}"]
+    loaded = load_recipe(
+        file, [*overrides, "stages.0.ratios.caption=2.0"], {"data": {"samples_per_image": 9}}
+    )
+    assert (loaded.recipe.data.max_row_tokens, loaded.recipe.data.max_samples_per_image) == (32, 9)
+    assert loaded.recipe.objectives["vqa"].sampling_weight == 7.0
+    assert loaded.recipe.stages[0].sampling_weights == {"vqa": 5.0, "caption": 2.0}
+    assert len(loaded.notices) == 4
+    new = load_recipe(None, ["data.row_tokens=8"], {"model": {"vlm": "a"}, "objectives": {"vqa": {"train":
+        {"format": "csv", "path": "a"}}}})  # fmt: skip
+    assert new.notices == ("override 'data.row_tokens=8': data.row_tokens is now called data.max_row_tokens",)
+
+
+def test_a_recipe_of_an_older_version_is_read_as_plain_values() -> None:
+    values = yaml.safe_load(FORMER)
+    assert Recipe.model_validate(values).data.max_row_tokens == 64
+    assert values == yaml.safe_load(FORMER)
+
+
+def test_a_former_key_beside_its_present_name_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(FORMER.replace("row_tokens: 64", "row_tokens: 64\n  max_row_tokens: 32"))
+    with pytest.raises(
+        RecipeError, match=":3: data.row_tokens: unknown key. Did you mean data.max_row_tokens"
+    ):
+        load_recipe(file)
+
+
+def test_what_is_wrong_with_a_former_key_is_said_at_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(FORMER.replace("ratio: 3.0", "ratio: none"))
+    with pytest.raises(RecipeError, match=":11: objectives.caption.sampling_weight: should be a number"):
+        load_recipe(file)

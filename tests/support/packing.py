@@ -33,12 +33,12 @@ def adapted_model(folder: Path, quantization: str, checkpointing: bool) -> tuple
     return model.train(), processor
 
 
-def plain_and_packed(processor: Any, folder: Path, row_tokens: int) -> tuple[list[Encoded], Batch, Batch]:
+def plain_and_packed(processor: Any, folder: Path, max_row_tokens: int) -> tuple[list[Encoded], Batch, Batch]:
     """Samples, and their batch plain and packed."""
     encoder = Encoder(processor, 200)
     items = encoder.encode([*vqa_samples(folder, repeat=2), dialogue_sample(folder)]).encoded
     pixels = PixelInputs(processor.image_processor, 10**6)
-    return items, collate(items, pixels, 2, "vqa"), collate(items, pixels, 2, "vqa", row_tokens)
+    return items, collate(items, pixels, 2, "vqa"), collate(items, pixels, 2, "vqa", max_row_tokens)
 
 
 def gradients(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -88,7 +88,11 @@ SAMPLES: Table = {
 }
 OBJECTIVES: Table = {
     "objectives.kind": ("objectives.vqa.kind=dialogue", lambda r: r.objectives["vqa"].kind, "dialogue"),
-    "objectives.ratio": ("objectives.vqa.ratio=3.0", lambda r: r.objectives["vqa"].ratio, 3.0),
+    "objectives.sampling_weight": (
+        "objectives.vqa.sampling_weight=3.0",
+        lambda r: r.objectives["vqa"].sampling_weight,
+        3.0,
+    ),
     "objectives.batch_size": (
         "objectives.vqa.batch_size=3",
         lambda r: r.objectives["vqa"].batch_size,
@@ -133,8 +137,12 @@ ARGUMENTS: Table = {
         True,
     ),
     "data.packing": ("data.packing=none", lambda r: arguments(r).packing, "none"),
-    "data.row_tokens": ("data.row_tokens=64", lambda r: arguments(r).max_row_tokens, 64),
-    "data.samples_per_image": ("data.samples_per_image=3", lambda r: arguments(r).max_samples_per_image, 3),
+    "data.max_row_tokens": ("data.max_row_tokens=64", lambda r: arguments(r).max_row_tokens, 64),
+    "data.max_samples_per_image": (
+        "data.max_samples_per_image=3",
+        lambda r: arguments(r).max_samples_per_image,
+        3,
+    ),
     "training.steps": ("training.steps=7", lambda r: arguments(r).max_steps, 7),
     "training.epochs": ("training={epochs: 2.0, batch_size: 8}", lambda r: arguments(r).max_steps, 20),
     "training.batch_size": ("training.batch_size=5", lambda r: arguments(r).per_device_train_batch_size, 5),
@@ -231,7 +239,7 @@ ELSEWHERE = {
     "evaluation.method": "tests/training/test_loop.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_loop.py::test_evaluation_keys",
     "model.image_tokenizer": "tests/architectures/janus/test_graft.py",
-    "stages.ratios": "tests/building/test_stages.py::test_a_stage_may_have_ratios_of_its_own",
+    "stages.sampling_weights": "tests/building/test_stages.py::test_a_stage_may_have_ratios_of_its_own",
     "stages.objectives": "tests/building/test_stages.py::test_a_stage_may_take_some_objectives",
     "output": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",
 }

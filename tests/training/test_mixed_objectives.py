@@ -53,7 +53,7 @@ def trainer(base: Path, folder: Path, itc: ImageText, **changes: Any) -> Groundi
         {"vqa": vqa_samples(folder), "itc": captions(folder)},
         None,
         processor,
-        objectives={"vqa": Vqa(ratio=5.0), "itc": itc},
+        objectives={"vqa": Vqa(sampling_weight=5.0), "itc": itc},
     )
 
 

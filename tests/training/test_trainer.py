@@ -258,7 +258,7 @@ def test_objectives_are_mixed_by_ratio_and_weight(assembled: Assembled, tmp_path
         {"vqa": rows, "caption": rows},
         {"vqa": rows[:2], "caption": rows[:2]},
         processor,
-        objectives={"vqa": Vqa(ratio=3.0), "caption": Caption(weight=0.5)},
+        objectives={"vqa": Vqa(sampling_weight=3.0), "caption": Caption(weight=0.5)},
     )
     run.train()
     logs = [entry for entry in run.state.log_history if "loss" in entry]
