@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -100,14 +99,16 @@ def _of_folder(folder: Path) -> tuple[str | None, str]:
 
 def _of_readme(readme: Path) -> tuple[str | None, str] | None:
     """The licence in a model card's front matter; None if it has none."""
-    lines = readme.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
+    from huggingface_hub.repocard import RepoCard
+
+    text = readme.read_text(encoding="utf-8", errors="replace")
+    if not text.startswith("---"):
         return None
     try:
-        card: Any = yaml.safe_load("\n".join(lines[1 : rest.index("---") + 1]))
-    except yaml.YAMLError:
+        card = RepoCard(text).data.to_dict()
+    except (yaml.YAMLError, ValueError):
         return None
-    name = card.get("license") if isinstance(card, dict) else None
+    name = card.get("license")
     names = name if isinstance(name, list) else [name]
     if not all(isinstance(one, str) for one in names):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 from lockadapt.files import write_text
 from lockadapt.models.origins import source_name
 from lockadapt.recipe.schema import Recipe
-from lockadapt.runs.origins import front_matter, sources_section
+from lockadapt.runs.origins import card_data, sources_section
 from lockadapt.runs.record import RunRecord
 from lockadapt.runs.run import Run
 
@@ -39,12 +39,10 @@ def card_text(run: Run, made: CardFields | None = None) -> str:
     """The card of a run; with `made`, that of a folder made from it."""
     recipe, record, origins = run.recipe, run.record, run.origins()
     relation = base_relation(recipe, adapter=made is None or made.adapter)
+    library, task = (made.library, made.task) if made else ("peft", "image-text-to-text")
     lines = [
         "---",
-        f"library_name: {made.library if made else 'peft'}",
-        f"pipeline_tag: {made.task if made else 'image-text-to-text'}",
-        "tags: [lockadapt, locked-image-tuning]",
-        *front_matter(origins, relation),
+        card_data(origins, relation, library, task).to_yaml(),
         "---",
         f"# {run.folder.name}",
         "",

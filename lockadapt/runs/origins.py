@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from huggingface_hub import ModelCardData
+
 from lockadapt.models.origins import UNKNOWN, Origin, inherited, read_origin
 from lockadapt.recipe.schema import Recipe
 
@@ -28,17 +30,30 @@ def recipe_origins(recipe: Recipe) -> list[Origin]:
     return [*found, *(read_origin(DATA, path, "dataset") for path in rows)]
 
 
-def front_matter(origins: Sequence[Origin], relation: str) -> list[str]:
-    """Lines of YAML for a model card: licence, base models on the Hub and their relation, data sets on the Hub."""
-    models = [one for one in origins if one.part != DATA]
-    lines = _licence({one.licence for one in models})
-    bases = list(dict.fromkeys(one.hub_id for one in models if one.hub_id))
-    if bases:
-        lines += ["base_model:", *[f"- {base}" for base in bases], f"base_model_relation: {relation}"]
-    data = list(dict.fromkeys(one.hub_id for one in origins if one.part == DATA and one.hub_id))
-    if data:
-        lines += ["datasets:", *[f"- {name}" for name in data]]
-    return lines
+def card_data(origins: Sequence[Origin], relation: str, library: str, task: str) -> ModelCardData:
+    """Describe a model card for the Hub: licence, base models on the Hub and their relation, data sets on the Hub.
+
+    Args:
+        origins: the sources of the model, data included.
+        relation: of the model to its base models, as the Hub calls it.
+        library: the library that loads it, as the Hub calls it.
+        task: the task, as the Hub calls it.
+
+    Returns:
+        The card's front matter.
+    """
+    models = [origin for origin in origins if origin.part != DATA]
+    bases = list(dict.fromkeys(origin.hub_id for origin in models if origin.hub_id))
+    data = list(dict.fromkeys(origin.hub_id for origin in origins if origin.part == DATA and origin.hub_id))
+    return ModelCardData(
+        library_name=library,
+        pipeline_tag=task,
+        tags=["lockadapt", "locked-image-tuning"],
+        base_model=bases or None,
+        datasets=data or None,
+        base_model_relation=relation if bases else None,
+        **_licence({origin.licence for origin in models}),
+    )
 
 
 def sources_section(origins: Sequence[Origin], relation: str) -> list[str]:
@@ -62,9 +77,10 @@ def sources_section(origins: Sequence[Origin], relation: str) -> list[str]:
     ]
 
 
-def _licence(found: set[str | None]) -> list[str]:
+def _licence(found: set[str | None]) -> dict[str, str]:
+    licence = next(iter(found)) if len(found) == 1 else None
+    if licence is not None:
+        return {"license": licence}
     if None in found or not found:
-        return ["license: unknown"]
-    if len(found) == 1:
-        return [f"license: {found.pop()}"]
-    return ["license: other", "license_name: see-sources-and-licences", "license_link: README.md"]
+        return {"license": "unknown"}
+    return {"license": "other", "license_name": "see-sources-and-licences", "license_link": "README.md"}

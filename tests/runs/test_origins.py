@@ -12,7 +12,7 @@ from lockadapt.building.experiment import build_experiment
 from lockadapt.models.origins import UNKNOWN, Origin
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.card import CardFields, base_relation, card_text
-from lockadapt.runs.origins import front_matter, recipe_origins, sources_section
+from lockadapt.runs.origins import card_data, recipe_origins, sources_section
 from lockadapt.runs.run import Run
 from tests.support.runs import record, values
 
@@ -34,7 +34,7 @@ DATA = Origin("data", "org/rows", "org/rows", "cc-by-4.0", "README.md: cc-by-4.0
 def test_front_matter_is_what_the_hub_reads(
     origins: list[Origin], licence: str, bases: list[str] | None
 ) -> None:
-    found = yaml.safe_load("\n".join(front_matter(origins, "merge")))
+    found = yaml.safe_load(card_data(origins, "merge", "peft", "image-text-to-text").to_yaml())
     assert found["license"] == licence
     assert found.get("base_model") == bases
     assert found.get("base_model_relation") == ("merge" if bases else None)
