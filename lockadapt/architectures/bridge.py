@@ -95,7 +95,7 @@ def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts, layout: ModelLayou
     model.set_submodule(layout.llm, llm.base_model)
     weight = llm.get_output_embeddings().weight
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    table = llm.get_input_embeddings().weight
+    table: Any = llm.get_input_embeddings().weight
     copied = text.tied and not text.keeps_tie
     head.weight = table if text.keeps_tie else nn.Parameter(weight.detach().clone() if copied else weight)
     model.set_submodule(layout.head, head)

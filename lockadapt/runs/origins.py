@@ -45,6 +45,7 @@ def card_data(origins: Sequence[Origin], relation: str, library: str, task: str)
     models = [origin for origin in origins if origin.part != DATA]
     bases = list(dict.fromkeys(origin.hub_id for origin in models if origin.hub_id))
     data = list(dict.fromkeys(origin.hub_id for origin in origins if origin.part == DATA and origin.hub_id))
+    licence, where = _licence({origin.licence for origin in models})
     return ModelCardData(
         library_name=library,
         pipeline_tag=task,
@@ -52,7 +53,9 @@ def card_data(origins: Sequence[Origin], relation: str, library: str, task: str)
         base_model=bases or None,
         datasets=data or None,
         base_model_relation=relation if bases else None,
-        **_licence({origin.licence for origin in models}),
+        license=licence,
+        license_name="see-sources-and-licences" if where else None,
+        license_link=where,
     )
 
 
@@ -77,10 +80,9 @@ def sources_section(origins: Sequence[Origin], relation: str) -> list[str]:
     ]
 
 
-def _licence(found: set[str | None]) -> dict[str, str]:
+def _licence(found: set[str | None]) -> tuple[str, str | None]:
+    """The licence as the Hub calls it, and the file to read where there are several."""
     licence = next(iter(found)) if len(found) == 1 else None
-    if licence is not None:
-        return {"license": licence}
-    if None in found or not found:
-        return {"license": "unknown"}
-    return {"license": "other", "license_name": "see-sources-and-licences", "license_link": "README.md"}
+    if None in found or (licence is None and not found):
+        return "unknown", None
+    return (licence, None) if licence is not None else ("other", "README.md")

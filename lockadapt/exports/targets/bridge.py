@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lockadapt.architectures import DUAL_ENCODER
+from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.console import Reporter
 from lockadapt.exports.bridge import finish_bridge, write_bridge
 from lockadapt.exports.peft_folder import write_lora

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import ColPaliConfig, ColPaliForRetrieval
 
-from lockadapt.architectures import DUAL_ENCODER, architecture_of, llm_of
+from lockadapt.architectures import architecture_of, llm_of
+from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
