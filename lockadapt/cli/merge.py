@@ -32,7 +32,7 @@ def merge(
 ) -> None:
     """Merge adapters and projector into a folder for plain Transformers, and verify it."""
     from lockadapt.console import Reporter
-    from lockadapt.exports.merging import merge_command, text_of
+    from lockadapt.exports.merge_command import MergeRequest, merge_command, text_of
 
-    result = merge_command(source, output, adapter, base, compare, samples, Reporter(quiet))
+    result = merge_command(MergeRequest(source, output, adapter, base, compare, samples), Reporter(quiet))
     print(json.dumps(result) if as_json else text_of(result))

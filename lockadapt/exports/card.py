@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lockadapt.architectures.base import RETRIEVAL
-from lockadapt.exports.embedding_client import EmbeddingClient, Frames
 from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.card import CardFields, card_text
 from lockadapt.runs.run import Run
@@ -34,8 +33,8 @@ def merged_card(run: Run, proof: Mapping[str, Any]) -> str:
     return card_text(run, CardFields("transformers", "image-text-to-text", section))
 
 
-def embedding_card(run: Run, proof: Mapping[str, Any], client: EmbeddingClient, frames: Frames) -> str:
-    """That of a folder for an embedding client; `frames` are what the user must put around texts and images."""
+def embedding_card(run: Run, proof: Mapping[str, Any], library: str, use: Sequence[str]) -> str:
+    """That of a folder for an embedding client; `library` is its name on the Hub, `use` lines of Python that load and embed."""
     section = (
         "## Proof",
         "",
@@ -44,11 +43,11 @@ def embedding_card(run: Run, proof: Mapping[str, Any], client: EmbeddingClient, 
         f"{proof['image_difference']:.3g} (images).",
         "",
         "```python",
-        *client.use(frames),
+        *use,
         "```",
         "",
     )
-    return card_text(run, CardFields(client.library, "feature-extraction", section))
+    return card_text(run, CardFields(library, "feature-extraction", section))
 
 
 def gguf_card(run: Run, proof: Mapping[str, Any], result: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from lockadapt.evaluation.target import BESIDE
 from lockadapt.exports.proofs.embeddings import embed_probe, prove_embeddings
 from lockadapt.exports.proofs.merged_folder import RECORD, note_blindness, prove_merge, unsound
 from lockadapt.exports.proofs.reference import NEW_TOKENS, reference_answers
-from lockadapt.exports.stored import Stored, read_json, read_stored
+from lockadapt.exports.proofs.stored_folder import Stored, read_json, read_stored
 from lockadapt.models.proof import run_fresh, run_script
 from lockadapt.models.sources import some
 from lockadapt.runs.run import Run, as_run

@@ -12,7 +12,7 @@ import torch
 from lockadapt.console import Reporter
 from lockadapt.errors import LockadaptError, RecipeError, VerificationError
 from lockadapt.evaluation.target import open_target
-from lockadapt.exports.merging import merge_command, text_of
+from lockadapt.exports.merge_command import MergeRequest, merge_command, text_of
 from lockadapt.exports.stack import parse_adapter
 from lockadapt.exports.unmerge import unmerge
 from lockadapt.exports.verify import verify_folder
@@ -52,7 +52,7 @@ def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Pat
     one, two = runs
     base = str(one / "base")
     adapters = [f"{one}:0.7", f"{two}:0.3"]
-    result = merge_command(base, tmp_path / "both", adapters, "dequantized", False, None, QUIET)
+    result = merge_command(MergeRequest(base, tmp_path / "both", adapters), QUIET)
     assert result["max_abs_logit_diff"] < 1e-4
     assert result["missing_keys"] == result["unexpected_keys"] == []
     stored, mixed = read_all(one / "base"), read_all(tmp_path / "both")
@@ -79,7 +79,7 @@ def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Pat
 
 @pytest.mark.slow
 def test_both_bases_of_a_quantized_run_are_compared(nf4: Path, tmp_path: Path) -> None:
-    found = merge_command(str(nf4), None, (), "dequantized", True, 4, QUIET)
+    found = merge_command(MergeRequest(str(nf4), None, compare=True, samples=4), QUIET)
     assert set(found) == {"unmerged", "dequantized", "original"}
     assert found["dequantized"]["kl"] < 1e-8
     assert found["original"]["kl"] > 100 * found["dequantized"]["kl"]
@@ -93,7 +93,7 @@ def test_both_bases_of_a_quantized_run_are_compared(nf4: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_original_base_is_proved_too_and_says_how_far_it_is(nf4: Path, tmp_path: Path) -> None:
-    result = merge_command(str(nf4), tmp_path / "merged", (), "original", False, None, QUIET)
+    result = merge_command(MergeRequest(str(nf4), tmp_path / "merged", base="original"), QUIET)
     assert result["max_abs_logit_diff"] < 1e-4
     assert result["from_trained"]["max_abs_logit_diff"] > 1e-3
     assert result["base"] == "original"
@@ -118,9 +118,9 @@ def test_the_original_base_is_proved_too_and_says_how_far_it_is(nf4: Path, tmp_p
 def test_what_does_not_go_together_is_refused(
     given: dict[str, Any], message: str, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    usual: dict[str, Any] = {"output": tmp_path / "out", "adapters": (), "base": "dequantized"}
+    usual: dict[str, Any] = {"output": tmp_path / "out"}
     with pytest.raises(RecipeError, match=message):
-        merge_command(str(runs[0]), **{**usual, "compare": False, "samples": None, **given}, reporter=QUIET)
+        merge_command(MergeRequest(str(runs[0]), **{**usual, **given}), QUIET)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.console import Reporter
-from lockadapt.exports.bridge import finish_bridge, write_bridge
 from lockadapt.exports.peft_folder import finish_adapter, read_config, write_lora
 from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answers
-from lockadapt.exports.servers import Served, rank_of, servable, serve_command, tensor_names
 from lockadapt.exports.stock_folder import local_folder
-from lockadapt.exports.targets.base import Target
+from lockadapt.exports.targets.base import ExportTarget
+from lockadapt.exports.targets.bridge import finish_bridge, write_bridge
 from lockadapt.exports.targets.bridge import refusal as no_bridge
+from lockadapt.exports.targets.servers import Served, rank_of, servable, serve_command, tensor_names
 from lockadapt.files import new_folder
 from lockadapt.models.settled_folder import unsettled
 from lockadapt.runs.run import Run
@@ -28,7 +28,7 @@ def refusal(run: Run) -> str | None:
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
-    """`adapter/`, and `bridge/` unless the run trained nothing but LoRA on a stock VLM. See `Target`."""
+    """`adapter/`, and `bridge/` unless the run trained nothing but LoRA on a stock VLM. See `ExportTarget`."""
     trained = trained_answers(run)
     reporter.note("writing the adapter and what it belongs on, and proving both in a fresh process")
     with new_folder(output, what="exporting") as folder:
@@ -64,4 +64,4 @@ def needs_bridge(run: Run) -> bool:
     return not (run.only_lora and run.base == str(run.recipe.model.vlm)) or bool(unsettled(run.base))
 
 
-ADAPTER = Target("adapter", "LoRA as a PEFT folder, and the bridge that it belongs on", refusal, write)
+ADAPTER = ExportTarget("adapter", "LoRA as a PEFT folder, and the bridge that it belongs on", refusal, write)

@@ -8,16 +8,16 @@ from typing import Any
 from lockadapt.console import Reporter
 from lockadapt.exports.peft_folder import finish_adapter, read_config, write_full
 from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answers
-from lockadapt.exports.servers import Served, servable, tensor_names
 from lockadapt.exports.stock_folder import local_folder
 from lockadapt.exports.targets.adapter import refusal
-from lockadapt.exports.targets.base import Target
+from lockadapt.exports.targets.base import ExportTarget
+from lockadapt.exports.targets.servers import Served, servable, tensor_names
 from lockadapt.files import new_folder
 from lockadapt.runs.run import Run
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
-    """A PEFT folder that points at the run's own base. See `Target`."""
+    """A PEFT folder that points at the run's own base. See `ExportTarget`."""
     trained = trained_answers(run)
     base = str(Path(run.base).resolve()) if Path(run.base).is_dir() else run.base
     reporter.note("writing the adapter, and proving it in a fresh process")
@@ -32,6 +32,6 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     return result
 
 
-ADAPTER_FULL = Target(
+ADAPTER_FULL = ExportTarget(
     "adapter-full", "all that was trained as a PEFT folder, for the untrained base", refusal, write
 )

@@ -12,7 +12,7 @@ from lockadapt.runs.run import Run
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """One thing that a run can be written as.
 
     Attributes:

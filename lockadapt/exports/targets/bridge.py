@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.console import Reporter
-from lockadapt.exports.bridge import finish_bridge, write_bridge
+from lockadapt.exports.card import bridge_card
 from lockadapt.exports.peft_folder import write_lora
 from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answers
-from lockadapt.exports.servers import Served, servable, tensor_names
-from lockadapt.exports.targets.base import Target
-from lockadapt.files import new_folder
+from lockadapt.exports.sidecar import sidecar
+from lockadapt.exports.stock_folder import write_stock
+from lockadapt.exports.targets.base import ExportTarget
+from lockadapt.exports.targets.servers import Served, servable, tensor_names
+from lockadapt.files import new_folder, write_json
+from lockadapt.models.origins import SIDECAR
 from lockadapt.runs.run import Run
+
+
+def write_bridge(run: Run, folder: Path) -> None:
+    """Streams weights, configs and the processor's files into an existing, empty folder; never quantized.
+
+    Projector, what draws, and trained vocabulary rows are in the stock file; what embeds lies in `retrieval/`.
+
+    Raises:
+        SetupError: the base is gone.
+        VerificationError: what was trained does not fit it.
+    """
+    write_stock(run, folder, base="original", lora=False)
+
+
+def finish_bridge(
+    run: Run, folder: Path, result: Mapping[str, Any], quantization: Mapping[str, Any] | None
+) -> None:
+    """Writes sidecar and model card into a proved bridge."""
+    write_json(folder / SIDECAR, sidecar(run, folder))
+    (folder / "README.md").write_text(bridge_card(run, result, quantization), encoding="utf-8")
 
 
 def refusal(run: Run) -> str | None:
@@ -23,7 +47,7 @@ def refusal(run: Run) -> str | None:
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
-    """The bridge; proved with the run's LoRA on it, which is not kept here. See `Target`."""
+    """The bridge; proved with the run's LoRA on it, which is not kept here. See `ExportTarget`."""
     trained = trained_answers(run)
     reporter.note("writing the bridge, and proving it in a fresh process")
     with new_folder(output, what="exporting") as folder, tempfile.TemporaryDirectory() as room:
@@ -38,4 +62,4 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     return result
 
 
-BRIDGE = Target("bridge", "stock base with the trained projector inside", refusal, write)
+BRIDGE = ExportTarget("bridge", "stock base with the trained projector inside", refusal, write)

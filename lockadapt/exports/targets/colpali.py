@@ -13,8 +13,8 @@ from lockadapt.architectures import architecture_of, llm_of
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
-from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
-from lockadapt.exports.targets.embedding import embedding_target
+from lockadapt.exports.embedding_model import EmbeddingModel, Frames
+from lockadapt.exports.targets.embedding import EmbeddingClient, detached, embedding_target, with_tokenizer
 from lockadapt.models.llms import probe_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
@@ -24,7 +24,7 @@ SHIFT = 3
 """Padding that positions are tried with."""
 
 
-def refusal(trained: Trained) -> str | None:
+def refusal(trained: EmbeddingModel) -> str | None:
     """It embeds every token, so `[:, -1]` is the embedding only of runs that read the last token of left-padded rows."""
     try:
         clients = architecture_of(trained.model).clients
@@ -45,7 +45,7 @@ def refusal(trained: Trained) -> str | None:
     return None
 
 
-def write(trained: Trained, folder: Path) -> None:
+def write(trained: EmbeddingModel, folder: Path) -> None:
     """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left. See `EmbeddingClient`."""
     layer: Any = trained.projection
     vlm = trained.model.model
@@ -62,7 +62,7 @@ def write(trained: Trained, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _counts_padding(trained: Trained) -> bool:
+def _counts_padding(trained: EmbeddingModel) -> bool:
     """Whether the LLM computes something else behind padding that the mask hides."""
     llm: Any = llm_of(trained.model)
     ids = probe_ids(llm.get_input_embeddings().weight.shape[0], 0)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained
-from lockadapt.exports.targets.embedding import embedding_target
+from lockadapt.exports.embedding_model import EmbeddingModel, Frames
+from lockadapt.exports.targets.embedding import EmbeddingClient, embedding_target
 from lockadapt.models.quiet import quiet
 from lockadapt.runs.run import Run
 
 
-def refusal(trained: Trained) -> str | None:
+def refusal(trained: EmbeddingModel) -> str | None:
     """The class embeds `text_outputs[1]`, so the text model must return a pooled vector there; likewise the tower."""
     if not trained.dual:
         return "images and texts of this run go through one model; VisionTextDualEncoderModel has two"
@@ -37,7 +37,7 @@ def refusal(trained: Trained) -> str | None:
     return None
 
 
-def write(trained: Trained, folder: Path) -> None:
+def write(trained: EmbeddingModel, folder: Path) -> None:
     """Model and processor, with the learned scale as `logit_scale`. See `EmbeddingClient`."""
     model = trained.model
     if trained.scale is not None:

@@ -13,7 +13,7 @@ from lockadapt.exports.gguf import gguf_refusal, open_llama_cpp, write_gguf
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.sidecar import sidecar
 from lockadapt.exports.stock_folder import local_folder
-from lockadapt.exports.targets.base import Target
+from lockadapt.exports.targets.base import ExportTarget
 from lockadapt.files import write_json
 from lockadapt.models.origins import SIDECAR
 from lockadapt.runs.run import Run
@@ -21,7 +21,7 @@ from lockadapt.runs.run import Run
 NAME = "gguf"
 
 
-def gguf_target(sources: Path | None) -> Target:
+def gguf_target(sources: Path | None) -> ExportTarget:
     """The target, with the folder that llama.cpp's sources are in: its converter writes the LLM."""
 
     def refusal(run: Run) -> str | None:
@@ -50,4 +50,4 @@ def gguf_target(sources: Path | None) -> Target:
             reporter.note(note)
         return {**result, "merged": {**proof, "output": None}}
 
-    return Target(NAME, "the LLM and its eyes as two files for llama.cpp", refusal, write)
+    return ExportTarget(NAME, "the LLM and its eyes as two files for llama.cpp", refusal, write)

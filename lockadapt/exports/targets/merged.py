@@ -7,7 +7,7 @@ from typing import Any
 
 from lockadapt.console import Reporter
 from lockadapt.exports.merge import merge_run
-from lockadapt.exports.targets.base import Target
+from lockadapt.exports.targets.base import ExportTarget
 from lockadapt.runs.run import Run
 
 
@@ -25,4 +25,4 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     return merge_run(run, output, reporter)
 
 
-MERGED = Target("merged", "one stock folder", refusal, write)
+MERGED = ExportTarget("merged", "one stock folder", refusal, write)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.exports.embedding_client import EmbeddingClient, Frames, Trained, detached, with_tokenizer
-from lockadapt.exports.targets.embedding import embedding_target
+from lockadapt.exports.embedding_model import EmbeddingModel, Frames
+from lockadapt.exports.targets.embedding import EmbeddingClient, detached, embedding_target, with_tokenizer
 from lockadapt.models.quiet import quiet
 from lockadapt.runs.run import Run
 
@@ -20,7 +20,7 @@ POOLINGS = {"last": "lasttoken", "mean": "mean"}
 """sentence-transformers' names of poolings."""
 
 
-def refusal(trained: Trained) -> str | None:
+def refusal(trained: EmbeddingModel) -> str | None:
     """Needs the package itself, which writes and proves; and frames that its modules can write."""
     if reason := _absent():
         return reason
@@ -31,7 +31,7 @@ def refusal(trained: Trained) -> str | None:
     return None
 
 
-def write(trained: Trained, folder: Path) -> None:
+def write(trained: EmbeddingModel, folder: Path) -> None:
     """Modules that are sentence-transformers' own; nothing in the folder is code. See `EmbeddingClient`.
 
     A dual encoder becomes a `Router` with a route for texts and one for images, each `Transformer`, `Pooling` (unless
@@ -53,7 +53,7 @@ def write(trained: Trained, folder: Path) -> None:
         client.save(str(folder), create_model_card=False)
 
 
-def _dual_modules(trained: Trained, room: Path) -> list[Any]:
+def _dual_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Router
 
     model, processor = trained.model, trained.processor
@@ -91,7 +91,7 @@ def _route(
     return [transformer, *between, _dense(projection), Normalize()]
 
 
-def _image_pooling(trained: Trained) -> str:
+def _image_pooling(trained: EmbeddingModel) -> str:
     """`pooler` where the tower pools to a vector itself; else `mean`, which is what a pooled map of 1 x 1 is.
 
     sentence-transformers flattens feature maps to rows of channels before it pools.
@@ -105,7 +105,7 @@ def _image_pooling(trained: Trained) -> str:
     return "pooler" if isinstance(pooled, torch.Tensor) and pooled.ndim == 2 else "mean"
 
 
-def _vlm_modules(trained: Trained, room: Path) -> list[Any]:
+def _vlm_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     projection: Any = trained.projection
@@ -132,7 +132,7 @@ def _vlm_modules(trained: Trained, room: Path) -> list[Any]:
     return [transformer, pooling, _dense(projection), Normalize()]
 
 
-def _begins(trained: Trained) -> set[bool]:
+def _begins(trained: EmbeddingModel) -> set[bool]:
     bos = trained.processor.tokenizer.bos_token
     frames = trained.frames
     return {bos is not None and frame.startswith(bos) for frame in (frames.before, frames.image)}

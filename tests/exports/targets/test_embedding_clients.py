@@ -18,8 +18,9 @@ from transformers import AutoProcessor, ColPaliForRetrieval
 from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.dual_encoder.assemble import assemble_dual
 from lockadapt.errors import RecipeError, VerificationError
-from lockadapt.exports.embedding_client import Frames, Trained, embed_images, embed_texts, export
+from lockadapt.exports.embedding_model import EmbeddingModel, Frames, embed_images, embed_texts
 from lockadapt.exports.targets import colpali, dual, sentence_transformers
+from lockadapt.exports.targets.embedding import export
 from lockadapt.exports.targets.sentence_transformers import frames_template
 from tests.support.texts import encoder
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
@@ -33,13 +34,15 @@ with_client = pytest.mark.skipif(
 )
 
 
-def two_towers(llm: Path, tower: Path, pooling: Any, **given: Any) -> Trained:
+def two_towers(llm: Path, tower: Path, pooling: Any, **given: Any) -> EmbeddingModel:
     """A dual encoder with fresh projections."""
     made = assemble_dual(llm, tower, None, dtype="float32", prove=False, dimension=16)
-    return Trained(made.model, made.processor, pooling, **given)
+    return EmbeddingModel(made.model, made.processor, pooling, **given)
 
 
-def one_body(folder: Path, llm: str, tower: str, pooling: Any = "last", frames: Frames = FRAMES) -> Trained:
+def one_body(
+    folder: Path, llm: str, tower: str, pooling: Any = "last", frames: Frames = FRAMES
+) -> EmbeddingModel:
     """A VLM with a fresh embedding projection; with the tower `janus` a Janus."""
     if tower == "janus":
         drawn = tiny_image_tokenizer(folder / "codes")
@@ -49,7 +52,7 @@ def one_body(folder: Path, llm: str, tower: str, pooling: Any = "last", frames: 
     made = assemble(tiny_llm(llm, folder / llm), **given, output=None, dtype="float32", prove=False)
     torch.manual_seed(0)
     frames = dataclasses.replace(frames, image=frames.image.replace("<image>", made.processor.image_token))
-    return Trained(made.model, made.processor, pooling, frames, nn.Linear(32, 16))
+    return EmbeddingModel(made.model, made.processor, pooling, frames, nn.Linear(32, 16))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llava(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def llava(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingModel:
     """A LLaVA that embeds. Tests must not change it."""
     return one_body(tmp_path_factory.mktemp("vlm"), "llama-tied", "clip-vision")
 
@@ -85,7 +88,9 @@ def test_dual_class_refuses_decoders(tmp_path: Path, tiny: Path, kind: str, pool
     assert not (tmp_path / "out").exists()
 
 
-def test_dual_class_refuses_maps_and_frames(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
+def test_dual_class_refuses_maps_and_frames(
+    tmp_path: Path, tiny: Path, bert: Path, llava: EmbeddingModel
+) -> None:
     refusal = dual.CLIENT.refusal
     maps = two_towers(bert, tiny_tower("resnet", tmp_path / "resnet"), "pooler")
     assert "ResNetModel pools to (20, 1, 1)" in str(refusal(maps))
@@ -112,7 +117,7 @@ def test_colpali_embeds_alike(tmp_path: Path, llm: str, tower: str) -> None:
     assert (processor.tokenizer.padding_side, trained.processor.tokenizer.padding_side) == ("left", "right")
 
 
-def test_colpali_is_the_projected_last_state(llava: Trained, tmp_path: Path) -> None:
+def test_colpali_is_the_projected_last_state(llava: EmbeddingModel, tmp_path: Path) -> None:
     """`[:, -1]` against a plain computation: normalize(W h + b)."""
     export(colpali.CLIENT, llava, tmp_path / "out", TEXTS, IMAGES)
     model = ColPaliForRetrieval.from_pretrained(tmp_path / "out").eval()
@@ -128,7 +133,7 @@ def test_colpali_is_the_projected_last_state(llava: Trained, tmp_path: Path) -> 
     assert torch.allclose(found, expected / expected.square().sum().sqrt(), atol=1e-6)
 
 
-def test_colpali_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
+def test_colpali_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: EmbeddingModel) -> None:
     refusal = colpali.CLIENT.refusal
     assert "this run has two" in str(refusal(two_towers(bert, tiny / "clip-vision", "pooler")))
     assert "pools by 'mean'" in str(refusal(dataclasses.replace(llava, pooling="mean")))
@@ -142,11 +147,11 @@ def test_colpali_refuses_positions_from_the_left_edge(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_embeds_otherwise_is_not_kept(
-    llava: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llava: EmbeddingModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = colpali.CLIENT
 
-    def broken(trained: Trained, folder: Path) -> None:
+    def broken(trained: EmbeddingModel, folder: Path) -> None:
         other = nn.Linear(32, 16)
         target.write(dataclasses.replace(trained, projection=other), folder)
 
@@ -203,7 +208,9 @@ def test_sentence_transformers_adds_no_bos_of_its_own(tmp_path: Path) -> None:
 
 
 @with_client
-def test_sentence_transformers_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: Trained) -> None:
+def test_sentence_transformers_refusals(
+    tmp_path: Path, tiny: Path, bert: Path, llava: EmbeddingModel
+) -> None:
     refusal = sentence_transformers.CLIENT.refusal
     behind = two_towers(bert, tiny / "clip-vision", "pooler", frames=Frames("", "!"))
     assert "behind a text" in str(refusal(behind))
@@ -211,7 +218,7 @@ def test_sentence_transformers_refusals(tmp_path: Path, tiny: Path, bert: Path, 
     assert "only one of the frames" in str(refusal(uneven))
 
 
-def test_without_the_package_it_is_refused(llava: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_it_is_refused(llava: EmbeddingModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in str(sentence_transformers.CLIENT.refusal(llava))
 
@@ -231,7 +238,7 @@ def test_frames_template_writes_frames() -> None:
     assert json.dumps(render("ä")) == json.dumps(FRAMES.before + "ä" + FRAMES.after)
 
 
-def test_embeddings_have_length_one(llava: Trained) -> None:
+def test_embeddings_have_length_one(llava: EmbeddingModel) -> None:
     for rows in (embed_texts(llava, TEXTS), embed_images(llava, IMAGES)):
         assert rows.shape == (3, 16)
         assert torch.allclose(rows.norm(dim=1), torch.ones(3))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers as hf
 
-from lockadapt.exports.servers import Served, max_lora_rank, rank_of, servable, serve_command
+from lockadapt.exports.targets.servers import Served, max_lora_rank, rank_of, servable, serve_command
 
 ADAPTER = {"peft_type": "LORA", "r": 16, "bias": "none", "use_dora": False, "init_lora_weights": True}
 KEYS = tuple(
