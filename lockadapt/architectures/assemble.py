@@ -191,7 +191,7 @@ def load_parts(
     tower_facts = probe_tower(vision, image_processor, feature_layer)
     where = vision.source.name
     choice = choose(candidates, tower_facts.kind, where)
-    check_grid(tower_facts, choice.factor, llm_facts, where)
+    check_grid(tower_facts, choice, llm_facts, where)
     ingredients = Ingredients(
         text.model,
         vision.model,
@@ -214,18 +214,25 @@ def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
     return {name: token for one in candidates for name, token in one.assembly.special_tokens.items()}
 
 
-def check_grid(vision: TowerFacts, factor: int, text: LlmFacts, where: str) -> None:
+def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -> None:
     """Checks that a tower's grid can be divided, and that an image leaves room in the LLM's context.
 
     Raises:
         AssemblyError: it cannot, or does not.
     """
-    side = vision.image_size // vision.patch_size
-    if factor > 1 and (side % factor or side * side != vision.tokens):
+    side, factor = vision.image_size // vision.patch_size, choice.factor
+    if not choice.fusion.tokenwise and side * side != vision.tokens:
         raise AssemblyError(
-            f"{vision.tokens} tokens of a tower with a grid of {side} x {side} patches are not divided by a factor of {factor}",
+            f"the tower returns {vision.tokens} tokens for {side} x {side} patches, "
+            f"and the fusion {choice.fusion.name} merges patches only",
             where=where,
-            fix="give another model.factor or image_size, or a tower without register tokens",
+            fix="give a tower without register tokens, or choose another fusion",
+        )
+    if side % factor:
+        raise AssemblyError(
+            f"a grid of {side} x {side} patches is not divided by a factor of {factor}",
+            where=where,
+            fix="give another model.factor or image_size",
         )
     tokens = vision.tokens // factor**2
     if text.context is not None and tokens >= text.context:

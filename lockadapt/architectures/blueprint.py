@@ -72,7 +72,7 @@ def assembled_blueprint(
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
         text_facts = llm_structure(text)
         choice = choose(candidates, vision_facts.kind, where)
-        check_grid(vision_facts, choice.factor, text_facts, where)
+        check_grid(vision_facts, choice, text_facts, where)
         ingredients = Ingredients(
             text,
             vision.model,

@@ -110,6 +110,7 @@ def assemble_model(
         seed=seed,
         prove=prove,
         query_tokens=experiment.query_tokens,
+        factor=section.factor,
     )
 
 

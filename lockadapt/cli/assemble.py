@@ -11,7 +11,12 @@ def assemble(
     llm: str = typer.Option(..., "--llm", help="Folder or Hub id of a causal language model."),
     tower: str = typer.Option(..., "--tower", help="Folder or Hub id of a vision tower."),
     output: str = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
-    fusion: str = typer.Option("mlp", "--fusion", help="Projector: mlp or linear."),
+    fusion: str = typer.Option(
+        "mlp", "--fusion", help="Projector: mlp, linear, or another; a wrong name lists them."
+    ),
+    factor: int = typer.Option(
+        None, "--factor", help="Patches on a side that become one token, for projectors that merge patches."
+    ),
     image_size: int = typer.Option(
         None, "--image-size", help="Side of the square to which images are resized, in pixels."
     ),
@@ -29,6 +34,7 @@ def assemble(
         tower,
         output,
         fusion_name=fusion,
+        factor=factor,
         image_size=image_size,
         feature_layer=feature_layer,
         dtype=dtype,

@@ -114,6 +114,7 @@ class Planner:
                     feature_layer=section.feature_layer,
                     query_tokens=self.experiment.query_tokens,
                     image_tokenizer=section.image_tokenizer,
+                    factor=section.factor,
                 )
             self._models[key] = traced(
                 blueprint, choice.quantization, choice.dtype, self.experiment.lora, self.objectives

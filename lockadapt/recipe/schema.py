@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from lockadapt.errors import RecipeError
 from lockadapt.recipe.former_keys import with_present_keys
 from lockadapt.recipe.objectives import AnswerSection, AnyObjective, ItcSection, kinds_in_schema, with_kinds
 from lockadapt.recipe.sections import (
@@ -42,8 +43,15 @@ class ModelSection(Section):
         description="folder or Hub id of a JanusVQVAE, so that the model also generates images; needs a "
         "SigLIP tower",
     )
-    fusion: Literal["mlp", "linear"] = Field(
-        default="mlp", description="projector architecture: two layers with GELU, or one linear layer"
+    fusion: Text = Field(
+        default="mlp",
+        description="projector architecture: `mlp` (two layers with GELU), `linear` (one layer), or another "
+        "that a model class offers; a wrong name lists them all",
+    )
+    factor: Positive | None = Field(
+        default=None,
+        description="patches on a side that become one token, for fusions that merge patches; default: "
+        "the fusion's own",
     )
     image_size: Positive | None = Field(
         default=None,
@@ -73,6 +81,20 @@ class ModelSection(Section):
             raise InconsistentError([(("vlm",), "give either `vlm`, or `llm` and `tower`, not both")])
         if not self.vlm and not (self.llm and self.tower):
             raise InconsistentError([((), "needs `llm` and `tower` (or `vlm`, an existing checkpoint)")])
+        return self
+
+    @model_validator(mode="after")
+    def _offered(self) -> ModelSection:
+        if self.fusion == "mlp" and self.factor is None:
+            return self
+        # Only now, as it imports torch.
+        from lockadapt.architectures.choose import Wish, choices
+
+        try:
+            choices(Wish(self.fusion, self.factor, generates_images=self.image_tokenizer is not None))
+        except RecipeError as error:
+            key = (error.where or "").rpartition(".")[2]
+            raise InconsistentError([((key,), f"{error.message}; {error.fix}")]) from error
         return self
 
 

@@ -214,6 +214,7 @@ ELSEWHERE = {
     "model.llm": "tests/architectures/test_assemble.py::test_llm_keeps_its_logits_and_its_tie",
     "model.tower": "tests/architectures/test_assemble.py::test_tower_keeps_its_features",
     "model.vlm": "tests/training/test_loop.py::test_an_existing_vlm_is_a_start",
+    "model.factor": "tests/architectures/test_choose.py::test_what_is_not_offered",
     "model.fusion": "tests/architectures/test_assemble.py::test_linear_fusion_is_linear",
     "model.image_size": "tests/architectures/test_assemble.py::test_image_size_is_a_choice",
     "model.feature_layer": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
