@@ -9,6 +9,7 @@ import lockadapt.models.bitsandbytes  # noqa: F401  # isort: skip
 from torch import nn
 from transformers import PreTrainedConfig
 
+from lockadapt.architectures.aya_vision import AYA_VISION
 from lockadapt.architectures.base import Architecture, Inputs, ModelLayout, unwrap_model
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
@@ -22,6 +23,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     FAST_VLM,
     JANUS,
     DUAL_ENCODER,
+    AYA_VISION,
 )
 
 
