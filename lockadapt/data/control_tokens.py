@@ -34,7 +34,11 @@ class ControlTokens:
         return found
 
     def refuse(self, text: str, where: str) -> None:
-        """For texts that a stock processor tokenises itself.
+        """Refuse control tokens in a text that a stock processor tokenises itself.
+
+        Args:
+            text: the text of the row.
+            where: the row's place, for messages.
 
         Raises:
             DataError: the text spells a control token out.
@@ -50,7 +54,7 @@ class ControlTokens:
         special: bool,
         where: str,
     ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids and character offsets of a text whose spelled tokens are made of plain pieces.
+        """Tokenise a text whose spelled tokens are made of plain pieces.
 
         The text is cut behind the first character of each, so that the tokenizer does not see it whole.
 
@@ -60,6 +64,9 @@ class ControlTokens:
             spans: the parts of the text that came from the row.
             special: whether the tokenizer adds its special tokens around the text.
             where: the row, for the error.
+
+        Returns:
+            Token ids, and the (begin, end) of each in characters of the text.
 
         Raises:
             DataError: the pieces are not those of the text, as where a tokenizer puts a blank before every

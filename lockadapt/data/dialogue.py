@@ -93,7 +93,15 @@ class Dialogue:
         self._prompts: dict[_Shape, tuple[str, ...]] = {}
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
-        """The first `turns` turns (default all) as text; `prompt` adds what asks the assistant to speak.
+        """Render turns as text by the chat template.
+
+        Args:
+            sample: the conversation.
+            turns: how many of its turns, from the first; None: all.
+            prompt: add what asks the assistant to speak.
+
+        Returns:
+            The text, with its special tokens.
 
         Raises:
             DataError: the template refuses them, or fails.
@@ -102,7 +110,13 @@ class Dialogue:
         return render(self.tokenizer, self.template, messages, prompt=prompt, where=sample.where)
 
     def write(self, sample: Sample) -> Written:
-        """The text that is trained on.
+        """Write the text that is trained on, and find the answers in it.
+
+        Args:
+            sample: the conversation.
+
+        Returns:
+            The text and the places of its answers.
 
         Raises:
             DataError: the template refuses the conversation, hides or changes a turn, or its generation
@@ -133,7 +147,13 @@ class Dialogue:
         return layout.write(texts, self.end, whole)
 
     def prompt(self, sample: Sample) -> Written:
-        """Everything before the last answer and what asks for it; `answers` is empty.
+        """Write everything before the last answer, and what asks for it.
+
+        Args:
+            sample: the conversation.
+
+        Returns:
+            The text; its `answers` are empty.
 
         Raises:
             DataError: as `write`.
