@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of
 from lockadapt.attaching.source import Source
-from lockadapt.building.objectives import build_objectives
 from lockadapt.errors import VerificationError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
@@ -150,9 +149,9 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
         return
     module: nn.Module = NoRetrieval()
     if brings:
-        if source.recipe is None:
+        if source.experiment is None:
             raise VerificationError("holds a retrieval module and no recipe", where=str(source.folder))
-        for objective in build_objectives(source.recipe).values():
+        for objective in source.experiment.objectives.values():
             objective.prepare(model)
         module = model._modules.pop(RETRIEVAL).requires_grad_(False)
     if wrapper is None:

@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lockadapt.building.experiment import Experiment, recorded_experiment
 from lockadapt.errors import AdapterError, RecipeError, SetupError, VerificationError
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import HUB_ID
-from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES, PROCESSOR
 from lockadapt.runs.artifacts import ADAPTER_CONFIG as CONFIG
 from lockadapt.runs.artifacts import ADAPTER_WEIGHTS as WEIGHTS
@@ -53,7 +53,7 @@ class Source:
         tensors: everything that is to be put in: PEFT's keys without prefix and adapter name, parts by their stock names.
         identity: the base that it was trained on, if the folder says so.
         projector: digest of the trained projector, where it lies in the base (a bridge) and not in the folder.
-        recipe: of the run, if the folder has it.
+        experiment: of the run, if the folder has it.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Source:
     tensors: dict[str, Tensor]
     identity: BaseIdentity | None
     projector: str | None
-    recipe: Recipe | None
+    experiment: Experiment | None
 
     @property
     def trained_rows(self) -> tuple[int, ...]:
@@ -103,12 +103,12 @@ def read_source(path_or_id: str | Path) -> Source:
             raise VerificationError(f"{twice[0]} is there twice", where=str(file))
         tensors |= found
     if run is not None:
-        return Source(folder, config, tensors, run.record.base_identity, None, run.recipe)
+        return Source(folder, config, tensors, run.record.base_identity, None, run.experiment)
     said = _sidecar(folder) or _sidecar(inner)
     recorded = said.get(BASE_IDENTITY)
     identity = BaseIdentity.from_dict(recorded) if recorded else None
-    recipe = Recipe.model_validate(said["recipe"]) if said.get("recipe") else None
-    return Source(folder, config, tensors, identity, said.get(PROJECTOR_DIGEST), recipe)
+    experiment = recorded_experiment(said["recipe"]) if said.get("recipe") else None
+    return Source(folder, config, tensors, identity, said.get(PROJECTOR_DIGEST), experiment)
 
 
 def _find(path_or_id: str | Path) -> Path:

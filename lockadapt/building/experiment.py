@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lockadapt.building.objectives import build_objectives, embedding_dimension
 from lockadapt.building.samples import build_samples
@@ -12,6 +14,7 @@ from lockadapt.building.stages import Stage, build_stages
 from lockadapt.data.sample import Sample
 from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings
 from lockadapt.objectives import Objective
+from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
@@ -25,23 +28,46 @@ from lockadapt.tuning.adapters import LoraSettings
 
 @dataclass(frozen=True)
 class Experiment:
-    """One recipe and all that is made from it.
+    """One recipe and all that is made from it; each thing is made when it is first asked for, and then kept.
 
     Attributes:
         recipe: as it was checked; for rooms that write or compare recipes.
-        objectives: by name; what a stage has of them: `lockadapt.building.objectives.stage_objectives`.
-        lora: what adapters are made from; None: none.
-        features: where the frozen tower's outputs are kept.
-        query_tokens: how many the objectives read embeddings behind.
-        dimension: of a dual encoder's embeddings; None: the recipe trains another model.
     """
 
     recipe: Recipe
-    objectives: Mapping[str, Objective]
-    lora: LoraSettings | None
-    features: FeatureSettings
-    query_tokens: int
-    dimension: int | None
+
+    @cached_property
+    def objectives(self) -> Mapping[str, Objective]:
+        """By name; what a stage has of them: `lockadapt.building.objectives.stage_objectives`.
+
+        Raises:
+            DataError: a closed list of answers is wrong.
+        """
+        return build_objectives(self.recipe)
+
+    @cached_property
+    def lora(self) -> LoraSettings | None:
+        """What adapters are made from; None: none."""
+        return lora_settings(self.recipe.lora) if self.recipe.lora else None
+
+    @cached_property
+    def features(self) -> FeatureSettings:
+        """Where the frozen tower's outputs are kept."""
+        return feature_settings(self.recipe.data)
+
+    @cached_property
+    def query_tokens(self) -> int:
+        """How many query tokens the objectives read embeddings behind."""
+        return max(objective.query_tokens for objective in self.objectives.values())
+
+    @cached_property
+    def dimension(self) -> int | None:
+        """The size of a dual encoder's embeddings; None: the recipe trains another model.
+
+        Raises:
+            RecipeError: the objectives name several.
+        """
+        return embedding_dimension(self.recipe, self.objectives)
 
     @property
     def model(self) -> ModelSection:
@@ -78,21 +104,46 @@ class Experiment:
 
 
 def build_experiment(recipe: Recipe) -> Experiment:
-    """Everything that a recipe says, made once.
+    """Everything that a recipe says, its objectives made and checked.
 
     Raises:
         DataError: a closed list of answers is wrong.
         RecipeError: a dual encoder of two dimensions.
     """
-    objectives = build_objectives(recipe)
-    return Experiment(
-        recipe,
-        objectives,
-        lora_settings(recipe.lora) if recipe.lora else None,
-        feature_settings(recipe.data),
-        max(objective.query_tokens for objective in objectives.values()),
-        embedding_dimension(recipe, objectives),
-    )
+    experiment = Experiment(recipe)
+    _ = experiment.dimension  # makes the objectives as well
+    return experiment
+
+
+def recorded_experiment(values: Mapping[str, Any]) -> Experiment:
+    """That of a recipe which lockadapt wrote beside a model; nothing is made yet, as its files may be elsewhere.
+
+    Args:
+        values: the recipe as plain values; keys may have their former names.
+    """
+    return Experiment(Recipe.model_validate(values))
+
+
+def read_experiment(
+    file: Path | None, overrides: Sequence[str], trained: Experiment | None, note: Callable[[str], None]
+) -> Experiment:
+    """That of a recipe file or, where none is named, the one that was trained; with values replaced.
+
+    Args:
+        file: YAML; None: `trained` is taken.
+        overrides: `key.path=value`.
+        trained: what a folder says that it was trained with.
+        note: told what keys are called otherwise now.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        DataError: as `build_experiment`.
+    """
+    values = None if file is not None or trained is None else trained.recipe.model_dump(mode="json")
+    loaded = load_recipe(file, overrides, values)
+    for notice in loaded.notices:
+        note(notice)
+    return build_experiment(loaded.recipe)
 
 
 def lora_settings(section: LoraSection) -> LoraSettings:

@@ -43,7 +43,7 @@ class Chat:
             _check(image)  # before a model is loaded
         opened = open_target(target)
         pixels = PixelInputs(opened.processor.image_processor, MAX_PIXELS)
-        allowed = opened.recipe is not None and opened.recipe.data.allow_special_tokens
+        allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
         encoder = Encoder(opened.processor, context_length(opened.model), allowed)
         chat = cls(Predictor(opened.model, encoder, pixels), pixels, max_new_tokens)
         for image in images:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lockadapt.architectures.blocks import context_length
-from lockadapt.building.objectives import build_objectives
+from lockadapt.building.experiment import Experiment
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
@@ -21,7 +21,6 @@ from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready
 from lockadapt.objectives import ImageText, Objective
 from lockadapt.objectives.base import Progress
-from lockadapt.recipe.schema import Recipe
 
 
 @dataclass
@@ -43,13 +42,15 @@ class Embedder:
     bench: EvaluationBench
 
     @classmethod
-    def of(cls, model: nn.Module, processor: Any, objective: ImageText, recipe: Recipe) -> Embedder:
+    def of(cls, model: nn.Module, processor: Any, objective: ImageText, experiment: Experiment) -> Embedder:
         """A model that the objective has prepared."""
         encoder = Encoder(
-            processor, recipe.data.max_length or context_length(model), recipe.data.allow_special_tokens
+            processor,
+            experiment.data.max_length or context_length(model),
+            experiment.data.allow_special_tokens,
         )
-        images = PixelInputs(processor.image_processor, recipe.data.max_pixels)
-        size = recipe.evaluation.batch_size
+        images = PixelInputs(processor.image_processor, experiment.data.max_pixels)
+        size = experiment.evaluation.batch_size
         return cls(objective, EvaluationBench(model.eval(), encoder, images, size, None))
 
     @classmethod
@@ -59,13 +60,13 @@ class Embedder:
         Raises:
             RecipeError: the model was not trained to embed, or nothing says how.
         """
-        if target.recipe is None:
+        if target.experiment is None:
             raise RecipeError(
                 "the folder does not say which recipe it was trained with",
                 where=str(target.folder),
                 fix="name a run with an objective of the kind itc, or a folder merged from one",
             )
-        objective = contrastive(build_objectives(target.recipe))
+        objective = contrastive(target.experiment.objectives)
         if objective is None:
             raise RecipeError(
                 "the model was not trained to embed images and texts",
@@ -73,7 +74,7 @@ class Embedder:
                 fix="train with an objective of the kind itc",
             )
         make_ready(target, objective)
-        return cls.of(target.model, target.processor, objective, target.recipe)
+        return cls.of(target.model, target.processor, objective, target.experiment)
 
     def images(self, images: Sequence[ImageRef]) -> Tensor:
         """Float32 (images, dimension) on the CPU, L2-normalised."""

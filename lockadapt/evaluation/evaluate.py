@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.architectures.blocks import context_length
-from lockadapt.building.experiment import Experiment, build_experiment
+from lockadapt.building.experiment import Experiment, read_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import ImageInputs
@@ -22,8 +22,6 @@ from lockadapt.features.inputs import CODES, token_inputs, tower_inputs
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
-from lockadapt.recipe.read import load_recipe
-from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.card import write_card
 from lockadapt.runs.run_folder import SCORES
 
@@ -43,7 +41,13 @@ def evaluate_folder(
         DataError: no objective has test rows.
     """
     target = open_target(folder)
-    experiment = build_experiment(_recipe(target, recipe_file, overrides, reporter))
+    if recipe_file is None and target.experiment is None:
+        raise RecipeError(
+            "the folder does not say which recipe it was trained with",
+            where="--recipe",
+            fix="add --recipe FILE",
+        )
+    experiment = read_experiment(recipe_file, overrides, target.experiment, reporter.note)
     # A model that never saw an image is judged as it was trained.
     blind = blind or experiment.blind
     scores, rows = evaluate(target, experiment, blind, reporter)
@@ -128,17 +132,3 @@ def _images(
     if objective.frozen in CODES:
         return token_inputs(target.model, target.processor, images, policy)
     return tower_inputs(target.model, target.processor, images, policy, reused)
-
-
-def _recipe(target: Target, recipe_file: Path | None, overrides: Sequence[str], reporter: Reporter) -> Recipe:
-    if recipe_file is None and target.recipe is None:
-        raise RecipeError(
-            "the folder does not say which recipe it was trained with",
-            where="--recipe",
-            fix="add --recipe FILE",
-        )
-    values = None if recipe_file or target.recipe is None else target.recipe.model_dump(mode="json")
-    loaded = load_recipe(recipe_file, overrides, values)
-    for notice in loaded.notices:
-        reporter.note(notice)
-    return loaded.recipe

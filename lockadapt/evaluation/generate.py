@@ -33,7 +33,7 @@ def generate_pictures(
         raise RecipeError(
             "the model does not draw", where=str(target), fix="train an objective of the kind t2i"
         )
-    if opened.recipe is None or not opened.recipe.data.allow_special_tokens:
+    if opened.experiment is None or not opened.experiment.data.allow_special_tokens:
         tokenizer = opened.processor.tokenizer
         controls = ControlTokens(tokenizer, control_tokens(tokenizer))
         for prompt in prompts:

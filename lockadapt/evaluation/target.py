@@ -14,11 +14,11 @@ from torch import nn
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import RETRIEVAL, unwrap_model
 from lockadapt.architectures.load import load_model
+from lockadapt.building.experiment import Experiment, recorded_experiment
 from lockadapt.errors import RecipeError
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
-from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.artifacts import PART_FILES, load_part
 from lockadapt.runs.run import Run, open_run
 from lockadapt.runs.run_folder import is_run
@@ -29,7 +29,7 @@ BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
 
 @dataclass(frozen=True)
 class Target:
-    """A model in eval mode, and the recipe that it was trained with, if that is known.
+    """A model in eval mode, and the experiment that it was trained in, if that is known.
 
     Attributes:
         folder: where it was opened.
@@ -39,7 +39,7 @@ class Target:
 
     model: Any
     processor: Any
-    recipe: Recipe | None
+    experiment: Experiment | None
     run: Run | None
     mean: Image.Image | None
     folder: Path
@@ -58,18 +58,18 @@ def open_target(folder: Path) -> Target:
     if torch.cuda.is_available():
         model = model.to("cuda")
     sidecar = folder / SIDECAR
-    recipe = None
+    experiment = None
     if sidecar.is_file():
         said = json.loads(sidecar.read_text(encoding="utf-8"))
         # A folder that was only put together has sources, but no recipe.
-        recipe = Recipe.model_validate(said["recipe"]) if "recipe" in said else None
-    return Target(model, processor, recipe, None, None, folder)
+        experiment = recorded_experiment(said["recipe"]) if "recipe" in said else None
+    return Target(model, processor, experiment, None, None, folder)
 
 
 def target_of(run: Run) -> Target:
     """A run that is open already; its model is loaded."""
     loaded = run.load()
-    return Target(loaded.model, loaded.processor, run.recipe, run, run.mean_image(), run.folder)
+    return Target(loaded.model, loaded.processor, run.experiment, run, run.mean_image(), run.folder)
 
 
 def make_ready(target: Target, objective: Objective) -> None:

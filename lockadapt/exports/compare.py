@@ -63,7 +63,7 @@ def compare_merges(source: Path | Run, samples: int | None, reporter: Reporter) 
             model, processor = load_model(folder, run.dtype)
             model.to(choose_device(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
-            target = Target(model, processor, run.recipe, None, mean, folder)
+            target = Target(model, processor, run.experiment, None, mean, folder)
             found[mode] = {
                 **compare_logits(expected, logits, run.dtype),
                 "scores": _scores(target, experiment, reporter),

@@ -62,7 +62,7 @@ def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Pat
     )
     assert torch.allclose(mixed[PROJECTOR], wanted, atol=1e-6)
     assert not torch.allclose(mixed[PROJECTOR], stored[PROJECTOR], atol=1e-4)
-    assert open_target(tmp_path / "both").recipe is None
+    assert open_target(tmp_path / "both").experiment is None
 
     stack = [parse_adapter(text) for text in adapters]
     found = unmerge(tmp_path / "both", stack, base, tmp_path / "back", QUIET)

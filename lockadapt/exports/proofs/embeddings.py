@@ -36,7 +36,7 @@ def embed_probe(run: Run, model: nn.Module, processor: Any, samples: Sequence[Sa
     objective = contrastive(run.objectives)
     if objective is None:
         return None
-    return _embed(Embedder.of(model, processor, objective, run.recipe), samples)
+    return _embed(Embedder.of(model, processor, objective, run.experiment), samples)
 
 
 def prove_embeddings(
@@ -55,7 +55,7 @@ def prove_embeddings(
     model, processor = load_model(folder, dtype)
     model.to(choose_device(stored_bytes(folder)))
     add_from_folder(model, reference.objective, folder)
-    found = _embed(Embedder.of(model, processor, reference.objective, run.recipe), reference.samples)
+    found = _embed(Embedder.of(model, processor, reference.objective, run.experiment), reference.samples)
     return {"max_abs_embedding_diff": compare(reference, found, dtype, str(folder))}
 
 
