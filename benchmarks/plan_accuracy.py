@@ -30,8 +30,8 @@ from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.plan import plan_recipe
 from lockadapt.planning.sizes import named_tensors
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import loop
 from lockadapt.training.arguments import grounding_config
+from lockadapt.training.rows import encode_rows, load_samples
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.adapters import attach_lora, lora_config
 
@@ -193,13 +193,13 @@ def measured(recipe: Any, folder: Path) -> dict[str, float]:
     """Trains a few steps; the largest number of bytes that torch had allocated."""
     folder.mkdir()
     experiment = build_experiment(recipe)
-    samples = loop.load_samples(experiment, QUIET)
+    samples = load_samples(experiment, QUIET)
     model, processor = build_model(experiment, folder / "base", samples["train"]["vqa"], QUIET)
     model = attach_lora(model, lora_config(model, experiment.lora))
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         model = model.to("cuda")
-    rows = loop.encode(experiment, model, processor, samples, QUIET)
+    rows = encode_rows(experiment, model, processor, samples, QUIET)
     stage = experiment.stages({"vqa": len(rows.train["vqa"])})[0]
     trainer = GroundingTrainer(
         model,

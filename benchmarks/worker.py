@@ -34,7 +34,7 @@ from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.files import write_json
 from lockadapt.objectives import KINDS
 from lockadapt.runs.run_folder import versions
-from lockadapt.training.rows import encoded_rows
+from lockadapt.training.datasets import encoded_rows
 from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 LORA = LoraSettings(rank=16)

@@ -1,60 +1,139 @@
-"""Whatever a user hands the trainer as rows -> encoded samples by objective, and the images that they use."""
+"""The rows of a run: read, their images opened once, encoded, and where their images come from while it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lockadapt.data.encode import Encoded, Encoder, EncodeReport
-from lockadapt.data.readers.rows import row_to_samples
-from lockadapt.data.sample import Sample
+from lockadapt.architectures.blocks import context_length
+from lockadapt.building.experiment import Experiment
+from lockadapt.console import Reporter
+from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
-from lockadapt.objectives import Objective
+from lockadapt.features.inputs import inputs_by_objective
+from lockadapt.features.policy import ImagePolicy
+from lockadapt.features.towerless import CachedTower
+from lockadapt.training.datasets import encoded_rows
+
+Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
+"""By part of the data (`train`, `validation`) and objective."""
 
 
-def encoded_rows(
-    dataset: Any, objectives: Mapping[str, Objective], encoder: Encoder
-) -> tuple[dict[str, list[Encoded]], dict[str, EncodeReport]]:
-    """Encodes a data set, or one for each objective.
+@dataclass(frozen=True)
+class Rows:
+    """Training and validation rows of all objectives, encoded, and where their images come from."""
+
+    train: dict[str, list[Encoded]]
+    validation: dict[str, list[Encoded]]
+    images: dict[str, ImageInputs]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Training rows by objective."""
+        return {name: len(items) for name, items in self.train.items()}
+
+
+def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
+    """Read the rows of training and validation; every image is opened once, and samples of bad ones are left out.
 
     Raises:
-        DataError: rows of an unknown shape, rows for an objective that is not there, or several objectives and one set.
+        DataError: rows are wrong, or too many images are bad.
     """
-    if dataset is None:
-        return {}, {}
-    if not isinstance(dataset, Mapping):
-        if len(objectives) != 1:
-            raise DataError(
-                "one data set for several objectives", fix="pass a mapping from objective names to rows"
-            )
-        dataset = {next(iter(objectives)): dataset}
-    rows, reports = {}, {}
-    for name, items in dataset.items():
-        if name not in objectives:
-            raise DataError(
-                f"rows for {name!r}, which is no objective", fix=f"use one of {sorted(objectives)}"
-            )
-        if len(items) and isinstance(items[0], Encoded):
-            rows[name] = list(items)
-            continue
-        reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name].rows))
-        rows[name] = reports[name].encoded
-    return rows, reports
-
-
-def _samples(items: Any, kind: str) -> list[Sample]:
-    if len(items) and isinstance(items[0], Sample):
-        return list(items)
-    samples: list[Sample] = []
-    for number in range(len(items)):
-        samples += row_to_samples(
-            items[number],
-            columns={},
-            kind=kind,
-            prompt=None,
-            root=Path("."),
-            image_name=None,
-            where=f"row {number}",
+    samples = {part: experiment.samples(part) for part in ("train", "validation")}
+    flat = [sample for rows in samples.values() for items in rows.values() for sample in items]
+    data = experiment.data
+    report = scan_images(
+        flat,
+        data.max_pixels,
+        data.on_bad_image,
+        data.max_bad_fraction,
+        progress=reporter.counted("opening images"),
+    )
+    if report.bad:
+        reporter.note(
+            f"left out {len(report.bad)} bad images: "
+            + "; ".join(f"{b.where}: {b.reason}" for b in report.bad[:5])
         )
+        kept = {id(sample) for sample in report.good}
+        samples = {
+            part: {name: [s for s in items if id(s) in kept] for name, items in rows.items()}
+            for part, rows in samples.items()
+        }
     return samples
+
+
+def images_of(samples: Samples) -> dict[str, ImageRef]:
+    """The distinct images of all parts and objectives, by key."""
+    return {
+        image.key: image
+        for part in samples.values()
+        for rows in part.values()
+        for sample in rows
+        for image in sample.images
+    }
+
+
+def encode_rows(
+    experiment: Experiment,
+    model: Any,
+    processor: Any,
+    samples: Samples,
+    reporter: Reporter,
+    cached: CachedTower | None = None,
+) -> Rows:
+    """Encode all rows, and compute what is kept of their images.
+
+    Args:
+        experiment: made from the recipe.
+        model: as it trains.
+        processor: the model's.
+        samples: from `load_samples`.
+        reporter: is told what is left out, and where images come from.
+        cached: what the run has instead of its tower, if all of that is kept.
+
+    Raises:
+        DataError: an objective is left without rows.
+        DiskError: features shall be kept on disk and do not fit.
+    """
+    encoder = Encoder(
+        processor, experiment.data.max_length or context_length(model), experiment.data.allow_special_tokens
+    )
+    objectives = experiment.objectives
+    train, reports = encoded_rows(samples["train"], objectives, encoder)
+    validation, _ = encoded_rows(samples["validation"], objectives, encoder)
+    for name, report in reports.items():
+        if report.cut or report.dropped:
+            reporter.note(
+                f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than the limit)"
+            )
+        if not report.encoded:
+            raise DataError(
+                "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
+            )
+    rows = {name: [*train[name], *validation.get(name, ())] for name in train}
+    uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
+    distinct = len({image.key for items in rows.values() for row in items for image in row.images})
+    count = sum(map(len, rows.values()))
+    reporter.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
+    if cached is not None:
+        return Rows(train, validation, dict.fromkeys(objectives, cached.images))
+    frozen = {name: objective.frozen for name, objective in objectives.items()}
+    images = inputs_by_objective(
+        model, processor, frozen, rows, image_policy(experiment, reporter), reused=uses > distinct
+    )
+    return Rows(train, validation, images)
+
+
+def image_policy(experiment: Experiment, reporter: Reporter) -> ImagePolicy:
+    """How the images of an experiment become inputs of batches."""
+    return ImagePolicy(
+        experiment.features,
+        experiment.data.max_pixels,
+        experiment.blind,
+        note=reporter.note,
+        progress=reporter.counted("running what is frozen on images"),
+    )

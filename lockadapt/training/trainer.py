@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
-from lockadapt.architectures import layout_of, tower_of
-from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.architectures import tower_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
@@ -45,13 +42,11 @@ from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
 from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_image_sensitivity
 from lockadapt.training.config import GroundingConfig
-from lockadapt.training.gradients import GradientNotes
-from lockadapt.training.rows import encoded_rows
+from lockadapt.training.datasets import encoded_rows
+from lockadapt.training.metrics import TrainingMetrics
+from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked
-
-TEMPERATURE = ("logit_scale", "logit_bias")
-"""Parameters of the retrieval module that weight decay must not touch."""
 
 
 class GroundingTrainer(Trainer):
@@ -144,10 +139,7 @@ class GroundingTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.locked = frozen_digests(model)
         self.image_sensitivity: dict[str, float] = {}
-        self.gradients = GradientNotes()
-        self.seen: dict[str, int] = defaultdict(int)
-        self._notes: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._data_seconds, self._log_time, self._log_step, self._log_samples = 0.0, time.perf_counter(), 0, 0
+        self.measures = TrainingMetrics()
 
     # --- data
 
@@ -210,7 +202,7 @@ class GroundingTrainer(Trainer):
     def _some_are_new(self) -> bool:
         """Whether an objective has been drawn less than twice."""
         sizes = self.micro_batches()
-        return any(self.seen[name] < 2 * sizes[name] for name in self.train_dataset.rows)  # type: ignore[union-attr]
+        return any(self.measures.seen[name] < 2 * sizes[name] for name in self.train_dataset.rows)  # type: ignore[union-attr]
 
     def micro_batches(self) -> dict[str, int]:
         """Samples in a micro-batch, by objective."""
@@ -244,9 +236,8 @@ class GroundingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
         """Fetches micro-batches, and measures the time that training waits for data."""
-        start = time.perf_counter()
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._data_seconds += time.perf_counter() - start
+        with self.measures.waiting():
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return batches, None
 
     # --- loss
@@ -264,18 +255,16 @@ class GroundingTrainer(Trainer):
         tower_of(model).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
-        for key, value in {"loss": loss.detach(), **report}.items():
-            self._notes[f"{name}/{key}"].append(value)
-        self.seen[name] += self.micro_batches()[name]
+        self.measures.note(name, self.micro_batches()[name], {"loss": loss.detach(), **report})
         return (loss * objective.weight, None) if return_outputs else loss * objective.weight
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Also measures, once an objective between two lines of metrics, its gradient on what all objectives share."""
-        if len(self.objectives) == 1 or not self.gradients.wants(inputs["objective"]):
+        if len(self.objectives) == 1 or not self.measures.gradients.wants(inputs["objective"]):
             return super().training_step(model, inputs, num_items_in_batch)
-        before = self.gradients.snapshot(model)
+        before = self.measures.gradients.snapshot(model)
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.gradients.note(inputs["objective"], model, before)
+        self.measures.gradients.note(inputs["objective"], model, before)
         return loss
 
     def evaluate(
@@ -322,52 +311,15 @@ class GroundingTrainer(Trainer):
         retrieval, generation; and the temperature, which weight decay would pull to 1.
         """
         if self.optimizer is None:
-            args: GroundingConfig = self.args  # type: ignore[assignment]
-            groups: dict[str, dict[str, Any]] = {
-                "lora_A": {"lr": args.learning_rate},
-                "lora_B": {"lr": args.learning_rate * args.lora_plus_ratio},
-                "projector": {"lr": args.projector_learning_rate},
-                "retrieval": {"lr": args.retrieval_learning_rate or args.projector_learning_rate},
-                "generation": {"lr": args.generation_learning_rate or args.projector_learning_rate},
-            }
-            groups["temperature"] = {"lr": groups["retrieval"]["lr"], "weight_decay": 0.0}
-            base, parts = unwrap_model(model or self.model), layout_of(model or self.model)  # type: ignore[arg-type]
-            for name, parameter in base.named_parameters():
-                if parameter.requires_grad:
-                    group = _group(name, component_of(name, parts))
-                    groups[group].setdefault("params", []).append(parameter)
-            used = [
-                {"weight_decay": args.weight_decay, "group": name, **group}
-                for name, group in groups.items()
-                if "params" in group
-            ]
-            kind, settings = self.get_optimizer_cls_and_kwargs(args, self.model)  # type: ignore[arg-type]
-            self.optimizer = kind(used, **settings)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[arg-type]
+            self.optimizer = kind(parameter_groups(model or self.model, self.args), **settings)  # type: ignore[arg-type]
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each objective's own numbers, the projector's rate, samples a second and the share of time spent on data."""
         if "loss" in logs:
-            logs.update(
-                {key: float(torch.stack(values).float().mean()) for key, values in self._notes.items()}
-            )
-            for group in self.optimizer.param_groups:  # type: ignore[union-attr]
-                if group.get("group") in ("projector", "retrieval", "generation"):
-                    logs[f"{group['group']}_learning_rate"] = group["lr"]
-            logs.update(self.gradients.take())
-            logs.update({f"{name}/samples": float(count) for name, count in self.seen.items()})
-            elapsed = max(time.perf_counter() - self._log_time, 1e-9)
-            steps = self.state.global_step - self._log_step
-            total = sum(self.seen.values()) * self.args.world_size
-            logs["samples_per_second"] = (total - self._log_samples) / elapsed if steps else 0.0
-            self._log_samples = total
-            logs["data_share"] = self._data_seconds / elapsed
-            self._notes.clear()
-            self._data_seconds, self._log_time, self._log_step = (
-                0.0,
-                time.perf_counter(),
-                self.state.global_step,
-            )
+            logs.update(learning_rates(self.optimizer.param_groups))  # type: ignore[union-attr]
+            logs.update(self.measures.take(self.state.global_step, self.args.world_size))
         super().log(logs, start_time)
 
     def prove_locked(self) -> int:
@@ -419,12 +371,6 @@ def _train_in_float32(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-
-
-def _group(name: str, component: str) -> str:
-    if component == "lora":
-        return "lora_B" if ".lora_B." in name else "lora_A"
-    return "temperature" if name.rsplit(".", 1)[-1] in TEMPERATURE else component
 
 
 def _image_inputs(

@@ -177,8 +177,8 @@ def test_interrupted_run_goes_on_to_the_same_end(tiny: Path, tmp_path: Path) -> 
         "class Stop(progress.ProgressCallback):\n"
         "    def on_step_end(self, args, state, control, **kw):\n"
         "        if self.stage == 'instruct' and state.global_step == 5: os._exit(9)\n"
-        "import lockadapt.training.loop as session\n"
-        "session.ProgressCallback = Stop\n"
+        "import lockadapt.training.stage as stage\n"
+        "stage.ProgressCallback = Stop\n"
         "train(load_recipe(None, (), json.loads(sys.argv[1])).recipe, sys.argv[2], progress.Reporter(True))\n"
     )
     killed = subprocess.run(

@@ -26,7 +26,8 @@ from lockadapt.features.on_disk import DiskFeatures
 from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings, ImagePolicy
 from lockadapt.features.towerless import cached_tower, recall_tower, remember_tower
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training.loop import image_policy, load_samples, train
+from lockadapt.training.loop import train
+from lockadapt.training.rows import image_policy, load_samples
 from lockadapt.tuning.adapters import set_trainable
 from lockadapt.tuning.locks import component_table, frozen_digests, prove_locked
 from lockadapt.tuning.quantize import load_quantized

@@ -31,7 +31,7 @@ from lockadapt.planning.sizes import component_sizes, named_tensors
 from lockadapt.planning.trace import MicroBatch
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training import loop
+from lockadapt.training.rows import encode_rows, load_samples
 from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.tuning.quantize import load_quantized
 from tests.support.command import lockadapt
@@ -57,8 +57,8 @@ def real_model(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
     model, _ = load_quantized(folder, recipe.model.quantization, resolve_dtype(recipe.model.dtype))
     if experiment.lora is not None:
         model = attach_lora(model, lora_config(model, experiment.lora))
-    samples = loop.load_samples(experiment, QUIET)
-    return model, loop.encode(experiment, model, built.processor, samples, QUIET)
+    samples = load_samples(experiment, QUIET)
+    return model, encode_rows(experiment, model, built.processor, samples, QUIET)
 
 
 SHAPES = [

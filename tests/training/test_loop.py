@@ -16,8 +16,8 @@ from lockadapt.console import Reporter
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.recipe.read import load_recipe
-from lockadapt.training import loop
-from lockadapt.training.loop import encode, load_samples, train
+from lockadapt.training.loop import train
+from lockadapt.training.rows import Rows, encode_rows, load_samples
 from tests.support.rows import embedding_recipe
 from tests.support.runs import rows_file, values
 
@@ -64,10 +64,10 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
     assert seen["fusion_name"] == "linear"
 
 
-def rows_of(recipe: Any, assembled: Assembled) -> loop.Rows:
+def rows_of(recipe: Any, assembled: Assembled) -> Rows:
     experiment = build_experiment(recipe)
     samples = load_samples(experiment, QUIET)
-    return encode(experiment, assembled.model, assembled.processor, samples, QUIET)
+    return encode_rows(experiment, assembled.model, assembled.processor, samples, QUIET)
 
 
 def test_features_key(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Whatever a user hands the trainer as rows -> encoded samples by objective, and the images that they use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lockadapt.data.encode import Encoded, Encoder, EncodeReport
+from lockadapt.data.readers.rows import row_to_samples
+from lockadapt.data.sample import Sample
+from lockadapt.errors import DataError
+from lockadapt.objectives import Objective
+
+
+def encoded_rows(
+    dataset: Any, objectives: Mapping[str, Objective], encoder: Encoder
+) -> tuple[dict[str, list[Encoded]], dict[str, EncodeReport]]:
+    """Encodes a data set, or one for each objective.
+
+    Raises:
+        DataError: rows of an unknown shape, rows for an objective that is not there, or several objectives and one set.
+    """
+    if dataset is None:
+        return {}, {}
+    if not isinstance(dataset, Mapping):
+        if len(objectives) != 1:
+            raise DataError(
+                "one data set for several objectives", fix="pass a mapping from objective names to rows"
+            )
+        dataset = {next(iter(objectives)): dataset}
+    rows, reports = {}, {}
+    for name, items in dataset.items():
+        if name not in objectives:
+            raise DataError(
+                f"rows for {name!r}, which is no objective", fix=f"use one of {sorted(objectives)}"
+            )
+        if len(items) and isinstance(items[0], Encoded):
+            rows[name] = list(items)
+            continue
+        reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name].rows))
+        rows[name] = reports[name].encoded
+    return rows, reports
+
+
+def _samples(items: Any, kind: str) -> list[Sample]:
+    if len(items) and isinstance(items[0], Sample):
+        return list(items)
+    samples: list[Sample] = []
+    for number in range(len(items)):
+        samples += row_to_samples(
+            items[number],
+            columns={},
+            kind=kind,
+            prompt=None,
+            root=Path("."),
+            image_name=None,
+            where=f"row {number}",
+        )
+    return samples

@@ -1,0 +1,56 @@
+"""What a line of training metrics says beside the loss: each objective's own numbers, its gradient, speed, and waiting."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from lockadapt.training.gradients import GradientNotes
+
+
+class TrainingMetrics:
+    """Collects between two lines of metrics.
+
+    Attributes:
+        seen: samples by objective since the start.
+        gradients: how objectives pull on what they share.
+    """
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = defaultdict(int)
+        self.gradients = GradientNotes()
+        self._reports: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._waited, self._since = 0.0, time.perf_counter()
+        self._step = self._samples = 0
+
+    def note(self, objective: str, samples: int, report: Mapping[str, torch.Tensor]) -> None:
+        """Counts a micro-batch and keeps what its loss reported: detached scalars."""
+        self.seen[objective] += samples
+        for key, value in report.items():
+            self._reports[f"{objective}/{key}"].append(value)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block training waits for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def take(self, step: int, processes: int) -> dict[str, float]:
+        """The numbers since the last call: means of reports, gradients, samples a second over all processes, and the share
+        of the time that was spent waiting for data.
+        """
+        logs = {key: float(torch.stack(values).float().mean()) for key, values in self._reports.items()}
+        logs.update(self.gradients.take())
+        logs.update({f"{name}/samples": float(count) for name, count in self.seen.items()})
+        elapsed = max(time.perf_counter() - self._since, 1e-9)
+        total = sum(self.seen.values()) * processes
+        logs["samples_per_second"] = (total - self._samples) / elapsed if step > self._step else 0.0
+        logs["data_share"] = self._waited / elapsed
+        self._reports.clear()
+        self._waited, self._since, self._step, self._samples = 0.0, time.perf_counter(), step, total
+        return logs

@@ -1,0 +1,139 @@
+"""One stage of a run: trained, or loaded where it was finished before; its lock proved, its end written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PrinterCallback
+
+from lockadapt.building.experiment import Experiment
+from lockadapt.building.objectives import stage_objectives
+from lockadapt.building.stages import Stage
+from lockadapt.console import Reporter
+from lockadapt.models.quiet import quiet
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.runs import run_folder
+from lockadapt.runs.record import StageRecord, read_as
+from lockadapt.training import checkpoint
+from lockadapt.training.arguments import grounding_config
+from lockadapt.training.preflight import try_largest_batch
+from lockadapt.training.progress import ProgressCallback
+from lockadapt.training.resume import forget_after
+from lockadapt.training.rows import Rows
+from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.locks import component_table, component_text, table_json
+
+CHECKPOINTS, FINISHED, OUTCOME = "checkpoints", "finished", "outcome.json"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run that is built and ready to train.
+
+    Attributes:
+        experiment: made from its recipe.
+        folder: the run folder.
+        model: with adapters and what its objectives add; every stage trains this one.
+        processor: the model's.
+        rows: of all objectives.
+        reporter: is told how it goes.
+        resume: whether to go on from the last complete checkpoint.
+    """
+
+    experiment: Experiment
+    folder: Path
+    model: Any
+    processor: Any
+    rows: Rows
+    reporter: Reporter
+    resume: bool
+
+    @property
+    def base(self) -> str:
+        """The Transformers folder or Hub id that the model was loaded from."""
+        own = self.folder / run_folder.BASE
+        return str(own) if own.is_dir() else self.experiment.model.vlm or ""
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """How a stage ended, and the SHA-256 over the digests of what was frozen in it."""
+
+    record: StageRecord
+    fingerprint: str
+
+
+def run_stage(session: Session, stage: Stage) -> TrainedStage:
+    """Train one stage, or load its end where `--resume` finds it finished; prove the lock.
+
+    Raises:
+        LockadaptError: the stage cannot learn, does not fit, or moved what is frozen.
+    """
+    folder = session.folder / CHECKPOINTS / stage.name
+    trainer = stage_trainer(session, stage, folder)
+    model, note = session.model, session.reporter.note
+    table = component_table(model)
+    samples_a_step = stage.micro_batch * stage.accumulation
+    note(f"stage {stage.name}: {stage.steps:,} steps of {samples_a_step:g}\n{component_text(table)}")
+    note(trainer.packing.why)
+    fingerprint = run_folder.fingerprint(trainer.locked)
+    finished = folder / FINISHED
+    if session.resume and checkpoint.is_complete(finished):
+        checkpoint.load_trainable(model, finished)
+        note(f"stage {stage.name} was finished before")
+        return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
+    last = checkpoint.latest(folder) if session.resume else None
+    if session.resume:
+        forget_after(session.folder / run_folder.METRICS, stage.name, last)
+        note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
+    largest = try_largest_batch(trainer, session.experiment, session.base, session.reporter)
+    with quiet():
+        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    outcome = {
+        "name": stage.name,
+        "steps": result.global_step,
+        "samples": round(result.global_step * samples_a_step),
+        "samples_by_objective": dict(trainer.measures.seen),
+        "train_loss": result.training_loss,
+        "best_validation_loss": trainer.state.best_metric,
+        "loss_change_by_swapped_images": trainer.image_sensitivity,
+        "largest_batch_bytes": largest.peak,
+        "components": table_json(table),
+        "packing": trainer.packing.to_dict(),
+        "locked": trainer.prove_locked(),
+    }
+    checkpoint.save_trainable(model, finished)
+    (finished / OUTCOME).write_text(json.dumps(outcome))
+    checkpoint.seal(finished)
+    return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
+
+
+def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrainer:
+    """The trainer of a stage, which writes its checkpoints into `folder`."""
+    experiment, rows = session.experiment, session.rows
+    validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
+    objectives = stage_objectives(experiment.objectives, stage.objectives, stage.sampling_weights)
+    metrics = session.folder / run_folder.METRICS
+    callbacks: list[Any] = [ProgressCallback(session.reporter, metrics, stage.name)]
+    if experiment.training.patience and validation:
+        callbacks.append(EarlyStoppingCallback(experiment.training.patience))
+    for name, objective in objectives.items():
+        shown = validation.get(name) or rows.train[name]
+        samples = session.folder / "samples" / stage.name / name
+        callbacks += objective.callbacks(samples, session.processor, shown)
+    dtype = resolve_dtype(experiment.model.dtype)
+    trainer = GroundingTrainer(
+        session.model,
+        grounding_config(experiment, stage, folder, dtype, bool(validation)),
+        {name: rows.train[name] for name in stage.objectives},
+        validation or None,
+        session.processor,
+        objectives=objectives,
+        image_inputs=rows.images,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
