@@ -93,8 +93,8 @@ class FeatureFolder:
         new = [key for key in keys if key not in there]
         size = len(new) * (layout.image_bytes + 80)
         held = sum(file.stat().st_size for file in self.path.glob("shard-*"))
-        place = next(folder for folder in (self.path, *self.path.parents) if folder.is_dir())
-        free = shutil.disk_usage(place).free
+        nearest = next(folder for folder in (self.path, *self.path.parents) if folder.is_dir())
+        free = shutil.disk_usage(nearest).free
         what = f"features of {len(new):,} images take {_gib(size)}"
         if new and size + held > self.disk_gib * 2**30:
             beside = f" beside {_gib(held)} that are there" if held else ""

@@ -82,7 +82,7 @@ class CodeInputs:
         for start in range(0, len(todo), self.batch_size):
             part = todo[start : start + self.batch_size]
             pictures = [open_image(new[key], self.max_pixels) for key in part]
-            views = [[one, *ten_crops(one)] if self.crops else [one] for one in pictures]
+            views = [[picture, *ten_crops(picture)] if self.crops else [picture] for picture in pictures]
             rows = self._encoded([view for some in views for view in some]).reshape(
                 len(part), len(views[0]), -1
             )
@@ -113,8 +113,8 @@ class CodeInputs:
         if self.file is None or not self.file.is_file():
             return {}
         try:
-            found = load_file(self.file)
-            keys, rows = found["keys"], found["codes"]
+            tensors = load_file(self.file)
+            keys, rows = tensors["keys"], tensors["codes"]
         except (SafetensorError, KeyError) as error:
             raise DataError(
                 "the remembered codes are damaged", where=str(self.file), fix="remove the file"

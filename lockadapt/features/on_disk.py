@@ -51,10 +51,10 @@ class DiskFeatures:
         shown = {image.key: image for image in map(self._shown, images)}
         new = {key: image for key, image in shown.items() if key not in self._keys}
         self._keys.update(content_keys(new, self.pixels.max_pixels))
-        found: dict[str, ImageRef] = {}
+        content: dict[str, ImageRef] = {}
         for key, image in shown.items():
-            found.setdefault(self._keys[key], image)
-        return found
+            content.setdefault(self._keys[key], image)
+        return content
 
     def layout(self, image: ImageRef) -> Layout:
         """What every image takes: as the index says, else by running the tower on one."""
@@ -103,7 +103,7 @@ class DiskFeatures:
             yield self.tower(values).cpu()
 
 
-def gather(places: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, torch.Tensor]:
+def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, torch.Tensor]:
     """Copies each image once from the disk's pages into one new tensor, in the stored dtype.
 
     Returns:
@@ -111,15 +111,17 @@ def gather(places: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, tor
     """
     dtype = STORED[layout.stored]
     width = layout.tokens * layout.channels * dtype.itemsize
-    features = torch.empty((len(places), width), dtype=torch.uint8)
+    features = torch.empty((len(positions), width), dtype=torch.uint8)
     rows = features.numpy()
-    for row, (shard, place) in enumerate(places):
-        rows[row] = shard.features[place]
-    found = {"image_features": features.view(dtype).view(len(places), layout.tokens, layout.channels)}
+    for row, (shard, position) in enumerate(positions):
+        rows[row] = shard.features[position]
+    batch = {"image_features": features.view(dtype).view(len(positions), layout.tokens, layout.channels)}
     if layout.stored == "int8":
-        scales = np.stack([shard.scales[place] for shard, place in places if shard.scales is not None])
-        found["image_scales"] = torch.from_numpy(scales).unsqueeze(1)
-    return found
+        scales = np.stack(
+            [shard.scales[position] for shard, position in positions if shard.scales is not None]
+        )
+        batch["image_scales"] = torch.from_numpy(scales).unsqueeze(1)
+    return batch
 
 
 class _Preprocessed(Dataset[Any]):

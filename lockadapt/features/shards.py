@@ -118,11 +118,11 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
         raise VerificationError(error.message, where=str(path), fix=_FIX) from error
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
-    found = {place.key: (place.dtype, list(place.shape)) for place in file.places}
+    stored = {place.key: (place.dtype, list(place.shape)) for place in file.places}
     wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
         wanted["scales"] = ("F32", [len(keys), layout.channels])
-    if meta["fingerprint"] != fingerprint or found != wanted:
+    if meta["fingerprint"] != fingerprint or stored != wanted:
         raise VerificationError("it holds other features", where=str(path), fix=_FIX)
     raw = np.memmap(path, mode="r")
     bodies = {place.key: np.asarray(raw)[place.begin : place.end] for place in file.places}

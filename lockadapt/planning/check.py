@@ -59,8 +59,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     if dialogue:
         reporter.note(dialogue_text(dialogue))
     counts: dict[str, dict[str, Any]] = {}
-    for part, found in parts.items():
-        for name, samples in found.items():
+    for part, by_objective in parts.items():
+        for name, samples in by_objective.items():
             good = [s for s in samples if not bad & {image.key for image in s.images}]
             counts.setdefault(name, {})[part] = _encode(
                 encoder, objectives[name], name, part, good, reporter, shown if part == "train" else 0

@@ -96,17 +96,17 @@ _INDEXED = {
 
 def _positions(indices: Any) -> list[Any]:
     """Real boolean masks as the positions that they select, so that the shape of the result is known."""
-    found: list[Any] = []
+    positions: list[Any] = []
     for index in indices:
         if (
             isinstance(index, torch.Tensor)
             and index.dtype == torch.bool
             and not isinstance(index, FakeTensor)
         ):
-            found += index.nonzero(as_tuple=True)
+            positions += index.nonzero(as_tuple=True)
         else:
-            found.append(index)
-    return found
+            positions.append(index)
+    return positions
 
 
 def _makes_large(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -104,12 +104,12 @@ class StepPeak:
     @property
     def total(self) -> int:
         """The larger one."""
-        return max(self.segments, key=lambda one: one[0])[0]
+        return max(self.segments, key=lambda segment: segment[0])[0]
 
     @property
     def parts(self) -> dict[str, int]:
         """Its `weights`, `gradients`, `logits` and `activations`."""
-        return max(self.segments, key=lambda one: one[0])[1]
+        return max(self.segments, key=lambda segment: segment[0])[1]
 
 
 def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:

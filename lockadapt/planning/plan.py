@@ -86,13 +86,13 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1024 ** ("KMG".index(match[2].upper()) + 1))
 
 
-def refuse_unless_fits(found: dict[str, Any], memory: int) -> None:
+def refuse_unless_fits(plan: dict[str, Any], memory: int) -> None:
     """Raises DoesNotFitError if a plan that was made for `memory` bytes does not fit them."""
-    if not found["fits_memory"]:
-        change = found["changes"]["memory"]
+    if not plan["fits_memory"]:
+        change = plan["changes"]["memory"]
         raise DoesNotFitError(
-            f"needs {found['card_peak_bytes'] / 1e9:.2f} GB, {memory / 1e9:.2f} GB are there",
-            where=f"the largest batch of stage {found['worst_batch']['stage']}",
+            f"needs {plan['card_peak_bytes'] / 1e9:.2f} GB, {memory / 1e9:.2f} GB are there",
+            where=f"the largest batch of stage {plan['worst_batch']['stage']}",
             fix=change
             or "no single change is enough: try several of those in docs/plan.md, or a smaller LLM",
         )
@@ -100,15 +100,15 @@ def refuse_unless_fits(found: dict[str, Any], memory: int) -> None:
 
 def _nearest(planner: Planner, start: Choice, wanted: dict[str, int]) -> dict[str, str | None]:
     """For every memory that is too small, the first change that is enough."""
-    found: dict[str, str | None] = dict.fromkeys(wanted)
+    nearest: dict[str, str | None] = dict.fromkeys(wanted)
     for text, choice in changes(planner, start) if wanted else ():
-        if all(found.values()):
+        if all(nearest.values()):
             break
         need = planner.peak(choice, planner.peak(start)).total + CARD_RESERVE
         for name, size in wanted.items():
-            if found[name] is None and need <= size:
-                found[name] = text
-    return found
+            if nearest[name] is None and need <= size:
+                nearest[name] = text
+    return nearest
 
 
 def _time(planner: Planner) -> dict[str, Any]:

@@ -131,8 +131,8 @@ class Planner:
         if key not in self._peaks:
             stages = [stage for stage in self.stages if like is None or stage.name == like.batch["stage"]]
             only = like.batch["objective"] if like else None
-            found = [peak for stage in stages for peak in self._stage_peaks(stage, choice, only)]
-            self._peaks[key] = max(found, key=lambda peak: peak.total)
+            peaks = [peak for stage in stages for peak in self._stage_peaks(stage, choice, only)]
+            self._peaks[key] = max(peaks, key=lambda peak: peak.total)
         return self._peaks[key]
 
     def batches(self, stage: Stage, choice: Choice) -> list[tuple[str, list[Encoded]]]:
@@ -144,15 +144,15 @@ class Planner:
         size = micro_batch(stage.batch_size, choice.divide)
         micro = stage.steps * stage.accumulation * (stage.batch_size // size) if known else 0
         sampling_weights = {name: self.objectives[name].sampling_weight for name in rows}
-        found = []
+        batches = []
         packing, seed = self.packing(stage), self.recipe.training.seed
         sizes = {name: self.objectives[name].batch_size or size for name in rows}
         most = {name: packing.max_samples_per_image if self.objectives[name].packs else 1 for name in rows}
         draws = Draws(sampling_weights, sizes, micro, seed, most)
         for name, items in largest_batches(rows, draws, packing.max_row_tokens):
             repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
-            found.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
-        return found
+            batches.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))
+        return batches
 
     def packing(self, stage: Stage) -> Packing:
         """As the trainer decides it, but for the trial on the model, which needs its weights."""
@@ -289,19 +289,19 @@ def _batch_overrides(planner: Planner, divide: int) -> str:
     """Halved micro-batches with the accumulation that keeps the samples of a step."""
     training = planner.recipe.training
     parts = []
-    places: list[tuple[str, Any]] = [
+    sections: list[tuple[str, Any]] = [
         (f"stages.{number}", section) for number, section in enumerate(planner.recipe.stages)
     ]
-    own = [place for place in places if place[1].batch_size or place[1].accumulation]
-    if not places or any(not section.batch_size for _, section in places):
+    own = [(path, section) for path, section in sections if section.batch_size or section.accumulation]
+    if not sections or any(not section.batch_size for _, section in sections):
         size = micro_batch(training.batch_size, divide)
         parts.append(f"training.batch_size={size}")
         parts.append(f"training.accumulation={training.accumulation * (training.batch_size // size)}")
-    for place, section in own:
+    for path, section in own:
         before = section.batch_size or training.batch_size
         size = micro_batch(before, divide)
         if section.batch_size:
-            parts.append(f"{place}.batch_size={size}")
+            parts.append(f"{path}.batch_size={size}")
         accumulation = (section.accumulation or training.accumulation) * (before // size)
-        parts.append(f"{place}.accumulation={accumulation}")
+        parts.append(f"{path}.accumulation={accumulation}")
     return " ".join(parts)

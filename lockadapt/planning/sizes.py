@@ -33,18 +33,18 @@ class Size:
 
 def component_sizes(model: nn.Module) -> list[Size]:
     """Sizes of a stock model's components, wrapped by PEFT or not; what is shared (a tied head) counts once."""
-    found = {name: [0, 0, 0] for name in COMPONENTS}
+    counted = {name: [0, 0, 0] for name in COMPONENTS}
     seen: set[int] = set()
     for component, tensor in named_tensors(model):
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        entry = found[component]
+        entry = counted[component]
         entry[2] += tensor.nbytes
         if isinstance(tensor, nn.Parameter):
             entry[0] += true_size(tensor)
             entry[1] += true_size(tensor) if tensor.requires_grad else 0
-    return [Size(name, *numbers) for name, numbers in found.items() if numbers[2]]
+    return [Size(name, *numbers) for name, numbers in counted.items() if numbers[2]]
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -71,13 +71,13 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _scales(module: nn.Module) -> list[torch.Tensor]:
     """What bitsandbytes keeps beside a quantized weight: blocks' largest values and their own, or rows' scales."""
-    found: list[Any] = []
+    scales: list[Any] = []
     state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is not None:
-        found += [state.absmax, state.code, state.offset]
+        scales += [state.absmax, state.code, state.offset]
         if state.state2 is not None:
-            found += [state.state2.absmax, state.state2.code]
+            scales += [state.state2.absmax, state.state2.code]
     if type(getattr(module, "state", None)).__name__ == "MatmulLtState":
         eight: Any = module
-        found += [eight.state.SCB, getattr(eight.weight, "SCB", None)]
-    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+        scales += [eight.state.SCB, getattr(eight.weight, "SCB", None)]
+    return [tensor for tensor in scales if isinstance(tensor, torch.Tensor)]

@@ -129,6 +129,6 @@ def is_complete(folder: Path) -> bool:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below a folder, if there is one."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    ordered = sorted(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
+    checkpoints = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
+    ordered = sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
     return next((p for p in ordered if is_complete(p)), None)

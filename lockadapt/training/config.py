@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import TrainingArguments
+
+from lockadapt.features.policy import FeatureSettings, ImagePolicy
 
 
 @dataclass
@@ -113,3 +116,15 @@ class GroundingConfig(TrainingArguments):
     )
     blind: bool = field(default=False, metadata={"help": "Replace every image by the mean image."})
     check_steps: int = field(default=5, metadata={"help": "Steps after which every tensor must have moved."})
+
+    def image_policy(self) -> ImagePolicy:
+        """How images become inputs of batches."""
+        settings = FeatureSettings(
+            self.features,  # type: ignore[arg-type]
+            self.feature_memory_gib,
+            self.feature_disk_gib,
+            self.feature_dtype,
+            Path(self.feature_cache),
+            self.dataloader_num_workers,
+        )
+        return ImagePolicy(settings, self.max_pixels, self.blind)

@@ -55,13 +55,13 @@ def _read(metrics: Path) -> tuple[list[tuple[int, dict[str, Any]]], dict[str, in
 
 
 def _curves(lines: list[tuple[int, dict[str, Any]]], name_of: Callable[[str], str | None]) -> Curves:
-    found: Curves = defaultdict(list)
+    curves: Curves = defaultdict(list)
     for step, entry in lines:
         for key, value in entry.items():
             name = name_of(key)
             if name is not None:
-                found[name].append((step, value))
-    return dict(sorted(found.items()))
+                curves[name].append((step, value))
+    return dict(sorted(curves.items()))
 
 
 def _loss(key: str) -> str | None:

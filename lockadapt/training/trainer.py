@@ -23,21 +23,9 @@ from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
 from lockadapt.features.inputs import inputs_by_objective
-from lockadapt.features.policy import FeatureSettings, ImagePolicy
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.objectives import KINDS, Objective
-from lockadapt.planning.packing import (
-    NOTHING_PACKS,
-    Packing,
-    PackingTrial,
-    PackingWish,
-    choose_packing,
-    exact_within,
-    packing_difference,
-    samples_per_image,
-    to_be_tried,
-    why_not_exact,
-)
+from lockadapt.planning.packing import Packing
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
 from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_image_sensitivity
@@ -45,6 +33,7 @@ from lockadapt.training.config import GroundingConfig
 from lockadapt.training.datasets import encoded_rows
 from lockadapt.training.metrics import TrainingMetrics
 from lockadapt.training.optimizer import learning_rates, parameter_groups
+from lockadapt.training.packing import decide_packing
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked
 
@@ -118,7 +107,9 @@ class GroundingTrainer(Trainer):
         train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
         evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
         if image_inputs is None:
-            image_inputs = _image_inputs(model, processing_class, args, self.objectives, train, evaluation)
+            frozen = {name: objective.frozen for name, objective in self.objectives.items()}
+            rows = {name: [*train.get(name, ()), *evaluation.get(name, ())] for name in frozen}
+            image_inputs = inputs_by_objective(model, processing_class, frozen, rows, args.image_policy())
         elif not isinstance(image_inputs, Mapping):
             image_inputs = dict.fromkeys(self.objectives, image_inputs)
         self.image_inputs = dict(image_inputs)
@@ -145,44 +136,17 @@ class GroundingTrainer(Trainer):
 
     def _collate(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
         name = items[0][0]
-        return self._batch(name, [item for _, item in items], self.packing.max_row_tokens)
+        return self.collate(name, [item for _, item in items], self.packing.max_row_tokens)
 
-    def _batch(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
+    def collate(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
+        """Make the batch of an objective from rows, packed into rows of up to `max_row_tokens`, if that is given."""
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
         return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
 
     @cached_property
     def packing(self) -> Packing:
         """How rows are made: decided once, on the training rows and on this model; see `lockadapt.planning.packing`."""
-        args: GroundingConfig = self.args  # type: ignore[assignment]
-        dataset = self.train_dataset
-        every: Mapping[str, Sequence[Encoded]] = (
-            dataset.rows if isinstance(dataset, MixedDataset) else self.eval_dataset  # type: ignore[assignment]
-        )
-        rows = {name: items for name, items in every.items() if self.objectives[name].packs}
-        if not rows:
-            return NOTHING_PACKS
-        step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        tried = to_be_tried(rows)
-        name = next(name for name, items in rows.items() if tried[0] in items)
-
-        def difference() -> float:
-            with self.compute_loss_context_manager():
-                return packing_difference(
-                    self.model,  # type: ignore[arg-type]
-                    tried,
-                    lambda items, limit: self._prepare_inputs(self._batch(name, items, limit)),
-                    args.max_row_tokens,
-                )
-
-        size = self._train_batch_size
-        most = samples_per_image(args.max_samples_per_image, step, size)
-        trial = PackingTrial(
-            lambda longest: why_not_exact(self.model, longest),  # type: ignore[arg-type]
-            difference,
-            exact_within(self.model, args.bf16 or args.fp16),  # type: ignore[arg-type]
-        )
-        return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)
+        return decide_packing(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of one objective each, drawn by sampling weight; one pass is the whole run."""
@@ -371,25 +335,3 @@ def _train_in_float32(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-
-
-def _image_inputs(
-    model: nn.Module,
-    processor: Any,
-    args: GroundingConfig,
-    objectives: Mapping[str, Objective],
-    train: Mapping[str, Sequence[Encoded]],
-    evaluation: Mapping[str, Sequence[Encoded]],
-) -> dict[str, ImageInputs]:
-    rows = {name: [*train.get(name, ()), *evaluation.get(name, ())] for name in objectives}
-    settings = FeatureSettings(
-        args.features,  # type: ignore[arg-type]
-        args.feature_memory_gib,
-        args.feature_disk_gib,
-        args.feature_dtype,
-        Path(args.feature_cache),
-        args.dataloader_num_workers,
-    )
-    frozen = {name: objective.frozen for name, objective in objectives.items()}
-    policy = ImagePolicy(settings, args.max_pixels, args.blind)
-    return inputs_by_objective(model, processor, frozen, rows, policy)

@@ -107,30 +107,30 @@ def train_folder(
     return {"output": str(output), **report}
 
 
-def find_images(place: Path) -> list[ImageRef]:
+def find_images(source: Path) -> list[ImageRef]:
     """The images of a folder and its subfolders by name, or those that the rows of a .jsonl name, each once.
 
     Raises:
         DataError: there is no such place, or no image in it.
         SafetyError: a row names a file outside the folder of the .jsonl.
     """
-    found: dict[str, ImageRef] = {}
-    if place.is_dir():
-        for path in sorted(place.rglob("*")):
+    images: dict[str, ImageRef] = {}
+    if source.is_dir():
+        for path in sorted(source.rglob("*")):
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                found[str(path.resolve())] = ImageRef(str(path.resolve()), path=path)
-    elif place.is_file():
-        pictures = Pictures(DataRoot(place.parent))
-        for where, row in read_rows(place):
+                images[str(path.resolve())] = ImageRef(str(path.resolve()), path=path)
+    elif source.is_file():
+        pictures = Pictures(DataRoot(source.parent))
+        for where, row in read_rows(source):
             if isinstance(row, LockadaptError):
                 raise row
             values = row.get("images", row.get("image")) if isinstance(row, dict) else None
-            found.update({image.key: image for image in pictures.refs(values, where)})
-    if not found:
+            images.update({image.key: image for image in pictures.refs(values, where)})
+    if not images:
         raise DataError(
-            "there are no images", where=str(place), fix="name a folder with images, or a .jsonl with rows"
+            "there are no images", where=str(source), fix="name a folder with images, or a .jsonl with rows"
         )
-    return list(found.values())
+    return list(images.values())
 
 
 def side_by_side(originals: Tensor, back: Tensor, columns: int = 8) -> Image.Image:
@@ -145,11 +145,11 @@ def side_by_side(originals: Tensor, back: Tensor, columns: int = 8) -> Image.Ima
     return canvas
 
 
-def _split(images: list[ImageRef], held_out: float, place: Path) -> tuple[list[ImageRef], list[ImageRef]]:
+def _split(images: list[ImageRef], held_out: float, source: Path) -> tuple[list[ImageRef], list[ImageRef]]:
     """By a hash of each image's name below the place, so that adding images moves none from one side to the other."""
     if len(images) < 2:
         raise DataError(
-            "one image cannot be held out and trained on", where=str(place), fix="give more images"
+            "one image cannot be held out and trained on", where=str(source), fix="give more images"
         )
 
     def order(image: ImageRef) -> str:

@@ -53,8 +53,8 @@ class TowerDistance:
         if self.resize:
             values = F.interpolate(values, size=(self.side, self.side), mode="bilinear", align_corners=False)
         with quiet():
-            found: Tensor = self.model(values * self.scale + self.shift).last_hidden_state
-        flat = found.transpose(1, 2) if found.ndim == 3 else found.flatten(2)
+            states: Tensor = self.model(values * self.scale + self.shift).last_hidden_state
+        flat = states.transpose(1, 2) if states.ndim == 3 else states.flatten(2)
         return F.normalize(flat, dim=1)
 
 
