@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,22 @@ CROPS = 10
 SHARE = 1 / 1.1
 """Side of a crop in sides of the picture, as LlamaGen tokenises its training images (arXiv 2406.06525)."""
 
-Encode = Callable[[torch.Tensor], torch.Tensor]
+
+@dataclass(frozen=True)
+class TokenizerSteps:
+    """How an image tokenizer turns pictures into codes.
+
+    Attributes:
+        pixels: RGB pictures -> pixel values (n, 3, side, side).
+        encode: pixel values -> codes int64 (n, tokens), without gradient.
+        codes: entries of the codebook.
+        digest: of the image tokenizer and its preprocessing; names the file that codes are kept in.
+    """
+
+    pixels: Callable[[list[Image.Image]], torch.Tensor]
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    codes: int
+    digest: str = ""
 
 
 class CodeInputs:
@@ -35,13 +51,10 @@ class CodeInputs:
     With `crops` also `"image_crops"`, int64 (images, CROPS, tokens): the codes of ten crops of each image.
 
     Args:
-        pixels: RGB pictures -> pixel values (n, 3, side, side) of the image tokenizer.
-        encode: pixel values -> codes int64 (n, tokens), without gradient.
-        codes: entries of the codebook.
+        tokenizer: what turns pictures into codes.
         max_pixels: larger images are refused before decoding.
         batch_size: images that are tokenised at a time.
         folder: where codes are kept between runs; None for nowhere.
-        digest: of the image tokenizer and its preprocessing; names the file in `folder`.
         crops: whether the crops of each image are tokenised as well.
     """
 
@@ -49,19 +62,19 @@ class CodeInputs:
 
     def __init__(
         self,
-        pixels: Callable[[list[Image.Image]], torch.Tensor],
-        encode: Encode,
-        codes: int,
+        tokenizer: TokenizerSteps,
         max_pixels: int,
         *,
         batch_size: int = 64,
         folder: Path | None = None,
-        digest: str = "",
         crops: bool = False,
     ) -> None:
-        self.pixels, self.encode, self.max_pixels, self.batch_size = pixels, encode, max_pixels, batch_size
-        self.codes, self.dtype = codes, np.uint16 if codes <= SMALL else np.int32
-        self.crops, name = crops, f"codes-{'ten-crops' if crops else 'whole'}-{digest[:32]}.safetensors"
+        self.tokenizer, self.max_pixels, self.batch_size = tokenizer, max_pixels, batch_size
+        self.codes, self.dtype = tokenizer.codes, np.uint16 if tokenizer.codes <= SMALL else np.int32
+        self.crops, name = (
+            crops,
+            f"codes-{'ten-crops' if crops else 'whole'}-{tokenizer.digest[:32]}.safetensors",
+        )
         self.file = None if folder is None else folder / name
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
 
@@ -104,7 +117,7 @@ class CodeInputs:
 
     def _encoded(self, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
         parts = [
-            self.encode(self.pixels(pictures[start : start + self.batch_size]))
+            self.tokenizer.encode(self.tokenizer.pixels(pictures[start : start + self.batch_size]))
             for start in range(0, len(pictures), self.batch_size)
         ]
         return torch.cat(parts).cpu().numpy().astype(self.dtype)
@@ -158,16 +171,10 @@ def code_inputs(
     if folder is not None:
         settings = f"{tokenizer_digest(vqmodel)} {sorted(image_processor.to_dict().items(), key=str)}"
         digest = hashlib.sha256(settings.encode()).hexdigest()
-    return CodeInputs(
-        pixels,
-        lambda values: encode_pixels(vqmodel, values),
-        vqmodel.config.num_embeddings,
-        max_pixels,
-        batch_size=batch_size,
-        folder=folder,
-        digest=digest,
-        crops=crops,
+    steps = TokenizerSteps(
+        pixels, lambda values: encode_pixels(vqmodel, values), vqmodel.config.num_embeddings, digest
     )
+    return CodeInputs(steps, max_pixels, batch_size=batch_size, folder=folder, crops=crops)
 
 
 def ten_crops(picture: Image.Image) -> list[Image.Image]:

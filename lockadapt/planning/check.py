@@ -11,11 +11,10 @@ from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter
-from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
-from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
 from lockadapt.tuning.locks import component_table, component_text, table_json
@@ -62,9 +61,14 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     for part, by_objective in parts.items():
         for name, samples in by_objective.items():
             good = [s for s in samples if not bad & {image.key for image in s.images}]
-            counts.setdefault(name, {})[part] = _encode(
-                encoder, objectives[name], name, part, good, reporter, shown if part == "train" else 0
-            )
+            report = objectives[name].encode(encoder, good, reporter.counted(f"encoding {name} {part}"))
+            if not report.encoded:
+                raise DataError(
+                    "no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length"
+                )
+            counts.setdefault(name, {})[part] = _counted(report, f"{name} {part}", encoder, reporter)
+            for item in report.encoded[: shown if part == "train" else 0]:
+                show_tokens(item, encoder, reporter)
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
     stages = experiment.stages(rows)
     for stage in stages:
@@ -130,22 +134,12 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
     reporter.console.print(Text(f"  {item.sample.where}: ").append_text(line), soft_wrap=True)
 
 
-def _encode(
-    encoder: Encoder,
-    objective: Objective,
-    name: str,
-    part: str,
-    samples: list[Any],
-    reporter: Reporter,
-    shown: int,
-) -> dict[str, Any]:
-    report = objective.encode(encoder, samples, reporter.counted(f"encoding {name} {part}"))
-    if not report.encoded:
-        raise DataError("no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length")
+def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Reporter) -> dict[str, Any]:
+    """Say what encoding the rows of one objective and part did; also as values for JSON."""
     images = len({image.key for item in report.encoded for image in item.images})
     lengths = [len(item.input_ids) for item in report.encoded]
     reporter.note(
-        f"{name} {part}: {len(report.encoded):,} rows, {images:,} images ({encoder.image_tokens} tokens each), "
+        f"{heading}: {len(report.encoded):,} rows, {images:,} images ({encoder.image_tokens} tokens each), "
         f"{report.tokens:,} tokens (longest {max(lengths):,} of {encoder.max_length:,}), {report.label_tokens:,} learned, "
         f"{len(report.cut)} cut, {len(report.dropped)} dropped"
     )
@@ -154,8 +148,6 @@ def _encode(
             f"  {len(report.merged_boundaries)} answers share their first token with the prompt, e.g. "
             f"{report.merged_boundaries[0]}: generation will start differently from training"
         )
-    for item in report.encoded[:shown]:
-        show_tokens(item, encoder, reporter)
     return {
         "rows": len(report.encoded),
         "images": images,

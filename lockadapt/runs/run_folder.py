@@ -51,6 +51,29 @@ def is_run(folder: Path) -> bool:
     return (folder / RUN).is_file() or (folder / RECIPE).is_file()
 
 
+def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
+    """Make the run folder, or check that the one to resume belongs to this recipe.
+
+    Raises:
+        RecipeError: it is not empty, or belongs to another recipe.
+    """
+    same = recipe.model_copy(update={"output": None})
+    if resume:
+        before = read_recipe(folder).model_copy(update={"output": None})
+        if before != same:
+            raise RecipeError(
+                "differs from the recipe of the run", where=str(folder), fix="resume with the same recipe"
+            )
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RecipeError(
+            "exists and is not empty", where=f"--output {folder}", fix="name a new folder, or add --resume"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(folder, same)
+    return folder
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """Writes the resolved recipe."""
     write_text(folder / RECIPE, as_yaml(recipe))

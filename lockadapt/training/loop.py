@@ -18,7 +18,6 @@ from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.training.finish import Training, write_run
-from lockadapt.training.resume import open_folder
 from lockadapt.training.rows import encode_rows, image_policy, images_of, load_samples
 from lockadapt.training.stage import Session, run_stage
 from lockadapt.tuning.base_identity import base_identity
@@ -47,7 +46,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     Raises:
         LockadaptError: children say what and where; what was written before stays for `--resume`.
     """
-    folder = open_folder(recipe, Path(output), resume)
+    folder = run_folder.open_folder(recipe, Path(output), resume)
     experiment, dtype = build_experiment(recipe), resolve_dtype(recipe.model.dtype)
 
     # Read: rows, and all that their images would need the tower for, if it is kept.

@@ -109,6 +109,16 @@ class ProgressCallback(TrainerCallback):
         return "  ".join(parts)
 
 
+def forget_after(metrics: Path, stage: str, last: Path | None) -> None:
+    """Drop the metric lines of steps that will be taken again: those after the checkpoint `last`, or all of a stage."""
+    if not metrics.is_file():
+        return
+    step = int(last.name.removeprefix("checkpoint-")) if last else 0
+    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
+    kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -20,8 +20,7 @@ from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
 from lockadapt.training.arguments import grounding_config
 from lockadapt.training.preflight import try_largest_batch
-from lockadapt.training.progress import ProgressCallback
-from lockadapt.training.resume import forget_after
+from lockadapt.training.progress import ProgressCallback, forget_after
 from lockadapt.training.rows import Rows
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.locks import component_table, component_text, table_json

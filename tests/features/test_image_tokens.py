@@ -13,7 +13,7 @@ from PIL import Image
 from lockadapt.architectures.janus.image_tokenizer import encode_pixels, load_image_tokenizer
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
-from lockadapt.features.image_tokens import CROPS, CodeInputs, code_inputs, ten_crops
+from lockadapt.features.image_tokens import CROPS, CodeInputs, TokenizerSteps, code_inputs, ten_crops
 from tests.support.tiny import tiny_image_tokenizer
 
 
@@ -46,7 +46,7 @@ def values(pictures: list[Image.Image]) -> torch.Tensor:
 @pytest.mark.parametrize(("codes", "dtype"), [(65_536, np.uint16), (65_537, np.int32)])
 def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
     images, encode = files(tmp_path, 5), Counted(codes)
-    inputs = CodeInputs(values, encode, codes, 10_000, batch_size=2)
+    inputs = CodeInputs(TokenizerSteps(values, encode, codes), 10_000, batch_size=2)
     found = inputs([images[3], images[0], images[3]])["image_codes"]
     assert found.dtype == torch.int64
     assert encode.seen == 2
@@ -59,13 +59,13 @@ def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
 
 def test_crops_stand_beside_the_whole(tmp_path: Path) -> None:
     images, encode = files(tmp_path, 3), Counted(100)
-    cropped = CodeInputs(
-        lambda some: values([one.resize((20, 20)) for one in some]), encode, 100, 10_000, crops=True
-    )
+    sized = TokenizerSteps(lambda some: values([one.resize((20, 20)) for one in some]), encode, 100)
+    cropped = CodeInputs(sized, 10_000, crops=True)
     found = cropped(images)
     assert encode.seen == 3 * 11
     assert torch.equal(
-        found["image_codes"], CodeInputs(values, Counted(100), 100, 10_000)(images)["image_codes"]
+        found["image_codes"],
+        CodeInputs(TokenizerSteps(values, Counted(100), 100), 10_000)(images)["image_codes"],
     )
     assert found["image_crops"].shape == (3, 10, 3)
     with Image.open(images[1].path) as picture:
@@ -78,7 +78,7 @@ def test_disk_keeps_crops_apart(tmp_path: Path) -> None:
 
     def inputs(crops: bool, encode: Counted) -> CodeInputs:
         sized = lambda some: values([one.resize((20, 20)) for one in some])  # noqa: E731
-        return CodeInputs(sized, encode, 100, 10_000, folder=tmp_path, digest="b" * 40, crops=crops)
+        return CodeInputs(TokenizerSteps(sized, encode, 100, "b" * 40), 10_000, folder=tmp_path, crops=crops)
 
     first, second, third = (Counted(100) for _ in range(3))
     whole, made = inputs(False, first)(images), inputs(True, second)(images)
@@ -93,7 +93,7 @@ def test_disk(tmp_path: Path) -> None:
     images, cache = files(tmp_path / "i", 4), tmp_path / "cache"
 
     def make(digest: str, encode: Counted) -> CodeInputs:
-        return CodeInputs(values, encode, 300, 10_000, folder=cache, digest=digest)
+        return CodeInputs(TokenizerSteps(values, encode, 300, digest), 10_000, folder=cache)
 
     first, second, other = Counted(300), Counted(300), Counted(300)
     expected = make("a" * 40, first)(images[:3])["image_codes"]
