@@ -31,7 +31,7 @@ def try_largest_batch(
         try:
             planned = _planned(trainer, experiment, base, measured)
             line += f", {planned / 1e9:.2f} GB planned ({measured.peak / planned - 1:+.0%})"
-        except Exception as error:  # what could not be foretold is no reason not to train what fits
+        except Exception as error:  # what cannot be extrapolated is no reason not to train what fits
             line += f"; it could not be planned ({type(error).__name__}: {error})"
     reporter.note(f"{line}, the optimiser's state not included")
     return measured
