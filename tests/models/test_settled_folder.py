@@ -18,7 +18,7 @@ from lockadapt.models.chat_template import add_end_tokens
 from lockadapt.models.settled_folder import settle_folder, unsettled
 from lockadapt.planning.check import describe_dialogue, dialogue_text
 from tests.data.templates.corpus import CHATML, LLAVA15, QWEN3
-from tests.data.templates.test_templates import one, stock_prompt
+from tests.support.templates import one, stock_prompt
 from tests.support.tiny import tiny_llm
 
 
