@@ -33,9 +33,12 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
     Raises:
         AssemblyError: it is of no class that lockadapt trains.
     """
-    base = unwrap_model(thing) if isinstance(thing, nn.Module) else thing
-    found = find_architecture(base.config if isinstance(base, nn.Module) else base)
-    if found is None or (isinstance(base, nn.Module) and not isinstance(base, found.model_class)):
+    if isinstance(thing, nn.Module):
+        base = unwrap_model(thing)
+        found = next((one for one in ARCHITECTURES if isinstance(base, one.model_class)), None)
+    else:
+        base, found = thing, find_architecture(thing)
+    if found is None:
         raise AssemblyError(
             f"{class_name(base)} is not one of the classes that lockadapt trains",
             fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",

@@ -30,7 +30,7 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
             if value is not None
         }
         if isinstance(section, ItcSection):
-            given["mode"] = "dual" if is_dual(recipe) else "vlm"
+            given["mode"] = "dual" if embeds_apart(recipe) else "vlm"
         if isinstance(section, AnswerSection):
             given["answers"] = _closed_list(name, section.answers)
         fields = {field.name for field in dataclasses.fields(make)}
@@ -49,7 +49,7 @@ def stage_objectives(
     }
 
 
-def is_dual(recipe: Recipe) -> bool:
+def embeds_apart(recipe: Recipe) -> bool:
     """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
     return all(isinstance(one, ItcSection) and one.mode != "vlm" for one in recipe.objectives.values())
 
@@ -60,7 +60,7 @@ def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> 
     Raises:
         RecipeError: its objectives name different sizes.
     """
-    if not is_dual(recipe):
+    if not embeds_apart(recipe):
         return None
     dimensions = {one.dimension for one in objectives.values() if isinstance(one, ImageText)}
     if len(dimensions) > 1:
