@@ -1,4 +1,4 @@
-"""Draw with a merged Janus folder and Transformers alone: no lockadapt here.
+"""Generate images with a merged Janus folder and Transformers alone, without lockadapt.
 
     python examples/draw_with_merged_model.py merged/mine "a blue rectangle" "a red circle" --output drawn
 
@@ -16,7 +16,7 @@ from transformers import AutoProcessor, DynamicCache, JanusForConditionalGenerat
 
 
 def main() -> None:
-    """One PNG for each prompt."""
+    """Write one PNG per prompt."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +43,7 @@ def main() -> None:
         inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         generation_mode="image",
-        cache=DynamicCache(),  # the default one fails with some LLMs (Qwen)
+        cache=DynamicCache(),  # the default cache fails with some LLMs (Qwen)
         do_sample=True,
         temperature=given.temperature,
         top_k=0,
@@ -51,9 +51,9 @@ def main() -> None:
         guidance_scale=given.guidance_scale,
     )
     with torch.no_grad():
-        # Channels first: the Pillow processor cannot take what `decode_image_tokens` gives.
+        # Channels first: the Pillow processor does not accept the output of `decode_image_tokens`.
         values = model.model.vqmodel.decode(codes)
-    # As tensors, which the processor can make with torchvision and without.
+    # As tensors, which the processor supports with and without torchvision.
     levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
     pictures = [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
     given.output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ SHAPES = ("circle", "rectangle", "triangle")
 
 
 def main() -> None:
-    """Both splits."""
+    """Write both splits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("easy_vqa", type=Path, help="folder with train/ and test/")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def captions(questions: list[list[object]]) -> dict[int, str]:
-    """Image id -> caption, where [question, answer, image id] rows tell both colour and shape."""
+    """Return image id -> caption for images whose [question, answer, image id] rows state both colour and shape."""
     known: dict[int, dict[str, str]] = {}
     for question, answer, image in questions:
         facts = known.setdefault(int(str(image)), {})
@@ -52,11 +52,11 @@ def captions(questions: list[list[object]]) -> dict[int, str]:
 
 
 def told(question: str, answer: str) -> dict[str, str]:
-    """What one question and its answer say of the only shape in the picture."""
+    """Return what a question and its answer state about the only shape in the image."""
     words = set(re.findall(r"[a-z]+", question.lower()))
     said = {"colour": words & set(COLOURS), "shape": words & set(SHAPES)}
     if answer in ("yes", "no"):
-        # "is there not a circle?" — "no" says that there is one.
+        # "is there not a circle?" — "no" means that there is one.
         if (answer == "yes") == bool(words & {"no", "not"}):
             return {}
     else:

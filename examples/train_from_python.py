@@ -1,4 +1,4 @@
-"""The whole way from Python, offline: join an LLM and a tower, train on images, ask, save a folder.
+"""Train from Python, offline: join an LLM and a tower, train on images, evaluate, save a folder.
 
     python examples/train_from_python.py --output from-python
 
@@ -28,7 +28,7 @@ ASSETS = files("lockadapt.quickstart").joinpath("assets")
 
 
 def main() -> None:
-    """Draw (or read), assemble, train, evaluate, save."""
+    """Create or read data, assemble, train, evaluate and save."""
     arguments = _arguments()
     data = arguments.data or arguments.output / "data"
     if arguments.data is None:
@@ -36,7 +36,7 @@ def main() -> None:
     train = read_samples("jsonl", Source(path=data / "train.jsonl", kind="vqa"))
     test = read_samples("jsonl", Source(path=data / "test.jsonl", kind="vqa"))
 
-    # The projector starts calibrated on some of the training images. `images` names files; nothing is opened
+    # The projector starts calibrated on some of the training images. `images` are file names; nothing is opened
     # before.
     paths = sorted({image.path for sample in train for image in sample.images if image.path})
     chosen = random.Random(0).sample(paths, min(128, len(paths)))
@@ -49,8 +49,8 @@ def main() -> None:
     model, processor = assembled.model, assembled.processor
     print(f"{assembled.report.model_class}, {assembled.report.tower_facts.tokens} tokens an image")
 
-    # All of transformers.TrainingArguments is allowed here. A fresh projector wants a higher rate than the
-    # default.
+    # All of transformers.TrainingArguments is allowed here. A new projector needs a higher learning rate than
+    # the default.
     config = lockadapt.GroundingConfig(
         output_dir=str(arguments.output / "training"),
         max_steps=arguments.steps,
@@ -79,7 +79,7 @@ def main() -> None:
     for sample, answer in list(zip(test, answers, strict=True))[:5]:
         print(f"  {sample.turns[0].text} {answer} (truth: {sample.answer})")
 
-    # Parts: adapter/ (PEFT), projector.safetensors, processor/. Whole: one folder for stock Transformers.
+    # Parts: adapter/ (PEFT), projector.safetensors, processor/. Merged: one folder for plain Transformers.
     trainer.save_model(str(arguments.output / "parts"))
     merged = trainer.model.cpu().float().merge_and_unload()
     merged.save_pretrained(arguments.output / "merged")

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on what `lockadapt.assemble` returns: a right answer about a picture against a wrong one.
+"""TRL's DPOTrainer on a model from `lockadapt.assemble`: a correct answer about an image is preferred to a wrong one.
 
     HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_dpo.py --output trl-dpo
 
@@ -28,7 +28,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 
 def rows() -> Dataset:
-    """A question about a coloured square each, with an answer to prefer and one to leave."""
+    """Build rows of a coloured square, a question, a preferred and a rejected answer."""
     return Dataset.from_list(
         [
             {
@@ -43,17 +43,17 @@ def rows() -> Dataset:
 
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTrainer:
-    """The reference is the same model with LoRA and the trained projector switched off."""
+    """Build the trainer; the reference is the same model with LoRA and the trained projector disabled."""
     keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = DPOConfig(
         str(output),
         max_steps=steps,
         per_device_train_batch_size=2,
         learning_rate=1e-3,
-        max_length=None,  # a cut could fall into an image
+        max_length=None,  # truncation could fall inside an image
         logging_steps=1,
         save_strategy="no",
-        bf16=str(model.dtype) == "torch.bfloat16",  # TRL asks for it everywhere, also where there is no GPU
+        bf16=str(model.dtype) == "torch.bfloat16",  # TRL defaults to bfloat16 even without a GPU
         report_to="none",
     )
     lora = LoraConfig(
@@ -63,7 +63,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTra
 
 
 def main() -> None:
-    """Assemble, train, merge into one stock folder."""
+    """Assemble, train and merge into one Transformers model folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

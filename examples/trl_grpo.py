@@ -1,4 +1,4 @@
-"""TRL's GRPOTrainer on what `lockadapt.assemble` returns: answers about pictures are sampled and rewarded.
+"""TRL's GRPOTrainer on a model from `lockadapt.assemble`: answers about images are sampled and rewarded.
 
     HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_grpo.py --output trl-grpo
 
@@ -28,7 +28,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 
 def rows() -> Dataset:
-    """A question about a coloured square each; the reward function is given the column `answer`."""
+    """Build rows of a coloured square and a question; the reward function receives the column `answer`."""
     return Dataset.from_list(
         [
             {
@@ -42,7 +42,7 @@ def rows() -> Dataset:
 
 
 def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-    """1 for naming the colour, and a little for every letter of it."""
+    """Return 1 for naming the colour, with partial credit for its letters."""
     texts = [completion[0]["content"] for completion in completions]
     return [
         float(right in text) + 0.1 * len(set(right) & set(text))
@@ -51,7 +51,7 @@ def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
 
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> GRPOTrainer:
-    """LoRA lands on the LLM's layers by full path, never on the tower; the projector is trained whole."""
+    """Build the trainer; LoRA adapts only the LLM's layers, by full path, and the whole projector is trained."""
     keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = GRPOConfig(
         str(output),
@@ -62,7 +62,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> GRPOTr
         learning_rate=1e-3,
         logging_steps=1,
         save_strategy="no",
-        bf16=str(model.dtype) == "torch.bfloat16",  # TRL asks for it everywhere, also where there is no GPU
+        bf16=str(model.dtype) == "torch.bfloat16",  # TRL defaults to bfloat16 even without a GPU
         report_to="none",
     )
     lora = LoraConfig(
@@ -72,7 +72,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> GRPOTr
 
 
 def main() -> None:
-    """Assemble, train, merge into one stock folder."""
+    """Assemble, train and merge into one Transformers model folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

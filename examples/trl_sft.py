@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on what `lockadapt.assemble` returns: LoRA in the LLM, the projector trained too.
+"""TRL's SFTTrainer on a model from `lockadapt.assemble`: LoRA in the LLM and a trained projector.
 
     HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_sft.py --output trl-sft
 
@@ -28,7 +28,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 
 
 def rows() -> Dataset:
-    """A question about a coloured square each; only the completion is learned."""
+    """Build rows of a coloured square and a question; only the completion is learned."""
     return Dataset.from_list(
         [
             {
@@ -42,17 +42,17 @@ def rows() -> Dataset:
 
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTrainer:
-    """LoRA lands on the LLM's layers by full path, never on the tower; the projector is trained whole."""
+    """Build the trainer; LoRA adapts only the LLM's layers, by full path, and the whole projector is trained."""
     keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = SFTConfig(
         str(output),
         max_steps=steps,
         per_device_train_batch_size=2,
         learning_rate=1e-3,
-        max_length=None,  # a cut could fall into an image
+        max_length=None,  # truncation could fall inside an image
         logging_steps=1,
         save_strategy="no",
-        bf16=str(model.dtype) == "torch.bfloat16",  # TRL asks for it everywhere, also where there is no GPU
+        bf16=str(model.dtype) == "torch.bfloat16",  # TRL defaults to bfloat16 even without a GPU
         report_to="none",
     )
     lora = LoraConfig(
@@ -62,7 +62,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTra
 
 
 def main() -> None:
-    """Assemble, train, merge into one stock folder."""
+    """Assemble, train and merge into one Transformers model folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Ask a merged folder about a picture with Transformers alone: lockadapt is neither imported nor needed.
+"""Ask a merged model about an image with Transformers alone, without lockadapt.
 
 python examples/use_merged_model.py merged/easy-vqa picture.png "what color is the shape?"
 """
@@ -33,7 +33,7 @@ def main(folder: str, picture: str, question: str) -> None:
 
 
 def on_white(path: str) -> Image.Image:
-    """The picture upright and in RGB.
+    """Return the image upright and in RGB.
 
     Transparency goes on white, as in training; a bare convert makes it black.
     """
