@@ -2,7 +2,7 @@
 
     python examples/draw_with_merged_model.py merged/mine "a blue rectangle" "a red circle" --output drawn
 
-The same seed, prompts and settings give the pictures of `lockadapt generate`.
+The same seed, prompts and settings give the images of `lockadapt generate`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         picture.save(given.output / f"{number:04d}.png")
-    print(f"{len(pictures)} pictures: {given.output}")
+    print(f"{len(pictures)} images: {given.output}")
 
 
 if __name__ == "__main__":

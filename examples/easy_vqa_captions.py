@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def captions(questions: list[list[object]]) -> dict[int, str]:
-    """Return image id -> caption for images whose [question, answer, image id] rows state both colour and shape."""
+    """Return image id -> caption where [question, answer, image id] rows state both colour and shape."""
     known: dict[int, dict[str, str]] = {}
     for question, answer, image in questions:
         facts = known.setdefault(int(str(image)), {})

@@ -2,7 +2,7 @@
 
     python examples/train_from_python.py --output from-python
 
-It uses the tiny models that come with the package and draws its own pictures. For your own, give `--llm` and
+It uses the tiny models of the package and generates its own images. For your own, give `--llm` and
 `--tower` (folders or Hub ids) and `--data`: a folder with `train.jsonl` and `test.jsonl` (rows of image,
 question, answer) and the images.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     train = read_samples("jsonl", Source(path=data / "train.jsonl", kind="vqa"))
     test = read_samples("jsonl", Source(path=data / "test.jsonl", kind="vqa"))
 
-    # The projector starts calibrated on some of the training images. `images` are file names; nothing is opened
+    # The projector starts calibrated on some of the training images. `images` are file names; none is opened
     # before.
     paths = sorted({image.path for sample in train for image in sample.images if image.path})
     chosen = random.Random(0).sample(paths, min(128, len(paths)))

@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer on a model from `lockadapt.assemble`: a correct answer about an image is preferred to a wrong one.
+"""TRL's DPOTrainer on a model from `lockadapt.assemble`: a correct answer is preferred to a wrong one.
 
     HF_HUB_DISABLE_TELEMETRY=1 python examples/trl_dpo.py --output trl-dpo
 

@@ -51,7 +51,7 @@ def reward(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
 
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> GRPOTrainer:
-    """Build the trainer; LoRA adapts only the LLM's layers, by full path, and the whole projector is trained."""
+    """Build the trainer; LoRA adapts only the LLM's layers, by full path; the projector is trained whole."""
     keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = GRPOConfig(
         str(output),

@@ -42,7 +42,7 @@ def rows() -> Dataset:
 
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTrainer:
-    """Build the trainer; LoRA adapts only the LLM's layers, by full path, and the whole projector is trained."""
+    """Build the trainer; LoRA adapts only the LLM's layers, by full path; the projector is trained whole."""
     keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = SFTConfig(
         str(output),

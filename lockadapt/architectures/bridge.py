@@ -147,7 +147,7 @@ def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
     if type(stock_part) is not type(source) or different:
         detail = f" (different: {some(different)})" if different else ""
         raise AssemblyError(
-            f"the stock class would rebuild the {what} as {type(stock_part).__name__}, "
+            f"the Transformers class would rebuild the {what} as {type(stock_part).__name__}, "
             f"not {type(source).__name__}{detail}",
             fix=f"choose another {what}",
         )

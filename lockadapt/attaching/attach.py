@@ -142,7 +142,7 @@ def _ready(model: Any, name: str) -> _State:
     """The state of a model that can take an adapter of that name."""
     if not isinstance(model, nn.Module) or hasattr(model, "get_base_model"):
         raise AdapterError(
-            f"{type(model).__name__} is not a stock model",
+            f"{type(model).__name__} is not a supported Transformers model",
             where="model",
             fix="give the model that PEFT wraps",
         )

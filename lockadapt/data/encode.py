@@ -303,7 +303,7 @@ class Encoder:
                 for ids in (mine, theirs)
             ]
             raise DataError(
-                f"training makes {len(mine)} tokens of a prompt, the stock processor {len(theirs)} "
+                f"training makes {len(mine)} tokens of a prompt, the Transformers processor {len(theirs)} "
                 f"({shown[0]}, not {shown[1]})",
                 where=sample.where,
                 fix="use another tokenizer or chat template",

@@ -83,7 +83,7 @@ def scan_images(
         lines = [f"{image.where}: {image.reason}" for image in bad[:MOST_PROBLEMS]]
         raise DataError(
             "\n  ".join([f"{len(bad)} of {len(wanted)} images cannot be used:", *lines]),
-            fix=f"mend them, or raise `data.max_bad_fraction` (now {max_bad_fraction:g})",
+            fix=f"fix them, or raise `data.max_bad_fraction` (now {max_bad_fraction:g})",
         )
     return ScanReport(good, bad)
 

@@ -25,13 +25,13 @@ def generate_pictures(
         `{"output", "grid", "images": [{"prompt", "file"}]}`.
 
     Raises:
-        RecipeError: the model does not draw, or `output` is not empty.
+        RecipeError: the model does not generate images, or `output` is not empty.
         DataError: a prompt spells a control token out.
     """
     opened = open_target(target)
     if not layout_of(opened.model).generation:
         raise RecipeError(
-            "the model does not draw", where=str(target), fix="train an objective of the kind t2i"
+            "the model does not generate images", where=str(target), fix="train a t2i objective"
         )
     if opened.experiment is None or not opened.experiment.data.allow_special_tokens:
         tokenizer = opened.processor.tokenizer
@@ -40,7 +40,7 @@ def generate_pictures(
             controls.refuse(prompt, "prompt")
     asked = [prompt for prompt in prompts for _ in range(count)]
     images = draw(opened.model, opened.processor, asked, drawing)
-    with new_folder(output, what="drawing") as folder:
+    with new_folder(output, what="generating images") as folder:
         rows = []
         for number, (prompt, image) in enumerate(zip(asked, images, strict=True)):
             image.save(folder / f"{number:04d}.png")

@@ -16,7 +16,7 @@ def merged_card(run: Run, proof: Mapping[str, Any]) -> str:
     section = (
         "## Proof",
         "",
-        "Reloaded by its stock class in a fresh process without lockadapt and compared with the trained model: "
+        "Reloaded by its Transformers class in a fresh process without lockadapt and compared with the trained model: "
         f"largest logit difference {proof['max_abs_logit_diff']:.3g}, KL {proof['kl']:.3g} nats, "
         f"top-1 agreement {proof['top1_agreement']:.4f}, {len(proof['missing_keys'])} missing and "
         f"{len(proof['unexpected_keys'])} unexpected keys.",
@@ -85,10 +85,10 @@ def bridge_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, 
     section = (
         "## A bridge",
         "",
-        "The stock base with everything in it that the run trained beside LoRA: projector, trained vocabulary rows, "
-        "and what draws, where there is any. LLM and tower are untouched. Without its adapter it is not the trained model."
+        "The base model with everything that the run trained except LoRA: projector, trained vocabulary rows, "
+        "and the image-generation head, if any. LLM and tower are unchanged. Without its adapter, it is not the trained model."
         if run.lora
-        else "The stock base with everything in it that the run trained. LLM and tower are untouched.",
+        else "The base model with everything that the run trained. LLM and tower are unchanged.",
         "",
         *_proved(result),
         *_retrieval_beside(run),
@@ -133,7 +133,7 @@ def _proved(result: Mapping[str, Any]) -> list[str]:
     ways = {
         "peft": "`PeftModel.from_pretrained`",
         "load_adapter": "`load_adapter`",
-        "alone": "its stock class",
+        "alone": "its Transformers class",
     }
     said = " and by ".join(ways[way] for way in result["clients"])
     return [

@@ -130,7 +130,7 @@ class CodeInputs:
             keys, rows = tensors["keys"], tensors["codes"]
         except (SafetensorError, KeyError) as error:
             raise DataError(
-                "the remembered codes are damaged", where=str(self.file), fix="remove the file"
+                "the cached image tokens are damaged", where=str(self.file), fix="remove the file"
             ) from error
         return {bytes(key).hex(): row for key, row in zip(keys, rows, strict=True)}
 

@@ -121,7 +121,7 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
     seen, plain = _head_input(llm, head, ids, 1.0)
     if seen.shape != hidden.shape or not _close(hidden, seen, allowed):
-        raise _cannot(llm, "a layer between its body and its head")
+        raise _cannot(llm, "a layer between its blocks and its head")
     _check_head(llm, head, ids, seen, plain)
 
     return llm_structure(llm)
@@ -199,7 +199,7 @@ def _close(first: Tensor, second: Tensor, allowed: float) -> bool:
 
 def _cannot(llm: PreTrainedModel, what: str) -> AssemblyError:
     return AssemblyError(
-        f"{type(llm).__name__} has {what}, which the stock VLM classes cannot hold",
+        f"{type(llm).__name__} has {what}, which the Transformers VLM classes cannot represent",
         where=str(llm.config.name_or_path) or None,
         fix="choose an LLM whose logits are a bias-free linear head over its last hidden state "
         "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)",

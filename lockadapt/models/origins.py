@@ -24,7 +24,7 @@ class Origin:
 
     Attributes:
         part: what it became: `LLM`, `tower`, `image tokenizer`, `VLM`, `data`.
-        source: Hub id, or the name of a folder or file; where that lies is nobody else's business.
+        source: Hub id, or the name of a folder or file; its local path is not published.
         hub_id: on the Hub, where `source` is no folder or file.
         licence: identifier as the Hub has it, or None where the source does not say it in a known way.
         said: what the source says, and where; `UNKNOWN` if nothing.

@@ -38,9 +38,9 @@ class ImageGenerationConfig:
         """
         if self.guidance_scale <= 1 or self.temperature < 0:
             raise RecipeError(
-                f"guidance_scale {self.guidance_scale} and temperature {self.temperature} cannot be drawn with",
+                f"guidance_scale {self.guidance_scale} and temperature {self.temperature} are not supported",
                 where="guidance_scale, temperature",
-                fix="the stock class draws with a guidance scale above 1, and temperatures from 0",
+                fix="use a guidance scale above 1 and a temperature of at least 0",
             )
         made: dict[str, Any] = {"guidance_scale": self.guidance_scale, "do_sample": self.temperature > 0}
         if made["do_sample"]:

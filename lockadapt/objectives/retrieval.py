@@ -1,4 +1,4 @@
-"""Embeds images and texts: through the one body of a run, behind query tokens; or side by side in a dual encoder."""
+"""Embed images and texts: through the whole model, with query tokens, or with a dual encoder."""
 
 from __future__ import annotations
 

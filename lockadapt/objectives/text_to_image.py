@@ -92,7 +92,7 @@ class TextToImage(Objective):
         processor, report = encoder.processor, EncodeReport()
         if not hasattr(processor, "image_start_token"):
             raise DataError(
-                f"{type(processor).__name__} makes no prompts for drawing",
+                f"{type(processor).__name__} does not support prompts for image generation",
                 fix="give model.image_tokenizer, or start from a Janus checkpoint",
             )
         start = encoder.tokenizer.convert_tokens_to_ids(processor.image_start_token)
@@ -103,7 +103,7 @@ class TextToImage(Objective):
                     encoder.controls.refuse(sample.answer, sample.where)
                 if len(sample.images) != 1:
                     raise DataError(
-                        f"{len(sample.images)} images to draw for one caption",
+                        f"{len(sample.images)} images for one caption",
                         where=sample.where,
                         fix="give every caption one image",
                     )

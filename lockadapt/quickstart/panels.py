@@ -69,7 +69,7 @@ def four_panels(
     top = _grid(page, "Answers", answers, 3, TITLE)
     top = _grid(page, "Captions", captions, 2, top)
     top = _queries(page, queries, top)
-    _grid(page, "Drawn from words, of combinations that training showed", drawn, 2, top)
+    _grid(page, "Images generated from prompts, for combinations seen in training", drawn, 2, top)
     page.figure.savefig(path, dpi=100)
 
 

@@ -43,7 +43,7 @@ def make_prompts(folder: Path, seed: int = 0, train: int = 750, test: int = 50) 
             _write_half(folder, name, Random(f"{seed}-{name}-prompts"), count, sorted(SEEN))
     except OSError as error:
         raise DiskError(
-            f"the quickstart's simple pictures cannot be written: {error.strerror or error}",
+            f"the quickstart's simple images cannot be written: {error.strerror or error}",
             where=str(error.filename or folder),
             fix="choose a folder that can be written and has 10 MB of space",
         ) from error

@@ -1,4 +1,4 @@
-"""The quickstart's recipe: four objectives on one body, as plain values."""
+"""The quickstart's recipe: four objectives on a single model, as plain values."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def make_dataset(folder: Path, seed: int = 0, train: int = 3000, test: int = 300
             _write_half(folder, name, Random(f"{seed}-{name}"), count, pairs, per_image)
     except OSError as error:
         raise DiskError(
-            f"the quickstart's pictures cannot be written: {error.strerror or error}",
+            f"the quickstart's images cannot be written: {error.strerror or error}",
             where=str(error.filename or folder),
             fix="choose a folder that can be written and has 30 MB of space",
         ) from error

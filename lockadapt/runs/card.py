@@ -119,9 +119,9 @@ def _files() -> list[str]:
     return [
         "## Files",
         "",
-        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector by its stock names "
-        "(`retrieval.safetensors` and `generation.safetensors`, where there are any, what embeds and what draws), "
-        "`processor/` is the exact processor. `lockadapt merge` folds them into one stock folder.",
+        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector under its Transformers names "
+        "(`retrieval.safetensors` and `generation.safetensors`, if present, the retrieval weights and the image-generation head), "
+        "`processor/` is the processor. `lockadapt merge` merges them into one Transformers model folder.",
         "",
     ]
 

@@ -57,10 +57,10 @@ class GroundingConfig(TrainingArguments):
         max_row_tokens (`int`, *optional*, defaults to `2048`):
             Longest packed row; more samples of one image are divided.
         max_samples_per_image (`int` or `None`, *optional*):
-            The most samples of one image that are drawn together for packing; defaults to a quarter of an optimiser
+            Maximum number of samples of one image drawn together for packing; defaults to a quarter of an optimiser
             step's samples, so that a step sees four images or more.
         blind (`bool`, *optional*, defaults to `False`):
-            Replace every image by the mean image, to see what the wording alone is worth.
+            Replace every image by the mean image, to measure how much can be answered from the text alone.
 
     > Parameters that control the checks against wasted runs
 
@@ -92,7 +92,7 @@ class GroundingConfig(TrainingArguments):
         default=None, metadata={"help": "Learning rate of what embeds images and texts."}
     )
     generation_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of what draws images."}
+        default=None, metadata={"help": "Learning rate of the image-generation head."}
     )
     lora_plus_ratio: float = field(default=1.0, metadata={"help": "Learning rate of B over that of A."})
     max_length: int | None = field(default=None, metadata={"help": "Longest sample in tokens."})
@@ -106,7 +106,7 @@ class GroundingConfig(TrainingArguments):
     packing: str = field(default="auto", metadata={"help": "Share rows between samples of an image."})
     max_row_tokens: int = field(default=2048, metadata={"help": "Longest packed row in tokens."})
     max_samples_per_image: int | None = field(
-        default=None, metadata={"help": "Samples of one image that are drawn together."}
+        default=None, metadata={"help": "Maximum number of samples of one image drawn together."}
     )
     features: str = field(default="auto", metadata={"help": "Where they are kept."})
     feature_disk_gib: float = field(default=0.0, metadata={"help": "Disk for them, in GiB."})

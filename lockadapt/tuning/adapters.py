@@ -24,7 +24,7 @@ TRAINABLE = ("projector", "lora", "retrieval", "generation")
 
 _MISSING = {
     "lora": "attach an adapter first",
-    "projector": "this stock class has none",
+    "projector": "this model class has none",
     "retrieval": "name an objective of the kind itc",
     "generation": "start from a Janus checkpoint, or give model.image_tokenizer",
 }

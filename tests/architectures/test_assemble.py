@@ -54,7 +54,7 @@ def test_llm_keeps_its_logits_and_its_tie(kind: str, tiny: Path, tmp_path: Path)
         ("cohere", "logit scale .* 0.0625 times"),
         ("granite", "logit scale .* 0.125 times"),
         ("opt-350m", "embedding of 16 dimensions"),
-        ("bert", "between its body and its head"),
+        ("bert", "between its blocks and its head"),
     ],
 )
 def test_what_no_stock_class_holds_is_named(kind: str, named: str, tiny: Path, tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_configs_that_ask_for_more(run: Path, tmp_path: Path, changes: dict[str,
 def test_models_that_cannot_take_one(run: Path) -> None:
     model = live(run / "base")
     wrapped = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(AdapterError, match="not a stock model"):
+    with pytest.raises(AdapterError, match="not a supported Transformers model"):
         lockadapt.attach(wrapped, run)
     with pytest.raises(AdapterError, match="did not attach"):
         lockadapt.attach(model, run)

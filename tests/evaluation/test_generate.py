@@ -34,5 +34,5 @@ def test_pictures_and_grid(drawing: Assembled, tmp_path: Path) -> None:
 
 def test_a_model_that_does_not_draw(assembled: Assembled, tmp_path: Path) -> None:
     assert assembled.folder is not None
-    with pytest.raises(RecipeError, match="does not draw"):
+    with pytest.raises(RecipeError, match="does not generate images"):
         generate_pictures(assembled.folder, ["a red one"], tmp_path / "a", ImageGenerationConfig(), 1)

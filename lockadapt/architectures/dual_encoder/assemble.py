@@ -255,12 +255,12 @@ def _join(text: LoadedText, vision: LoadedTower, channels: int, dimension: int) 
     )
     for part in (config, config.text_config, config.vision_config):
         part.dtype = text.model.dtype
-        part.name_or_path = ""  # a path on this machine, and nobody else's business
+        part.name_or_path = ""  # a local path, not published
     with quiet():
         model: Any = VisionTextDualEncoderModel(config, vision.model, text.model)
     if model.visual_projection.weight.shape != (dimension, channels):
         raise AssemblyError(
-            f"the stock class projects {model.visual_projection.weight.shape[1]} channels, the tower gives {channels}",
+            f"the Transformers class projects {model.visual_projection.weight.shape[1]} channels, the tower gives {channels}",
             where=vision.source.name,
             fix="choose another tower",
         )

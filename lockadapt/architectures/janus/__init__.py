@@ -88,7 +88,7 @@ JANUS = Architecture(
     positions=Positions(),
     clients=Clients(
         refused={
-            "gguf": "llama.cpp looks at images but cannot draw, so the image tokenizer and what draws would be lost"
+            "gguf": "llama.cpp cannot generate images, so the image tokenizer and the image-generation head would be lost"
         }
     ),
     unit_rows=("model.vqmodel.quantize.embedding.weight",),

@@ -123,7 +123,7 @@ def _same_tensors(tower: Any, theirs: dict[str, Tensor], ours: dict[str, Tensor]
 
 def _cannot(kind: str, what: str, where: str) -> AssemblyError:
     return AssemblyError(
-        f"{kind} has {what}, so Janus, which draws, cannot hold it as its tower",
+        f"{kind} has {what}, so Janus cannot use it as its tower",
         where=where,
         fix="give a SigLIP or SigLIP 2 tower of fixed resolution, or leave the image tokenizer out",
     )

@@ -90,7 +90,7 @@ def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = Fal
         raise DataError(
             f"the row has {len(row)} values, and {field} is position {column} (counted from 0)",
             where=where,
-            fix="mend the row or `columns`",
+            fix="fix the row or `columns`",
         )
     return row[column]
 
@@ -114,7 +114,7 @@ def missing_column(row: Any, column: str, field: str, where: str) -> DataError:
     if not guess.startswith("did"):
         guess = "map a column that it has"
     if len(names) == 1 and (";" in names[0] or "\t" in names[0]):
-        guess = "values are parted by commas (in .tsv files by tabs); mend the file, or map a column"
+        guess = "values are separated by commas (in .tsv files by tabs); fix the file, or map a column"
     return DataError(
         f"the row has no column {column!r}; it has {quote(', '.join(names)) if names else 'none'}",
         where=where,

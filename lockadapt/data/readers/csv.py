@@ -101,7 +101,7 @@ def _broken(error: csv.Error, where: str) -> DataError:
     return DataError(
         f"broken CSV: {error}",
         where=where,
-        fix="mend the quotes: a quote inside quotes is doubled, and each that opens must close",
+        fix="fix the quotes: double a quote inside quotes, and close every quote",
     )
 
 
@@ -109,5 +109,5 @@ def _ragged(values: list[str], header: list[str], where: str) -> DataError:
     return DataError(
         f"the row has {len(values)} values, the header {len(header)}",
         where=where,
-        fix="mend the row; a text with a comma in it stands in quotes",
+        fix="fix the row; quote a text that contains a comma",
     )

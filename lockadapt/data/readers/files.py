@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
     if path.is_dir():
         raise DataError("this is a folder, not a file", where=where, fix="name the file with the rows")
     if not path.is_file():
-        raise DataError("there is no such file", where=where, fix="mend `path`, or fetch the data first")
+        raise DataError("no such file", where=where, fix="correct `path`, or download the data first")
     try:
         refuse_pickle(path)
         data = _unpacked(path) if path.suffix.lower() == ".gz" else path.read_bytes()
@@ -134,7 +134,7 @@ def _parsed(text: str, where: str, path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        fix = "mend the file, or write it again with a JSON library"
+        fix = "fix the file, or write it with a JSON library"
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             fix = f"if it holds one row a line, name it {path.stem}.jsonl"
         raise _invalid(error, where + line, fix) from error

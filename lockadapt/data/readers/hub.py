@@ -108,7 +108,7 @@ def _from_hub(source: Source) -> Any:
     name = str(source.path)
     # A folder that exists up to its last part is a misspelt path: nobody named a Hub id, so no network.
     if not _HUB_ID.fullmatch(name) or ("/" in name and Path(name).parent.is_dir()):
-        raise DataError("there is no such file or folder", where=name, fix="mend `path`")
+        raise DataError("no such file or folder", where=name, fix="correct `path`")
     try:
         builder = datasets.load_dataset_builder(name)
         kind = type(builder).__module__.rpartition(".")[2]

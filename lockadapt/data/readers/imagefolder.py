@@ -41,7 +41,7 @@ def read(source: Source) -> Iterator[Sample]:
 
 def _metadata(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError("there is no such folder", where=str(folder), fix="mend `path` (and `split`)")
+        raise DataError("no such folder", where=str(folder), fix="correct `path` (and `split`)")
     found = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).exists()]
     if len(found) != 1:
         raise DataError(

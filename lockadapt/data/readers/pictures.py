@@ -83,7 +83,7 @@ class Pictures:
         if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
             return self.ref(value["bytes"], where) if value.get("bytes") else self._cell(value["path"], where)
         raise DataError(
-            f"an image is {quote(value)}, not a name, a number, bytes or a picture",
+            f"an image is {quote(value)}, not a name, a number, bytes or an image",
             where=where,
             fix="write the file name of the image, or map the right column: `columns: {image: ...}`",
         )
@@ -104,7 +104,7 @@ class Pictures:
             raise DataError(
                 f"image {quote(value)} does not fit the pattern {self._name!r}",
                 where=where,
-                fix="mend the value or `image_name`",
+                fix="correct the value or `image_name`",
             ) from error
 
     def _file(self, name: str, where: str) -> ImageRef:

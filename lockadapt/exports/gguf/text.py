@@ -87,6 +87,6 @@ def _require_real(causal: nn.Module) -> None:
     empty = [name for name, tensor in causal.named_parameters() if tensor.is_meta]
     if empty:
         raise AssemblyError(
-            f"the stock model has no {empty[0]}, which {type(causal).__name__} needs",
+            f"the model has no {empty[0]}, which {type(causal).__name__} needs",
             fix="please report this",
         )

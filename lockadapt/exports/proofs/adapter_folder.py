@@ -152,7 +152,7 @@ def _judge(result: Mapping[str, Any], trained: Trained, where: str) -> None:
     if not result["max_abs_logit_diff"] <= allowed:
         problems.append(f"logits differ by {result['max_abs_logit_diff']:.3g} (allowed {allowed:.3g})")
     if not result["decided_agreement"] >= MIN_TOP1[trained.dtype]:
-        problems.append(f"only {result['decided_agreement']:.4f} of the likeliest tokens agree")
+        problems.append(f"only {result['decided_agreement']:.4f} of the most likely tokens agree")
     if not result["prompts_equal"]:
         problems.append("the saved processor writes other prompts than training used")
     elif not result["answer_gap"] <= 2 * allowed:

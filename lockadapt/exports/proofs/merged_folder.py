@@ -94,10 +94,10 @@ def record(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def note_blindness(result: Mapping[str, Any], reporter: Reporter) -> None:
-    """Says so where the trained model itself hardly looks, so that nothing was asked of the folder."""
+    """Note that the trained model itself barely uses the image, so image sensitivity was not required."""
     if result["looks_at_images"] is False:
         reporter.note(
-            "the trained model hardly looks: swapping images changes its logits by "
+            "the trained model barely uses the image: swapping images changes its logits by "
             f"{result['trained_image_effect']:.3g} at most"
         )
 
@@ -192,7 +192,7 @@ def differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dt
     if not result["kl"] <= (limit := kl_limit(reference, dtype)):
         problems.append(f"KL divergence is {result['kl']:.3g} nats (allowed {limit:.3g})")
     if not result["decided_agreement"] >= MIN_TOP1[reference.coarse(dtype)]:
-        problems.append(f"only {result['decided_agreement']:.4f} of the likeliest tokens agree")
+        problems.append(f"only {result['decided_agreement']:.4f} of the most likely tokens agree")
     if not result["prompts_equal"]:
         problems.append("the saved processor writes other prompts than training used")
     elif not result["pixels_equal"]:

@@ -1,4 +1,4 @@
-"""Writes the stock base with the trained projector inside, for adapters that hold LoRA alone."""
+"""Writes the base model with the trained projector, for adapters that hold LoRA alone."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     return result
 
 
-BRIDGE = ExportTarget("bridge", "stock base with the trained projector inside", refusal, write)
+BRIDGE = ExportTarget("bridge", "base model with the trained projector", refusal, write)

@@ -50,4 +50,4 @@ def gguf_target(sources: Path | None) -> ExportTarget:
             reporter.note(note)
         return {**result, "merged": {**proof, "output": None}}
 
-    return ExportTarget(NAME, "the LLM and its eyes as two files for llama.cpp", refusal, write)
+    return ExportTarget(NAME, "LLM and vision part as two files for llama.cpp", refusal, write)

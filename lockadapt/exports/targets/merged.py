@@ -25,4 +25,4 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     return merge_run(run, output, reporter)
 
 
-MERGED = ExportTarget("merged", "one stock folder", refusal, write)
+MERGED = ExportTarget("merged", "one Transformers model folder", refusal, write)

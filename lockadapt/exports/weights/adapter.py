@@ -76,7 +76,9 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise SetupError(f"is no adapter: {name} is missing", where=str(folder), fix="name a PEFT folder")
+            raise SetupError(
+                f"not a PEFT adapter: {name} not found", where=str(folder), fix="pass a PEFT folder"
+            )
     read_shard(folder / WEIGHTS)
     try:
         said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -141,7 +141,7 @@ def require_fit(place: Place, changes: Sequence[WeightUpdate], shape: tuple[int,
     """
     if place.shape != shape:
         raise VerificationError(
-            f"has the shape {place.shape}, and its stock class wants {shape}",
+            f"has the shape {place.shape}, but its model class expects {shape}",
             where=place.key,
             fix="config.json and the weights do not belong together",
         )

@@ -57,7 +57,7 @@ def meta_model(folder: Path) -> Any:
         raise AssemblyError(
             f"Transformers {transformers.__version__} has no class {name}",
             where=f"{folder / 'config.json'}: architectures",
-            fix="name a folder of a stock class",
+            fix="pass a Transformers model folder",
         )
     with loading(source, "base"), torch.device("meta"):
         model: Any = kind

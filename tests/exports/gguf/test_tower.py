@@ -48,7 +48,7 @@ def test_other_classes() -> None:
     dinov2 = hf.LlavaConfig(vision_config=hf.Dinov2Config(), text_config=text)
     assert "CLIP and SigLIP towers in this class, not dinov2" in str(class_refusal(dinov2))
     assert "CNN tower" in str(class_refusal(hf.FastVlmConfig()))
-    assert "cannot draw" in str(class_refusal(hf.JanusConfig()))
+    assert "cannot generate images" in str(class_refusal(hf.JanusConfig()))
     dual = hf.VisionTextDualEncoderConfig.from_vision_text_configs(hf.SiglipVisionConfig(), hf.BertConfig())
     assert "dual encoder" in str(class_refusal(dual))
     assert class_refusal(hf.Idefics3Config()) is None

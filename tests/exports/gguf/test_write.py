@@ -86,7 +86,7 @@ def test_failure_leaves_nothing(siglip: Path, tmp_path: Path) -> None:
 
 def test_feature_maps_and_drawing_are_refused_at_once(assembled: Any, drawing: Any, tmp_path: Path) -> None:
     nothing = LlamaCpp(tmp_path)  # never asked
-    assert "cannot draw" in str(gguf_refusal(drawing.folder, nothing))
+    assert "cannot generate images" in str(gguf_refusal(drawing.folder, nothing))
     if type(assembled.model).__name__ == "FastVlmForConditionalGeneration":
         assert "CNN tower" in str(gguf_refusal(assembled.folder, nothing))
 
