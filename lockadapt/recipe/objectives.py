@@ -73,7 +73,7 @@ class VqaSection(AnswerSection):
     prompt: str | None = Field(default=None, description="template containing `{question}`")
 
     @model_validator(mode="after")
-    def _has_a_place_for_the_question(self) -> VqaSection:
+    def _prompt_has_question_slot(self) -> VqaSection:
         refuse(_without(self, "prompt", "question"))
         return self
 

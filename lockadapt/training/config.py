@@ -26,7 +26,7 @@ class GroundingConfig(TrainingArguments):
         retrieval_learning_rate (`float`, *optional*):
             Learning rate of query tokens, embedding projections, temperature and bias; defaults to the projector's.
         generation_learning_rate (`float`, *optional*):
-            Learning rate of what draws images; defaults to the projector's.
+            Learning rate of the image-generation head; default: projector_learning_rate.
         lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
             Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354).
 

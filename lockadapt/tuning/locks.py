@@ -1,4 +1,4 @@
-"""Shows what is locked and what learns, and proves afterwards that the locked part did not move by a bit."""
+"""Report what is frozen and what trains, and prove that every frozen tensor is bit-identical after training."""
 
 from __future__ import annotations
 
