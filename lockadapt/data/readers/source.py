@@ -122,7 +122,7 @@ class Source:
         """
         folder = Path(self.images) if self.images is not None else default
         if self.images is not None and not folder.is_dir():
-            raise DataError("no such image folder", where=str(folder), fix="correct `images`")
+            raise DataError("no such folder of images", where=str(folder), fix="correct `images`")
         return DataRoot(folder)
 
 
