@@ -1,4 +1,4 @@
-"""Every error that a user can meet: what went wrong, where, how to mend it, and the exit code of its kind.
+"""Every error that a user can meet: what went wrong, where, how to fix it, and the exit code of its kind.
 
 Exit codes (documented in `docs/cli.md`): 0 done, 2 usage or recipe, 3 data, 4 environment, 5 does not fit,
 6 diverged or would not learn, 7 disk, 8 verification failed, 10 refused for safety.

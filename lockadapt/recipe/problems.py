@@ -100,7 +100,7 @@ def _outdone(path: KeyPath, places: list[KeyPath]) -> bool:
 
 
 def _advice(value: Any, annotation: Any) -> str:
-    """How to mend a value of the wrong type, where the slip is a common one."""
+    """Return how to fix a value of the wrong type, for common mistakes."""
     kinds = branches(annotation)
     choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if isinstance(value, str):

@@ -237,6 +237,6 @@ def test_training_prompts_are_compared_with_the_stock_processors() -> None:
     encoder.processor.chat_template = encoder.processor.chat_template.replace(
         "assistant<|end", "assistent<|end"
     )
-    with pytest.raises(DataError, match="the stock processor") as error:
+    with pytest.raises(DataError, match="the Transformers processor") as error:
         encoder.encode([talk()])
     assert error.value.where == "rows:2"
