@@ -54,12 +54,13 @@ PIXEL_SHUFFLE = Fusion(
 
 def build(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
     """See `Assembly.build`. Half of `linear_1`'s outputs are gates, so it has twice the LLM's width."""
-    config = AyaVisionConfig(
+    settings = {
         **common_config(ingredients),
-        downsample_factor=ingredients.factor,
-        alignment_intermediate_size=2 * ingredients.text.hidden_size,
-    )
-    return join(AyaVisionForConditionalGeneration, config, ingredients, fusion, seed)
+        "downsample_factor": ingredients.factor,
+        # No declared field, but the projector reads it and config.json keeps it.
+        "alignment_intermediate_size": 2 * ingredients.text.hidden_size,
+    }
+    return join(AyaVisionForConditionalGeneration, AyaVisionConfig(**settings), ingredients, fusion, seed)
 
 
 def one_row_an_image(projector_output: Tensor) -> Tensor:
