@@ -1,18 +1,42 @@
-"""What the user reads on stderr while a command works: notes and counted work."""
+"""What the user reads: results on stdout, notes and counted work on stderr, no control characters."""
 
 from __future__ import annotations
 
 import io
+import re
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 PLAIN_SECONDS = 10.0
 """Without a terminal, a line is printed at most so often, in seconds."""
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves a cursor, colours text or turns it around, and halves of characters; not line ends and tabs."""
+
+
+def printable(text: str) -> str:
+    """Return text as it may be printed: the control characters of rows and file names are written out."""
+    return _CONTROL.sub(_written_out, text)
+
+
+def emit(text: object = "", *, end: str = "\n", error: bool = False) -> None:
+    """Print a result on stdout, or a message on stderr; all of the command line's output goes through here.
+
+    Args:
+        text: what is printed, through `printable`.
+        end: what follows it.
+        error: print on stderr.
+    """
+    print(printable(str(text)), end=end, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class Reporter:
@@ -23,13 +47,15 @@ class Reporter:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console  # the command line's help does without
+
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.live = self.console.is_terminal and not quiet
         self._last: dict[str, float] = {}
 
     def note(self, text: str) -> None:
         """One line, or several."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def counted(self, what: str) -> Any:
         """Return a callback (done, total) that prints at most every PLAIN_SECONDS, nothing for short work."""
@@ -57,6 +83,10 @@ def table_text(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequen
     Returns:
         Lines without colour, one a row, never wrapped.
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*head, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, column in enumerate(table.columns):
         column.justify = "right" if number in right else "left"

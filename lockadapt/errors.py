@@ -6,6 +6,9 @@ Exit codes (documented in `docs/cli.md`): 0 done, 2 usage or recipe, 3 data, 4 e
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+
 
 class LockadaptError(Exception):
     """Base of all errors that lockadapt raises on purpose.
@@ -23,7 +26,9 @@ class LockadaptError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        # A file name may hold a line break, which must not look like the start of another message.
+        where = (self.where or "").replace("\n", "\\n")
+        text = f"{where}: {self.message}" if where else self.message
         return f"{text}\n  fix: {self.fix}" if self.fix else text
 
 
@@ -109,3 +114,70 @@ class SafetyError(LockadaptError):
     """Refused for safety: remote code, a path outside the data root, pickle, a decompression bomb."""
 
     exit_code = 10
+
+
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "unable to allocate",
+    "std::bad_alloc",
+    "can't start new thread",
+    "failed to map segment",
+    "memory allocation of",
+)
+_DISK_WORDS = (
+    "no space left on device",
+    "disk quota exceeded",
+    "file too large",
+    "os error 28)",
+    "os error 122)",
+    "os error 27)",
+)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an exception, or what it was raised from, says that memory is used up.
+
+    Libraries have no type for it: torch raises RuntimeError, the loader of shared objects ImportError.
+    """
+    return any(
+        isinstance(one, MemoryError)
+        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
+        or _says(one, _MEMORY_WORDS)
+        for one in _chain(error)
+    )
+
+
+def disk_ran_out(error: BaseException) -> bool:
+    """Whether an exception, or what it was raised from, says that a disk or a quota is full.
+
+    safetensors and torch say so in errors of their own, which are no OSError.
+    """
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(
+        (isinstance(one, OSError) and one.errno in full) or _says(one, _DISK_WORDS) for one in _chain(error)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    # What lockadapt says itself names rows and files, whose words mean nothing here.
+    if isinstance(error, LockadaptError):
+        return False
+    text = str(error).lower()
+    return any(word in text for word in words)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and its causes."""
+    one: BaseException | None = error
+    seen: set[int] = set()
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)

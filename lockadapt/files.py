@@ -10,11 +10,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lockadapt.errors import DiskError, RecipeError
+from lockadapt.errors import DiskError, LockadaptError, RecipeError, disk_ran_out
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         DiskError: the disk is full, or the place cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -57,7 +57,7 @@ def write_bytes(path: Path, data: bytes, *, fix: str) -> None:
         DiskError: the disk is full, or the place cannot be written; `fix` says what to do about it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    with _disk_errors(path, fix):
+    with disk_errors(path, fix):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
@@ -113,7 +113,7 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     """
     target = Path(path)
     require_new(target, what=what)
-    with _disk_errors(target):
+    with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}.{WRITING}-"
         for left in target.parent.glob(f"{glob.escape(prefix)}*"):
@@ -209,21 +209,48 @@ def _umask() -> int:
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path, fix: str = "free space, or choose another --output") -> Iterator[None]:
+def disk_errors(path: Path, fix: str = "free space, or choose another --output") -> Iterator[None]:
+    """Block in which a full disk becomes a DiskError that names the path, whatever library meets it.
+
+    Args:
+        path: what is being written.
+        fix: what to do about a full disk.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DiskError: the disk, a quota or a file-size limit is full, or the place cannot be written.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except LockadaptError:
+        raise
+    except Exception as error:
+        if disk_ran_out(error):
             raise DiskError("the disk is full", where=str(path), fix=fix) from error
-        if error.errno in (
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.EIO,
-            errno.ENOTDIR,
-            errno.ENAMETOOLONG,
-        ):
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             raise DiskError(
                 f"cannot be written: {error.strerror}", where=str(path), fix="choose another place"
             ) from error
         raise
+
+
+_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Args:
+        path: the file, which is replaced.
+        tensors: torch tensors by name.
+        metadata: texts for the file's header.
+
+    Raises:
+        DiskError: the disk is full, or the place cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    with disk_errors(path):
+        save_file(dict(tensors), path, None if metadata is None else dict(metadata))

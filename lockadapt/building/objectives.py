@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from lockadapt.data.readers.files import read_text
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.objectives import KINDS, ImageText, Objective
 from lockadapt.recipe.objectives import AnswerSection, ItcSection
@@ -79,7 +80,7 @@ def _closed_list(name: str, answers: list[str] | str | None) -> tuple[str, ...] 
                 where=f"objectives.{name}.answers: {answers}",
                 fix="name a text file",
             )
-        answers = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        answers = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if len(set(answers)) < 2:
         raise DataError("a closed list needs two answers or more", where=f"objectives.{name}.answers")
     return tuple(dict.fromkeys(answers))

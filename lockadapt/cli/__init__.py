@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -27,7 +30,16 @@ from lockadapt.cli import (
     unmerge,
     verify,
 )
-from lockadapt.errors import DiskError, DoesNotFitError, LockadaptError
+from lockadapt.console import emit
+from lockadapt.errors import (
+    DiskError,
+    DoesNotFitError,
+    LockadaptError,
+    RecipeError,
+    disk_ran_out,
+    first_line,
+    memory_ran_out,
+)
 from lockadapt.version import __version__
 
 app = typer.Typer(
@@ -67,7 +79,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"lockadapt {__version__}")
+        emit(f"lockadapt {__version__}")
         raise typer.Exit()
 
 
@@ -85,43 +97,98 @@ def main() -> None:
     # Deprecation warnings from libraries concern developers, not users.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
+    arguments = sys.argv[1:]
     try:
-        app()
-    except LockadaptError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted; continue a training run with --resume", file=sys.stderr)
-        sys.exit(130)
-    except MemoryError as error:
-        _fail(
-            DoesNotFitError(
-                f"out of memory: {error}", fix="use a smaller batch_size, quantization: nf4 or a smaller LLM"
-            )
-        )
-    except OSError as error:
-        _fail(
-            DiskError(
-                f"{error.strerror or error}",
-                where=str(error.filename or ""),
-                fix="check the path and the disk",
-            )
-        )
-    except RuntimeError as error:
-        # torch's out-of-memory errors are RuntimeErrors; anything else is a bug and keeps its traceback.
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        _refuse_odd_arguments(arguments)
+        # Typer would end the process itself, print arguments as they are, and stay silent on Ctrl-C.
+        code = app(arguments, standalone_mode=False)
+    except _UsageError as error:
+        shown = io.StringIO()
+        error.show(shown)
+        emit(shown.getvalue(), end="", error=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        told = told_to_users(error)
+        if told is None:  # a bug: its traceback is what a report of it needs
             raise
-        from lockadapt.training.batch_size_search import (
-            reason,  # torch is loaded by now; --help does without it
-        )
+        emit(f"error: {told}", error=True)
+        sys.exit(told.exit_code)
+    if code == INTERRUPTED:
+        emit(f"\ninterrupted: {_how_to_go_on(arguments)}", error=True)
+    sys.exit(code if isinstance(code, int) else 0)
 
-        _fail(
-            DoesNotFitError(
-                f"out of memory: {reason(error)}",
-                fix="halve training.batch_size and double training.accumulation, or use quantization: nf4",
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
+# ClickException, of the Click that Typer brings along (newer versions) or imports (older ones).
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def told_to_users(error: Exception) -> LockadaptError | None:
+    """What a user is told about any exception, by its cause rather than by where it surfaced.
+
+    Args:
+        error: whatever ended a command.
+
+    Returns:
+        An error with message, place, fix and exit code; None for what is a bug.
+    """
+    if isinstance(error, (DoesNotFitError, DiskError)):
+        return error
+    if memory_ran_out(error):
+        last = _root(error)
+        return DoesNotFitError(
+            f"out of memory: {first_line(last).split('. GPU ')[0].removesuffix('.')}",
+            where=error.where if isinstance(error, LockadaptError) else None,
+            fix="halve training.batch_size and double training.accumulation, use quantization: nf4 or a "
+            "smaller LLM, or raise the limit (ulimit -v) if there is one",
+        )
+    if disk_ran_out(error):
+        place = error.where if isinstance(error, LockadaptError) else getattr(error, "filename", None)
+        return DiskError(
+            f"the disk is full, or a limit on file sizes is reached: {first_line(_root(error))}",
+            where=None if place is None else str(place),
+            fix="free space, choose another --output, or let TMPDIR name a folder on a larger disk",
+        )
+    if isinstance(error, LockadaptError):
+        return error
+    if isinstance(error, OSError):
+        return DiskError(
+            f"{error.strerror or first_line(error)}",
+            where=str(error.filename or ""),
+            fix="check the path and the disk",
+        )
+    return None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an exception of lockadapt's own was raised from."""
+    while isinstance(error, LockadaptError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _refuse_odd_arguments(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text: Python hands them on as lone surrogates, which no file can hold."""
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise RecipeError(
+                "is not UTF-8 text",
+                where=f"the argument {argument!r}",
+                fix="rename the file, or mend the text",
             )
+
+
+def _how_to_go_on(arguments: Sequence[str]) -> str:
+    verb = next((one for one in arguments if not one.startswith("-")), "")
+    if verb == "train":
+        again = (
+            "run the same command again" if "--resume" in arguments else "add --resume to the same command"
         )
-
-
-def _fail(error: LockadaptError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+        return f"{again} to go on from the last checkpoint"
+    if verb in ("cache", "search"):
+        return "run the same command again; images that are done are not done again"
+    return "run the same command again; nothing unfinished was left"

@@ -6,6 +6,8 @@ import json
 
 import typer
 
+from lockadapt.console import emit
+
 
 def assemble(
     llm: str = typer.Option(..., "--llm", help="Folder or Hub id of a causal language model."),
@@ -40,4 +42,4 @@ def assemble(
         dtype=dtype,
     )
     report = result.report.to_dict()
-    print(json.dumps({"output": output, **report}) if as_json else output)
+    emit(json.dumps({"output": output, **report}) if as_json else output)

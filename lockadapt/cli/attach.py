@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from lockadapt.console import emit
 from lockadapt.errors import RecipeError
 
 
@@ -31,11 +32,11 @@ def attach(
 
     found = look(model, adapter, force_base=force_base)
     if as_json:
-        print(json.dumps(found.report))
+        emit(json.dumps(found.report))
     elif found.error is None:
-        print("fits")
+        emit("fits")
         for key in ("base", "tokenizer", "not_compared"):
             for line in found.report[key]:
-                print(f"  {key.replace('_', ' ')}: {line}")
+                emit(f"  {key.replace('_', ' ')}: {line}")
     if found.error is not None:
         raise found.error

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def cache(
     recipe: Path = typer.Argument(help="YAML recipe."),
@@ -28,10 +30,10 @@ def cache(
 
     found = cache_recipe(loaded.recipe, Reporter(quiet))
     if as_json:
-        print(json.dumps(found))
+        emit(json.dumps(found))
         return
     drift = found["drift"]
-    print(
+    emit(
         f"{found['folder']}: {found['images']:,} images ({found['computed']:,} computed now), "
         f"{found['bytes'] / 2**20:,.1f} MiB, {found['seconds']:.0f} s; {found['stored']}: "
         f"largest difference {drift['largest']:.2g}, relative {drift['relative']:.2g}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lockadapt.console import emit
 from lockadapt.errors import DataError, SafetyError
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ def chat(
     talk = Chat.open(target, image, max_new_tokens)
     if question:
         for text in question:
-            print(talk.ask(text))
+            emit(talk.ask(text))
         return
     interactive = sys.stdin.isatty()
     while True:
         if interactive:
-            print("> ", end="", file=sys.stderr, flush=True)
+            emit("> ", end="", error=True)
         line = sys.stdin.readline()
         if not line:
             return
@@ -53,11 +54,11 @@ def chat(
             # An interactive user can try again; a script must not continue without the image.
             if not interactive:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            emit(f"error: {error}", error=True)
 
 
 def _answer(talk: Chat, line: str) -> None:
     if line.startswith(SHOW):
         talk.show(Path(line.removeprefix(SHOW).strip()).expanduser())
     elif line:
-        print(talk.ask(line), flush=True)
+        emit(talk.ask(line))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def check(
     recipe: Path = typer.Argument(help="YAML recipe."),
@@ -24,12 +26,10 @@ def check(
 
     loaded = read_recipe(recipe, overrides)
     if structure_only:
-        print(
-            json.dumps({"recipe": str(recipe), "ok": True}) if as_json else f"{recipe}: the recipe is valid"
-        )
+        emit(json.dumps({"recipe": str(recipe), "ok": True}) if as_json else f"{recipe}: the recipe is valid")
         return
     from lockadapt.console import Reporter
     from lockadapt.planning.check import check_recipe
 
     found = check_recipe(loaded.recipe, Reporter(), samples)
-    print(json.dumps(found) if as_json else f"{recipe}: ready to train")
+    emit(json.dumps(found) if as_json else f"{recipe}: ready to train")

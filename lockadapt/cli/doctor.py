@@ -10,19 +10,21 @@ from typing import Any
 
 import typer
 
+from lockadapt.console import emit
+
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout.")) -> None:
     """Check this machine. Exit code 4 if a requirement of every run is missing."""
     found = _look()
     if as_json:
-        print(json.dumps(found))
+        emit(json.dumps(found))
     else:
         for name, value in found["facts"].items():
-            print(f"{name}: {value}")
+            emit(f"{name}: {value}")
         for problem in found["problems"]:
-            print(f"will not work: {problem['what']}\n  fix: {problem['fix']}")
+            emit(f"will not work: {problem['what']}\n  fix: {problem['fix']}")
         if not found["problems"]:
-            print("no problems found")
+            emit("no problems found")
     if any(problem["fatal"] for problem in found["problems"]):
         sys.exit(4)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from lockadapt.console import emit
+
 
 def evaluate(
     target: Path = typer.Argument(help="Run folder or merged model folder."),
@@ -31,10 +33,10 @@ def evaluate(
 
     scores = evaluate_folder(target, recipe, overrides, blind, predictions, Reporter(quiet))
     if as_json:
-        print(json.dumps(scores))
+        emit(json.dumps(scores))
         return
     for name, values in scores.items():
-        print("\n".join(score_lines(name, values)))
+        emit("\n".join(score_lines(name, values)))
 
 
 def score_lines(name: str, values: Mapping[str, Any], indent: str = "") -> list[str]:

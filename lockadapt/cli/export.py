@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def export(
     run: Path = typer.Argument(help="Run folder."),
@@ -27,4 +29,4 @@ def export(
     from lockadapt.exports.export import export_run
 
     result = export_run(run, to, output, Reporter(quiet), llama_cpp)
-    print(json.dumps(result) if as_json else result["output"])
+    emit(json.dumps(result) if as_json else result["output"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def generate(
     target: Path = typer.Argument(help="Run folder or merged folder of a model trained with t2i."),
@@ -34,4 +36,4 @@ def generate(
 
     drawing = ImageGenerationConfig(seed, temperature, top_k, top_p, guidance_scale)
     result = generate_pictures(target, prompts, output, drawing, count)
-    print(json.dumps(result) if as_json else f"{len(result['images'])} images: {output}")
+    emit(json.dumps(result) if as_json else f"{len(result['images'])} images: {output}")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def merge(
     source: str = typer.Argument(help="Run folder; with --adapter: folder or Hub id of the base model."),
@@ -35,4 +37,4 @@ def merge(
     from lockadapt.exports.merge_command import MergeRequest, merge_command, text_of
 
     result = merge_command(MergeRequest(source, output, adapter, base, compare, samples), Reporter(quiet))
-    print(json.dumps(result) if as_json else text_of(result))
+    emit(json.dumps(result) if as_json else text_of(result))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def plan(
     recipe: Path = typer.Argument(help="YAML recipe."),
@@ -32,6 +34,6 @@ def plan(
 
     limit = None if memory is None else parse_size(memory)
     found = plan_recipe(loaded.recipe, Reporter(quiet), limit)
-    print(json.dumps(found) if as_json else plan_text(found))
+    emit(json.dumps(found) if as_json else plan_text(found))
     if limit is not None:
         refuse_unless_fits(found, limit)

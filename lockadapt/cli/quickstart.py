@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def quickstart(
     output: Path = typer.Option(
@@ -23,7 +25,7 @@ def quickstart(
 
     result = tour(output, Reporter())
     if as_json:
-        print(json.dumps(result))
+        emit(json.dumps(result))
         return
     for line in result["summary"]:
-        print(line)
+        emit(line)

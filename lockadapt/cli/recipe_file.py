@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lockadapt.console import emit
 
 if TYPE_CHECKING:
     from lockadapt.recipe.read import LoadedRecipe
@@ -25,5 +26,5 @@ def read_recipe(recipe: Path, overrides: Sequence[str] | None) -> LoadedRecipe:
 
     loaded = load_recipe(recipe, overrides or ())
     for notice in loaded.notices:
-        print(f"note: {notice}", file=sys.stderr)
+        emit(f"note: {notice}", error=True)
     return loaded

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+from lockadapt.console import emit
+
 
 def schema() -> None:
     """Print the JSON schema of recipes."""
     from lockadapt.recipe.explain import json_schema
 
-    print(json.dumps(json_schema(), indent=2))
+    emit(json.dumps(json_schema(), indent=2))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def search(
     target: Path = typer.Argument(help="Run folder with an itc objective, or a folder merged from one."),
@@ -31,10 +33,10 @@ def search(
     searches = found["searches"]
     if as_json:
         # The results of a single query also appear at the top level, where scripts expect them.
-        print(json.dumps({**(searches[0] if len(searches) == 1 else {}), **found}))
+        emit(json.dumps({**(searches[0] if len(searches) == 1 else {}), **found}))
         return
     for one in searches:
         if len(searches) > 1:
-            print(one["query"])
+            emit(one["query"])
         for hit in one["results"]:
-            print(f"{hit['score']:.4f}  {images / hit['file']}")
+            emit(f"{hit['score']:.4f}  {images / hit['file']}")

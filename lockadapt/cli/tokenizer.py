@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 app = typer.Typer(no_args_is_help=True, help="Train an image tokenizer for text-to-image.")
 
 
@@ -70,9 +72,9 @@ def train(
         device=device,
     )
     if as_json:
-        print(json.dumps(result))
+        emit(json.dumps(result))
         return
-    print(
+    emit(
         f"{result['output']}: {result['grid']} x {result['grid']} image tokens, held out "
         f"({result['images']}): "
         f"L1 {result['l1']:.3f}, PSNR {result['psnr']:.1f} dB, "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
 from lockadapt.errors import RecipeError
 
 
@@ -37,7 +38,7 @@ def train(
     ]
     loaded = read_recipe(recipe, changes)
     if print_config:
-        print(shown(loaded))
+        emit(shown(loaded))
         return
     from lockadapt.console import Reporter
 
@@ -52,4 +53,4 @@ def train(
     from lockadapt.training.loop import train as run
 
     result = run(loaded.recipe, loaded.recipe.output, reporter, resume)
-    print(json.dumps(dataclasses.asdict(result)) if as_json else result.output)
+    emit(json.dumps(dataclasses.asdict(result)) if as_json else result.output)

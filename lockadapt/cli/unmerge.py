@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def unmerge(
     folder: Path = typer.Argument(help="Merged model folder."),
@@ -25,4 +27,4 @@ def unmerge(
 
     adapters = [parse_adapter(text) for text in adapter]
     result = take_out(folder, adapters, base, output, Reporter(quiet))
-    print(json.dumps(result) if as_json else result["output"])
+    emit(json.dumps(result) if as_json else result["output"])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+from lockadapt.console import emit
+
 
 def verify(
     folder: Path = typer.Argument(help="Merged or exported folder, made by lockadapt or any other tool."),
@@ -22,7 +24,7 @@ def verify(
 
     result = verify_folder(folder, against, Reporter(quiet))
     if as_json:
-        print(json.dumps(result))
+        emit(json.dumps(result))
         return
     for name, value in result.items():
-        print(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")
+        emit(f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef
-from lockadapt.errors import DataError, LockadaptError, SafetyError
+from lockadapt.errors import DataError, LockadaptError, SafetyError, memory_ran_out
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is opened. Not all that Pillow knows: EPS runs Ghostscript, and rare parsers are rarely tested."""
@@ -58,6 +58,8 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
             f"{_name(ref)} has more pixels than Pillow opens", where=place, fix="scale it down, or remove it"
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        if memory_ran_out(error):
+            raise
         raise DataError(
             f"{_name(ref)} is damaged or cut off ({_reason(error)})",
             where=place,

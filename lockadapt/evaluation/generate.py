@@ -8,12 +8,18 @@ from typing import Any
 
 from lockadapt.architectures import layout_of
 from lockadapt.data.control_tokens import ControlTokens
-from lockadapt.errors import RecipeError
+from lockadapt.data.readers.columns import clean_text
+from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.target import open_target
 from lockadapt.files import new_folder
 from lockadapt.models.chat_template import control_tokens
 from lockadapt.objectives.generate_images import draw, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
+
+MAX_PROMPT = 4096
+"""Characters of a prompt."""
+MAX_IMAGES = 10_000
+"""Images of one call, which stand in memory until all are drawn."""
 
 
 def generate_pictures(
@@ -26,8 +32,22 @@ def generate_pictures(
 
     Raises:
         RecipeError: the model does not generate images, or `output` is not empty.
-        DataError: a prompt spells a control token out.
+        DataError: a prompt is empty, too long, of several lines, or spells `<image>` or a control token out.
     """
+    for prompt in prompts:
+        clean_text(prompt, "prompt", "--prompt")
+        if len(prompt) > MAX_PROMPT or len(prompt.splitlines()) > 1:
+            raise DataError(
+                f"the prompt has {len(prompt):,} characters on {len(prompt.splitlines()):,} lines",
+                where="--prompt",
+                fix=f"write one line of at most {MAX_PROMPT:,} characters",
+            )
+    if count * len(prompts) > MAX_IMAGES:
+        raise RecipeError(
+            f"{count * len(prompts):,} images are too many at once",
+            where="--count",
+            fix=f"ask for {MAX_IMAGES:,} or fewer",
+        )
     opened = open_target(target)
     if not layout_of(opened.model).generation:
         raise RecipeError(

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.exports.card import adapter_card
 from lockadapt.exports.sidecar import sidecar
-from lockadapt.files import write_json
+from lockadapt.files import write_json, write_tensors
 from lockadapt.models.origins import SIDECAR
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES
 from lockadapt.runs.run import Run
@@ -106,4 +106,4 @@ def _modules(names: Mapping[str, torch.Tensor]) -> list[str]:
 
 def _write(folder: Path, config: Any, tensors: dict[str, torch.Tensor]) -> None:
     config.save_pretrained(str(folder))
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})

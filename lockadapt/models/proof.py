@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lockadapt.errors import VerificationError
+from lockadapt.errors import DiskError, DoesNotFitError, VerificationError, disk_ran_out, memory_ran_out
 from lockadapt.models.device import choose_device, stored_bytes
 from lockadapt.models.sources import some, tolerance
 
@@ -154,6 +155,18 @@ def run_script(
         code, errors = run_python([str(script), str(room / "request.json")], room, settings)
         if code != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
+            if disk_ran_out(OSError(last)):
+                raise DiskError(
+                    f"the disk is full: {last}",
+                    where=str(room),
+                    fix="let TMPDIR name a folder on a larger disk",
+                )
+            if memory_ran_out(OSError(last)) or code == -signal.SIGKILL:
+                raise DoesNotFitError(
+                    f"the fresh process that checks the folder ran out of memory: {last}",
+                    where=str(folder),
+                    fix="end other programs, or check it on a larger machine: lockadapt verify",
+                )
             raise VerificationError(
                 f"a fresh process cannot load and run the folder: {last}",
                 where=str(folder),

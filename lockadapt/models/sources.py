@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError
+from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, memory_ran_out
 from lockadapt.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -71,9 +71,11 @@ def loading(source: Source, what: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (LockadaptError, MemoryError):
+    except LockadaptError:
         raise
     except Exception as error:
+        if memory_ran_out(error):
+            raise
         first = (str(error).strip().splitlines() or [""])[0]
         message = f"the {what} cannot be loaded: {type(error).__name__}: {first}"
         if "trust_remote_code" in str(error):

@@ -30,6 +30,23 @@ class ImageGenerationConfig:
     guidance_scale: float = 3.0
     batch_size: int = 64
 
+    def __post_init__(self) -> None:
+        wrong = {
+            "seed": not 0 <= self.seed < 2**63,
+            "temperature": not 0 <= self.temperature <= 1000,
+            "top_k": self.top_k is not None and not 0 < self.top_k <= 1_000_000_000,
+            "top_p": self.top_p is not None and not 0 < self.top_p <= 1,
+            "guidance_scale": not 1 <= self.guidance_scale <= 1000,  # NaN is never in bounds
+        }
+        for name, is_wrong in wrong.items():
+            if is_wrong:
+                raise RecipeError(
+                    f"{getattr(self, name)} cannot be generated with",
+                    where=name,
+                    fix="seed: 0 to 2**63 - 1; temperature: 0 to 1000; top_k: 1 or more; top_p: above 0, at most 1; "
+                    "guidance_scale: 1 to 1000",
+                )
+
     def arguments(self) -> dict[str, Any]:
         """The keywords of the stock `generate`.
 

@@ -10,7 +10,7 @@ from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
-from lockadapt.console import Reporter
+from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
@@ -126,12 +126,12 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
         if images:
             line.append(f"<image x{images}>", style="cyan")
             images = 0
-        text = encoder.tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n")
+        text = printable(encoder.tokenizer.convert_ids_to_tokens(token).replace("\n", "\\n"))
         if label == IGNORED:
             line.append(text + " ", style="dim")
         else:
             line.append(f"[{text}] ", style="bold green")
-    reporter.console.print(Text(f"  {item.sample.where}: ").append_text(line), soft_wrap=True)
+    reporter.console.print(Text(printable(f"  {item.sample.where}: ")).append_text(line), soft_wrap=True)
 
 
 def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Reporter) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED
+from lockadapt.data.problems import quote
 from lockadapt.errors import DoesNotFitError, RecipeError
 from lockadapt.planning.arithmetic import REACHED, gemm_speed, training_costs
 from lockadapt.planning.planner import Choice, Planner, changes
@@ -18,6 +19,8 @@ from lockadapt.recipe.schema import Recipe
 
 CARDS = {f"{size}GB": size * 2**30 for size in (8, 12, 16, 24, 48)}
 """Graphics cards by what is printed on them, in bytes."""
+LARGEST_MEMORY = 1_000_000 * 2**30
+"""Bytes; beyond it a size is a slip."""
 CARD_RESERVE = 800_000_000
 """Bytes of a card that CUDA's context, its libraries and the allocator's gaps take: an estimate, see docs/plan.md."""
 
@@ -82,8 +85,13 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG])i?B\s*", text, re.IGNORECASE)
     if match is None:
-        raise RecipeError(f"{text!r} is no size", where="--memory", fix="write it as 8GB or 500MB")
-    return int(float(match[1]) * 1024 ** ("KMG".index(match[2].upper()) + 1))
+        raise RecipeError(f"{quote(text)} is no size", where="--memory", fix="write it as 8GB or 500MB")
+    size = float(match[1]) * 1024 ** ("KMG".index(match[2].upper()) + 1)
+    if not 0 < size <= LARGEST_MEMORY:
+        raise RecipeError(
+            f"{quote(text)} is no memory of a machine", where="--memory", fix="give up to 1000000GB"
+        )
+    return int(size)
 
 
 def refuse_unless_fits(plan: dict[str, Any], memory: int) -> None:

@@ -21,7 +21,7 @@ POSITION = "<n>"
 
 def dotted(path: KeyPath) -> str:
     """`("stages", 0, "name")` as the user writes it: `stages.0.name`."""
-    return ".".join(str(part) for part in path)
+    return ".".join(str(part) if str(part).isprintable() else repr(part) for part in path)
 
 
 def key_path(text: str) -> KeyPath:

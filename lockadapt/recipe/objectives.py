@@ -7,7 +7,18 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from lockadapt.recipe.sections import Fraction, KeyPath, Natural, Positive, Rate, Section, Text, refuse
+from lockadapt.recipe.sections import (
+    Fraction,
+    KeyPath,
+    Natural,
+    Positive,
+    RowCount,
+    Section,
+    Text,
+    Weight,
+    Width,
+    refuse,
+)
 from lockadapt.recipe.sources import ROWS_OF_FORMATS, SourceSection
 
 KIND = "kind of objective; default: its name"
@@ -24,11 +35,11 @@ class ObjectiveSection(Section):
         default=None, description="validation rows, which select the best adapter"
     )
     test: SourceSection | None = Field(default=None, description="test rows, scored after training")
-    sampling_weight: Rate = Field(
+    sampling_weight: Weight = Field(
         default=1.0, description="sampling weight: share of micro-batches relative to the other objectives"
     )
-    weight: Rate = Field(default=1.0, description="factor applied to its loss")
-    batch_size: Positive | None = Field(
+    weight: Weight = Field(default=1.0, description="factor applied to its loss")
+    batch_size: RowCount | None = Field(
         default=None, description="samples in a micro-batch of this objective; default: the stage's"
     )
 
@@ -54,7 +65,7 @@ class AnswerSection(ObjectiveSection):
         description="closed list of answers (or a text file, one a line): evaluation ranks them instead of "
         "generating",
     )
-    max_new_tokens: Positive | None = Field(
+    max_new_tokens: Annotated[int, Field(gt=0, le=65_536)] | None = Field(
         default=None, description="maximum number of tokens generated per answer in evaluation; default 32"
     )
 
@@ -99,8 +110,8 @@ class ItcSection(ObjectiveSection):
         default=None,
         description="contrastive loss, that of CLIP (infonce, default) or of SigLIP (sigmoid)",
     )
-    dimension: Positive | None = Field(default=None, description="embedding dimension; default 128")
-    queries: Positive | None = Field(
+    dimension: Width | None = Field(default=None, description="embedding dimension; default 128")
+    queries: Annotated[int, Field(gt=0, le=1024)] | None = Field(
         default=None,
         description="vlm: number of learned query tokens appended to image and text; default 1",
     )
@@ -117,7 +128,7 @@ class ItcSection(ObjectiveSection):
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="dual: dropout on the tower's outputs during training; default 0"
     )
-    chunk: Positive | None = Field(
+    chunk: RowCount | None = Field(
         default=None,
         description="images or texts encoded at a time (GradCache); the loss still covers the whole batch; "
         "default 64",
@@ -160,11 +171,11 @@ class TextToImageSection(ObjectiveSection):
         default=None,
         description="also train on ten crops of each training image, half of them mirrored; default false",
     )
-    guidance_scale: Annotated[float, Field(ge=1)] | None = Field(
+    guidance_scale: Annotated[float, Field(ge=1, le=1000)] | None = Field(
         default=None,
         description="classifier-free guidance scale in evaluation; default 3, 1 disables guidance",
     )
-    temperature: Rate | None = Field(
+    temperature: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         default=None, description="sampling temperature in evaluation; default 1"
     )
     top_k: Positive | None = Field(

@@ -12,14 +12,18 @@ from lockadapt.recipe.objectives import AnswerSection, AnyObjective, ItcSection,
 from lockadapt.recipe.sections import (
     NAME,
     NAME_RULE,
+    Epochs,
     Fraction,
+    Gibibytes,
     InconsistentError,
     KeyPath,
-    Natural,
     Positive,
     Rate,
+    RowCount,
     Section,
     Text,
+    Tokens,
+    Weight,
     refuse,
 )
 from lockadapt.recipe.sources import SourceSection
@@ -48,12 +52,12 @@ class ModelSection(Section):
         description="projector architecture: `mlp` (two layers with GELU), `linear` (one layer), or another "
         "that a model class offers; a wrong name lists them all",
     )
-    factor: Positive | None = Field(
+    factor: Annotated[int, Field(gt=0, le=64)] | None = Field(
         default=None,
         description="patches on a side that become one token, for fusions that merge patches; default: "
         "the fusion's own",
     )
-    image_size: Positive | None = Field(
+    image_size: Annotated[int, Field(gt=0, le=8192)] | None = Field(
         default=None,
         description="side of the square to which images are resized, in pixels; default: the size in the "
         "tower's preprocessing config",
@@ -62,7 +66,7 @@ class ModelSection(Section):
         default=-2,
         description="hidden layer of a token tower to project (feature-map towers always use the last)",
     )
-    calibration_images: Natural = Field(
+    calibration_images: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=256,
         description="number of training images used to calibrate the projector; 0 disables calibration",
     )
@@ -101,8 +105,10 @@ class ModelSection(Section):
 class LoraSection(Section):
     """LoRA adapters on the LLM's linear layers (arXiv 2106.09685)."""
 
-    rank: Positive = Field(default=16, description="rank of the adapters")
-    alpha: Rate | None = Field(default=None, description="numerator of the scaling factor; default 2 * rank")
+    rank: Annotated[int, Field(gt=0, le=8192)] = Field(default=16, description="rank of the adapters")
+    alpha: Weight | None = Field(
+        default=None, description="numerator of the scaling factor; default 2 * rank"
+    )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="dropout on the adapters' input"
     )
@@ -116,7 +122,7 @@ class LoraSection(Section):
         default=False,
         description="weight-decomposed adapters (arXiv 2402.09353); vLLM and SGLang do not serve them",
     )
-    plus_ratio: Rate = Field(
+    plus_ratio: Weight = Field(
         default=1.0, description="LoRA+: ratio of the learning rates of B and A (arXiv 2402.12354)"
     )
     init: Literal["default", "gaussian", "orthogonal"] = Field(
@@ -127,7 +133,7 @@ class LoraSection(Section):
 class DataSection(Section):
     """How rows become batches."""
 
-    max_length: Positive | None = Field(
+    max_length: Tokens | None = Field(
         default=None,
         description="maximum number of tokens in a sample; default: the LLM's context length. Text is "
         "truncated, images never are",
@@ -146,13 +152,15 @@ class DataSection(Section):
     max_pixels: Positive = Field(
         default=50_000_000, description="reject images with more pixels before decoding them"
     )
-    workers: Natural = Field(default=0, description="number of processes that decode images")
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
+        default=0, description="number of processes that decode images"
+    )
     packing: Literal["auto", "shared", "none"] = Field(
         default="auto",
         description="put samples about the same images into one row that stores their common prefix once; "
         "auto: where this is exact and saves at least 10 % of the tokens",
     )
-    max_row_tokens: Positive = Field(
+    max_row_tokens: Tokens = Field(
         default=2048,
         description="maximum number of tokens in a packed row; samples that exceed it are split over "
         "several rows",
@@ -167,10 +175,10 @@ class DataSection(Section):
         description="where to cache the frozen tower's outputs; auto: in memory, else on disk, if they fit "
         "and images are reused",
     )
-    feature_memory_gib: Rate = Field(
+    feature_memory_gib: Gibibytes = Field(
         default=2.0, description="auto: memory limit for cached features, in GiB"
     )
-    feature_disk_gib: Annotated[float, Field(ge=0)] = Field(
+    feature_disk_gib: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
         default=20.0,
         description="disk limit for the cached features of one tower, in GiB; larger caches are refused",
     )
@@ -186,11 +194,11 @@ class TrainingSection(Section):
     """Optimisation: length (`steps` or `epochs`), batch size, learning rates and checkpoints."""
 
     steps: Positive | None = Field(default=None, description="optimiser steps")
-    epochs: Rate | None = Field(
+    epochs: Epochs | None = Field(
         default=None, description="passes over the training rows; alternative to steps"
     )
-    batch_size: Positive = Field(default=16, description="samples in a micro-batch, per device")
-    accumulation: Positive = Field(default=1, description="micro-batches per optimiser step")
+    batch_size: RowCount = Field(default=16, description="samples in a micro-batch, per device")
+    accumulation: RowCount = Field(default=1, description="micro-batches per optimiser step")
     learning_rate: Rate = Field(default=2e-4, description="learning rate of the LoRA adapters")
     projector_learning_rate: Rate = Field(default=2e-5, description="learning rate of the projector")
     retrieval_learning_rate: Rate | None = Field(
@@ -260,11 +268,11 @@ class StageSection(Section):
         "that the stage's objectives need",
     )
     steps: Positive | None = Field(default=None, description="optimiser steps")
-    epochs: Rate | None = Field(
+    epochs: Epochs | None = Field(
         default=None, description="passes over the training rows; alternative to steps"
     )
-    batch_size: Positive | None = Field(default=None, description="samples in a micro-batch, per device")
-    accumulation: Positive | None = Field(default=None, description="micro-batches per optimiser step")
+    batch_size: RowCount | None = Field(default=None, description="samples in a micro-batch, per device")
+    accumulation: RowCount | None = Field(default=None, description="micro-batches per optimiser step")
     learning_rate: Rate | None = Field(default=None, description="learning rate of the LoRA adapters")
     projector_learning_rate: Rate | None = Field(default=None, description="learning rate of the projector")
     retrieval_learning_rate: Rate | None = Field(
@@ -276,7 +284,7 @@ class StageSection(Section):
     objectives: Annotated[list[str], Field(min_length=1)] | None = Field(
         default=None, description="names of the objectives to train; default: all"
     )
-    sampling_weights: dict[str, Rate] = Field(
+    sampling_weights: dict[str, Weight] = Field(
         default_factory=dict, description="objective -> its share of micro-batches in this stage"
     )
 
@@ -311,7 +319,7 @@ class StageSection(Section):
 class EvaluationSection(Section):
     """Evaluation after training and by `lockadapt eval`."""
 
-    batch_size: Positive = Field(default=64, description="samples per evaluation batch")
+    batch_size: RowCount = Field(default=64, description="samples per evaluation batch")
     method: Literal["auto", "generate", "rank"] = Field(
         default="auto", description="auto: rank if a closed list of answers is given, otherwise generate"
     )

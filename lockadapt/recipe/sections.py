@@ -10,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0, le=1_000_000_000)]
 Natural = Annotated[int, Field(ge=0, le=1_000_000_000)]
+RowCount = Annotated[int, Field(gt=0, le=65_536)]
+"""Rows or samples that stand in memory at a time."""
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""Numbers in a vector, or its rank."""
+Tokens = Annotated[int, Field(gt=0, le=16_777_216)]
+"""Tokens of a sample or a row."""
+Weight = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""A share or factor: within these bounds sums and quotients of them stay finite."""
+Epochs = Annotated[float, Field(gt=0, le=100_000)]
+Gibibytes = Annotated[float, Field(gt=0, le=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]

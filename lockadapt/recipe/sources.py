@@ -63,9 +63,15 @@ class SourceSection(Section):
             problems.append((("columns",), f"format {self.format} has columns of its own; leave this out"))
         if self.image_name is not None and not _IMAGE_FIELD.search(self.image_name):
             problems.append((("image_name",), "needs `{}` where the image value goes, as in `{}.png`"))
+        elif self.image_name is not None and not _IMAGE_NAME.fullmatch(self.image_name):
+            text = "holds a field other than `{}`, `{id}`, `{:012d}` and `{split}`, or an unpaired brace"
+            problems.append((("image_name",), text))
+        if named_by_split and self.split is None and self.format != "vqa-v2":
+            problems.append((("image_name",), "holds `{split}`, so it needs `split`"))
         refuse(problems)
         return self
 
 
 _WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
+_IMAGE_NAME = re.compile(r"(?:[^{}]|\{\{|\}\}|\{(?:id|0)?(?::0?\d{0,2}d?)?\}|\{split\})*")
 _IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")

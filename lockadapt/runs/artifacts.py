@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
 from lockadapt.errors import VerificationError
-from lockadapt.files import ordinary_permissions
+from lockadapt.files import disk_errors, ordinary_permissions, write_tensors
 
 ADAPTER, PROCESSOR = "adapter", "processor"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -31,7 +31,8 @@ def save_artifacts(model: nn.Module, processor: Any, folder: Path, base: str | N
         config = model.peft_config["default"]  # type: ignore[union-attr, index]
         if base is not None:
             config.base_model_name_or_path = base  # type: ignore[union-attr]
-        model.save_pretrained(str(folder / ADAPTER))  # type: ignore[operator]
+        with disk_errors(folder / ADAPTER):
+            model.save_pretrained(str(folder / ADAPTER))  # type: ignore[operator]
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)
     for part, file in PART_FILES.items():
         save_part(model, part, folder / file)
@@ -43,7 +44,7 @@ def save_part(model: nn.Module, part: str, file: Path) -> None:
     """Writes the tensors of a part by their stock names; nothing if the model has none."""
     tensors = {n: t.detach().cpu().contiguous() for n, t in part_tensors(model, part).items()}
     if tensors:
-        save_file(tensors, file, metadata={"format": "pt"})
+        write_tensors(file, tensors, {"format": "pt"})
 
 
 def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from lockadapt.errors import VerificationError
-from lockadapt.files import sha256_of, write_json
+from lockadapt.files import sha256_of, write_json, write_tensors
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
 
@@ -22,7 +22,7 @@ def save_trainable(model: nn.Module, folder: Path) -> None:
     """Writes every tensor that trains, by its full name."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
 def load_trainable(model: nn.Module, folder: Path) -> None:
@@ -55,7 +55,7 @@ def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
                 tensors[f"{index}.{slot}"] = value.detach().cpu().contiguous()
             else:
                 plain[f"{index}.{slot}"] = value
-    save_file(tensors, folder / f"{OPTIMIZER}.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / f"{OPTIMIZER}.safetensors", tensors, {"format": "pt"})
     scheduler_state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
     write_json(
         folder / f"{OPTIMIZER}.json",
@@ -87,7 +87,7 @@ def save_rng(folder: Path, process: int) -> None:
     tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.random.get_rng_state()
-    save_file(tensors, folder / f"{RNG}-{process}.safetensors")
+    write_tensors(folder / f"{RNG}-{process}.safetensors", tensors)
     other = {"python": [version, list(words), gauss], "numpy": [kind, position, has_gauss, cached]}
     write_json(folder / f"{RNG}-{process}.json", other)
 

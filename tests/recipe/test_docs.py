@@ -44,7 +44,7 @@ def test_prose_is_left_alone_and_markers_are_needed(script: ModuleType) -> None:
     assert new.startswith("before\n")
     assert new.endswith("\nafter\n")
     assert "old table" not in new
-    assert "| `rank` | whole number > 0 | `16` |" in new
+    assert "| `rank` | whole number > 0, ≤ 8192 | `16` |" in new
     with pytest.raises(ValueError, match="lacks"):
         script.updated("no markers")
 

@@ -76,6 +76,7 @@ texts = st.one_of(
 )
 names = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,9}", fullmatch=True)
 rates = st.floats(min_value=0, exclude_min=True, allow_infinity=False)
+weights = st.floats(1e-9, 1e9)
 counts = st.integers(1, 10**9)
 
 
@@ -93,7 +94,7 @@ sources = section(
 objectives = section(
     {"train": sources, "kind": st.sampled_from(["caption", "vqa"])},
     test=st.none() | sources,
-    sampling_weight=rates,
+    sampling_weight=weights,
     prompt=st.none() | texts.map(lambda text: text + "{question}"),
     answers=st.none() | texts | st.lists(texts, min_size=1),
 )
@@ -105,13 +106,17 @@ stages = section(
 )
 recipes = section(
     {
-        "model": section({"llm": texts, "tower": texts}, feature_layer=st.integers(-9, 9), image_size=counts),
+        "model": section(
+            {"llm": texts, "tower": texts}, feature_layer=st.integers(-9, 9), image_size=st.integers(1, 8192)
+        ),
         "objectives": st.dictionaries(names, objectives, min_size=1, max_size=2),
     },
     lora=section(
-        {}, alpha=rates, targets=st.just("attention") | st.lists(texts, min_size=1), dora=st.booleans()
+        {}, alpha=weights, targets=st.just("attention") | st.lists(texts, min_size=1), dora=st.booleans()
     ),
-    training=section({}, epochs=rates, seed=st.integers(0, 2**32 - 1), report_to=st.just(["wandb"])),
+    training=section(
+        {}, epochs=st.floats(1e-9, 1e5), seed=st.integers(0, 2**32 - 1), report_to=st.just(["wandb"])
+    ),
     stages=st.lists(stages, max_size=2, unique_by=lambda stage: stage["name"]),
     blind=st.booleans(),
     output=texts,

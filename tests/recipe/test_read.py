@@ -150,7 +150,7 @@ def test_values_are_checked_as_files_are() -> None:
         "recipe: objectives: required, but missing (name -> objective; any name is allowed if `kind` is given)",
         "values: the key 5 is not text",
         "values: model.towr: unknown key. Did you mean model.tower?",
-        "values: lora.rank: should be at most 1,000,000,000, got a number of more than 30 digits",
+        "values: lora.rank: should be at most 8,192, got a number of more than 30 digits",
     ]
 
 

@@ -50,6 +50,15 @@ class TokenizerShape:
             RecipeError: `size / grid` is no power of two; there are more or fewer multipliers than resolutions, or
                 widths change without blocks, which alone change them; `width` is no multiple of 32.
         """
+        for where, value, least, most in (
+            ("--size", self.size, 8, 1024),
+            ("--grid", self.grid, 1, 256),
+            ("--codes", self.codes, 2, 1_048_576),
+            ("--width", self.width, CHANNEL_STEP, 1024),
+            ("--blocks", self.blocks, 0, 16),
+        ):
+            if not least <= value <= most:
+                raise RecipeError(f"{value} is out of bounds", where=where, fix=f"give {least:,} to {most:,}")
         if self.width % CHANNEL_STEP:
             raise RecipeError(
                 f"a width of {self.width} cannot be normalised in {CHANNEL_STEP} groups",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lockadapt.errors import VerificationError
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
+from lockadapt.files import write_tensors
 from lockadapt.models.quiet import quiet
 
 FLAT, NESTED = "vision_tower.", "vision_tower.vision_model."
@@ -47,7 +48,7 @@ def write_eyes(
         processor.image_processor.save_pretrained(folder)
     file = folder / "model.safetensors"
     tensors = {nested(name): tensor for name, tensor in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
+    write_tensors(file, tensors, {"format": "pt"})
     llama_cpp.convert(folder, path, outtype, mmproj=True)
     given = sum(POOLING not in name for name in tensors)
     _require_all(path, given)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lockadapt.architectures.janus.image_tokenizer import encode_pixels
-from lockadapt.errors import DataError, NonFiniteLossError
+from lockadapt.errors import DataError, NonFiniteLossError, RecipeError
 from lockadapt.training.image_tokenizer.codebook import Codebook, nearest, perplexity
 from lockadapt.training.image_tokenizer.losses import Critic, Distance, hinge
 
@@ -47,6 +47,18 @@ class TokenizerTraining:
     adversarial: float = 0.0
     focus: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for where, value, least, most in (
+            ("--steps", self.steps, 1, 10_000_000),
+            ("--batch-size", self.batch_size, 1, 65_536),
+            ("--learning-rate", self.learning_rate, 1e-12, 1e3),
+            ("--focus", self.focus, 0, 1e6),
+            ("--adversarial", self.adversarial, 0, 1e6),
+            ("--seed", self.seed, 0, 2**63 - 1),
+        ):
+            if not least <= value <= most:  # NaN is never in bounds
+                raise RecipeError(f"{value} is out of bounds", where=where, fix=f"give {least:,} to {most:,}")
 
 
 @dataclass(frozen=True)
