@@ -41,7 +41,7 @@ class ImageGenerationConfig:
         for name, is_wrong in wrong.items():
             if is_wrong:
                 raise RecipeError(
-                    f"{getattr(self, name)} cannot be generated with",
+                    f"{getattr(self, name)} is not supported",
                     where=name,
                     fix="seed: 0 to 2**63 - 1; temperature: 0 to 1000; top_k: 1 or more; top_p: above 0, at most 1; "
                     "guidance_scale: 1 to 1000",
