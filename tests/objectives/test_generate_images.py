@@ -130,8 +130,12 @@ def test_trained_in_float32_beside_16_bits(lively: Any, drawing: Assembled) -> N
 @pytest.mark.parametrize("settings", [{"guidance_scale": 1.0}, {"temperature": -1.0}])
 def test_impossible_settings(settings: dict[str, float], drawing: Assembled) -> None:
     with pytest.raises(RecipeError, match="not supported"):
-        config = ImageGenerationConfig(**settings)  # type: ignore[arg-type]
-        generate_image_token_ids(drawing.model, drawing.processor, PROMPTS, config)
+        generate_image_token_ids(
+            drawing.model,
+            drawing.processor,
+            PROMPTS,
+            ImageGenerationConfig(**settings),  # type: ignore[arg-type]
+        )
 
 
 def test_nothing_to_draw(drawing: Assembled) -> None:
