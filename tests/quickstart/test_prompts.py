@@ -57,5 +57,5 @@ def test_the_thing_lies_inside_and_is_large(seed: int) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="simple pictures"):
+    with pytest.raises(DiskError, match="simple images"):
         make_prompts(tmp_path / "file", train=1, test=1)
