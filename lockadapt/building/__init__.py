@@ -1,1 +1,1 @@
-"""From a recipe to the objects of a run: samples, objectives, model."""
+"""Makes the objects of a run from its recipe: samples, objectives, model."""

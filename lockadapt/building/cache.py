@@ -23,13 +23,17 @@ from lockadapt.recipe.schema import Recipe
 
 
 def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
-    """Tower outputs of all images of training, validation and test, on disk.
+    """Computes the tower outputs of all images of training, validation and test, on disk.
 
     Started several times at once on one folder, the processes share the work.
 
+    Args:
+        recipe: says which images, tower and folder.
+        reporter: told of progress.
+
     Returns:
-        `{"folder", "stored", "images", "computed", "bytes", "seconds", "drift": {"largest", "relative"}}`; bytes are
-        those of the whole folder.
+        `{"folder", "stored", "images", "computed", "bytes", "seconds", "drift": {"largest", "relative"}}`;
+        bytes are those of the whole folder.
 
     Raises:
         RecipeError: a blind run, which shows one image only, or rows without images.

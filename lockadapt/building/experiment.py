@@ -1,4 +1,7 @@
-"""What a recipe is made into, once: objectives, settings, rows and stages. Everything above gets this, not the recipe."""
+"""What a recipe is made into, once: objectives, settings, rows and stages.
+
+Everything above gets this, not the recipe.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class Experiment:
 
     @cached_property
     def objectives(self) -> Mapping[str, Objective]:
-        """By name; what a stage has of them: `lockadapt.building.objectives.stage_objectives`.
+        """The objectives by name; a stage's: `lockadapt.building.objectives.stage_objectives`.
+
+        Returns:
+            Objectives by name, made once.
 
         Raises:
             DataError: a closed list of answers is wrong.
@@ -63,6 +69,9 @@ class Experiment:
     @cached_property
     def dimension(self) -> int | None:
         """The size of a dual encoder's embeddings; None: the recipe trains another model.
+
+        Returns:
+            The size, or None.
 
         Raises:
             RecipeError: the objectives name several.
@@ -104,7 +113,13 @@ class Experiment:
 
 
 def build_experiment(recipe: Recipe) -> Experiment:
-    """Everything that a recipe says, its objectives made and checked.
+    """Builds everything that a recipe says, its objectives made and checked.
+
+    Args:
+        recipe: checked already.
+
+    Returns:
+        The experiment.
 
     Raises:
         DataError: a closed list of answers is wrong.
@@ -116,10 +131,13 @@ def build_experiment(recipe: Recipe) -> Experiment:
 
 
 def recorded_experiment(values: Mapping[str, Any]) -> Experiment:
-    """That of a recipe which lockadapt wrote beside a model; nothing is made yet, as its files may be elsewhere.
+    """Wraps a recipe that lockadapt wrote beside a model; nothing is made yet: its files may be elsewhere.
 
     Args:
         values: the recipe as plain values; keys may have their former names.
+
+    Returns:
+        The experiment.
     """
     return Experiment(Recipe.model_validate(values))
 
@@ -127,13 +145,16 @@ def recorded_experiment(values: Mapping[str, Any]) -> Experiment:
 def read_experiment(
     file: Path | None, overrides: Sequence[str], trained: Experiment | None, note: Callable[[str], None]
 ) -> Experiment:
-    """That of a recipe file or, where none is named, the one that was trained; with values replaced.
+    """Reads a recipe file or, where none is named, takes the one that was trained; with values replaced.
 
     Args:
         file: YAML; None: `trained` is taken.
         overrides: `key.path=value`.
         trained: what a folder says that it was trained with.
         note: told what keys are called otherwise now.
+
+    Returns:
+        The experiment, its objectives made and checked.
 
     Raises:
         RecipeError: the recipe is wrong.

@@ -30,11 +30,12 @@ def build_model(
     reporter: Reporter,
     tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """The Transformers model as it is trained, without adapters: assembled, or the given checkpoint, quantized as asked.
+    """Builds the Transformers model that is trained, without adapters: assembled or loaded, and quantized.
 
     Args:
         experiment: says what is bridged.
-        base: folder of the base that the run makes for itself, where it makes one; opened if it is there already.
+        base: folder of the base that the run makes for itself, where it makes one; opened if it is there
+            already.
         samples: training rows, whose images calibrate a new projector.
         reporter: is told of long work.
         tower: of a tower that need not be loaded, as all that it would compute is kept.
@@ -58,7 +59,13 @@ def build_model(
 
 
 def draft_model(experiment: Experiment) -> tuple[Any, Any]:
-    """Model and processor to look at, not to train: nothing is calibrated, quantized, proved or written.
+    """Builds model and processor to look at, not to train: nothing is calibrated, quantized or written.
+
+    Args:
+        experiment: says what is built.
+
+    Returns:
+        Model and processor.
 
     Raises:
         LockadaptError: as `build_model`.
@@ -74,13 +81,16 @@ def draft_model(experiment: Experiment) -> tuple[Any, Any]:
 def assemble_model(
     experiment: Experiment, output: Path | None, images: Sequence[Image.Image], *, prove: bool
 ) -> Assembled | DualAssembled:
-    """The LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
+    """Assembles the LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
 
     Args:
         experiment: says what is bridged.
         output: folder to write; None: nothing is written.
         images: calibrate the projector, if there are any.
         prove: compare LLM and tower inside the class with what they computed before.
+
+    Returns:
+        The model, its processor, and what assembling measured.
     """
     section, seed = experiment.model, experiment.training.seed
     assert section.llm is not None
@@ -115,7 +125,7 @@ def assemble_model(
 
 
 def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> list[Image.Image]:
-    """As many training images as the recipe wants, evenly spread, opened."""
+    """Opens as many training images as the recipe wants, evenly spread."""
     images: list[ImageRef] = list(
         {image.key: image for sample in samples for image in sample.images}.values()
     )

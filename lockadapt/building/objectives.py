@@ -15,9 +15,15 @@ from lockadapt.recipe.schema import Recipe
 
 
 def build_objectives(recipe: Recipe) -> dict[str, Objective]:
-    """The recipe's objectives by name.
+    """Builds the recipe's objectives.
 
     Every key of an objective's section that its class has a field for becomes that field.
+
+    Args:
+        recipe: checked already.
+
+    Returns:
+        Objectives by name.
 
     Raises:
         DataError: a closed list of answers is no file, or has fewer than two answers.
@@ -57,6 +63,13 @@ def embeds_apart(recipe: Recipe) -> bool:
 
 def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> int | None:
     """The size of a dual encoder's embeddings; None: the recipe trains another model.
+
+    Args:
+        recipe: says whether a dual encoder is trained.
+        objectives: the recipe's, by name.
+
+    Returns:
+        The size, or None.
 
     Raises:
         RecipeError: its objectives name different sizes.

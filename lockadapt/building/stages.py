@@ -32,20 +32,23 @@ class Stage:
 
     @property
     def samples(self) -> int:
-        """That the stage sees, all objectives together."""
+        """How many rows the stage sees, over all objectives."""
         return round(self.steps * self.micro_batch * self.accumulation)
 
 
 def build_stages(
     recipe: Recipe, objectives: Mapping[str, Objective], rows: Mapping[str, int], processes: int = 1
 ) -> list[Stage]:
-    """The recipe's stages, lengths in optimiser steps.
+    """Builds the recipe's stages, lengths in optimiser steps.
 
     Args:
         recipe: checked already.
         objectives: of the recipe, by name.
         rows: training rows by objective; an epoch is one pass over the rows of a stage's objectives.
         processes: that train together.
+
+    Returns:
+        Stages in the order that they run.
     """
     training = recipe.training
     whole = StageSection(name="train")

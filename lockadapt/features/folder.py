@@ -1,4 +1,7 @@
-"""The cache of one tower on disk: which image is in which shard, and how shards come to be, whoever is killed meanwhile."""
+"""The cache of one tower on disk: which image is in which shard, and how shards are made.
+
+A process may be killed at any time, and others may fill the same folder.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,16 @@ SHARD_BYTES = 64 * 2**20
 INDEX, LOCK = "index.json", ".lock"
 _PLAN = 0
 # Claim of shard n is n + 1.
-_FIX = "raise data.feature_disk_gib, name a larger disk in data.cache, use data.feature_dtype: int8, or data.features: none"
+_FIX = (
+    "raise data.feature_disk_gib, name a larger disk in data.cache, use data.feature_dtype: int8, or "
+    "data.features: none"
+)
 
 Images = Mapping[str, ImageRef]
 """Images by content key."""
 Tower = Callable[[Sequence[tuple[str, ImageRef]]], Iterable[torch.Tensor]]
-"""Images with their content keys -> their features in order, in batches (images, tokens, channels) on the CPU."""
+"""Images with their content keys -> their features in order, in batches (images, tokens, channels) on the
+CPU."""
 
 
 @dataclass
@@ -43,8 +50,9 @@ class _Index:
 class FeatureFolder:
     """Features of any number of images under one fingerprint, below `root`.
 
-    The index first says which images go into which shard, in the order of first use; then shards are computed, each by
-    one process that claims it. So an interrupted, continued or shared build ends in the same bytes.
+    The index first says which images go into which shard, in the order of first use; then shards are
+    computed, each by one process that claims it. So an interrupted, continued or shared build ends in the
+    same bytes.
 
     Args:
         root: the cache's folder; the fingerprint's is made in it.
@@ -114,9 +122,16 @@ class FeatureFolder:
         tower: Tower,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
-        """Computes what is missing, alone or together with other processes; gives the number of images it computed.
+        """Computes what is missing, alone or together with other processes.
 
-        `progress` is called with shards done and shards to do.
+        Args:
+            images: by key.
+            layout: what every image takes.
+            tower: computes features of pixel values.
+            progress: told (shards done, shards to do).
+
+        Returns:
+            How many images this process computed.
 
         Raises:
             DiskError: they do not fit, or cannot be written.

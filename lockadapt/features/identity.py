@@ -1,4 +1,4 @@
-"""What remembered features depend on: tower, what of it the projector is fed, and how images are preprocessed."""
+"""What remembered features depend on: the tower, its outputs that are projected, and the preprocessing."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from lockadapt.models.preprocessing import pixels
 from lockadapt.tuning.locks import tensor_digest
 
 FORMAT = 1
-"""Of the cache's files; another format is another fingerprint."""
+"""Version of the cache's files; another format is another fingerprint."""
 
-# What a config says of its origin, or of things that features do not depend on; the weights' dtype is in their digests.
+# What a config says of its origin, or of things that features do not depend on; the weights' dtype is in
+# their digests.
 _BESIDE_THE_POINT = (
     "transformers_version",
     "_name_or_path",
@@ -31,18 +32,22 @@ _BESIDE_THE_POINT = (
 
 
 def feature_identity(model: nn.Module, image_processor: Any, stored: str) -> dict[str, Any]:
-    """Everything that a remembered feature depends on beside the image itself, as plain JSON values.
+    """Gives everything that a remembered feature depends on beside the image itself.
 
     Args:
-        model: a stock LLaVA or FastVLM with its tower, possibly wrapped by PEFT. LLM and projector do not count.
+        model: a stock LLaVA or FastVLM with its tower, possibly wrapped by PEFT. LLM and projector do not
+            count.
         image_processor: measured as well as read: resizing and decoding differ between library versions.
         stored: dtype of the stored features.
+
+    Returns:
+        Plain JSON values.
     """
     return with_preprocessing(tower_identity(model), image_processor, stored)
 
 
 def tower_identity(model: nn.Module) -> dict[str, Any]:
-    """The model's part of `feature_identity`: weights, buffers and config of the tower, and what of it is projected."""
+    """The model's part of `feature_identity`: the tower's weights, buffers, config and projected outputs."""
     base = unwrap_model(model)
     tower = tower_of(base)
     tensors = {**dict(tower.named_parameters()), **dict(tower.named_buffers())}
@@ -77,7 +82,7 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
 
 
 def _preprocessing(image_processor: Any) -> str:
-    """SHA-256 of what becomes of two odd-sized pictures, one of them through JPEG: decoder, resizing, scaling."""
+    """SHA-256 of two odd-sized pictures, one through JPEG, once preprocessed: decoder, resizing, scaling."""
     rows, columns = np.indices((61, 97))
     values = np.stack([rows * columns, rows * 7 + columns * 3, (rows - columns) ** 2], axis=-1) % 256
     plain = Image.fromarray(values.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Images as codes of an image tokenizer: each image is tokenised once and kept, in memory and, if asked, on disk."""
+"""Images as image token ids: each image is tokenised once and kept, in memory and, if asked, on disk."""
 
 from __future__ import annotations
 
@@ -79,7 +79,14 @@ class CodeInputs:
         self._rows: dict[str, np.ndarray[Any, Any]] = {}
 
     def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> int:
-        """Tokenises the images that are not known yet; returns how many were.
+        """Tokenises the images that are not known yet.
+
+        Args:
+            images: may repeat.
+            progress: told (done, all).
+
+        Returns:
+            How many images were not known yet.
 
         Raises:
             DataError: an image cannot be read, or the file on disk is damaged.
@@ -152,12 +159,18 @@ def code_inputs(
     batch_size: int = 64,
     crops: bool = False,
 ) -> CodeInputs:
-    """Codes of a stock `JanusVQVAE`, whose images are prepared as the model's own image processor does, at its side.
+    """Image token ids of a stock `JanusVQVAE`; images are prepared as by the model's own image processor.
 
     Args:
         vqmodel: the image tokenizer, or the one inside a Janus (`model.model.vqmodel`).
         image_processor: of the Janus processor.
-        max_pixels, folder, batch_size, crops: as `CodeInputs`.
+        max_pixels: as `CodeInputs`.
+        folder: as `CodeInputs`.
+        batch_size: as `CodeInputs`.
+        crops: as `CodeInputs`.
+
+    Returns:
+        Image inputs, not filled yet.
     """
     from lockadapt.architectures.janus.image_tokenizer import encode_pixels, image_side, tokenizer_digest
 

@@ -34,7 +34,7 @@ def inputs_by_objective(
     policy: ImagePolicy,
     reused: bool = True,
 ) -> dict[str, ImageInputs]:
-    """Image inputs by objective; those that look at images through the tower share one, as do those that draw.
+    """Makes image inputs by objective; those that use the tower share one, as do those that generate images.
 
     Args:
         model: a stock model, possibly wrapped by PEFT.
@@ -43,6 +43,9 @@ def inputs_by_objective(
         rows: training and validation rows by objective.
         policy: how images become inputs.
         reused: as `choose_store` takes it.
+
+    Returns:
+        Image inputs by objective, filled with the images of `rows`.
 
     Raises:
         DiskError: features shall be kept on disk and do not fit.
@@ -69,7 +72,7 @@ def tower_inputs(
     policy: ImagePolicy,
     reused: bool = True,
 ) -> ImageInputs:
-    """What gives these images to a model that sees them through its tower, filled already.
+    """Makes what gives these images to a model that sees them through its tower, filled already.
 
     Args:
         model: a stock model, possibly wrapped by PEFT.
@@ -77,6 +80,9 @@ def tower_inputs(
         images: by key.
         policy: how they become inputs; `policy.note` is told which and why.
         reused: as `choose_store` takes it.
+
+    Returns:
+        Pixel values at every step, or features kept in memory or on disk.
 
     Raises:
         DiskError: features shall be kept on disk and do not fit.
@@ -92,7 +98,8 @@ def tower_inputs(
     kept = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
 
     def memory_bytes() -> int:
-        # Not kept: images that go through the tower in the same batches as for the disk have the same features to the bit.
+        # Not kept: images that go through the tower in the same batches as for the disk have the same
+        # features to the bit.
         first = kept.tower(pixels([next(iter(images.values()))])["pixel_values"])
         return first.nbytes * (1 if policy.blind else len(images))
 
@@ -122,8 +129,19 @@ def token_inputs(
     policy: ImagePolicy,
     crops: bool = False,
 ) -> CodeInputs:
-    """Codes of these images from the image tokenizer inside a stock model: kept in memory, and in the cache where
-    features are kept on disk; of ten crops too, if asked.
+    """Makes image token ids of these images by the image tokenizer inside a stock model.
+
+    They are kept in memory, and in the cache where features are kept on disk.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
+        processor: the model's.
+        images: by key.
+        policy: where they are kept, and how they are opened.
+        crops: whether ten crops of each image are tokenised too.
+
+    Returns:
+        Image inputs, filled already.
 
     Raises:
         AssemblyError: the model has no image tokenizer.

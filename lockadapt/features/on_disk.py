@@ -1,4 +1,4 @@
-"""Frozen tower outputs kept on disk: every image of a batch is copied once from the mapped shard into the batch."""
+"""Frozen tower outputs kept on disk: each image is copied once from the mapped shard into the batch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,14 @@ class DiskFeatures:
         return Layout(tokens, channels, self.folder.identity["stored"])
 
     def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> int:
-        """Computes what the folder lacks of these images; gives how many it computed.
+        """Computes what the folder lacks of these images.
+
+        Args:
+            images: may repeat.
+            progress: told (shards done, shards to do).
+
+        Returns:
+            How many images were computed.
 
         Raises:
             DiskError: they do not fit; said before anything is computed.
@@ -82,6 +89,7 @@ class DiskFeatures:
         return built
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
+        """The images' stored features, as `gather` gives them."""
         if not images:
             return {}
         shown = [self._shown(image) for image in images]
@@ -106,8 +114,13 @@ class DiskFeatures:
 def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, torch.Tensor]:
     """Copies each image once from the disk's pages into one new tensor, in the stored dtype.
 
+    Args:
+        positions: shard, and row within it, of each image.
+        layout: what every image takes.
+
     Returns:
-        `image_features` (images, tokens, channels), and for int8 `image_scales`, float32 (images, 1, channels).
+        `image_features` (images, tokens, channels), and for int8 `image_scales`, float32 (images, 1,
+        channels).
     """
     dtype = STORED[layout.stored]
     width = layout.tokens * layout.channels * dtype.itemsize
@@ -125,7 +138,7 @@ def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, 
 
 
 class _Preprocessed(Dataset[Any]):
-    """Pixel values by batch; a bad image comes as its error, which would lose its message on the way between processes."""
+    """Pixel values by batch; a bad image comes as its error, whose message no process boundary would keep."""
 
     def __init__(self, batches: Sequence[Sequence[tuple[str, ImageRef]]], pixels: PixelInputs) -> None:
         self.batches, self.pixels = batches, pixels

@@ -1,4 +1,4 @@
-"""Whether the outputs of a frozen tower are computed at every step, kept in memory, or kept on disk: one decision for all."""
+"""Decides whether a frozen tower's outputs are computed at every step, kept in memory, or kept on disk."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class FeatureSettings:
     """Where frozen tower outputs are kept, and how much of them.
 
     Attributes:
-        choice: `auto` keeps them in memory if they fit there, else on disk if they fit there, and only if images are
-            used more than once.
+        choice: `auto` keeps them in memory if they fit there, else on disk if they fit there, and only if
+            images are used more than once.
         memory_gib: the most memory, for `auto`.
         disk_gib: the most disk, for `auto` and `disk`.
         stored: dtype on disk, one of `shards.STORED`.

@@ -1,4 +1,4 @@
-"""The shard: features of some images in one safetensors file, in bfloat16, float32 or int8, mapped into memory to be read."""
+"""The shard: features of some images in one safetensors file, in bfloat16, float32 or int8, memory-mapped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIX = "it is computed again"
 
 @dataclass(frozen=True)
 class Layout:
-    """What every image takes: `tokens` x `channels` numbers stored as one of `STORED`; int8 has a scale a channel."""
+    """What every image takes: `tokens` x `channels` numbers, stored as `STORED`; int8 has channel scales."""
 
     tokens: int
     channels: int
@@ -40,7 +40,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Drift:
-    """How far stored features are from the tower's: the largest difference, and the norm of it over that of the features."""
+    """How far stored features are from the tower's: largest difference, and relative norm of it."""
 
     largest: float
     relative: float
@@ -48,8 +48,11 @@ class Drift:
 
 @dataclass(frozen=True)
 class Shard:
-    """An open shard. `features` (images, bytes of an image's numbers) uint8 and `scales` (images, channels) float32 or
-    None stay on the disk until they are copied."""
+    """An open shard.
+
+    `features` (images, bytes of an image's numbers) uint8 and `scales` (images, channels) float32 or
+    None stay on the disk until they are copied.
+    """
 
     keys: tuple[str, ...]
     drift: Drift
@@ -60,7 +63,8 @@ class Shard:
 def packed(features: torch.Tensor, stored: str) -> dict[str, torch.Tensor]:
     """Features (images, tokens, channels) as they are stored.
 
-    int8 is symmetric, with one float32 scale for each image and channel: a CNN's channels differ by orders of magnitude.
+    int8 is symmetric, with one float32 scale for each image and channel: a CNN's channels differ by orders of
+    magnitude.
     """
     if stored != "int8":
         return {"features": features.to(STORED[stored]).contiguous()}
@@ -87,6 +91,13 @@ def drift_of(features: torch.Tensor, parts: dict[str, torch.Tensor]) -> Drift:
 def write_shard(path: Path, fingerprint: str, keys: list[str], features: torch.Tensor, stored: str) -> None:
     """Writes a shard; the same features give the same bytes. The caller must be the only one who writes it.
 
+    Args:
+        path: file to write.
+        fingerprint: of the cache that it belongs to.
+        keys: of the images.
+        features: floating, (images, tokens, channels).
+        stored: dtype of the file, one of `STORED`.
+
     Raises:
         DiskError: the disk is full, or the place cannot be written; nothing is left at `path`.
     """
@@ -104,7 +115,13 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     """Maps a shard, and checks header, shapes and size.
 
     Args:
+        path: the file.
+        fingerprint: of the cache that it must belong to.
+        layout: what every image takes.
         thorough: read it all, and compare its SHA-256 too.
+
+    Returns:
+        The shard, its tensors mapped and read only when used.
 
     Raises:
         VerificationError: it is damaged, cut off, or another cache's.

@@ -1,4 +1,4 @@
-"""Runs a frozen tower on pixel values: what is computed once an image, and handed back through the feature door."""
+"""Runs a frozen tower on pixel values, once an image; the outputs come back through the feature door."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from lockadapt.architectures import tower_of
 from lockadapt.architectures.features import projector_input
 
 GPU_BATCH, CPU_BATCH = 64, 8
-"""Images that the tower sees at a time. On a CPU small batches stay in its caches and need no fresh memory from the
-system: MobileNetV2 at 128 pixels took 1.0 to 1.6 s for 128 images in eights, 4.0 s in batches of 64 (one thread)."""
+"""Images that the tower sees at a time.
+
+On a CPU small batches stay in its caches and need no fresh memory from the
+system: MobileNetV2 at 128 pixels took 1.0 to 1.6 s for 128 images in eights, 4.0 s in batches of 64 (one
+thread)."""
 
 
 def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:

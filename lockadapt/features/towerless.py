@@ -1,4 +1,4 @@
-"""A run whose images are all in the feature cache does without its tower: when that is so, and what it works with."""
+"""A run whose images are all in the feature cache needs no tower: when that is so, and what it uses."""
 
 from __future__ import annotations
 
@@ -40,16 +40,20 @@ class CachedTower:
 def cached_tower(
     start: Path | None, dtype: torch.dtype, images: Mapping[str, ImageRef], policy: ImagePolicy
 ) -> CachedTower | None:
-    """What a run can start with instead of the tower; None if anything at all is missing.
+    """Gives what a run can start with instead of the tower; None if anything at all is missing.
 
-    So it is where features are kept on disk, the run starts from a local stock folder whose tower filled this cache
-    once, and all images are in it.
+    So it is where features are kept on disk, the run starts from a local stock folder whose tower filled this
+    cache once, and all images are in it.
 
     Args:
-        start: the stock folder that the run starts from; nothing is cached for one that is not local, or not there yet.
+        start: the stock folder that the run starts from; nothing is cached for one that is not local, or not
+            there yet.
         dtype: that its model is loaded in.
         images: of all rows, by key.
         policy: how they become inputs.
+
+    Returns:
+        The tower's record and its features on disk, or None.
     """
     settings = policy.settings
     if not _is_folder(start) or settings.choice != "disk" or policy.blind:

@@ -1,4 +1,7 @@
-"""The cross-entropy of answer tokens, which captioning, VQA and dialogue share; the head runs on those tokens only."""
+"""The cross-entropy of answer tokens, which captioning, VQA and dialogue share.
+
+The head runs on those tokens only.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class AnswerObjective(Objective):
 
 
 def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
-    """Mean negative log-likelihood over the labelled tokens of a batch: what the stock class computes from `labels`.
+    """Mean negative log-likelihood of a batch's labelled tokens: what the stock class computes from `labels`.
 
     Args:
         model: a stock LLaVA, FastVLM or Janus, possibly wrapped by PEFT or DDP.
@@ -69,14 +72,14 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
 
 @torch.no_grad()
 def sample_losses(model: nn.Module, batch: Batch, samples: int) -> torch.Tensor:
-    """Negative log-likelihood of each sample's labelled tokens together, float32 (samples,), without graph."""
+    """Negative log-likelihood of each sample's labelled tokens, summed: float32 (samples,), without graph."""
     _, losses, _ = _token_losses(model, batch)
     sums = torch.zeros(samples, dtype=torch.float32, device=losses.device)
     return sums.index_add_(0, batch["owners"].to(losses.device), losses)
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """What the stock forward is called with: tokens, mask and positions, and images as pixels or remembered features."""
+    """The stock forward's arguments: tokens, mask, positions, and images as pixels or remembered features."""
     architecture = architecture_of(model)
     names = ("input_ids", "attention_mask", *architecture.inputs.extra)
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}

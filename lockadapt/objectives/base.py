@@ -1,4 +1,7 @@
-"""The one shape of an objective: its encoder, its collator, its loss, its evaluator. The trainer only mixes what these give."""
+"""The one shape of an objective: its encoder, its collator, its loss, its evaluator.
+
+The trainer only mixes what these give.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ from lockadapt.data.sample import Sample
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 Report = dict[str, torch.Tensor]
-"""What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics. `tokens` is always there:
+"""What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics.
+
+`tokens` is always there:
 how many terms (answer tokens, image codes, pairs) the loss is the mean of."""
 
 Progress = Callable[[int, int], None]
@@ -28,30 +33,32 @@ Row = dict[str, Any]
 
 
 class EvaluationContext(Protocol):
-    """What evaluation lends to an objective.
-
-    Attributes:
-        model: in eval mode, possibly wrapped by PEFT.
-        encoder: of the model's processor.
-        images: where pixels, features or codes of the samples' images come from.
-        batch_size: samples at a time.
-        progress: told (done, all).
-    """
+    """What evaluation lends to an objective."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The model, in eval mode, possibly wrapped by PEFT."""
+        ...
 
     @property
-    def encoder(self) -> Encoder: ...
+    def encoder(self) -> Encoder:
+        """The encoder of the model's processor."""
+        ...
 
     @property
-    def images(self) -> ImageInputs: ...
+    def images(self) -> ImageInputs:
+        """Where pixels, features or image token ids of the samples' images come from."""
+        ...
 
     @property
-    def batch_size(self) -> int: ...
+    def batch_size(self) -> int:
+        """Samples at a time."""
+        ...
 
     @property
-    def progress(self) -> Progress | None: ...
+    def progress(self) -> Progress | None:
+        """Told (done, all)."""
+        ...
 
     def answers(
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
@@ -60,17 +67,19 @@ class EvaluationContext(Protocol):
         ...
 
     def draw(self, captions: Sequence[str], drawing: ImageGenerationConfig) -> torch.Tensor:
-        """Codes of an image for each caption, int64 (captions, codes)."""
+        """Generates the image token ids of an image for each caption, int64 (captions, tokens)."""
         ...
 
     def probe(self, tower: str, samples: Sequence[Sample], codes: torch.Tensor) -> dict[str, Any] | None:
-        """Whether codes drawn for samples show what their captions say, judged by a probe on a frozen tower."""
+        """Whether image tokens generated for samples show their captions, by a probe on a frozen tower."""
         ...
 
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """One thing to learn: adding an objective is adding one file with one subclass, which gives at least loss and scores.
+    """One thing to learn.
+
+    Adding an objective is adding one file with one subclass, which gives at least loss and scores.
 
     Attributes:
         kind: what it is (`caption`, `vqa`, `itc` …).
@@ -115,7 +124,7 @@ class Objective(ABC):
         return 0
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027  # most need nothing
-        """Add to a stock model what only this objective needs (see `RETRIEVAL`); a second call does nothing."""
+        """Adds to a stock model what only this objective needs (`RETRIEVAL`); a second call does nothing."""
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -131,23 +140,29 @@ class Objective(ABC):
         name: str,
         max_row_tokens: int | None = None,
     ) -> Batch:
-        """Encoded samples -> the batch that `loss` takes; `max_row_tokens` as in `lockadapt.data.batch.collate`."""
+        """Makes the batch that `loss` takes; arguments as in `lockadapt.data.batch.collate`."""
         return collate(items, images, pad_id, name, max_row_tokens if self.packs else None)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
-        """The batch's loss (scalar, normalised by itself, with graph) and a report. `model` may be wrapped."""
+        """The batch's loss (scalar, normalised by itself, with graph) and a report.
+
+        `model` may be wrapped.
+        """
 
     def after_step(self, model: nn.Module) -> None:  # noqa: B027  # most have no bounds
         """Called after every optimiser step, for what must stay within bounds."""
 
     def callbacks(self, folder: Path, processor: Any, rows: Sequence[Encoded]) -> list[TrainerCallback]:
-        """What the trainer shall call while this objective trains.
+        """Gives what the trainer calls while this objective trains.
 
         Args:
             folder: where pictures and the like may be written; it does not exist yet.
             processor: of the model.
             rows: a stage's validation rows of this objective or, where there are none, its training rows.
+
+        Returns:
+            Callbacks; none by default.
         """
         return []
 

@@ -13,7 +13,7 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 
 @dataclass(frozen=True)
 class Caption(AnswerObjective):
-    """Cross-entropy of the caption; scored by CIDEr-D, BLEU-4 and ROUGE-L against all captions of the image."""
+    """Cross-entropy of the caption; scored by CIDEr-D, BLEU-4, ROUGE-L against all captions of the image."""
 
     kind: ClassVar[str] = "caption"
 

@@ -14,7 +14,7 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 
 @dataclass(frozen=True)
 class Dialogue(AnswerObjective):
-    """Cross-entropy of all assistant turns; the last turn is predicted from the true turns before it and scored."""
+    """Cross-entropy of all assistant turns; the last one, predicted from the true turns before, is scored."""
 
     kind: ClassVar[str] = "dialogue"
 

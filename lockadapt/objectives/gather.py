@@ -12,18 +12,20 @@ from lockadapt.errors import DataError
 
 
 def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Every process's rows, in the order of ranks; the tensor itself where there is one process.
+    """Gathers every process's rows in the order of ranks; gives the tensor itself where there is one process.
 
     Embeddings keep their gradient: in the backward pass each process gets the sum, over all processes, of the
-    gradients of its own rows. So when every process computes the same loss from what it gathered, a tensor before the
-    gather has on each process (number of processes) times its part of the gradient, and a tensor after it (temperature,
-    bias) the whole gradient. The mean over processes, which is what DDP takes, is then the gradient of one process
-    that holds the whole batch, for both.
+    gradients of its own rows. So when every process computes the same loss from what it gathered, a tensor
+    before the gather has on each process (number of processes) times its part of the gradient, and a tensor
+    after it (temperature, bias) the whole gradient. The mean over processes, which is what DDP takes, is then
+    the gradient of one process that holds the whole batch, for both.
 
-    Keys must mean the same everywhere: numbers of images in the data set, not in the batch, and no `hash()` of strings.
+    Keys must mean the same everywhere: numbers of images in the data set, not in the batch, and no `hash()`
+    of strings.
 
     Args:
         tensor: (rows, ...), any dtype, on each process of the group; all of them must call.
+        group: the processes that gather; None: all.
 
     Returns:
         (rows of all processes, ...).

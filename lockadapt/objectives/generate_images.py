@@ -1,4 +1,4 @@
-"""Draws images for prompts through the stock `generate`, and puts them into one picture with their prompts."""
+"""Generates images for prompts through the stock `generate`, and tiles them with their prompts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ def generate_image_token_ids(
     settings: ImageGenerationConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Codes int64 (prompts, tokens) on the CPU, drawn by the stock `generate(generation_mode="image")`.
+    """Generates image tokens by the stock `generate(generation_mode="image")`.
 
     Args:
         model: a stock Janus, possibly wrapped by PEFT, in any mode; left as it was, torch's generators too.
         processor: its processor.
         prompts: captions.
-        settings: how.
+        settings: how to generate.
         progress: told (done, all).
+
+    Returns:
+        Image token ids, int64 (prompts, tokens), on the CPU.
 
     Raises:
         RecipeError: as `ImageGenerationConfig.arguments`.
@@ -66,9 +69,11 @@ def pictures(model: nn.Module, processor: Any, codes: Tensor, batch_size: int = 
     """The pictures that codes (images, tokens) stand for, as the stock class and processor decode them."""
     base, made = unwrap_model(model), list[Image.Image]()
     for part in codes.split(batch_size) if len(codes) else ():
-        # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which it cannot take.
+        # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which
+        # it cannot take.
         values = base.model.vqmodel.decode(part.to(base.device)).float().cpu()
-        # As tensors: where torchvision is installed, the stock processor fails at making Pillow's images itself.
+        # As tensors: where torchvision is installed, the stock processor fails at making Pillow's images
+        # itself.
         levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
         made += [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
     return made

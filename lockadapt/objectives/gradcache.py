@@ -1,4 +1,4 @@
-"""GradCache: embeddings of a batch of any size in the memory of one chunk, with the whole batch's gradients."""
+"""GradCache: embeds a batch of any size in the memory of one chunk, with the whole batch's gradients."""
 
 from __future__ import annotations
 
@@ -18,32 +18,37 @@ Chunk = Callable[[], Tensor]
 
 
 def embed_in_chunks(chunks: Sequence[Chunk], parameters: Sequence[Tensor]) -> Tensor:
-    """All chunks' embeddings, (rows, size), with graph to the parameters; arXiv 2101.06983.
+    """Embeds all chunks, with graph to the parameters; arXiv 2101.06983.
 
-    Forward, each chunk runs without graph. Backward, when the loss has given the gradient of the embeddings, each chunk
-    runs again with graph, from the same random state and autocast, and is left behind before the next one runs. Any
-    number of sides can be embedded so, and any loss put on top of them: `loss(embed_in_chunks(images, p),
-    embed_in_chunks(texts, p), ...)`. What the loss learns itself gets its gradient as always, and factors on the loss
-    (weights, accumulation, GradScaler) reach the chunks. A single chunk, or no gradient, is computed directly.
+    Forward, each chunk runs without graph. Backward, when the loss has given the gradient of the embeddings,
+    each chunk runs again with graph, from the same random state and autocast, and is left behind before the
+    next one runs. Any number of sides can be embedded so, and any loss put on top of them:
+    `loss(embed_in_chunks(images, p), embed_in_chunks(texts, p), ...)`. What the loss learns itself gets its
+    gradient as always, and factors on the loss (weights, accumulation, GradScaler) reach the chunks. A single
+    chunk, or no gradient, is computed directly.
 
-    Random states of torch are replayed, on the CPU and on the parameters' devices: dropout, LoRA's dropout. Those of
-    `random` and NumPy are not, nor what a module changes when it runs: BatchNorm layers in training mode would move
-    their statistics twice and normalise by chunk, so keep them in evaluation mode. Gradient checkpointing inside a
-    chunk must be the non-reentrant one.
+    Random states of torch are replayed, on the CPU and on the parameters' devices: dropout, LoRA's dropout.
+    Those of `random` and NumPy are not, nor what a module changes when it runs: BatchNorm layers in training
+    mode would move their statistics twice and normalise by chunk, so keep them in evaluation mode. Gradient
+    checkpointing inside a chunk must be the non-reentrant one.
 
-    DDP: the parameters' gradients leave this function as those of an ordinary node, so a parameter's hook fires once
-    a backward pass. But a chunk must not call the DDP wrapper itself: its forward, run again within the backward pass,
-    would make it forget what it has reduced. Either chunks, gather and loss all run inside the forward of the module
-    that DDP wraps, and DDP reduces as always; or chunks call the module inside the wrapper, DDP's hooks stay silent
-    (`no_sync`), and `gather.average_gradients` is called after the last backward pass of the step.
+    DDP: the parameters' gradients leave this function as those of an ordinary node, so a parameter's hook
+    fires once a backward pass. But a chunk must not call the DDP wrapper itself: its forward, run again
+    within the backward pass, would make it forget what it has reduced. Either chunks, gather and loss all run
+    inside the forward of the module that DDP wraps, and DDP reduces as always; or chunks call the module
+    inside the wrapper, DDP's hooks stay silent (`no_sync`), and `gather.average_gradients` is called after
+    the last backward pass of the step.
 
     Args:
         chunks: in the order of the batch; closures over their inputs.
         parameters: everything that requires gradient and that a chunk uses; more does no harm.
 
+    Returns:
+        (rows of all chunks, size), in the dtype that the chunks give.
+
     Raises:
-        NoGradientError: in the backward pass, if a chunk uses a tensor that requires gradient and is not among the
-            parameters: it would silently not learn.
+        NoGradientError: in the backward pass, if a chunk uses a tensor that requires gradient and is not
+            among the parameters: it would silently not learn.
     """
     if len(chunks) == 1 or not torch.is_grad_enabled():
         return torch.cat([chunk() for chunk in chunks])
@@ -122,7 +127,7 @@ class _Start:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """Autocast as it was, without its cache: a cast weight belongs to the run that made it, with or without graph."""
+        """Autocast as it was, without its cache: a cast weight belongs to the run that made it."""
         with contextlib.ExitStack() as stack:
             for kind, (enabled, dtype) in self.casts.items():
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
@@ -140,7 +145,8 @@ def _check(embedded: Tensor, parameters: Sequence[Tensor]) -> None:
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in known:
             raise NoGradientError(
-                f"a chunk uses a tensor of shape {tuple(leaf.shape)} that requires gradient and would get none",
+                f"a chunk uses a tensor of shape {tuple(leaf.shape)} that requires gradient and would "
+                "get none",
                 where="GradCache",
                 fix="name it among the parameters, or freeze it",
             )

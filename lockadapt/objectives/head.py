@@ -1,4 +1,4 @@
-"""The head and its cross-entropy, on the positions that are scored and in chunks: never all logits at once."""
+"""The head and its cross-entropy, on the scored positions only and in chunks: never all logits at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CHUNK_BYTES = 128 * 2**20
 class _ChunkedLoss(torch.autograd.Function):
     """Mean cross-entropy of a frozen head, with its gradient made in the forward pass.
 
-    A head that does not train needs only the gradient of its input, (softmax - one-hot) W, which is at hand while a
-    chunk's logits are: nothing as wide as the vocabulary is kept, and nothing is computed twice.
+    A head that does not train needs only the gradient of its input, (softmax - one-hot) W, which is at hand
+    while a chunk's logits are: nothing as wide as the vocabulary is kept, and nothing is computed twice.
     """
 
     @staticmethod
@@ -89,14 +89,17 @@ def chunked_cross_entropy(
 
     Args:
         hidden: (positions, hidden), any floating dtype.
-        weight, bias: of the frozen head, (vocabulary, hidden) and (vocabulary,) or None; they get no gradient.
-        logit_index, targets: int64 (labels,): target i is predicted by position `logit_index[i]`.
+        weight: of the frozen head, (vocabulary, hidden); it gets no gradient.
+        bias: of the frozen head, (vocabulary,), or None; it gets no gradient.
+        logit_index: int64 (labels,): target i is predicted by position `logit_index[i]`.
+        targets: int64 (labels,), vocabulary ids.
         chunk: positions at a time; by default as many as keep the logits below `CHUNK_BYTES`.
-        rows: vocabulary ids, int64 (n,), and what the head has there instead of its weight, (n, hidden); no gradient.
+        rows: vocabulary ids, int64 (n,), and what the head has there instead of its weight, (n, hidden); no
+            gradient.
 
     Returns:
-        The mean (scalar, with graph), every target's own loss (labels,) and the number of targets that were the
-        likeliest token, both without graph.
+        The mean (scalar, with graph), every target's own loss (labels,) and the number of targets that were
+        the likeliest token, both without graph.
     """
     chunk = chunk or max(1, CHUNK_BYTES // (4 * len(weight)))
     ids, there = rows or (None, None)
@@ -106,8 +109,8 @@ def chunked_cross_entropy(
 def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> Tensor:
     """What the stock class would feed its head at the positions that count, (positions, hidden), with graph.
 
-    The whole model is called, wrappers included (DDP synchronises gradients in its forward), and the head is left
-    with no position to do.
+    The whole model is called, wrappers included (DDP synchronises gradients in its forward), and the head is
+    left with no position to do.
     """
     seen: list[Tensor] = []
 

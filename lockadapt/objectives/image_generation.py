@@ -43,12 +43,16 @@ class ImageGenerationConfig:
                 raise RecipeError(
                     f"{getattr(self, name)} is not supported",
                     where=name,
-                    fix="seed: 0 to 2**63 - 1; temperature: 0 to 1000; top_k: 1 or more; top_p: above 0, at most 1; "
+                    fix="seed: 0 to 2**63 - 1; temperature: 0 to 1000; top_k: 1 or more; top_p: above 0, "
+                    "at most 1; "
                     "guidance_scale: 1 to 1000",
                 )
 
     def arguments(self) -> dict[str, Any]:
         """The keywords of the stock `generate`.
+
+        Returns:
+            Keyword arguments for `generate`.
 
         Raises:
             RecipeError: a guidance scale of 1 or less, or a negative temperature.

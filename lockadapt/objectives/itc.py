@@ -45,7 +45,10 @@ SHOWN = 5
 
 @dataclass(frozen=True, eq=False)
 class EncodedPair(Encoded):
-    """An image and a text: `input_ids` is the text's sequence, `image_ids` int32 the image's; nothing is labelled."""
+    """An image and a text; nothing is labelled.
+
+    `input_ids` is the text's sequence, `image_ids` int32 the image's.
+    """
 
     image_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
 
@@ -55,8 +58,8 @@ class ImageText(Objective):
     """InfoNCE or the sigmoid loss between images and their texts; scored by retrieval both ways.
 
     Attributes:
-        mode: `vlm` sends both sides through the whole model; `dual` compares what the frozen tower makes of an image with
-            what the LLM makes of a text (LiT, arXiv 2111.07991), in a dual encoder.
+        mode: `vlm` sends both sides through the whole model; `dual` compares what the frozen tower makes of
+            an image with what the LLM makes of a text (LiT, arXiv 2111.07991), in a dual encoder.
         contrast: the loss, `infonce` (arXiv 2103.00020) or `sigmoid` (arXiv 2303.15343).
         dimension: of embeddings.
         queries: learned tokens behind image and text; none in a dual encoder.
@@ -66,7 +69,8 @@ class ImageText(Objective):
         feature_dropout: share of the tower's outputs that are zeroed in training.
         chunk: images or texts at a time; the loss sees all of a batch.
         image_prompt, text_prompt: what the user says beside an image, and around `{caption}`.
-        templates: with `{}` for the class; given, the test rows' texts are classes of a zero-shot classification.
+        templates: with `{}` for the class; given, the test rows' texts are classes of a zero-shot
+            classification.
     """
 
     batch_size: int | None = 256
@@ -108,6 +112,9 @@ class ImageText(Objective):
     def prepare(self, model: nn.Module) -> None:
         """Adds the embedding projection, temperature and bias.
 
+        Args:
+            model: a stock model, possibly wrapped by PEFT.
+
         Raises:
             RecipeError: a dual encoder where the whole model shall embed, or the other way round.
         """
@@ -123,7 +130,15 @@ class ImageText(Objective):
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
     ) -> EncodeReport:
-        """The caption as a sequence that ends with the query tokens, and the one that all images share.
+        """Encodes captions as sequences that end with the query tokens, and the one that all images share.
+
+        Args:
+            encoder: of the model's processor.
+            samples: rows with one image and one caption each.
+            progress: told (done, all).
+
+        Returns:
+            The encoded rows, and what became of the others.
 
         Raises:
             DataError: a row without exactly one image, or a caption that fills the context.
@@ -168,7 +183,10 @@ class ImageText(Objective):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
-        """See `contrastive_loss`; pairs of one image or of one text count as belonging together. Over all processes."""
+        """See `contrastive_loss`; pairs of one image or of one text count as belonging together.
+
+        Over all processes.
+        """
         images = self.embed_images(model, batch)[batch["image_of"]]
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
@@ -217,7 +235,7 @@ class ImageText(Objective):
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
-        """Recall and median rank both ways over all captions of the rows; zero-shot accuracy where templates are given.
+        """Scores R@K and median rank both ways over all captions; zero-shot accuracy if there are templates.
 
         Each distinct text is a row, with the images found for it, the best first.
         """
@@ -269,10 +287,16 @@ class ImageText(Objective):
         return _over(texts, bench, embed)
 
     def frames(self, encoder: Encoder) -> tuple[str, str, str]:
-        """What stands before a text, behind it, and in place of an image, query tokens and bos included.
+        """Gives what stands before a text, behind it, and for an image, query tokens and bos included.
 
-        The image's holds the image marker once, not yet repeated for every patch; it is empty in a dual encoder, whose
-        tokenizer adds bos itself.
+        The image's holds the image marker once, not yet repeated for every patch; it is empty in a dual
+        encoder, whose tokenizer adds bos itself.
+
+        Args:
+            encoder: of the model's processor.
+
+        Returns:
+            (before, behind, image), as text.
 
         Raises:
             DataError: the text stands in more than one place.

@@ -21,9 +21,12 @@ from lockadapt.tuning.training_autocast import training_autocast
 class Retrieval(nn.Module):
     """What a contrastive run adds to a stock model, in float32.
 
-    Attributes:
-        embedding_proj_layer: hidden state -> embedding, as `ColPaliForRetrieval` has it and calls it; None in a dual
-            encoder, which has projections of its own.
+    Its `embedding_proj_layer` maps hidden state to embedding, as `ColPaliForRetrieval` has it and calls it;
+    None in a dual encoder, which has projections of its own.
+
+    Args:
+        hidden: size of a hidden state; None: a dual encoder.
+        dimension: of embeddings.
         temperature: of the loss.
         pooling: how a sequence becomes one state.
     """
@@ -42,6 +45,7 @@ def add_retrieval(
     """Puts a `Retrieval` beside the parts of a stock model; where there is one it stays.
 
     Args:
+        model: a stock model, possibly wrapped by PEFT.
         dimension: of embeddings; a dual encoder has its own already.
         temperature: of the loss.
         pooling: None: the last token, or in a dual encoder what suits its text model (`TextFacts.pooling`).
@@ -70,12 +74,15 @@ def retrieval_of(model: nn.Module) -> Any:
 
 
 def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Normalised embeddings of token sequences, float32 (rows, dimension).
+    """Embeds token sequences.
 
     Args:
         model: a stock LLaVA, FastVLM, Janus or dual encoder with `retrieval`, possibly wrapped by PEFT.
-        inputs: `input_ids`, `attention_mask` int64 (rows, tokens), padded on the right, the query tokens last; and
-            `pixel_values` or `image_features` where the rows have images.
+        inputs: `input_ids`, `attention_mask` int64 (rows, tokens), padded on the right, the query tokens
+            last; and `pixel_values` or `image_features` where the rows have images.
+
+    Returns:
+        Normalised embeddings, float32 (rows, dimension).
     """
     base, own, mask = unwrap_model(model), retrieval_of(model), inputs["attention_mask"]
     if apart := architecture_of(base).apart:
@@ -87,10 +94,16 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def in_chunks(model: nn.Module, rows: int, chunk: int, embed: Callable[[slice], Tensor]) -> Tensor:
-    """Embeddings (rows, dimension) of a batch, `chunk` rows at a time: their memory, the whole batch's gradient.
+    """Embeds a batch `chunk` rows at a time: in their memory, with the whole batch's gradient.
 
     Args:
+        model: the one that embeds; its trainable parameters get the gradient.
+        rows: of the batch.
+        chunk: rows at a time.
         embed: a part of the batch -> its embeddings.
+
+    Returns:
+        Embeddings, float32 (rows, dimension).
     """
     parts = [slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk)]
     if not torch.is_grad_enabled():

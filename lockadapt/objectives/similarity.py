@@ -1,4 +1,4 @@
-"""Contrastive losses over embeddings, InfoNCE and sigmoid, in blocks of rows: never all similarities at once."""
+"""Contrastive losses over embeddings, InfoNCE and sigmoid, in blocks: never all similarities at once."""
 
 from __future__ import annotations
 
@@ -28,29 +28,34 @@ def contrastive_loss(
 ) -> Tensor:
     """How badly images and texts find each other, computed in float32 whatever autocast says.
 
-    Image i and text j belong together if a column of their keys is equal: one column for "the same image", another
-    for "the same words", say. The logit of a pair is `scale * (image . text) + bias`.
+    Image i and text j belong together if a column of their keys is equal: one column for "the same image",
+    another for "the same words", say. The logit of a pair is `scale * (image . text) + bias`.
 
-    `infonce` (CLIP, arXiv 2103.00020): cross-entropy of each image over all texts, its target uniform over the texts
-    that belong to it, and of each text over all images; the mean over images and the mean over texts, halved. A row to
-    which nothing belongs is a negative for the others, and not in the mean. The bias cancels and must be None.
+    `infonce` (CLIP, arXiv 2103.00020): cross-entropy of each image over all texts, its target uniform over
+    the texts that belong to it, and of each text over all images; the mean over images and the mean over
+    texts, halved. A row to which nothing belongs is a negative for the others, and not in the mean. The bias
+    cancels and must be None.
 
-    `sigmoid` (SigLIP, arXiv 2303.15343): `-log sigmoid(+-logit)`, + for every pair that belongs together; summed over
-    pairs, over the number of images or of texts, whichever is larger.
+    `sigmoid` (SigLIP, arXiv 2303.15343): `-log sigmoid(+-logit)`, + for every pair that belongs together;
+    summed over pairs, over the number of images or of texts, whichever is larger.
 
     Args:
-        images, texts: L2-normalised, (images, size) and (texts, size), any floating dtype.
-        image_keys, text_keys: int64, (images,) and (texts,), or (images, columns) and (texts, columns). Keys below
-            zero equal nothing.
-        scale: scalar, the factor itself; the exponential of what is learned (`lockadapt.objectives.temperature`).
+        images: L2-normalised embeddings, (images, size), any floating dtype.
+        texts: L2-normalised embeddings, (texts, size), any floating dtype.
+        image_keys: int64, (images,) or (images, columns). Keys below zero equal nothing.
+        text_keys: int64, (texts,) or (texts, columns), as many columns as `image_keys`.
+        scale: scalar, the factor itself; the exponential of what is learned
+            (`lockadapt.objectives.temperature`).
         bias: scalar, or None.
+        kind: `infonce` or `sigmoid`.
         rows: images at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
 
     Returns:
         A scalar, with graph to images, texts, scale and bias.
 
     Raises:
-        DataError: no image or no text, a row without keys, nothing that belongs together, or a bias with `infonce`.
+        DataError: no image or no text, a row without keys, nothing that belongs together, or a bias with
+            `infonce`.
     """
     image_keys, text_keys = _columns(image_keys), _columns(text_keys)
     _check(images, texts, image_keys, text_keys, bias, kind)
@@ -66,7 +71,7 @@ def contrastive_loss(
 
 
 def belonging(image_keys: Tensor, text_keys: Tensor) -> Tensor:
-    """Which pairs belong together, bool (images, texts): keys (images, columns) and (texts, columns), any equal."""
+    """Which pairs match, bool (images, texts): any column of (images, columns), (texts, columns) is equal."""
     found = torch.zeros(len(image_keys), len(text_keys), dtype=torch.bool, device=image_keys.device)
     for ours, theirs in zip(image_keys.unbind(1), text_keys.unbind(1), strict=True):
         found |= (ours[:, None] == theirs) & (ours >= 0)[:, None]

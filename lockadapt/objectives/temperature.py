@@ -29,9 +29,11 @@ class Temperature(nn.Module):
     def __init__(
         self, kind: Kind, negatives: int = 1, scale: float | None = None, learned: bool = True
     ) -> None:
-        """As `first_scale` and `first_bias` say; `negatives` is how many there are for a positive pair.
+        """Starts as `first_scale` and `first_bias` say.
 
         Args:
+            kind: of the contrastive loss.
+            negatives: how many there are for a positive pair.
             scale: where it starts instead.
             learned: else the scale stays there, as a buffer.
         """
@@ -69,14 +71,14 @@ def first_scale(kind: Kind) -> float:
 def first_bias(negatives: int) -> float:
     """Bias that a sigmoid loss starts from: half of -ln(negatives for a positive pair), at most 0.
 
-    -ln(negatives) is where the loss of embeddings that know nothing (cosine 0) is least. SigLIP starts there (-10 at
-    32,768 pairs), but big_vision's small run of 512 pairs starts at -2.71, not at -6.2: half is near that, and leaves
-    positives a gradient that a first step does not have to win back.
+    -ln(negatives) is where the loss of embeddings that know nothing (cosine 0) is least. SigLIP starts there
+    (-10 at 32,768 pairs), but big_vision's small run of 512 pairs starts at -2.71, not at -6.2: half is near
+    that, and leaves positives a gradient that a first step does not have to win back.
     """
     return -math.log(max(1, negatives)) / 2
 
 
 @torch.no_grad()
 def clamp_scale_(logit_scale: Tensor) -> None:
-    """The logarithm of a scale, in place, to `SMALLEST_SCALE`..`LARGEST_SCALE`; for stock classes' own as well."""
+    """Clamps a scale's logarithm, in place, to `SMALLEST_SCALE`..`LARGEST_SCALE`; stock classes' as well."""
     logit_scale.clamp_(math.log(SMALLEST_SCALE), math.log(LARGEST_SCALE))

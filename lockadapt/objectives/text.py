@@ -22,7 +22,7 @@ from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Re
 
 @dataclass(frozen=True)
 class PlainText(Objective):
-    """Cross-entropy of every token behind the first, as in the LLM's own pre-training; scored by perplexity."""
+    """Cross-entropy of every token but the first, as in the LLM's own pre-training; scored by perplexity."""
 
     kind: ClassVar[str] = "text"
     plannable: ClassVar[bool] = True
@@ -40,7 +40,15 @@ class PlainText(Objective):
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
     ) -> EncodeReport:
-        """Without a chat template: as the tokenizer makes it of plain text, cut at `max_length`.
+        """Encodes without a chat template: as the tokenizer makes it of plain text, cut at `max_length`.
+
+        Args:
+            encoder: of the model's processor.
+            samples: rows of text.
+            progress: told (done, all).
+
+        Returns:
+            The encoded rows, and what became of the others.
 
         Raises:
             NoLabelError: a text of fewer than two tokens.
@@ -67,7 +75,7 @@ class PlainText(Objective):
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
-        """`{"perplexity", "perplexity_before", "n"}`: with the adapter, and where there is one, without it."""
+        """Scores `{"perplexity", "perplexity_before", "n"}`: with the adapter and, if any, without it."""
         items = self.encode(bench.encoder, samples).encoded
         scores: dict[str, Any] = {"perplexity": self._perplexity(bench, items), "n": len(items)}
         if hasattr(bench.model, "disable_adapter"):

@@ -38,7 +38,10 @@ AT_ONCE = 512
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt(Encoded):
-    """A drawing prompt. `kept` bool (tokens,): what the stock class leaves of it in an unconditional prompt."""
+    """A drawing prompt.
+
+    `kept` bool (tokens,): what the stock class leaves of it in an unconditional prompt.
+    """
 
     kept: np.ndarray[Any, Any] | None = None
 
@@ -47,11 +50,12 @@ class EncodedPrompt(Encoded):
 class TextToImage(Objective):
     """Cross-entropy of an image's codes given its caption.
 
-    `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional prompt, which
-    classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that the model reads wrongly in
-    training, drawn at random: it learns to go on from its own mistakes, and small data by heart less. With `crops` each
-    training image is replaced, ten times of eleven, by one of its ten crops, half of them mirrored. `probe` is the tower
-    of the probe that judges drawings, if any; the other fields say how evaluation draws.
+    `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional
+    prompt, which classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that
+    the model reads wrongly in training, drawn at random: it learns to go on from its own mistakes, and small
+    data by heart less. With `crops` each training image is replaced, ten times of eleven, by one of its ten
+    crops, half of them mirrored. `probe` is the tower of the probe that judges drawings, if any; the other
+    fields say how evaluation draws.
     """
 
     prompt_drop: float = 0.1
@@ -84,7 +88,15 @@ class TextToImage(Objective):
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
     ) -> EncodeReport:
-        """Captions as the prompts that the stock processor makes of them for drawing.
+        """Encodes captions as the prompts that the stock processor makes of them for image generation.
+
+        Args:
+            encoder: of the model's processor.
+            samples: rows with one image and one caption each.
+            progress: told (done, all).
+
+        Returns:
+            The encoded rows, and what became of the others.
 
         Raises:
             DataError: a sample has not exactly one image, or the processor is none that draws.
@@ -125,11 +137,18 @@ class TextToImage(Objective):
         name: str,
         max_row_tokens: int | None = None,
     ) -> Batch:
-        """One row an image, prompts padded on the left as for the stock `generate`.
+        """Collates one row an image, prompts padded on the left as for the stock `generate`.
+
+        Args:
+            items: encoded rows.
+            images: give the image token ids.
+            pad_id: the token that fills up.
+            name: of the objective, for the batch.
+            max_row_tokens: not used; rows of this objective are not packed.
 
         Returns:
-            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`, and
-            `image_crops` where the images give them.
+            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`,
+            and `image_crops` where the images give them.
         """
         input_ids, attention_mask = left_padded([item.input_ids.tolist() for item in items], pad_id)
         unconditional = [
@@ -145,7 +164,10 @@ class TextToImage(Objective):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
-        """Mean over all codes. What is drawn at random while the model trains, torch's CPU generator draws."""
+        """Mean over all codes.
+
+        What is drawn at random while the model trains, torch's CPU generator draws.
+        """
         ids = batch["input_ids"]
         if model.training and self.prompt_drop:
             dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
@@ -173,11 +195,15 @@ class TextToImage(Objective):
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
-        """Cross-entropy of the true codes, and perplexity of the codes that are drawn for the same captions.
+        """Scores true image tokens by cross-entropy, and those generated for the captions by perplexity.
+
+        Args:
+            bench: lends model and images.
+            samples: the rows to score.
 
         Returns:
-            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what guessing gives,
-            and `"probe"` where there is one; and the drawn codes as each row's answer.
+            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what
+            guessing gives, and `"probe"` where there is one; and the drawn codes as each row's answer.
         """
         codes = unwrap_model(bench.model).config.vq_config.num_embeddings
         drawn = bench.draw([sample.answer for sample in samples], self.drawing())
@@ -223,11 +249,12 @@ class TextToImage(Objective):
 def code_losses(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, read: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of every code after its prompt, as the stock class draws: no positions are given.
+    """Negative log-likelihood of every image token after its prompt; as in `generate`, without positions.
 
     Args:
         model: a stock Janus, possibly wrapped by PEFT or DDP.
-        input_ids, attention_mask: int64 (rows, tokens), padded on the left, ending with the begin-of-image token.
+        input_ids: int64 (rows, tokens), padded on the left, ending with the begin-of-image token.
+        attention_mask: int64 (rows, tokens).
         codes: int64 (rows, codes).
         read: what the model reads in their place, of the same shape; default: the codes.
 

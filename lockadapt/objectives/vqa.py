@@ -13,7 +13,7 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 
 @dataclass(frozen=True)
 class Vqa(AnswerObjective):
-    """Cross-entropy of the answer; scored by the official ten-answer accuracy, or exact match with fewer answers."""
+    """Cross-entropy of the answer; scored by VQA accuracy (ten answers), or exact match with fewer."""
 
     kind: ClassVar[str] = "vqa"
 

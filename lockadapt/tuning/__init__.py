@@ -1,1 +1,1 @@
-"""What is done to a model of any architecture so that it can be trained: quantization, LoRA, query tokens, locks, digests."""
+"""What makes a model of any architecture trainable: quantization, LoRA, query tokens, locks, digests."""

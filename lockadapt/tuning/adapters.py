@@ -44,9 +44,16 @@ class LoraSettings:
 
 
 def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
-    """Full paths of the linear layers that `targets` means, all of them inside the LLM's blocks.
+    """Resolves `targets` to the linear layers that it means, all of them inside the LLM's blocks.
 
     A name is a last path component (`q_proj`), a tail of a path (`self_attn.q_proj`) or a full path.
+
+    Args:
+        model: a stock model, not yet wrapped.
+        targets: `attention`, `all-linear`, or names.
+
+    Returns:
+        Full paths, in the model's order.
 
     Raises:
         AdapterError: a name matches nothing, or only modules outside the LLM's blocks.
@@ -81,10 +88,16 @@ def lora_config(model: nn.Module, settings: LoraSettings) -> LoraConfig:
 
 
 def attach_adapters(model: nn.Module, lora: LoraSettings | None, query_ids: Sequence[int] = ()) -> nn.Module:
-    """Wraps the model with PEFT, in place: LoRA, trained vocabulary rows, both; with neither it stays as it is.
+    """Wraps the model with PEFT, in place: LoRA, trained vocabulary rows, or both; with neither not at all.
 
     Args:
-        query_ids: of the vocabulary rows that train (`trainable_token_indices`); a tied head gets them as well.
+        model: a stock model.
+        lora: None: no LoRA.
+        query_ids: of the vocabulary rows that train (`trainable_token_indices`); a tied head gets them as
+            well.
+
+    Returns:
+        The PEFT model, or the model itself where there is nothing to attach.
 
     Raises:
         AdapterError: see `lora_config` and `attach_lora`.
@@ -103,12 +116,20 @@ def attach_adapters(model: nn.Module, lora: LoraSettings | None, query_ids: Sequ
 def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
     """Wraps the model with PEFT, in place, and proves that every adapter lies in the LLM's blocks.
 
+    Args:
+        model: a stock model.
+        config: as `lora_config` makes it.
+
+    Returns:
+        The PEFT model.
+
     Raises:
         AdapterError: the config asks for anything but LoRA on the LLM's linear layers.
     """
     if config.modules_to_save:
         raise AdapterError(
-            f"modules_to_save={sorted(config.modules_to_save)}: the projector is always trained and saved by itself",
+            f"modules_to_save={sorted(config.modules_to_save)}: the projector is always trained and "
+            "saved by itself",
             where="peft_config",
             fix="leave modules_to_save empty",
         )
@@ -137,9 +158,17 @@ def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str
 
 
 def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """Freezes everything but the given parts (of `TRAINABLE`); gives the names of what trains.
+    """Freezes everything but the given parts (of `TRAINABLE`).
 
-    What only stands in for nothing stays frozen (`Architecture.frozen_layers`): the identity behind a linear projector.
+    What only stands in for nothing stays frozen (`Architecture.frozen_layers`): the identity behind a linear
+    projector.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
+        parts: what trains.
+
+    Returns:
+        Names of the parameters that train.
 
     Raises:
         AdapterError: the model has nothing of a part.

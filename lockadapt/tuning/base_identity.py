@@ -1,4 +1,4 @@
-"""Which base an adapter was trained on: digests of its weights and its tokenizer that survive dtype and quantization."""
+"""Which base an adapter was trained on: digests of weights and tokenizer, beyond dtype and quantization."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from lockadapt.errors import SetupError
 from lockadapt.tuning.quantize import is_quantized
 
 FORMAT = 1
-"""Of the record; another format is not comparable."""
+"""Version of the record; another format is not comparable."""
 
 SAMPLED_ROWS, WHOLE = 128, 1 << 16
-"""A tensor of more than WHOLE values is represented by so many rows, evenly spread: 7B parameters take a second."""
+"""A tensor of more than WHOLE values is represented by so many rows, evenly spread: 7B parameters take a
+second."""
 
 TRAINED = ("projector", "lora", "retrieval", "generation")
 """Components that a run trains; they do not count."""
@@ -37,8 +38,8 @@ class Component:
 
     Attributes:
         shapes: of all tensors by their stock names; a linear layer's as (out, in), quantized or not.
-        values: of what quantization does not touch (embeddings, norms, convolutions, biases, the head), in bfloat16; None
-            where it did (the head).
+        values: of what quantization does not touch (embeddings, norms, convolutions, biases, the head), in
+            bfloat16; None where it did (the head).
         matrices: of the linear layers, in bfloat16; None where one is quantized.
     """
 
@@ -49,7 +50,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Tokenisation:
-    """Digests (SHA-256, hex) of a tokenizer: its vocabulary, its special tokens (padding aside), ids of a probe text."""
+    """Digests (SHA-256, hex) of a tokenizer: vocabulary, special tokens but padding, ids of a probe text."""
 
     vocabulary: str
     special_tokens: str
@@ -76,7 +77,7 @@ class BaseIdentity:
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
+        """The record as plain values for JSON."""
         return asdict(self)
 
     @staticmethod
@@ -114,9 +115,13 @@ def base_identity(
     float16 may round other values than bfloat16 did, and then counts as another base.
 
     Args:
+        model: a stock model, possibly wrapped by PEFT.
         tokenizer: the model's, or None.
         trained_rows: see `BaseIdentity`.
         modules: the stock modules by name, where adapters are in the model already.
+
+    Returns:
+        The identity of its base.
 
     Raises:
         SetupError: a weight is not in memory (offloaded to disk).
@@ -157,7 +162,14 @@ def tower_component(model: nn.Module) -> Component:
 
 
 def part_digest(model: nn.Module, part: str) -> str:
-    """SHA-256 (hex) over the tensors of a trained part (`projector` …) in bfloat16: which one lies in a bridge.
+    """Digests the tensors of a trained part (`projector` …) in bfloat16: which one lies in a bridge.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
+        part: a trained part, such as `projector`.
+
+    Returns:
+        SHA-256, hex.
 
     Raises:
         SetupError: one of them is quantized, so that it cannot be told.
@@ -174,7 +186,7 @@ def part_digest(model: nn.Module, part: str) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The same from a file of the part's tensors by their stock names, such as a run's `projector.safetensors`."""
+    """Digests a file of the part's tensors by stock name in the same way: a run's `projector.safetensors`."""
     entries = [_Entry(name, one, tuple(one.shape), False, False) for name, one in sorted(tensors.items())]
     return _hash([_line(entry, (), ()) for entry in entries])
 

@@ -1,4 +1,4 @@
-"""Report what is frozen and what trains, and prove that every frozen tensor is bit-identical after training."""
+"""Reports what is frozen and what trains; proves that frozen tensors are bit-identical after training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDER = (
     *("tower", "projector", "llm", "head", "image tokenizer"),
     *("retrieval", "generation", "lora", "other"),
 )
-"""Of the component table."""
+"""The component table's columns."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ComponentRow:
 
 
 def component_table(model: nn.Module) -> list[ComponentRow]:
-    """Component, parameters (true count, also where 4-bit weights are packed), dtype, frozen or trained, LoRA modules."""
+    """Component, parameters (packed 4-bit ones by true count), dtype, frozen or trained, LoRA modules."""
     rows: dict[tuple[str, bool], dict[str, Any]] = {}
     parts = layout_of(model)
     for name, parameter in unwrap_model(model).named_parameters():
@@ -82,9 +82,12 @@ def table_json(rows: list[ComponentRow]) -> list[dict[str, object]]:
 
 
 def frozen_digests(model: nn.Module) -> dict[str, str]:
-    """SHA-256 of every tensor that must not move: frozen parameters, quantization state, buffers (BatchNorm's too).
+    """Digests every tensor that must not move: frozen parameters, quantization state, buffers.
 
     A tower that is not loaded is judged by its files.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
 
     Returns:
         Full name -> hex digest over dtype, shape and bytes.
@@ -107,7 +110,7 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
 
 
 def _is_trainable_kind(name: str, parts: ModelLayout) -> bool:
-    """Whether a tensor is one that lockadapt added, so that no source has it: LoRA, query tokens, retrieval module."""
+    """Whether lockadapt added a tensor, so that no source has it: LoRA, query tokens, retrieval module."""
     return (
         ".lora_" in name
         or ".trainable_tokens_" in name
@@ -124,7 +127,14 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def prove_locked(model: nn.Module, before: Mapping[str, str]) -> int:
-    """Compares with the digests taken before training; gives the number of tensors that were compared.
+    """Compares with the digests taken before training.
+
+    Args:
+        model: the model after training.
+        before: as `frozen_digests` gave them.
+
+    Returns:
+        The number of tensors that were compared.
 
     Raises:
         LockError: a frozen tensor changed, vanished or appeared; names up to five.

@@ -26,13 +26,17 @@ def load_quantized(
     dtype: torch.dtype,
     without_tower: TowerRecord | None = None,
 ) -> tuple[Any, Any]:
-    """Model and processor of a stock folder, quantized as asked, every linear layer's type checked.
+    """Loads a stock folder, quantized as asked, and checks every linear layer's type.
 
     Args:
         folder: a LLaVA or FastVLM folder or Hub id.
-        quantization: `nf4` (double quantisation, QLoRA, arXiv 2305.14314), `int8` (LLM.int8(), arXiv 2208.07339), `none`.
+        quantization: `nf4` (double quantisation, QLoRA, arXiv 2305.14314), `int8` (LLM.int8(), arXiv
+            2208.07339), `none`.
         dtype: of everything that is not quantized, and of the arithmetic.
         without_tower: as `load_model` takes it.
+
+    Returns:
+        Model and processor.
 
     Raises:
         SetupError: bitsandbytes is missing, or cannot do this here.
@@ -47,7 +51,8 @@ def load_quantized(
 
     plain, _ = load_model(folder, torch.bfloat16, meta=True)
     inside = set(block_linears(plain))
-    # Transformers 5 anchors these as regular expressions at the start of the full path: bare names skip nothing.
+    # Transformers 5 anchors these as regular expressions at the start of the full path: bare names skip
+    # nothing.
     outside = [
         name for name, module in plain.named_modules() if isinstance(module, nn.Linear) and name not in inside
     ]
@@ -65,7 +70,11 @@ def load_quantized(
 
 
 def check_types(model: nn.Module, quantization: Quantization) -> None:
-    """Every linear layer in the blocks is quantized, and no other module is.
+    """Checks that every linear layer in the blocks is quantized, and no other module is.
+
+    Args:
+        model: a stock model.
+        quantization: what was asked for.
 
     Raises:
         VerificationError: names the first modules that break this.
@@ -91,7 +100,14 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def dequantized_weight(module: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """The matrix (out, in) that a quantized layer multiplies with.
+    """Gives the matrix that a quantized layer multiplies with.
+
+    Args:
+        module: a linear layer of bitsandbytes.
+        dtype: of the result.
+
+    Returns:
+        (out, in), on the layer's device.
 
     Raises:
         SetupError: bitsandbytes is missing.

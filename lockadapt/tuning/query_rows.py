@@ -1,4 +1,4 @@
-"""Where the vocabulary rows of query tokens stand in a model, and what the head has there while they train."""
+"""Where query tokens' vocabulary rows stand in a model, and what the head has there while they train."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def embedding_path(model: nn.Module) -> str:
 
 
 def head_rows(model: nn.Module) -> Rows | None:
-    """What the head has at the query tokens, where it is tied to the embeddings and they are trained; else None.
+    """What a head tied to the embeddings has at the query tokens, where they are trained; else None.
 
     Its `weight` says nothing of it: PEFT puts the trained rows in as the head is called. Without graph.
     """

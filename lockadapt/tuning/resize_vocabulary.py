@@ -15,7 +15,10 @@ from lockadapt.models.quiet import quiet
 
 
 def add_rows(model: Any, processor: Any, count: int) -> None:
-    """Makes `count` query tokens known to a model on the CPU and its processor. In place; rows that were there stay."""
+    """Makes `count` query tokens known to a model on the CPU and its processor.
+
+    In place; rows that were there stay.
+    """
     if not count:
         return
     add_query_tokens(processor.tokenizer, count)
@@ -25,6 +28,12 @@ def add_rows(model: Any, processor: Any, count: int) -> None:
 
 def with_query_tokens(vlm: str | Path, output: Path, count: int, dtype: torch.dtype) -> None:
     """Writes a copy of a stock folder with `count` query tokens; whole or not at all.
+
+    Args:
+        vlm: the stock folder or Hub id.
+        output: folder to write.
+        count: of query tokens.
+        dtype: that weights are loaded and written in.
 
     Raises:
         LockadaptError: as `load_model`, or the folder cannot be written.

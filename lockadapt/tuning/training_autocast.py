@@ -1,4 +1,4 @@
-"""While a run lasts, its projector is float32 beside a tower and an LLM of 16 bits: only autocast lets them meet."""
+"""Autocast for a run whose projector is float32 beside a tower and an LLM of 16 bits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from lockadapt.architectures.base import parameters_at, unwrap_model
 
 @contextlib.contextmanager
 def training_autocast(model: nn.Module) -> Iterator[None]:
-    """The arithmetic that the trainer uses, where a model is called without it: autocast, if its dtypes need that.
+    """The trainer's arithmetic where a model is called without it: autocast, if its dtypes need that.
 
-    The stock classes hand the tower's outputs to the projector, and the LLM's to what draws, as they are, which fails if
-    the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's layers convert by themselves.
+    The stock classes hand the tower's outputs to the projector, and the LLM's to what draws, as they are,
+    which fails if the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's
+    layers convert by themselves.
     """
     base, parts = unwrap_model(model), layout_of(model)
     paths = (parts.tower, *parts.projector, *parts.generation)
