@@ -1,4 +1,7 @@
-"""`lockadapt.attach`: a trained adapter, projector included, on a live Hugging Face model; switched by name; taken off again."""
+"""`lockadapt.attach`: a trained adapter, projector included, on a live Hugging Face model.
+
+Adapters are switched by name, and taken off again.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +46,12 @@ class Attached:
     fit: Fit
 
     def use(self, name: str | None = None) -> None:
-        """Makes this adapter, or another attached one, the active one: LoRA, trained tokens, projector and all.
+        """Activates this adapter, or another attached one: LoRA, trained tokens, projector and all.
 
         So do `model.set_adapter(name)` of Transformers and `peft.functional.set_adapter(model, name)`.
+
+        Args:
+            name: None: this one.
 
         Raises:
             AdapterError: no adapter of that name is attached.
@@ -87,25 +93,26 @@ def attach(
 ) -> Attached:
     """Puts a trained adapter onto a live stock model, in place, and makes it the active one.
 
-    The model may be in float32, bfloat16, NF4 or int8. Nothing of it is written to: layers are wrapped, the projector
-    stands beside the old one. What was attached is frozen.
+    The model may be in float32, bfloat16, NF4 or int8. Nothing of it is written to: layers are wrapped, the
+    projector stands beside the old one. What was attached is frozen.
 
     Args:
         model: a stock LLaVA, FastVLM, Janus or dual encoder, not wrapped by PEFT.
-        path_or_id: a run folder, a folder of `lockadapt export --to adapter` or `adapter-full`, or a Hub id of one,
-            which is the only case in which the network is used.
+        path_or_id: a run folder, a folder of `lockadapt export --to adapter` or `adapter-full`, or a Hub id
+            of one, which is the only case in which the network is used.
         name: to switch by; several adapters can be attached, each with its own projector.
-        force_base: accept another base or tokenizer, or a folder that does not say which it was. Another class, or
-            tensors that do not fit, are refused all the same.
-        tokenizer: the model's tokenizer or processor, to be compared; default: the one where the model was loaded from.
+        force_base: accept another base or tokenizer, or a folder that does not say which it was. Another
+            class, or tensors that do not fit, are refused all the same.
+        tokenizer: the model's tokenizer or processor, to be compared; default: the one where the model was
+            loaded from.
 
     Returns:
         A handle to switch and to detach with.
 
     Raises:
         AdapterError: another class; the name is taken; other adapters are on the model.
-        VerificationError: another base or tokenizer; a tensor is missing, left over or of another shape; bitsandbytes has
-            repacked the model's 4-bit layers. The model is left as it was.
+        VerificationError: another base or tokenizer; a tensor is missing, left over or of another shape;
+            bitsandbytes has repacked the model's 4-bit layers. The model is left as it was.
         RecipeError, SetupError: the folder is none that can be attached, or is not there.
     """
     state = _ready(model, name)

@@ -1,4 +1,4 @@
-"""Says whether an adapter fits a stock folder, and why not, by attaching it to a copy in memory; changes nothing on disk."""
+"""Says whether an adapter fits a stock folder, and why not, by attaching it to a copy in memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def check(model_folder: str | Path, adapter: str | Path, *, force_base: bool = F
         force_base: another base or tokenizer is reported, and does not count.
 
     Returns:
-        `{"fits", "model_class", "class", "base", "tokenizer", "tensors", "not_compared"}`: lists of what differs.
+        `{"fits", "model_class", "class", "base", "tokenizer", "tensors", "not_compared"}`: lists of what
+        differs.
 
     Raises:
         LockadaptError: model or adapter cannot be read at all.

@@ -1,4 +1,4 @@
-"""Judges whether an adapter belongs on a model: class, base, tokenizer, projector; before anything is changed."""
+"""Judges whether an adapter fits a model: class, base, tokenizer, projector; before anything is changed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORCE = "attach to the base that it was trained on, or force_base=True (--force-
 
 @dataclass(frozen=True)
 class Fit:
-    """What was found. Fits if all three tuples of differences are empty.
+    """The differences between an adapter and a model. It fits if all three tuples are empty.
 
     Attributes:
         model_class: of the live model.
@@ -43,14 +43,22 @@ def judge(
     """Compares a live model with what the adapter was trained on.
 
     Args:
-        tokenizer: the model's tokenizer or processor; None: the one in the folder that it was loaded from, if that
-            is on this machine.
+        model: stock, on any device.
+        source: what is to be attached.
+        tokenizer: the model's tokenizer or processor; None: the one in the folder that it was loaded from, if
+            that is on this machine.
         modules: as `base_identity` takes them.
+
+    Returns:
+        The differences.
     """
     base = unwrap_model(model)
     name, recorded = type(base).__name__, source.identity
     if recorded is None:
-        said = "nothing in the folder says which base it was trained on (written by an older lockadapt, or by others)"
+        said = (
+            "nothing in the folder says which base it was trained on (written by an older lockadapt, or "
+            "by others)"
+        )
         return Fit(name, (), (said,), (), ())
     if recorded.model_class != name:
         said = f"the adapter was trained on {recorded.model_class}, the model is {name}"
@@ -63,6 +71,11 @@ def judge(
 
 def enforce(fit: Fit, source: Source, force_base: bool) -> None:
     """Refuses what does not belong together.
+
+    Args:
+        fit: from `judge`.
+        source: what is to be attached.
+        force_base: whether another base or tokenizer is taken.
 
     Raises:
         AdapterError: another class; `force_base` does not help.

@@ -1,4 +1,4 @@
-"""Puts an adapter's layers and parts into a model through PEFT, so that PEFT's own switching works, and takes them out."""
+"""Puts an adapter's layers and parts into a model through PEFT, whose switching works, and takes them out."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
 
     Args:
         model: stock, perhaps with `others` attached already.
+        source: the adapter, read.
+        name: that it gets.
+        others: names of the adapters that are attached already.
 
     Raises:
         VerificationError: a tensor is missing, left over, or of another shape.
@@ -65,7 +68,8 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
     for layer in _layers(model, TrainableTokensLayer):
         for one in (*others, name):
             if one not in layer.token_indices:
-                # PEFT looks every active adapter up in it, and an empty list of rows fails: the base's own first row.
+                # PEFT looks every active adapter up in it, and an empty list of rows fails: the base's own
+                # first row.
                 layer.update_layer(one, token_indices=[0])
     _fill(model, source, name, places, brought)
     _follow_mode(model)

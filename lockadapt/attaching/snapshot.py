@@ -1,4 +1,4 @@
-"""Remembers how a model was before the first adapter, and puts it back: the same objects in the same places."""
+"""Remembers a model as it was before the first adapter, and restores it: the same objects in their places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _PEFT = ("peft_config", "_hf_peft_config_loaded")
 class Snapshot:
     """The module tree and the gradient flags of a model without adapters.
 
-    Nothing of the base is ever written to: modules are wrapped or replaced, so that restoring is putting them back.
+    Nothing of the base is ever written to: modules are wrapped or replaced, so that restoring is putting them
+    back.
 
     Attributes:
         modules: every module by name.

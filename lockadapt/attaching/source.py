@@ -1,4 +1,4 @@
-"""Reads what is to be attached: a run folder, or a PEFT folder that `lockadapt export` made; everything, strictly."""
+"""Reads what is to be attached, strictly: a run folder, or a PEFT folder that `lockadapt export` made."""
 
 from __future__ import annotations
 
@@ -50,9 +50,11 @@ class Source:
 
     Attributes:
         config: PEFT's, for LoRA or trained tokens; None where only other parts were trained.
-        tensors: everything that is to be put in: PEFT's keys without prefix and adapter name, parts by their stock names.
+        tensors: everything that is to be put in: PEFT's keys without prefix and adapter name, parts by their
+            stock names.
         identity: the base that it was trained on, if the folder says so.
-        projector: digest of the trained projector, where it lies in the base (a bridge) and not in the folder.
+        projector: digest of the trained projector, where it lies in the base (a bridge) and not in the
+            folder.
         experiment: of the run, if the folder has it.
     """
 
@@ -74,8 +76,15 @@ class Source:
 
 
 def read_source(path_or_id: str | Path) -> Source:
-    """Reads a run folder, an adapter folder, or one of them from the Hub (only if an id is named). What `--to adapter` wrote
-    may be named as a whole, with its bridge beside, or by its folder `adapter`.
+    """Reads a run folder, an adapter folder, or one of them from the Hub (only if an id is named).
+
+    What `--to adapter` wrote may be named as a whole, with its bridge beside, or by its folder `adapter`.
+
+    Args:
+        path_or_id: a folder, or a Hub id.
+
+    Returns:
+        The adapter, its tensors in memory.
 
     Raises:
         SetupError: it does not exist or cannot be fetched.

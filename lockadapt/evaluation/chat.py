@@ -36,6 +36,14 @@ class Chat:
     def open(cls, target: Path, images: Sequence[Path], max_new_tokens: int) -> Chat:
         """Opens model and images; the images belong to the first turn.
 
+        Args:
+            target: a run folder or a stock folder.
+            images: of the first turn.
+            max_new_tokens: of an answer.
+
+        Returns:
+            A conversation without turns.
+
         Raises:
             DataError: an image is missing or damaged.
         """
@@ -53,6 +61,9 @@ class Chat:
     def show(self, image: Path) -> None:
         """Adds a picture to the next turn.
 
+        Args:
+            image: file.
+
         Raises:
             DataError: it is missing or damaged.
             SafetyError: it has too many pixels.
@@ -64,11 +75,17 @@ class Chat:
         self.waiting += 1
 
     def ask(self, question: str) -> str:
-        """The answer to the next question.
+        """Answers the next question.
+
+        Args:
+            question: the next turn's text.
+
+        Returns:
+            The answer.
 
         Raises:
-            DataError: pictures and turns fill the LLM's context, or the question holds the image marker. Question and
-                waiting pictures are dropped, and the conversation is what it was before them.
+            DataError: pictures and turns fill the LLM's context, or the question holds the image marker.
+                Question and waiting pictures are dropped, and the conversation is what it was before them.
         """
         before = self.images[: len(self.images) - self.waiting]
         turns = (*self.turns, Turn("user", question, images=self.waiting))

@@ -53,6 +53,14 @@ class EvaluationBench:
     ) -> list[str]:
         """Answers by ranking a closed list, or by greedy generation.
 
+        Args:
+            samples: whose last turns are answered.
+            closed: the answers to rank; None: generate.
+            max_new_tokens: of a generated answer.
+
+        Returns:
+            An answer a sample, in order.
+
         Raises:
             RecipeError: ranking is asked for without a list.
         """

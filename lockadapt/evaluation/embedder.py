@@ -25,7 +25,7 @@ from lockadapt.objectives.base import Progress
 
 @dataclass
 class _Opened:
-    """Image inputs of images that were opened and preprocessed before: pixel values (3, side, side) by key."""
+    """Image inputs of images opened and preprocessed before: pixel values (3, side, side) by key."""
 
     values: dict[str, Tensor]
     replacement: Image.Image | None = None
@@ -55,7 +55,13 @@ class Embedder:
 
     @classmethod
     def open(cls, target: Target) -> Embedder:
-        """That of a run or of a merged folder.
+        """Opens the embedder of a run or of a merged folder.
+
+        Args:
+            target: an opened run or merged folder.
+
+        Returns:
+            The embedder.
 
         Raises:
             RecipeError: the model was not trained to embed, or nothing says how.
@@ -83,7 +89,7 @@ class Embedder:
     def readable(
         self, images: Sequence[ImageRef], progress: Progress | None = None
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Embeddings (dimension,) by key of all that can be opened, and what is wrong with the others, by key.
+        """Embeds all that can be opened, (dimension,) by key; says what is wrong with the others, by key.
 
         Every image is opened once, and no more than a batch of them is in memory.
         """

@@ -34,7 +34,18 @@ def evaluate_folder(
     predictions: Path | None,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Scores by objective; a run's are kept in its `evaluation.json` and model card as well.
+    """Scores a folder by objective; a run's scores are kept in its `evaluation.json` and model card as well.
+
+    Args:
+        folder: a run, or a stock folder.
+        recipe_file: whose test rows and objectives are taken; None: those it was trained with.
+        overrides: `key.path=value`.
+        blind: whether every image is replaced by the mean image.
+        predictions: JSONL file of the predictions; None: none.
+        reporter: told of progress.
+
+    Returns:
+        Scores by objective.
 
     Raises:
         RecipeError: a stock folder that says nothing of its recipe, and none is given.
@@ -64,7 +75,16 @@ def evaluate_folder(
 def evaluate(
     target: Target, experiment: Experiment, blind: bool, reporter: Reporter
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Scores by objective, and every prediction as a row (objective, where, question, answer, truth, images).
+    """Scores by objective, and gives predictions (objective, where, question, answer, truth, images).
+
+    Args:
+        target: what is scored.
+        experiment: its test rows and objectives.
+        blind: whether every image is replaced by the mean image.
+        reporter: told of progress.
+
+    Returns:
+        Scores by objective, and the predictions.
 
     Raises:
         DataError: no objective has test rows.
@@ -118,7 +138,8 @@ def _images(
     images = {image.key: image for sample in samples for image in sample.images}
     reused = blind or sum(len(sample.images) for sample in samples) > len(images)
     settings = experiment.features
-    # Unlike training, evaluation sees each use of an image once: what is not used again is not worth the memory.
+    # Unlike training, evaluation sees each use of an image once: what is not used again is not worth the
+    # memory.
     if settings.choice == "memory" and not reused:
         settings = replace(settings, choice="none")
     policy = ImagePolicy(

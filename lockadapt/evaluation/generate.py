@@ -27,6 +27,13 @@ def generate_pictures(
 ) -> dict[str, Any]:
     """Writes `count` PNGs for each prompt and `grid.png`; the folder appears whole or not at all.
 
+    Args:
+        target: a run or stock folder that generates images.
+        prompts: captions.
+        output: a new folder.
+        drawing: how to generate.
+        count: of images a prompt.
+
     Returns:
         `{"output", "grid", "images": [{"prompt", "file"}]}`.
 

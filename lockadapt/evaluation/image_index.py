@@ -44,10 +44,14 @@ class ImageIndex:
 
 
 def read_index(folder: Path, model: str) -> ImageIndex:
-    """The index in a folder, empty if there is none.
+    """Reads the index in a folder; it is empty if there is none.
 
     Args:
+        folder: of the index.
         model: fingerprint of the model that will search.
+
+    Returns:
+        The index.
 
     Raises:
         RecipeError: another model made it.
@@ -72,7 +76,14 @@ def read_index(folder: Path, model: str) -> ImageIndex:
 
 
 def write_index(folder: Path, model: str, index: ImageIndex) -> None:
-    """Writes it beside the old one, which stays whole until the new one is there. Only for whoever has claimed the folder.
+    """Writes an index beside the old one, which stays whole until the new one is there.
+
+    Only for whoever has claimed the folder.
+
+    Args:
+        folder: of the index.
+        model: fingerprint of the model that made it.
+        index: what is written.
 
     Raises:
         DiskError: the disk is full, or the place cannot be written.

@@ -1,4 +1,7 @@
-"""Answers of a model: generated greedily, or the likeliest of a closed list; each image is read once for all its questions."""
+"""Answers of a model: generated greedily, or the likeliest of a closed list.
+
+Each image is read once for all its questions.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Predictor:
         encoder: of the model's processor.
         images: where pixels or features come from.
         batch_size: prompts at a time.
-        max_row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is shared.
+        max_row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is
+            shared.
     """
 
     model: nn.Module
@@ -49,10 +53,11 @@ class Predictor:
     def generate(
         self, samples: Sequence[Sample], max_new_tokens: int, progress: Progress | None = None
     ) -> list[str]:
-        """Greedy answers to the last turn of each sample, in order, without special tokens and outer spaces."""
+        """Answers each sample's last turn greedily, in order, without special tokens and outer spaces."""
         self.model.eval()
         prompts = [self._prompt(sample) for sample in samples]
-        # Prompts of one image side by side; all prompts of a batch have as many tokens up to their images' end.
+        # Prompts of one image side by side; all prompts of a batch have as many tokens up to their images'
+        # end.
         order = [number for group in groups(prompts) for number in group]
         order.sort(key=lambda number: prompts[number].image_end)
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
@@ -76,7 +81,7 @@ class Predictor:
     def rank(
         self, samples: Sequence[Sample], candidates: Sequence[str], progress: Progress | None = None
     ) -> list[str]:
-        """The candidate with the highest log-likelihood, end-of-turn token included, for the last turn of each sample."""
+        """Picks each last turn's candidate with the highest log-likelihood, end-of-turn token included."""
         scores = self.scores(samples, candidates, progress)
         return [candidates[choice] for choice in scores.argmax(-1).tolist()]
 
@@ -86,7 +91,8 @@ class Predictor:
     ) -> torch.Tensor:
         """Log-likelihoods of candidates as answers to the last turn, float32 (samples, candidates).
 
-        Prompts and candidates are packed: an image stands once for all its questions, a question once for all candidates.
+        Prompts and candidates are packed: an image stands once for all its questions, a question once for all
+        candidates.
         """
         self.model.eval()
         found = torch.zeros(len(samples), len(candidates))
@@ -140,7 +146,8 @@ class Predictor:
             raise DataError(
                 f"prompt and answer {candidate!r} share a token, so answers cannot be ranked",
                 where=sample.where,
-                fix="use evaluation.method: generate, or a chat template that ends its prompt with a line break",
+                fix="use evaluation.method: generate, or a chat template that ends its prompt with a line "
+                "break",
             )
         tail = full[len(prompt) :]
         last = max(i for i, label in enumerate(encoded.labels.tolist()) if label >= 0)

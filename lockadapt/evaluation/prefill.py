@@ -28,11 +28,18 @@ def generate_from_shared_prefix(
     max_new_tokens: int,
     share: bool = True,
 ) -> list[str]:
-    """Greedy continuations of prompts, without special tokens, a thought before the answer, and outer spaces.
+    """Continues prompts greedily, without special tokens, a thought before the answer, and outer spaces.
 
     Args:
+        model: a stock model, possibly wrapped by PEFT.
         prompts: all with the same `image_end`.
+        images: give the prompts' images.
+        tokenizer: the model's.
+        max_new_tokens: of a continuation.
         share: whether everything up to `image_end` is read once for all prompts that have it in common.
+
+    Returns:
+        A continuation a prompt, in order.
     """
     device = next(model.parameters()).device
     same, end = groups(prompts), prompts[0].image_end

@@ -1,4 +1,7 @@
-"""Does a drawn image show what its caption says? A frozen tower plus linear layers, trained on real images, is asked."""
+"""Does a drawn image show what its caption says?
+
+A frozen tower plus linear layers, trained on real images, is asked.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,7 @@ def at_side(pictures: Sequence[Image.Image], side: int) -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class Probe:
-    """Linear layers over features: one for each word position of the captions that varies, or one for whole captions.
+    """Linear layers over features: one for each varying word position of captions, or one for whole captions.
 
     Attributes:
         positions: which words are told apart, or None for the caption as a whole.
@@ -102,7 +105,7 @@ class Probe:
 
 
 def train_probe(features: Tensor, captions: Sequence[str], seed: int = 0) -> Probe:
-    """Train linear layers to read captions off the features of real pictures.
+    """Trains linear layers to read captions off the features of real pictures.
 
     Captions of equal length in words ("a red circle") are taken word by word: each position that varies is a
     respect. Otherwise every distinct caption is a class.
@@ -111,6 +114,9 @@ def train_probe(features: Tensor, captions: Sequence[str], seed: int = 0) -> Pro
         features: float32 (pictures, channels).
         captions: one a picture.
         seed: of initial weights and batches.
+
+    Returns:
+        The probe, its layers float32 on the CPU.
 
     Raises:
         DataError: there is nothing to tell apart, or too much.
@@ -143,17 +149,19 @@ def probe_scores(
     captions: Sequence[str],
     tokenized: Tensor,
 ) -> dict[str, Any]:
-    """How many drawn pictures show their prompt, beside how many real ones show their caption.
+    """Scores how many drawn pictures show their prompt, beside how many real ones show their caption.
 
     Args:
         probe: trained on other real pictures than `real`.
-        drawn, prompts: features of drawn pictures (pictures, channels), and what was to be drawn.
-        real, captions: features of real pictures, and their captions.
+        drawn: features of generated pictures, float32 (pictures, channels).
+        prompts: what was to be generated.
+        real: features of real pictures, float32 (pictures, channels).
+        captions: of the real pictures.
         tokenized: those of the same pictures, there and back through the image tokenizer.
 
     Returns:
-        `{"accuracy", "probe_accuracy_on_real", "probe_accuracy_on_tokenized", "by_word"}`: in every respect at once;
-        `by_word` by respect, as [drawn, real].
+        `{"accuracy", "probe_accuracy_on_real", "probe_accuracy_on_tokenized", "by_word"}`: in every respect
+        at once; `by_word` by respect, as [drawn, real].
     """
     first, second = probe.right(drawn, prompts).float(), probe.right(real, captions).float()
     words = ["caption"] if probe.positions is None else [str(position + 1) for position in probe.positions]

@@ -23,18 +23,19 @@ SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k"),
     )
 )
-"""Of files that are taken for images, as far as `lockadapt.data.images` opens them."""
+"""Endings of files taken for images, as far as `lockadapt.data.images` opens them."""
 
 PART = 1024
 """Images that are embedded between two writings of the index."""
 
 Embed = Callable[[Sequence[ImageRef]], tuple[dict[str, Tensor], dict[str, str]]]
-"""Images -> embeddings, float32 (dimension,), by key; and what is wrong with those that cannot be opened, by key."""
+"""Images -> embeddings, float32 (dimension,), by key; and what is wrong with those that cannot be opened, by
+key."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What bringing an index up to date did; `bad` are files that cannot be opened, by name, with the reason."""
+    """How an update changed an index; `bad` are files that cannot be opened, by name, with the reason."""
 
     embedded: int
     dropped: int
@@ -46,11 +47,17 @@ def refresh(
 ) -> tuple[ImageIndex, Changes]:
     """Brings an index up to date with a folder and its subfolders.
 
-    A file is taken as it was if name, size and time of change are the same; else its bytes say whether they were embedded
-    before, under whatever name.
+    A file is taken as it was if name, size and time of change are the same; else its bytes say whether they
+    were embedded before, under whatever name.
 
     Args:
+        index: as it was.
+        images: the folder.
+        embed: what embeds files.
         keep: given the index after every `PART` images, so that an interrupted run goes on there.
+
+    Returns:
+        The index as it is now, and what changed.
 
     Raises:
         DataError: the folder is not there, or holds no image that can be opened.

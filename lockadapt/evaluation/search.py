@@ -1,4 +1,4 @@
-"""Searches a folder of images by text or by image, with a run or a merged folder that was trained to embed."""
+"""Searches a folder of images by text or image, with a run or a merged folder that was trained to embed."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ def search(
     top: int,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """The images of a folder that are most similar to each query.
+    """Finds the images of a folder that are most similar to each query.
 
     Args:
+        target: a run or merged folder that was trained to embed.
         images: searched with its subfolders.
-        texts, pictures: queries.
+        texts: queries.
+        pictures: files of query images.
         index: folder of the index; None: one below `SEARCH_CACHE`, for these images and this model.
         top: images an answer names.
+        reporter: told of progress.
 
     Returns:
-        `{"searches": [{"query", "results": [{"file", "score"}]}], "index": {"folder", "images", "embedded", "dropped",
-        "bad": [{"file", "reason"}]}}`; files relative to `images`, scores are cosines.
+        `{"searches": [{"query", "results": [{"file", "score"}]}], "index": {"folder", "images", "embedded",
+        "dropped", "bad": [{"file", "reason"}]}}`; files relative to `images`, scores are cosines.
 
     Raises:
         RecipeError: no query, a model that was not trained to embed, or an index that another model made.
@@ -74,7 +77,7 @@ def search(
 
 
 def model_fingerprint(target: Target, embedder: Embedder) -> str:
-    """SHA-256 of all that the embedding of an image depends on: weights, processor, prompt, pooling, dtype."""
+    """Digests all that the embedding of an image depends on: weights, processor, prompt, pooling, dtype."""
     objective = dataclasses.asdict(embedder.objective)
     known: dict[str, Any] = {"objective": {k: v for k, v in objective.items() if k not in NOT_IMAGES}}
     known["dtype"] = str(next(target.model.parameters()).dtype)
@@ -119,7 +122,8 @@ def _up_to_date(
     for name, reason in changes.bad.items():
         reporter.note(f"left out {name}: {reason}")
     reporter.note(
-        f"{len(found.files):,} images in {folder}: {changes.embedded:,} embedded now, {changes.dropped:,} dropped"
+        f"{len(found.files):,} images in {folder}: {changes.embedded:,} embedded now, "
+        f"{changes.dropped:,} dropped"
     )
     bad = [{"file": name, "reason": reason} for name, reason in changes.bad.items()]
     report = {"folder": str(folder), "images": len(found.files)}

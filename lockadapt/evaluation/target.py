@@ -1,4 +1,4 @@
-"""Opens what is evaluated, searched and talked to: a run folder, or a stock folder with what a merge left beside it."""
+"""Opens what is evaluated, searched and talked to: a run folder, or a stock folder with a merge's files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from lockadapt.runs.run import Run, open_run
 from lockadapt.runs.run_folder import is_run
 
 BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
-"""Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on top."""
+"""Where a merged folder keeps what no stock class holds: below it, as loaders read every *.safetensors on
+top."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Target:
 
 def open_target(folder: Path) -> Target:
     """Opens a run folder, or a stock folder of a class that lockadapt trains.
+
+    Args:
+        folder: the run, or the stock folder.
+
+    Returns:
+        Model, processor and experiment.
 
     Raises:
         RecipeError: the run is not finished.
@@ -75,6 +82,10 @@ def target_of(run: Run) -> Target:
 def make_ready(target: Target, objective: Objective) -> None:
     """Gives the target's model what this objective needs beside the stock class; a second call does nothing.
 
+    Args:
+        target: what is evaluated.
+        objective: what it is evaluated for.
+
     Raises:
         RecipeError: the objective embeds, and neither the model nor its folder has what that takes.
         VerificationError: what lies beside a merged model does not fit the objective.
@@ -94,7 +105,8 @@ def add_from_folder(model: nn.Module, objective: Objective, folder: Path) -> Non
         raise RecipeError(
             f"the model cannot embed images and texts: {BESIDE} is missing",
             where=str(folder),
-            fix="name a run with an objective of the kind itc, or a folder that `lockadapt merge` made of one",
+            fix="name a run with an objective of the kind itc, or a folder that `lockadapt merge` made of "
+            "one",
         )
     objective.prepare(model)
     load_part(model, RETRIEVAL, file)
