@@ -12,11 +12,12 @@ from lockadapt.runs.run import Run
 
 
 def merged_card(run: Run, proof: Mapping[str, Any]) -> str:
-    """That of a merged folder, with the proof's numbers."""
+    """The card of a merged folder, with the proof's numbers."""
     section = (
         "## Proof",
         "",
-        "Reloaded by its Transformers class in a fresh process without lockadapt and compared with the trained model: "
+        "Reloaded by its Transformers class in a fresh process without lockadapt and compared with "
+        "the trained model: "
         f"largest logit difference {proof['max_abs_logit_diff']:.3g}, KL {proof['kl']:.3g} nats, "
         f"top-1 agreement {proof['top1_agreement']:.4f}, {len(proof['missing_keys'])} missing and "
         f"{len(proof['unexpected_keys'])} unexpected keys.",
@@ -34,11 +35,15 @@ def merged_card(run: Run, proof: Mapping[str, Any]) -> str:
 
 
 def embedding_card(run: Run, proof: Mapping[str, Any], library: str, use: Sequence[str]) -> str:
-    """That of a folder for an embedding client; `library` is its name on the Hub, `use` lines of Python that load and embed."""
+    """The card of a folder for an embedding client.
+
+    `library` is its name on the Hub, `use` lines of Python that load and embed.
+    """
     section = (
         "## Proof",
         "",
-        f"Loaded as {proof['model_class']} in a fresh process without lockadapt and compared with the trained model: an "
+        f"Loaded as {proof['model_class']} in a fresh process without lockadapt and compared with the "
+        "trained model: an "
         f"entry of a normalised embedding differs by at most {proof['text_difference']:.3g} (texts) and "
         f"{proof['image_difference']:.3g} (images).",
         "",
@@ -51,18 +56,20 @@ def embedding_card(run: Run, proof: Mapping[str, Any], library: str, use: Sequen
 
 
 def gguf_card(run: Run, proof: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """That of a folder for llama.cpp; `proof` is that of the merged folder that it was written from."""
+    """The card of a folder for llama.cpp; `proof` is that of the merged folder that it was written from."""
     section = (
         "## For llama.cpp",
         "",
         f"Written from a merged folder that was proved equal to the trained model (largest logit difference "
         f"{proof['max_abs_logit_diff']:.3g}). `{result['model']}` is the LLM, by llama.cpp's own converter; "
-        f"`{result['mmproj']}` is tower and projector, its tensors read back after writing. llama.cpp itself was not run.",
+        f"`{result['mmproj']}` is tower and projector, its tensors read back after writing. llama.cpp "
+        "itself was not run.",
         "",
         *[f"- {note}" for note in result["notes"]],
         *([""] if result["notes"] else []),
         "```bash",
-        f"llama-mtmd-cli -m {result['model']} --mmproj {result['mmproj']} --jinja --temp 0 --image IMAGE -p PROMPT",
+        f"llama-mtmd-cli -m {result['model']} --mmproj {result['mmproj']} --jinja --temp 0 --image "
+        "IMAGE -p PROMPT",
         "```",
         "",
     )
@@ -73,7 +80,8 @@ def _retrieval(proof: Mapping[str, Any]) -> list[str]:
     if "max_abs_embedding_diff" not in proof:
         return []
     return [
-        "`retrieval/` holds what turns the state behind the query tokens into an embedding; `lockadapt search` and "
+        "`retrieval/` holds what turns the state behind the query tokens into an embedding; "
+        "`lockadapt search` and "
         "`lockadapt eval` read it. Embeddings of images and texts differ from the trained model's by at most "
         f"{proof['max_abs_embedding_diff']:.3g}.",
         "",
@@ -81,12 +89,14 @@ def _retrieval(proof: Mapping[str, Any]) -> list[str]:
 
 
 def bridge_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
-    """That of a bridge."""
+    """The card of a bridge."""
     section = (
         "## A bridge",
         "",
-        "The base model with everything that the run trained except LoRA: projector, trained vocabulary rows, "
-        "and the image-generation head, if any. LLM and tower are unchanged. Without its adapter, it is not the trained model."
+        "The base model with everything that the run trained except LoRA: projector, trained "
+        "vocabulary rows, "
+        "and the image-generation head, if any. LLM and tower are unchanged. Without its adapter, it "
+        "is not the trained model."
         if run.lora
         else "The base model with everything that the run trained. LLM and tower are unchanged.",
         "",
@@ -102,7 +112,7 @@ def bridge_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, 
 
 
 def adapter_card(run: Run, result: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> str:
-    """That of a PEFT folder, with LoRA alone (`bridge` in the result) or with all that was trained (`base`)."""
+    """The card of a PEFT folder, with LoRA alone (`bridge` in the result) or everything (`base`)."""
     alone = "bridge" in result
     base = result["bridge"] if alone else result["base"]
     what = (
@@ -137,9 +147,11 @@ def _proved(result: Mapping[str, Any]) -> list[str]:
     }
     said = " and by ".join(ways[way] for way in result["clients"])
     return [
-        f"Loaded in a fresh process without lockadapt by {said}, and compared with the trained model: largest logit "
+        f"Loaded in a fresh process without lockadapt by {said}, and compared with the trained model: "
+        "largest logit "
         f"difference {result['max_abs_logit_diff']:.3g}, KL {result['kl']:.3g} nats, top-1 agreement "
-        f"{result['top1_agreement']:.4f}, {result['answers_equal']} of {result['answers']} greedy answers the same, "
+        f"{result['top1_agreement']:.4f}, {result['answers_equal']} of {result['answers']} greedy "
+        "answers the same, "
         f"{len(result['missing_keys'])} missing and {len(result['unexpected_keys'])} unexpected keys.",
         "",
     ]

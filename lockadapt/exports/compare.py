@@ -1,4 +1,4 @@
-"""Both ways to merge a quantized run, side by side: distance from what was trained, and scores on real samples."""
+"""Compares both ways to merge a quantized run: distance from what was trained, and scores."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ def compare_merges(source: Path | Run, samples: int | None, reporter: Reporter) 
     Args:
         source: a finished run, or its folder; of a run that was not quantized both ways are one.
         samples: of each test set; default: as many as the recipe says.
+        reporter: told of progress.
 
     Returns:
-        `{"unmerged": {"scores"}, "dequantized": {"max_abs_logit_diff", "kl", "top1_agreement", "scores"}, "original":
-        {…}}`; logits are compared on the run's probe with what was trained; scores are those of `lockadapt eval`.
+        `{"unmerged": {"scores"}, "dequantized": {"max_abs_logit_diff", "kl", "top1_agreement", "scores"},
+        "original": {…}}`; logits are compared on the run's probe with what was trained; scores are those of
+        `lockadapt eval`.
 
     Raises:
         RecipeError: a dual encoder, which has no logits.

@@ -1,4 +1,4 @@
-"""What embedding targets are given: a run's model with its adapters folded in, its frames and its projection beside it."""
+"""What embedding targets are given: a run's model, adapters folded in, with its frames and projection."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from lockadapt.runs.run import LoadedRun
 
 @dataclass(frozen=True)
 class Frames:
-    """What stands around a text and in an image's place, query tokens and bos included; nothing else is added.
+    """What stands around a text and in an image's place, query tokens and bos included; nothing is added.
 
-    `image` holds the processor's image token once, not yet repeated for every patch. It is empty in a dual encoder.
+    `image` holds the processor's image token once, not yet repeated for every patch. It is empty in a dual
+    encoder.
     """
 
     before: str = ""
@@ -42,8 +43,8 @@ class EmbeddingModel:
     """A trained contrastive model: adapters folded in, on the CPU, in evaluation mode.
 
     Attributes:
-        model: a `VisionTextDualEncoderModel`; or a stock LLaVA, FastVLM or Janus whose query tokens are rows of its
-            embedding table by now.
+        model: a `VisionTextDualEncoderModel`; or a stock LLaVA, FastVLM or Janus whose query tokens are rows
+            of its embedding table by now.
         processor: its stock processor.
         pooling: how a sequence becomes one vector.
         frames: what training put around texts and images.
@@ -65,9 +66,15 @@ class EmbeddingModel:
 
 
 def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image], list[str]]:
-    """What the targets are given; and the images and texts of the run's probe.
+    """Makes what the targets are given, from a run.
 
     What is given embeds the probe as the run itself does, adapters not folded.
+
+    Args:
+        loaded: the run, adapters attached; they are folded in place.
+
+    Returns:
+        What is given; and the images and texts of the run's probe.
 
     Raises:
         RecipeError: the run has no contrastive objective.
@@ -107,7 +114,7 @@ def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image
 
 @torch.no_grad()
 def embed_texts(trained: EmbeddingModel, texts: Sequence[str]) -> Tensor:
-    """L2-normalised embeddings, float32 (texts, dimension), one text at a time, so that no padding is in it."""
+    """Embeds one text at a time, so that there is no padding: L2-normalised, float32 (texts, dimension)."""
     rows, apart = [], architecture_of(trained.model).apart
     for text in texts:
         framed = trained.frames.before + text + trained.frames.after
@@ -166,7 +173,7 @@ def _folded(model: nn.Module) -> Any:
 
 
 def _take_retrieval(model: nn.Module) -> Any:
-    """Takes out of a stock model what a contrastive run added, so that only the stock class is left; None without any."""
+    """Takes out of a stock model what a contrastive run added, so that only the stock class is left."""
     base = unwrap_model(model)
     module = getattr(base, RETRIEVAL, None)
     if module is not None:

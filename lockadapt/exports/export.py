@@ -1,4 +1,4 @@
-"""Writes a finished run as one of the targets: chosen by name, refused before any work, proved by the target itself."""
+"""Writes a finished run as a target chosen by name: refused before any work, proved by the target itself."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def export_run(
         run: a finished run, or its folder.
         name: of `TARGETS`, or `gguf`.
         output: a new folder; it appears only when every check has passed.
+        reporter: told of progress.
         llama_cpp: folder of llama.cpp's sources, which `gguf` needs.
 
     Returns:

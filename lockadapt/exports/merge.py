@@ -30,25 +30,28 @@ def merge_run(
 ) -> dict[str, Any]:
     """Writes one stock folder and proves it equal to the trained model.
 
-    Weights are streamed from the base's shards, so that memory does not grow with the model (the proof's does, which
-    runs it). What a contrastive run added and no stock class holds is kept in a subfolder, `retrieval/`.
+    Weights are streamed from the base's shards, so that memory does not grow with the model (the proof's
+    does, which runs it). What a contrastive run added and no stock class holds is kept in a subfolder,
+    `retrieval/`.
 
     Args:
         source: a finished run, or its folder.
         output: a new folder; it appears only when every check has passed.
-        base: of a quantized run. `dequantized`: the matrices that were trained on, each with its adapter (measured:
-            anything else is another model). `original`: those before quantization; the folder is proved equal to the
-            adapter on them, and `from_trained` says how far that is from what was trained.
+        reporter: told of progress.
+        base: of a quantized run. `dequantized`: the matrices that were trained on, each with its adapter
+            (measured: anything else is another model). `original`: those before quantization; the folder is
+            proved equal to the adapter on them, and `from_trained` says how far that is from what was
+            trained.
 
     Returns:
-        `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`; for a
-        contrastive run `"max_abs_embedding_diff"` too; for a quantized one `"base"`; with `original`, `"from_trained": {"max_abs_logit_diff", "kl",
-        "top1_agreement"}`.
+        `{"output", "max_abs_logit_diff", "kl", "top1_agreement", "missing_keys", "unexpected_keys", …}`; for
+        a contrastive run `"max_abs_embedding_diff"` too; for a quantized one `"base"`; with `original`,
+        `"from_trained": {"max_abs_logit_diff", "kl", "top1_agreement"}`.
 
     Raises:
         RecipeError: the run trained a dual encoder, which answers nothing; or `output` is not empty.
-        VerificationError: base, adapter and parts do not fit one another, or the reloaded folder differs from the
-            trained model; nothing is left at `output`.
+        VerificationError: base, adapter and parts do not fit one another, or the reloaded folder differs from
+            the trained model; nothing is left at `output`.
     """
     require_new(output, what="merging")
     run = as_run(source)

@@ -1,4 +1,4 @@
-"""What `lockadapt merge` was asked for: one run, a stack of adapters on a base, or both ways of a run compared."""
+"""`lockadapt merge`: one run, adapters stacked on a base, or both ways to merge a run compared."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ class MergeRequest:
 
 
 def merge_command(request: MergeRequest, reporter: Reporter) -> dict[str, Any]:
-    """Result of `merge_run`, `merge_stack` or `compare_merges`.
+    """Runs `merge_run`, `merge_stack` or `compare_merges`.
+
+    Args:
+        request: what was asked for.
+        reporter: told of progress.
+
+    Returns:
+        Their result.
 
     Raises:
         RecipeError: what was asked for does not go together.

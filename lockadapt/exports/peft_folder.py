@@ -1,4 +1,4 @@
-"""Writes PEFT folders of a run: LoRA alone, to be put on a bridge, or with everything that was trained, for the untrained base."""
+"""Writes PEFT folders of a run: LoRA alone for a bridge, or all that was trained for the untrained base."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ STOCK_PARTS = ("projector", "generation")
 
 
 def write_lora(run: Run, folder: Path, base: str) -> None:
-    """LoRA alone: no `modules_to_save`, no vocabulary rows, which servers refuse.
+    """Writes LoRA alone: no `modules_to_save`, no vocabulary rows, which servers refuse.
 
     Args:
+        run: a finished run with LoRA.
         folder: exists.
         base: what `base_model_name_or_path` says.
     """
@@ -42,7 +43,10 @@ def write_lora(run: Run, folder: Path, base: str) -> None:
 
 
 def write_full(run: Run, folder: Path, base: str) -> None:
-    """LoRA, vocabulary rows, and the other trained parts as `modules_to_save`, keys as PEFT writes them. See `write_lora`."""
+    """LoRA, vocabulary rows, and the other trained parts as `modules_to_save`, keys as PEFT writes them.
+
+    See `write_lora`.
+    """
     tensors, modules = _adapter(run), []
     for part in STOCK_PARTS:
         file = run.folder / PART_FILES[part]
@@ -100,7 +104,7 @@ def _config(run: Run, base: str) -> Any:
 
 
 def _modules(names: Mapping[str, torch.Tensor]) -> list[str]:
-    """Full paths of the modules, two levels deep, that tensors belong to: PEFT takes whatever ends in what it is told."""
+    """Full paths of the modules, two levels deep, that tensors belong to: PEFT matches by path endings."""
     return sorted({".".join(name.split(".")[:2]) for name in names})
 
 

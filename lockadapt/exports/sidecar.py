@@ -1,4 +1,4 @@
-"""What an exported folder says of where it comes from, in `lockadapt.json`: recipe, base, versions, scores, SHA-256."""
+"""`lockadapt.json`, where an exported folder comes from: recipe, base, versions, scores, SHA-256."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lockadapt.tuning.base_identity import tensors_digest
 
 
 def sidecar(run: Run, folder: Path) -> dict[str, Any]:
-    """Of a folder whose weights are written already."""
+    """The record of a folder whose weights are written already."""
     weights = sorted(folder.rglob("*.safetensors"))
     return {
         "run": run.folder.name,

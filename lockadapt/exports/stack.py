@@ -33,7 +33,13 @@ PROBES = 4
 
 
 def parse_adapter(text: str) -> Weighted:
-    """`DIR` or `DIR:WEIGHT` of a PEFT folder or a run.
+    """Parses `DIR` or `DIR:WEIGHT` of a PEFT folder or a run.
+
+    Args:
+        text: as the command line has it.
+
+    Returns:
+        The adapter and its weight, 1 by default.
 
     Raises:
         RecipeError: there is no such folder, or the weight is no number.
@@ -58,7 +64,7 @@ def parse_adapter(text: str) -> Weighted:
 
 
 def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter: Reporter) -> dict[str, Any]:
-    """Writes a stock folder: the base plus every adapter times its weight, summed in float32 and rounded once.
+    """Writes a stock folder: base plus every adapter times its weight, summed in float32, rounded once.
 
     Trained tensors, such as two projectors, are mixed as `W + sum of w_i (T_i - W)`.
 
@@ -66,12 +72,14 @@ def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter:
         base: stock folder or Hub id of a class that lockadapt trains.
         adapters: from `parse_adapter`.
         output: a new folder; it appears only when every check has passed.
+        reporter: told of progress.
 
     Returns:
         As `merge_run`.
 
     Raises:
-        As `merge_weights`; VerificationError: the reloaded folder differs from the sum computed in memory.
+        LockadaptError: as `merge_weights`.
+        VerificationError: the reloaded folder differs from the sum computed in memory.
     """
     require_new(output, what="merging")
     source = local_folder(base)
@@ -95,7 +103,7 @@ def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter:
 
 @torch.no_grad()
 def added(model: Any, source: Path, adapters: Sequence[Weighted]) -> Any:
-    """A loaded model with every adapter in it, in memory: the plain way, which the streamed folder must equal."""
+    """Loads a model and adds every adapter in memory: the plain way, which the streamed folder must equal."""
     parameters = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     for name, changes in all_changes(source, adapters, {}).items():
         tensor = parameters[name].data

@@ -1,4 +1,4 @@
-"""Writes a run as one stock folder: the base's shards streamed, trained parts and adapter in place, configs beside them."""
+"""Writes a run as one stock folder: the base's shards streamed, what was trained in place, and configs."""
 
 from __future__ import annotations
 
@@ -39,16 +39,23 @@ CONFIGS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 def write_stock(
     run: Run, folder: Path, *, base: BaseMode = "dequantized", lora: bool = True
 ) -> WeightsReport:
-    """Puts weights, configs and the processor's files into an existing, empty folder; what only a contrastive run has lies below it.
+    """Puts weights, configs and the processor's files into an existing, empty folder.
+
+    What only a contrastive run has lies below it.
 
     Args:
-        base: of a quantized run: the matrices that its layers multiplied with (what was trained), or those that they
-            were quantized from.
-        lora: fold its sums in; without them the folder is the bridge that LoRA is loaded onto. Trained vocabulary rows
-            are in it either way.
+        run: a finished run.
+        folder: an existing, empty one.
+        base: of a quantized run: the matrices that its layers multiplied with (what was trained), or those
+            that they were quantized from.
+        lora: fold its sums in; without them the folder is the bridge that LoRA is loaded onto. Trained
+            vocabulary rows are in it either way.
+
+    Returns:
+        How many tensors were computed and copied, and all bytes.
 
     Raises:
-        As `merge_weights`.
+        LockadaptError: as `merge_weights`.
     """
     source = local_folder(run.base)
     model = meta_model(source)
@@ -84,7 +91,7 @@ def trained_parts(run: Run) -> dict[str, Tensor]:
 
 
 def copy_configs(source: Path, folder: Path) -> None:
-    """Copies everything of a stock folder but weights, their indexes, its card and what lockadapt wrote of its origin."""
+    """Copies all of a stock folder but weights, their indexes, its card and lockadapt's record of origin."""
     for pattern in CONFIGS:
         for file in source.glob(pattern):
             if file.is_file() and not file.name.endswith(".index.json") and file.name not in OWN:
@@ -95,7 +102,13 @@ OWN = ("lockadapt.json", "merge.json", "adapter_config.json")
 
 
 def local_folder(source: str) -> Path:
-    """A stock folder on this disk: itself, or the Hub's files in its cache, downloaded if they are not there yet.
+    """Gives a stock folder on this disk: itself, or the Hub's files in its cache, downloaded if need be.
+
+    Args:
+        source: a folder or a Hub id.
+
+    Returns:
+        The folder.
 
     Raises:
         SetupError: it is neither here nor on the Hub.

@@ -49,22 +49,25 @@ class _Weights:
 def unmerge(
     merged: Path, adapters: Sequence[Weighted], base: str, output: Path, reporter: Reporter
 ) -> dict[str, Any]:
-    """Writes what a merged folder was made from: sums are subtracted in float32, trained tensors are the base's again.
+    """Writes a merged folder's base: sums are subtracted in float32, trained tensors are the base's again.
 
-    Two roundings lie between a base and what comes back, for each sum: that of the merge and that of the subtraction.
+    Two roundings lie between a base and what comes back, for each sum: that of the merge and that of the
+    subtraction.
 
     Args:
         merged: a stock folder with these adapters in it.
         adapters: as they were merged, with their weights.
         base: stock folder or Hub id; each tensor is compared with it.
         output: a new folder; it appears only if the base came back.
+        reporter: told of progress.
 
     Returns:
-        `{"output", "tensors", "identical", "max_abs_weight_diff", "max_roundings"}`: how many tensors are the base's
-        bit for bit, and the largest difference of a value, in roundings of the stored dtype too.
+        `{"output", "tensors", "identical", "max_abs_weight_diff", "max_roundings"}`: how many tensors are the
+        base's bit for bit, and the largest difference of a value, in roundings of the stored dtype too.
 
     Raises:
-        VerificationError: a value differs by more than two roundings: not this base, not this adapter or another weight.
+        VerificationError: a value differs by more than two roundings: not this base, not this adapter or
+            another weight.
     """
     require_new(output, what="unmerging")
     source = local_folder(base)

@@ -1,4 +1,4 @@
-"""Proves a folder that anybody made: against the run that it comes from, or by what it says and does itself."""
+"""Proves any folder: against the run that it comes from, or by what it says and does itself."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ FIX = "merge or export the run again, with `lockadapt merge` or `lockadapt expor
 
 
 def verify_folder(folder: Path, against: Path | Run | None, reporter: Reporter) -> dict[str, Any]:
-    """Reads a folder's files, loads it by its stock class in a fresh process, and says whether it is what it should be.
+    """Verifies a folder by its files, and by loading it with its stock class in a fresh process.
 
     Nothing is written to the folder.
 
     Args:
         folder: a stock VLM folder; or, without `against`, one of an embedding target.
         against: the run, or its folder, that it should compute the same as.
+        reporter: told of progress.
 
     Returns:
-        With `against` what `merge_run` returns; else `{"output", "model_class", "missing_keys", "unexpected_keys", "dtype",
-        "files", "image_effect"}`.
+        With `against` what `merge_run` returns; else `{"output", "model_class", "missing_keys",
+        "unexpected_keys", "dtype", "files", "image_effect"}`.
 
     Raises:
         RecipeError: the folder is of a kind that cannot be verified, or not against a run.
-        VerificationError: a file is not what was written, a key is missing or unexpected, an output is not finite, images
-            do not matter, or it is not what was trained.
+        VerificationError: a file is not what was written, a key is missing or unexpected, an output is not
+            finite, images do not matter, or it is not what was trained.
         SafetyError: its index names a file outside of it.
     """
     stored = read_stored(folder)

@@ -25,8 +25,11 @@ def write_eyes(
     """Converts everything but the LLM by llama.cpp's own converter.
 
     Args:
+        model: the merged stock model.
+        processor: the model's.
         path: of the file to write.
         outtype: as the converter names it.
+        llama_cpp: whose converter is run.
         room: a folder for temporary files.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The user's copy of llama.cpp's sources: its converter, run as a process of its own, and what that converter knows."""
+"""The user's copy of llama.cpp's sources: its converter, run as a process, and what that converter knows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class LlamaCpp:
 
     @cached_property
     def classes(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Names of the Transformers classes that the converter takes: as text models, and for their `mmproj`.
+        """Asks which Transformers classes the converter takes.
+
+        Returns:
+            Names: as text models, and for their `mmproj`.
 
         Raises:
             SetupError: the converter does not start.
@@ -46,10 +49,10 @@ class LlamaCpp:
 
     @property
     def misplaces_class_token(self) -> bool:
-        """Whether this version's LLaVA graph appends CLIP's class token, but then takes the first one to be it.
+        """Whether this version's LLaVA graph appends CLIP's class token, but takes the first one to be it.
 
-        All versions since May 2025 do, until https://github.com/ggml-org/llama.cpp/pull/25844 is in: every patch gets
-        its neighbour's position, the first patch is lost, and the class token is shown to the LLM.
+        All versions since May 2025 do, until https://github.com/ggml-org/llama.cpp/pull/25844 is in: every
+        patch gets its neighbour's position, the first patch is lost, and the class token is shown to the LLM.
         """
         graph = self.folder / "tools" / "mtmd" / "models" / "llava.cpp"
         if not graph.is_file():
@@ -64,6 +67,12 @@ class LlamaCpp:
 
     def convert(self, model: Path, output: Path, outtype: str, *, mmproj: bool = False) -> None:
         """Converts a folder's text model, or its tower and projector, to the file `output`.
+
+        Args:
+            model: a stock folder.
+            output: file to write.
+            outtype: as the converter names it.
+            mmproj: tower and projector instead of the text model.
 
         Raises:
             VerificationError: the converter fails, although it was asked before.
@@ -93,7 +102,13 @@ class LlamaCpp:
 
 
 def open_llama_cpp(folder: str | Path) -> LlamaCpp:
-    """llama.cpp's sources at a folder.
+    """Opens llama.cpp's sources.
+
+    Args:
+        folder: of the sources.
+
+    Returns:
+        The converter, not started yet.
 
     Raises:
         SetupError: the converter is not there, or a package that it imports is not installed.

@@ -1,4 +1,4 @@
-"""Writes tower and projector of a LLaVA as llama.cpp's `mmproj` file, every tensor exactly once, and reads it back."""
+"""Writes tower and projector of a LLaVA as llama.cpp's `mmproj`, every tensor once, and reads it back."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def write_mmproj(model: Any, colours: Colours, path: Path, outtype: str) -> dict[str, Any]:
-    """Writes the file.
+    """Writes tower and projector.
 
     Args:
         model: a LLaVA that `tower_refusal` accepts.
         colours: from `measure_colours`.
+        path: file to write.
         outtype: of the matrices, `f32`, `f16` or `bf16`. Biases, norms, positions and patches stay float32.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Why llama.cpp cannot take a stock folder, found from its config, processor and tokenizer before any weight is read."""
+"""Why llama.cpp cannot take a stock folder: found from config, processor, tokenizer before any weight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ from lockadapt.models.sources import find, loading
 
 
 def gguf_refusal(folder: str | Path, llama_cpp: LlamaCpp) -> str | None:
-    """Why this llama.cpp cannot take a merged stock folder, or None. Takes some seconds: its converter is asked.
+    """Why this llama.cpp cannot take a merged stock folder, or None.
+
+    Takes some seconds: its converter is asked.
+
+    Args:
+        folder: a merged stock folder, or a Hub id.
+        llama_cpp: whose converter is asked.
+
+    Returns:
+        The reason, or None.
 
     Raises:
         SetupError: the folder cannot be read, or the converter does not start.
@@ -47,7 +56,7 @@ def has_llava_graph(config: PreTrainedConfig) -> bool:
 
 
 def colours_of(config: Any, processor: Any) -> Colours | str:
-    """What the tower is shown, or why llama.cpp cannot show the same."""
+    """The colours that the tower is shown, or why llama.cpp cannot show the same."""
     return measure_colours(processor.image_processor, config.vision_config.image_size)
 
 
@@ -61,7 +70,8 @@ def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | 
     if vision.model_type == CLIP and llama_cpp.misplaces_class_token:
         return (
             f"the llama.cpp at {llama_cpp.folder} takes CLIP's class token for a patch in LLaVA "
-            "(https://github.com/ggml-org/llama.cpp/issues/25814), so it would see other images than were trained on; "
+            "(https://github.com/ggml-org/llama.cpp/issues/25814), so it would see other images than "
+            "were trained on; "
             "use one with pull request 25844 in it, or a SigLIP tower"
         )
     return None

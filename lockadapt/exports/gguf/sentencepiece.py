@@ -1,4 +1,7 @@
-"""A SentencePiece model for tokenizers that came from one: llama.cpp cuts texts by its scores, which tokenizer.json lacks."""
+"""A SentencePiece model for tokenizers that came from one.
+
+llama.cpp cuts texts by its scores, which tokenizer.json lacks.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ class Pieces:
     """A serialised SentencePiece model that cuts texts as the tokenizer does.
 
     Attributes:
-        space_first: whether a text that follows a special token, as a question follows an image, gets a space in front.
+        space_first: whether a text that follows a special token, as a question follows an image, gets a space
+            in front.
         notes: what the user must know.
     """
 
@@ -46,7 +50,7 @@ class Pieces:
 
 
 def came_from_sentencepiece(tokenizer: Any) -> bool:
-    """Whether this is BPE over characters with bytes to fall back on, as in Llama 2, Mistral, Gemma and Phi-3."""
+    """Whether this is BPE over characters with byte fallback, as in Llama 2, Mistral, Gemma, Phi-3."""
     model = _description(tokenizer)["model"]
     return model["type"] == "BPE" and bool(model.get("byte_fallback"))
 
@@ -57,6 +61,9 @@ def sentence_pieces(tokenizer: Any, image_token: str) -> Pieces:
     Args:
         tokenizer: one for which `came_from_sentencepiece` is true.
         image_token: a special token, put before the texts that are compared.
+
+    Returns:
+        The model, and what it cannot reproduce.
 
     Raises:
         AssemblyError: the rebuilt model cuts some text otherwise than the tokenizer.

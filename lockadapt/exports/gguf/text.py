@@ -23,12 +23,20 @@ def causal_class(config: Any) -> str | None:
 
 
 def vocabulary_rows(tokenizer: Any) -> int:
-    """How many rows the tokenizer can name. The padding behind them, which no text reaches, does not go along."""
+    """How many rows the tokenizer can name.
+
+    The padding behind them, which no text reaches, does not go along.
+    """
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ...]:
     """Writes config, tokenizer and chat template, but no weights, into an existing folder.
+
+    Args:
+        config: of the LLM.
+        processor: the model's.
+        folder: an existing one.
 
     Returns:
         What the user must know of the tokenizer in llama.cpp.
@@ -56,15 +64,21 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
 
 
 def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
-    """Writes the LLM of a stock model with its tokenizer into an existing folder, weights in the model's dtype.
+    """Writes a stock model's LLM with its tokenizer into an existing folder, weights in the model's dtype.
 
     The model's vocabulary loses its padding in place.
+
+    Args:
+        model: a stock model.
+        processor: the model's.
+        folder: an existing one.
 
     Returns:
         What the user must know, see `write_vocabulary`.
 
     Raises:
-        AssemblyError: the LLM has parts that its causal class does not hold, or llama.cpp would tokenize otherwise.
+        AssemblyError: the LLM has parts that its causal class does not hold, or llama.cpp would tokenize
+            otherwise.
     """
     config = copy.deepcopy(model.config.get_text_config())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -1,9 +1,9 @@
-"""How llama.cpp's LLaVA graph reads a CLIP or SigLIP tower with a two-layer projector: names, numbers, and what it cannot hold.
+"""How llama.cpp's LLaVA graph reads a CLIP or SigLIP tower with a two-layer projector: names and limits.
 
-The graph is `clip_graph_llava` with projector type `mlp` (`tools/mtmd/models/llava.cpp`, `tools/mtmd/clip.cpp`): class
-token if there is one, positions, LayerNorm in front if there is one, blocks up to the feature layer, then
-linear, GELU, linear. What lies behind the feature layer (further blocks, last LayerNorm, pooling head) must not be in
-the file: a LayerNorm there would be applied.
+The graph is `clip_graph_llava` with projector type `mlp` (`tools/mtmd/models/llava.cpp`,
+`tools/mtmd/clip.cpp`): class token if there is one, positions, LayerNorm in front if there is one, blocks up
+to the feature layer, then linear, GELU, linear. What lies behind the feature layer (further blocks, last
+LayerNorm, pooling head) must not be in the file: a LayerNorm there would be applied.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ BLOCKS, BEHIND = "encoder.layers.", ("post_layernorm.", "head.")
 
 @dataclass(frozen=True)
 class Colours:
-    """What turns 0 … 1 into pixel values, (x - mean) / std, for red, green and blue; `side` of the square in pixels."""
+    """Turns 0 … 1 into pixel values, (x - mean) / std, for red, green, blue; `side` in pixels."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,14 +63,23 @@ def tower_refusal(config: Any) -> str | None:
     """Why the graph cannot hold a LLaVA with this config, or None."""
     vision = config.vision_config
     if vision.model_type not in STRATEGIES:
-        return f"llama.cpp reads CLIP and SigLIP towers in this class, not {vision.model_type.removesuffix('_model')}"
+        return (
+            "llama.cpp reads CLIP and SigLIP towers in this class, not "
+            f"{vision.model_type.removesuffix('_model')}"
+        )
     if config.projector_hidden_act not in GELUS:
-        return f"llama.cpp's two-layer projector always has a GELU inside, this one {config.projector_hidden_act!r}"
+        return (
+            "llama.cpp's two-layer projector always has a GELU inside, this one "
+            f"{config.projector_hidden_act!r}"
+        )
     if vision.hidden_act not in ACTIVATIONS:
         return f"llama.cpp's towers have no activation {vision.hidden_act!r}"
     wanted = STRATEGIES[vision.model_type]
     if config.vision_feature_select_strategy != wanted:
-        return f"vision_feature_select_strategy must be {wanted!r} for this tower, it is {config.vision_feature_select_strategy!r}"
+        return (
+            f"vision_feature_select_strategy must be {wanted!r} for this tower, it is "
+            f"{config.vision_feature_select_strategy!r}"
+        )
     if not isinstance(config.vision_feature_layer, int):
         return "features of several layers are projected together"
     if not 1 <= feature_layer(config) <= vision.num_hidden_layers:
@@ -85,7 +94,7 @@ def feature_layer(config: Any) -> int:
 
 
 def measure_colours(image_processor: Any, side: int) -> Colours | str:
-    """Scale and normalisation, found by showing the processor black and white; or why llama.cpp cannot do the same."""
+    """Finds scale and normalisation by black and white pictures; or why llama.cpp cannot do the same."""
     black, white = (pixels(image_processor, [Image.new("RGB", (side, side), (c, c, c))]) for c in (0, 255))
     if tuple(black.shape) != (1, 3, side, side):
         return (
@@ -136,7 +145,7 @@ def projector_names(names: Any) -> dict[str, str]:
 
 
 def zero_biases(places: dict[str, str], rows: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Biases that the graph adds in any case and a projector without any lacks; `rows` by weight in the file."""
+    """Biases that the graph always adds and a projector without any lacks; `rows` by weight in the file."""
     wanted = {f"{place}.bias": f"{place}.weight" for place in PROJECTOR.values()}
     have = set(places.values())
     return {bias: torch.zeros(rows[weight]) for bias, weight in wanted.items() if bias not in have}

@@ -42,14 +42,15 @@ def write_gguf(
         finish: given the written folder, still at its temporary place, and what is returned.
 
     Returns:
-        `{"output", "model", "mmproj", "outtype", "llm_class", "projector", …, "notes"}`; `model` and `mmproj` are file
-        names, `notes` what the user must know.
+        `{"output", "model", "mmproj", "outtype", "llm_class", "projector", …, "notes"}`; `model` and `mmproj`
+        are file names, `notes` what the user must know.
 
     Raises:
         RecipeError: `output` is not empty, no such outtype, or llama.cpp cannot take this model, and why.
         SetupError: the folder or llama.cpp cannot be read.
         AssemblyError: a tensor has no place in llama.cpp's graph.
-        VerificationError: the converter failed, or a file is not as it was written. Nothing is left at `output`.
+        VerificationError: the converter failed, or a file is not as it was written. Nothing is left at
+            `output`.
     """
     require_new(output, what="exporting")
     if outtype not in OUTTYPES:

@@ -1,4 +1,4 @@
-"""Proves a PEFT folder: put on its stock folder in a fresh process by the clients' own code, it is the trained model."""
+"""Proves a PEFT folder: on its stock folder, loaded by the clients' own code, it is the trained model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def quantization_of(run: Run, model: nn.Module) -> dict[str, Any] | None:
 def ways_of(adapter: Mapping[str, Any] | None) -> tuple[str, ...]:
     """How an adapter of this config (None: no adapter) can be put on its base.
 
-    Transformers' `load_adapter` (5.24) does not find DoRA's magnitudes under PEFT's names, and goes on without them.
+    Transformers' `load_adapter` (5.24) does not find DoRA's magnitudes under PEFT's names, and goes on
+    without them.
     """
     if adapter is None:
         return ("alone",)
@@ -86,9 +87,11 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
     Args:
         base: stock folder.
         adapter: PEFT folder; None: the base alone must be the trained model.
+        trained: what the trained model computes.
 
     Returns:
-        The names of `prove_merge`, the worst of all ways, and `clients`: the largest logit difference of each way.
+        The names of `prove_merge`, the worst of all ways, and `clients`: the largest logit difference of each
+            way.
 
     Raises:
         VerificationError: a key is missing or unexpected, or the outputs differ beyond rounding.

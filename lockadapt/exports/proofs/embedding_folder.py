@@ -1,4 +1,4 @@
-"""Proves a folder of an embedding client: loaded by the client's own code in a fresh process, it embeds as the trained model."""
+"""Proves an embedding client's folder: loaded by the client's own code, it embeds as the trained model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lockadapt.models.sources import some
 
 SCRIPT = Path(__file__).parents[2] / "models" / "fresh_embeddings.py"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-"""Of a normalised embedding's entries, by the dtype that the fresh process computes in."""
+"""Tolerance of a normalised embedding's entries, by the dtype that the fresh process computes in."""
 
 
 @dataclass(frozen=True)
 class ExpectedEmbeddings:
-    """Texts and RGB images, and what the trained model embeds them as: float32 (texts or images, dimension)."""
+    """Texts and RGB images, and the trained model's embeddings: float32 (texts or images, dimension)."""
 
     texts: Sequence[str]
     images: Sequence[Image.Image]
@@ -45,8 +45,10 @@ def prove_embedding_folder(
     """Loads the folder in a fresh process, embeds, and compares.
 
     Args:
+        folder: what was written.
         reader: what `fresh_embeddings.py` calls the client.
         trained: whose frames stand around texts and in images' places.
+        expected: texts, images and the trained model's embeddings.
         dtype: that the folder's weights are kept in.
 
     Returns:
@@ -55,7 +57,8 @@ def prove_embedding_folder(
     Raises:
         VerificationError: a key is missing or unexpected, or an embedding differs beyond rounding.
     """
-    # sentence-transformers folders write the frames themselves; the others leave them to whoever calls the processor.
+    # sentence-transformers folders write the frames themselves; the others leave them to whoever calls the
+    # processor.
     framed = [trained.frames.before + text + trained.frames.after for text in expected.texts]
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
         paths = [Path(room) / f"{number}.png" for number in range(len(expected.images))]

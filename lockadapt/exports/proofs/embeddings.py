@@ -44,6 +44,12 @@ def prove_embeddings(
 ) -> dict[str, float]:
     """Loads the merged folder and what lies beside it, and embeds again.
 
+    Args:
+        run: the run that was merged.
+        folder: the merged folder.
+        reference: the trained model's embeddings; None: the run has no contrastive objective.
+        dtype: that the folder is loaded in.
+
     Returns:
         `{"max_abs_embedding_diff": …}`; nothing without a contrastive objective.
 

@@ -42,12 +42,18 @@ RECORD = "merge.json"
 MIN_TOP1 = {torch.float32: 0.999, torch.bfloat16: 0.98, torch.float16: 0.98}
 """Share of the positions with a decided likeliest token at which that must stay the same."""
 NEAR_TIE = 4
-"""Roundings of the largest logit by which a lead can come and go. Measured: a bfloat16 run whose logits moved by 0.5 at most (of
-17, so 4 roundings) kept the likeliest token at 0.941 of all positions, questions that nobody learned among them."""
+"""Roundings of the largest logit by which a lead can come and go.
+
+Measured: a bfloat16 run whose logits moved by 0.5 at most (of
+17, so 4 roundings) kept the likeliest token at 0.941 of all positions, questions that nobody learned among
+them."""
 KL = {torch.float32: (1e-7, 1e-4), torch.float16: (1e-4, 2e-3), torch.bfloat16: (5e-3, 2e-2)}
-"""Mean KL divergence in nats, by dtype: what rounding alone may do, and what nothing excuses. Between the two, a folder must be
-nearer to the trained model than `ADAPTER_SHARE` of what the adapter changed. Two orders of the same arithmetic differ by 3e-12,
-8e-6 and 5e-4 (measured: a Llama of 2 layers and width 128); the first limits leave deeper models ten times that and more."""
+"""Mean KL divergence in nats, by dtype: what rounding alone may do, and what nothing excuses.
+
+Between the two, a folder must be
+nearer to the trained model than `ADAPTER_SHARE` of what the adapter changed. Two orders of the same
+arithmetic differ by 3e-12, 8e-6 and 5e-4 (measured: a Llama of 2 layers and width 128); the first limits
+leave deeper models ten times that and more."""
 ADAPTER_SHARE = 0.25
 
 
@@ -105,13 +111,18 @@ def note_blindness(result: Mapping[str, Any], reporter: Reporter) -> None:
 def compare_logits(
     first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
-    """Largest difference, mean KL divergence (nats, first against second) and top-1 agreement over all positions.
+    """Compares by largest difference, mean KL divergence (nats, first against second), top-1 agreement.
 
     Entries that are no finite numbers give a difference of infinity.
 
     Args:
-        dtype: that logits were computed in. `decided_agreement` leaves out the positions where the first's two likeliest
-            tokens lie within `NEAR_TIE` roundings of it, whose order says nothing.
+        first: logits by name, (…, vocabulary), floating.
+        second: the same names and shapes.
+        dtype: that logits were computed in. `decided_agreement` leaves out the positions where the first's
+            two likeliest tokens lie within `NEAR_TIE` roundings of it, whose order says nothing.
+
+    Returns:
+        `{"max_abs_logit_diff", "kl", "top1_agreement", "decided_agreement"}`.
     """
     largest, divergence, same, positions = 0.0, 0.0, 0, 0
     kept, decided = 0, 0
@@ -218,7 +229,7 @@ def kl_limit(reference: Reference, dtype: torch.dtype) -> float:
 
 
 def looks(reference: Reference, dtype: torch.dtype) -> bool | None:
-    """Whether swapping images changes the trained model's logits by more than rounding to `dtype` may; None without images."""
+    """Whether swapping images changes logits by more than rounding to `dtype` may; None without images."""
     return None if reference.image_effect is None else reference.image_effect > reference.allowed(dtype)
 
 

@@ -1,4 +1,4 @@
-"""What a trained model computes on its probe samples: logits of images, of images swapped and of text alone, and answers."""
+"""A trained model on its probe samples: logits of images, of images swapped, of text alone; answers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from lockadapt.objectives.answer_tokens import model_inputs
 MAX_PIXELS = 50_000_000
 NEW_TOKENS = 20
 POSITIONS = 64
-"""Logits are kept at the last so many places of a sample that hold no image token: nobody samples from the others,
-and those of all 576 patches of an image over 128,000 words would be 300 MB."""
+"""Logits are kept at the last so many places of a sample that hold no image token: nobody samples from the
+others, and those of all 576 patches of an image over 128,000 words would be 300 MB."""
 LIKELIEST = 8
 """Tokens of every step of an answer whose scores are kept, to see how near a tie another answer is."""
 
@@ -47,10 +47,10 @@ class Answer:
     scores: Tensor
 
     def gap(self, other: Sequence[int]) -> float:
-        """By how much the trained model preferred its own token where another answer first leaves this one.
+        """How much the trained model preferred its own token where another answer first leaves this one.
 
-        0 for the same answer; at least what the last of `likeliest` lacks for a token that is none of them; infinite if
-        one answer goes on where the other stops.
+        0 for the same answer; at least what the last of `likeliest` lacks for a token that is none of them;
+        infinite if one answer goes on where the other stops.
         """
         for step, (mine, theirs) in enumerate(zip(self.tokens, other, strict=False)):
             if mine != theirs:
@@ -65,14 +65,15 @@ class Reference:
     """What the trained model computes on a few real samples.
 
     Attributes:
-        tensors: inputs named `case.argument`. Cases: `sample0` … with their images, `swapped0` … the same tokens with
-            other images, `text0` … the same conversations without any image.
+        tensors: inputs named `case.argument`. Cases: `sample0` … with their images, `swapped0` … the same
+            tokens with other images, `text0` … the same conversations without any image.
         logits: float32 (1, places, vocabulary) by case.
         samples: the conversations that were answered: all with their images, then all without.
         answers: one each.
         dtype: that the model computed in.
         image_effect: the largest change of a logit when images are swapped; None if no sample has an image.
-        adapter_kl: mean KL divergence, in nats, between the model with and without its adapter; None without adapter.
+        adapter_kl: mean KL divergence, in nats, between the model with and without its adapter; None without
+            adapter.
     """
 
     tensors: dict[str, Tensor]
@@ -84,7 +85,7 @@ class Reference:
     adapter_kl: float | None
 
     def coarse(self, dtype: torch.dtype) -> torch.dtype:
-        """Of `dtype` and the model's, the one with the larger roundings."""
+        """The one of `dtype` and the model's with the larger roundings."""
         return max((self.dtype, dtype), key=lambda one: torch.finfo(one).eps)
 
     def allowed(self, dtype: torch.dtype) -> float:
@@ -94,9 +95,17 @@ class Reference:
 
 @torch.no_grad()
 def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> Reference:
-    """Runs the trained model, adapter unmerged, on samples with their images, with images swapped, and on text alone.
+    """Runs the trained model, adapter unmerged, on samples with images, images swapped, and text alone.
 
     Samples that are longer than the model's context are left out, as in training.
+
+    Args:
+        model: the trained model, possibly wrapped by PEFT.
+        processor: the model's.
+        samples: of the probe.
+
+    Returns:
+        Logits, float32 on the CPU, and answers.
 
     Raises:
         DataError: no sample is left.
@@ -163,7 +172,7 @@ def cases(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, d
 
 
 def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
-    """KL divergence of each place's distribution, in nats, float64 (…, places), from logits (…, places, vocabulary)."""
+    """KL divergence in nats, float64 (…, places), from logits (…, places, vocabulary)."""
     log_a, log_b = first.double().log_softmax(-1), second.double().log_softmax(-1)
     return (log_a.exp() * (log_a - log_b)).sum(-1)
 
@@ -180,7 +189,7 @@ def _case(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _others(sample: Sample, samples: Sequence[Sample], pixels: PixelInputs) -> list[Image.Image]:
-    """For each image of a sample the next one of the probe; its negative where the probe shows only that one."""
+    """Swaps each image of a sample for the next of the probe; for its negative where there is only one."""
     known: dict[str, ImageRef] = {image.key: image for one in samples for image in one.images}
     keys = list(known)
     if len(keys) == 1:

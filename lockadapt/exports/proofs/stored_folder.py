@@ -1,4 +1,4 @@
-"""What can be said of a stock folder from its files alone: its kind, its weights' dtype, and whether they are what was written."""
+"""Judges a stock folder by its files alone: its kind, its dtype, and whether they are what was written."""
 
 from __future__ import annotations
 
@@ -41,9 +41,16 @@ class Stored:
 def read_stored(folder: Path) -> Stored:
     """Looks at config, weights and manifest, without loading the model.
 
+    Args:
+        folder: a stock folder or one of an embedding target.
+
+    Returns:
+        What the files say.
+
     Raises:
         RecipeError: the folder is of a kind that nothing here can verify, and which.
-        VerificationError: a shard is missing, cut off or not the one of the index; a file is not what the manifest says.
+        VerificationError: a shard is missing, cut off or not the one of the index; a file is not what the
+            manifest says.
         SafetyError: the index names a file outside the folder.
     """
     reader = _reader(folder)
@@ -53,6 +60,9 @@ def read_stored(folder: Path) -> Stored:
 
 def check_manifest(folder: Path) -> int:
     """Compares every file with the SHA-256 that was recorded when the folder was written.
+
+    Args:
+        folder: that `lockadapt` wrote, or any other.
 
     Returns:
         The number of files compared; 0 if the folder has no manifest.
@@ -151,7 +161,13 @@ def _check_weights(folder: Path, reader: str) -> torch.dtype:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file that holds a JSON object.
+    """Reads a file that holds a JSON object.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The object.
 
     Raises:
         VerificationError: it holds something else.

@@ -1,4 +1,4 @@
-"""Writes LoRA alone as a PEFT folder beside the bridge that it belongs on: what PEFT, Transformers and servers load."""
+"""Writes LoRA alone as a PEFT folder beside its bridge, as PEFT, Transformers and servers load them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def refusal(run: Run) -> str | None:
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
-    """`adapter/`, and `bridge/` unless the run trained nothing but LoRA on a stock VLM. See `ExportTarget`."""
+    """`adapter/`, and `bridge/` unless the run trained nothing but LoRA on a stock VLM.
+
+    See `ExportTarget`.
+    """
     trained = trained_answers(run)
     reporter.note("writing the adapter and what it belongs on, and proving both in a fresh process")
     with new_folder(output, what="exporting") as folder:

@@ -1,4 +1,4 @@
-"""Writes everything that a run trained as one small PEFT folder, for the untrained base: the projector in `modules_to_save`."""
+"""Writes all that a run trained as one PEFT folder for the untrained base: projector in `modules_to_save`."""
 
 from __future__ import annotations
 

@@ -18,9 +18,11 @@ class ExportTarget:
     Attributes:
         name: what the user says.
         content: what is written, in a few words, for `--help` and messages.
-        refusal: why this run cannot be written so, from its files' names and configs alone, or None. Nothing is loaded.
+        refusal: why this run cannot be written so, from its files' names and configs alone, or None. Nothing
+            is loaded.
         write: writes a new folder, proves it in a fresh process by the client's own code, and returns what
-            `lockadapt export --json` prints beside `target` and `output`. A folder that fails its proof is not kept.
+            `lockadapt export --json` prints beside `target` and `output`. A folder that fails its proof is
+            not kept.
     """
 
     name: str

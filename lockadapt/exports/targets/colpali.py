@@ -25,7 +25,7 @@ SHIFT = 3
 
 
 def refusal(trained: EmbeddingModel) -> str | None:
-    """It embeds every token, so `[:, -1]` is the embedding only of runs that read the last token of left-padded rows."""
+    """The class embeds every token: `[:, -1]` is the embedding only of runs that read the last token."""
     try:
         clients = architecture_of(trained.model).clients
     except AssemblyError as error:
@@ -46,7 +46,10 @@ def refusal(trained: EmbeddingModel) -> str | None:
 
 
 def write(trained: EmbeddingModel, folder: Path) -> None:
-    """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left. See `EmbeddingClient`."""
+    """Keys `vlm.*` and `embedding_proj_layer.*`; the VLM's processor beside it, padding on the left.
+
+    See `EmbeddingClient`.
+    """
     layer: Any = trained.projection
     vlm = trained.model.model
     config = ColPaliConfig(vlm_config=trained.model.config.to_dict(), embedding_dim=layer.out_features)
@@ -97,7 +100,8 @@ def use(frames: Frames) -> list[str]:
         f"text = {text}",
         f"image = {json.dumps(frames.image)}",
         'said = processor(text=[text], add_special_tokens=False, padding=True, return_tensors="pt")',
-        'shown = processor(text=[image], images=[Image.open("image.png")], add_special_tokens=False, return_tensors="pt")',
+        'shown = processor(text=[image], images=[Image.open("image.png")], add_special_tokens=False, '
+        'return_tensors="pt")',
         "embeddings = [model(**inputs).embeddings[:, -1] for inputs in (said, shown)]",
     ]
 

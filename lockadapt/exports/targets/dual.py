@@ -1,4 +1,4 @@
-"""Writes a dual encoder as a `VisionTextDualEncoderModel` folder, where that class can compute it by itself."""
+"""Writes a dual encoder as a `VisionTextDualEncoderModel` folder, where that class can compute it alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lockadapt.runs.run import Run
 
 
 def refusal(trained: EmbeddingModel) -> str | None:
-    """The class embeds `text_outputs[1]`, so the text model must return a pooled vector there; likewise the tower."""
+    """The class embeds `text_outputs[1]`: the text model, like the tower, needs a pooled vector there."""
     if not trained.dual:
         return "images and texts of this run go through one model; VisionTextDualEncoderModel has two"
     if trained.frames.before or trained.frames.after:
@@ -22,7 +22,8 @@ def refusal(trained: EmbeddingModel) -> str | None:
     text, tower = type(trained.model.text_model).__name__, type(trained.model.vision_model).__name__
     if trained.pooling != "pooler":
         return (
-            f"VisionTextDualEncoderModel embeds the vector that a text model pools itself, and this run pools "
+            "VisionTextDualEncoderModel embeds the vector that a text model pools itself, and this "
+            "run pools "
             f"{text}'s states by {trained.pooling!r}"
         )
     size = trained.processor.image_processor.size["height"]

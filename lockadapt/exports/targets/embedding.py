@@ -77,11 +77,14 @@ def export(
     images: Sequence[Image.Image],
     finish: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Writes a folder and proves in a fresh process that the client's own code embeds as the trained model does.
+    """Writes a folder; proves in a fresh process that the client's own code embeds as the trained model.
 
     Args:
+        client: what writes and reads the folder.
+        trained: the run's model with its adapters folded in.
         output: must not exist or be empty; written whole or not at all.
-        texts, images: what is compared; RGB images.
+        texts: what is compared.
+        images: what is compared; RGB.
         finish: given the proved folder, still at its temporary place, and what is returned.
 
     Returns:
@@ -94,7 +97,8 @@ def export(
     if reason := client.refusal(trained):
         raise RecipeError(f"no export to {client.name}: {reason}", where="--to", fix="choose another target")
     dtype = client.dtype or next(trained.model.parameters()).dtype
-    # The same weights, computed with as the client will: what only rounding changes is not to hide a wrong tensor.
+    # The same weights, computed with as the client will: what only rounding changes is not to hide a wrong
+    # tensor.
     trained = _stored(trained, dtype)
     # Before writing, which may take the modules of the model into another one.
     expected = ExpectedEmbeddings.of(trained, texts, images)
@@ -111,11 +115,11 @@ def export(
 
 
 def detached(part: Any, padding_side: str | None = None) -> Any:
-    """A copy of a tokenizer or image processor that is saved by itself, as if it had never been part of a processor.
+    """Copies a tokenizer or image processor to be saved by itself, as if never part of a processor.
 
-    Settings of a tokenizer are saved from what it was built with, not from what its attributes say, so how it was
-    loaded here would be saved too, a changed `padding_side` would not, and the processor it was part of would be
-    loaded in its place.
+    Settings of a tokenizer are saved from what it was built with, not from what its attributes say, so how it
+    was loaded here would be saved too, a changed `padding_side` would not, and the processor it was part of
+    would be loaded in its place.
     """
     part = copy.deepcopy(part)
     part._processor_class = None

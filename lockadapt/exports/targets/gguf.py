@@ -1,4 +1,4 @@
-"""Writes a run for llama.cpp: merged and proved first, then one GGUF file of the LLM and one of tower and projector."""
+"""Writes a run for llama.cpp: merged and proved, then a GGUF of the LLM and one of tower and projector."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes an embedding model as a sentence-transformers folder: `SentenceTransformer(folder).encode(texts or images)`."""
+"""Writes an embedding model for `SentenceTransformer(folder).encode(texts or images)`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,19 @@ def refusal(trained: EmbeddingModel) -> str | None:
     if trained.dual and trained.frames.after:
         return "sentence-transformers has no place for what stands behind a text; put it in front"
     if not trained.dual and len(_begins(trained)) > 1:
-        return "only one of the frames around images and texts begins with bos, so the tokenizer cannot add it to both or none"
+        return (
+            "only one of the frames around images and texts begins with bos, so the tokenizer cannot add "
+            "it to both or none"
+        )
     return None
 
 
 def write(trained: EmbeddingModel, folder: Path) -> None:
     """Modules that are sentence-transformers' own; nothing in the folder is code. See `EmbeddingClient`.
 
-    A dual encoder becomes a `Router` with a route for texts and one for images, each `Transformer`, `Pooling` (unless
-    the model pools itself), `Dense` and `Normalize`. A VLM becomes `Transformer`, `Pooling`, `Dense`, `Normalize`, and
-    its chat template writes the frames.
+    A dual encoder becomes a `Router` with a route for texts and one for images, each `Transformer`, `Pooling`
+    (unless the model pools itself), `Dense` and `Normalize`. A VLM becomes `Transformer`, `Pooling`, `Dense`,
+    `Normalize`, and its chat template writes the frames.
     """
     from sentence_transformers import SentenceTransformer
 
@@ -118,8 +121,8 @@ def _vlm_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
     transformer = Transformer(
         str(room),
         model_kwargs=_loading(body),
-        # Frames hold whatever begins a sequence, and the tokenizer must not add it again. Transformers sees to that
-        # itself where they begin with bos, and fails if it is told as well.
+        # Frames hold whatever begins a sequence, and the tokenizer must not add it again. Transformers sees
+        # to that itself where they begin with bos, and fails if it is told as well.
         processing_kwargs={} if _begins(trained) == {True} else {"text": {"add_special_tokens": False}},
         modality_config={
             "text": forward,

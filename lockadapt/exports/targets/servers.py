@@ -1,4 +1,4 @@
-"""Published rules of vLLM 0.33 and SGLang 0.5.23 about models and adapters, as checks; read in their sources, not run here."""
+"""Rules of vLLM 0.33 and SGLang 0.5.23 about models and adapters: read in their sources, not run here."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ VLLM_LLMS = (
     *("GemmaForCausalLM", "Gemma3ForCausalLM", "Phi3ForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM"),
     "BloomForCausalLM",
 )
-"""Of the LLMs that lockadapt assembles, those in vLLM's registry."""
+"""The LLMs in vLLM's registry, of those that lockadapt assembles."""
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes."""
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 SUFFIXES = (*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers that vLLM's LLaVA looks for adapters on: it knows the fused `qkv_proj` and `gate_up_proj` by their parts."""
+"""Layers that vLLM's LLaVA looks for adapters on: it knows the fused `qkv_proj` and `gate_up_proj` by their
+parts."""
 
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to begin that leave the base as it is."""
@@ -63,7 +64,10 @@ def servable(served: Served) -> dict[str, bool | str]:
 
 def serve_command(bridge: str, adapter: str, name: str, rank: int) -> str:
     """How vLLM is started on a bridge with an adapter."""
-    return f"vllm serve {bridge} --enable-lora --max-lora-rank {max_lora_rank(rank)} --lora-modules {name}={adapter}"
+    return (
+        f"vllm serve {bridge} --enable-lora --max-lora-rank {max_lora_rank(rank)} --lora-modules "
+        f"{name}={adapter}"
+    )
 
 
 def max_lora_rank(rank: int) -> int | None:
@@ -77,7 +81,13 @@ def rank_of(adapter: Mapping[str, Any]) -> int:
 
 
 def tensor_names(folder: Path) -> list[str]:
-    """Names of all tensors in a stock or PEFT folder, as its files have them.
+    """Reads the names of all tensors in a stock or PEFT folder, as its files have them.
+
+    Args:
+        folder: with one safetensors file or an index.
+
+    Returns:
+        The names, sorted.
 
     Raises:
         VerificationError: it holds no safetensors.

@@ -1,4 +1,4 @@
-"""Merging from safetensors shards to safetensors shards, tensor by tensor, never with a whole model in memory."""
+"""Merging from safetensors shards to shards, tensor by tensor, never with a whole model in memory."""
 
 from __future__ import annotations
 

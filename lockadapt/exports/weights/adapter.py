@@ -1,4 +1,4 @@
-"""Reads a PEFT folder into changes of stock parameters; every tensor of it is used exactly once, or it is refused."""
+"""Reads a PEFT folder into changes of stock parameters; every tensor is used exactly once, or refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ HARMLESS = {
     "target_modules",
     "task_type",
 }
-"""Fields of a PEFT config that say nothing about arithmetic, or that PEFT turns into layers which are looked at here."""
+"""Fields of a PEFT config that say nothing about arithmetic, or that PEFT turns into layers which are looked
+at here."""
 COMPUTED = {
     "alpha_pattern",
     "fan_in_fan_out",
@@ -60,12 +61,17 @@ PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, list[WeightUpdate]]:
-    """Changes by the name of the stock parameter that they change.
+    """Reads an adapter as changes of stock parameters.
 
     Args:
         model: the stock class on the meta device, nothing attached; it is altered.
-        folder: as PEFT saves it: LoRA, rsLoRA, DoRA, rank and alpha patterns, trained tokens, modules to save.
-        weight: how much of the adapter: a factor on what it adds, or on the way from a stored to a trained tensor.
+        folder: as PEFT saves it: LoRA, rsLoRA, DoRA, rank and alpha patterns, trained tokens, modules to
+            save.
+        weight: how much of the adapter: a factor on what it adds, or on the way from a stored to a trained
+            tensor.
+
+    Returns:
+        Changes by the name of the stock parameter that they change.
 
     Raises:
         SetupError, DataError: the folder cannot be read.
@@ -140,7 +146,8 @@ class _Found:
                     changes[f"{path}.{name}"] = [self.whole(f"{path}.{name}", parameter)]
             elif isinstance(module, TrainableTokensLayer):
                 if not module._tied_adapter:
-                    # PEFT puts a layer of its own inside the module, beside LoRA, and replaces the module without.
+                    # PEFT puts a layer of its own inside the module, beside LoRA, and replaces the module
+                    # without.
                     where = path.removesuffix(".token_adapter")
                     changes.setdefault(f"{where}.weight", []).append(self.rows(path, module))
             elif isinstance(module, LoraLayer):
@@ -243,7 +250,8 @@ def _require_sum(config: Any, weight: float, where: str) -> None:
         raise AdapterError(
             f"init_lora_weights={init!r} changes the base itself, which is not in this folder",
             where=where,
-            fix="convert it to plain LoRA: PEFT's save_pretrained(path_initial_model_for_weight_conversion=…)",
+            fix="convert it to plain LoRA: PEFT's "
+            "save_pretrained(path_initial_model_for_weight_conversion=…)",
         )
     if weight != 1.0 and getattr(config, "use_dora", False):
         raise AdapterError(

@@ -1,4 +1,4 @@
-"""What an adapter does to one matrix, row by row: low-rank sums, DoRA's magnitudes, trained rows, whole tensors."""
+"""An adapter's changes of one matrix, row by row: low-rank sums, DoRA's magnitudes, rows, whole tensors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from lockadapt.errors import AdapterError
 
 
 class WeightUpdate(Protocol):
-    """One step from a stored matrix to the merged one.
-
-    Attributes:
-        by_rows: whether rows can be changed without the others.
-    """
+    """One step from a stored matrix to the merged one."""
 
     @property
-    def by_rows(self) -> bool: ...
+    def by_rows(self) -> bool:
+        """Whether rows can be changed without the others."""
+        ...
 
     def rows(self, count: int) -> Iterable[tuple[int, int]]:
         """Which rows of `count` it touches, as ascending half-open ranges."""
@@ -31,7 +29,9 @@ class WeightUpdate(Protocol):
 
 @dataclass(frozen=True)
 class LowRank:
-    """Adds `scale * B A` (LoRA, arXiv 2106.09685); with `magnitude`, then gives each output that norm (DoRA, 2402.09353).
+    """Adds `scale * B A` (LoRA, arXiv 2106.09685); with `magnitude` each output then gets that norm.
+
+    That is DoRA (arXiv 2402.09353).
 
     Attributes:
         a: (rank, in), b: (out, rank).
@@ -47,12 +47,15 @@ class LowRank:
 
     @property
     def by_rows(self) -> bool:
+        """Whether rows can be changed without the others."""
         return self.magnitude is None or not self.transposed
 
     def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        """All of them."""
         return ((0, count),)
 
     def apply(self, matrix: Tensor, first: int) -> None:
+        """Adds the product, and with `magnitude` scales the outputs."""
         a, b = self.a.to(matrix), self.b.to(matrix)
         last = first + matrix.shape[0]
         delta = a[:, first:last].T @ b.T if self.transposed else b[first:last] @ a
@@ -67,7 +70,7 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Rows:
-    """Puts trained rows in the place of some: `values` (rows, columns) at `ids`; a weight below 1 goes part of the way."""
+    """Puts trained rows, `values` (rows, columns), at `ids`; a weight below 1 goes part of the way."""
 
     ids: tuple[int, ...]
     values: Tensor
@@ -75,12 +78,15 @@ class Rows:
 
     @property
     def by_rows(self) -> bool:
+        """Whether rows can be changed without the others."""
         return True
 
     def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        """The trained ones, each by itself."""
         return [(row, row + 1) for row in sorted(self.ids)]
 
     def apply(self, matrix: Tensor, first: int) -> None:
+        """Puts the trained rows that lie in this part."""
         for row, values in zip(self.ids, self.values, strict=True):
             if first <= row < first + matrix.shape[0]:
                 _towards(matrix[row - first], values, self.weight)
@@ -88,26 +94,35 @@ class Rows:
 
 @dataclass(frozen=True)
 class Whole:
-    """Puts a trained tensor, as a matrix (rows, columns), in the place of the stored one; a weight as in `Rows`."""
+    """Puts a trained tensor, as a matrix (rows, columns), in the stored one's place; weight as in `Rows`."""
 
     tensor: Tensor
     weight: float = 1.0
 
     @property
     def by_rows(self) -> bool:
+        """Whether rows can be changed without the others."""
         return True
 
     def rows(self, count: int) -> Iterable[tuple[int, int]]:
+        """All of them."""
         return ((0, count),)
 
     def apply(self, matrix: Tensor, first: int) -> None:
+        """Puts this part of the trained tensor."""
         _towards(matrix, self.tensor[first : first + matrix.shape[0]], self.weight)
 
 
 def blended(changes: Sequence[WeightUpdate]) -> list[WeightUpdate]:
-    """The same changes, where those that bring values of their own become one: `W + sum of w_i (T_i - W)`.
+    """Blends the changes that bring values of their own into one, `W + sum of w_i (T_i - W)`.
 
     One after the other they would depend on their order. Low-rank sums stay, behind.
+
+    Args:
+        changes: of one matrix.
+
+    Returns:
+        The one, then the low-rank sums.
 
     Raises:
         AdapterError: weights of several cancel out.
@@ -144,7 +159,7 @@ def _mean(goals: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, float]:
 
 
 def on_device(changes: Sequence[WeightUpdate], device: torch.device) -> tuple[WeightUpdate, ...]:
-    """The same, with low-rank matrices where they are multiplied; trained rows and tensors are copied piece by piece."""
+    """The same, with low-rank matrices on the device; trained rows and tensors are copied piece by piece."""
 
     def moved(change: WeightUpdate) -> WeightUpdate:
         if not isinstance(change, LowRank):

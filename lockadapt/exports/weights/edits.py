@@ -18,16 +18,17 @@ from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.models.safetensors_file import Place
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""That arithmetic is done on; others are only copied."""
+"""Stored dtypes that arithmetic is done on; others are only copied."""
 PIECE_BYTES = 1 << 18
-"""Of stored values in a piece: its float32 copies stay in a core's cache and its memory is small (4 MiB pieces take half as long again; 1 MiB, 17 MiB more)."""
+"""Bytes of stored values in a piece: its float32 copies stay in a core's cache and its memory is small (4 MiB
+pieces take half as long again; 1 MiB, 17 MiB more)."""
 GPU_PIECE_BYTES = 1 << 22
-"""Of a piece that a GPU computes, where every piece waits for copies and kernels to start (measured on an H100: 16 MiB pieces
-on 4 threads take 1.8 times as long as these on 8)."""
+"""Bytes of a piece that a GPU computes, where every piece waits for copies and kernels to start (measured on
+an H100: 16 MiB pieces on 4 threads take 1.8 times as long as these on 8)."""
 
 MIN_ROWS = 16
-"""In a piece of more: products of less than four rows are summed in another order (measured, MKL), and pieces must give
-the bits of the whole."""
+"""Fewest rows in a piece of several: products of less than four rows are summed in another order (measured,
+MKL), and pieces must give the bits of the whole."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class TensorWrite:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """As a matrix of rows of the last dimension."""
+        """The tensor's shape as a matrix of rows of the last dimension."""
         shape = self.place.shape
         if not shape:
             return 1, 1
@@ -62,13 +63,20 @@ class TensorWrite:
         return DTYPES[self.place.dtype].itemsize
 
     def pieces(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are computed, each of about `piece_bytes`; the rows between them stay as they are."""
+        """Ranges of rows that are computed, each of about `piece_bytes`; the others stay as they are."""
         rows = self.shape[0]
         spans = [(0, rows)] if self.base else touched(self.changes, rows)
         return [piece for first, last in spans for piece in _divided(first, last, self._step())]
 
     def compute(self, source: int, target: int, first: int, last: int, device: torch.device) -> None:
         """Reads rows from one open file and writes them, changed, into another.
+
+        Args:
+            source: descriptor of the file to read.
+            target: descriptor of the file to write.
+            first: the first row.
+            last: the row behind the last one.
+            device: where it is computed.
 
         Raises:
             VerificationError: a value is no longer finite in the stored dtype.
@@ -134,6 +142,11 @@ def _divided(first: int, last: int, step: int) -> list[tuple[int, int]]:
 
 def require_fit(place: Place, changes: Sequence[WeightUpdate], shape: tuple[int, ...]) -> None:
     """Checks a stored tensor against the stock parameter that changes are meant for.
+
+    Args:
+        place: where the tensor is stored.
+        changes: what is to be done to it.
+        shape: of the stock parameter.
 
     Raises:
         VerificationError: it has another shape.

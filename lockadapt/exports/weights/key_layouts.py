@@ -11,10 +11,14 @@ from lockadapt.exports.weights.names import Names, read_names
 
 
 def client_keys(model: Any, names: Names) -> Mapping[str, str]:
-    """Key on the disk -> key that vLLM, llama.cpp and Transformers before 5.6 read too, of those that differ.
+    """Gives the keys that vLLM, llama.cpp and Transformers before 5.6 read too, of those that differ.
 
     Args:
         model: the stock class on the meta device.
+        names: of the folder's keys.
+
+    Returns:
+        Key on the disk -> key that they read.
 
     Raises:
         VerificationError: today's Transformers would not read the new keys as it read the old ones.

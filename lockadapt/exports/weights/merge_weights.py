@@ -1,4 +1,4 @@
-"""Base and adapters to merged shards, with bounded memory: plan everything from headers, refuse, then write."""
+"""Merges base and adapters with bounded memory: plans everything from headers, refuses, then writes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from lockadapt.models.safetensors_file import header_bytes
 from lockadapt.models.sources import some
 
 GPU_THREADS = 8
-"""That read, feed a GPU and write."""
+"""Threads that read, feed a GPU and write."""
 
 
 @dataclass(frozen=True)
 class Weighted:
-    """A PEFT folder (or none), how much of it, and by stock name what was trained beside it, such as a projector."""
+    """A PEFT folder (or none), its weight, and by stock name what was trained beside it, as a projector."""
 
     folder: Path | None
     weight: float = 1.0
@@ -38,7 +38,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was written: tensors of which values were computed, tensors copied byte for byte, and all bytes."""
+    """The tensors of which values were computed, the tensors copied byte for byte, and all bytes written."""
 
     changed: tuple[str, ...]
     copied: int
@@ -55,23 +55,27 @@ def merge_weights(
     rename: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> WeightsReport:
-    """Writes the base's shards into an existing folder, adapters folded in: `round_once(fp32(W) + scale * B A)`.
+    """Writes the base's shards, adapters folded in, `round_once(fp32(W) + scale * B A)`, into a folder.
 
-    Memory is that of the adapters and a few megabytes for each thread, whatever the size of the base. Shards, order,
-    metadata and dtypes stay those of the base. The work is done on a GPU where there is one.
+    Memory is that of the adapters and a few megabytes for each thread, whatever the size of the base. Shards,
+    order, metadata and dtypes stay those of the base. The work is done on a GPU where there is one.
 
     Args:
         base: stock folder with safetensors.
-        folder: gets nothing but weights and their index.
+        folder: exists; gets nothing but weights and their index.
         adapters: added in this order.
         replaced: by stock name, trained tensors that take the place of the base's, such as the projector's.
         requantized: by stock name, matrices that were trained on in quantized form.
         rename: key on the disk -> key to write; keys that it leaves out stay.
         threads: default: as many as there are cores.
 
+    Returns:
+        How many tensors were computed and copied, and all bytes.
+
     Raises:
         DataError, SafetyError, SetupError: see `read_layout` and `read_adapter`.
-        AdapterError: an adapter is of an unknown kind, or cannot be stacked, or lies on a matrix that is shared.
+        AdapterError: an adapter is of an unknown kind, or cannot be stacked, or lies on a matrix that is
+            shared.
         VerificationError: names or shapes of base, adapter and stock class do not fit one another.
         DiskError: there is no room.
     """
@@ -88,7 +92,7 @@ def write_changes(
     rename: Mapping[str, str] | None = None,
     threads: int | None = None,
 ) -> WeightsReport:
-    """As `merge_weights`, of changes by stock name."""
+    """Writes the base's shards with changes by stock name, as `merge_weights` does."""
     layout = read_layout(base)
     places = layout.places()
     model = meta_model(base)
@@ -127,7 +131,7 @@ def write_changes(
 def all_changes(
     base: Path, adapters: Sequence[Weighted], replaced: Mapping[str, Tensor]
 ) -> dict[str, list[WeightUpdate]]:
-    """By stock name, what adapters and replaced tensors do together; errors as `merge_weights`."""
+    """Collects by stock name what adapters and replaced tensors do; errors as `merge_weights`."""
     gathered: dict[str, list[WeightUpdate]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
     for adapter in adapters:
         if adapter.folder is not None:
@@ -155,7 +159,7 @@ def all_changes(
 def _require_free(
     name: str, held: list[str], names: Names, found: Sequence[WeightUpdate], where: str
 ) -> None:
-    """A changed parameter must lie in the folder as it is, and a low-rank sum only where nothing else shares it."""
+    """Requires changed parameters to lie in the folder as they are, and low-rank sums on no shared one."""
     if not held:
         reason = "is stored in parts or in another form" if names.converted else "is not in the folder"
         raise VerificationError(

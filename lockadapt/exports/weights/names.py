@@ -1,4 +1,4 @@
-"""Which parameter of its stock class each tensor of a folder becomes, by Transformers' own conversion mapping."""
+"""Which stock parameter each tensor of a folder becomes, by Transformers' own conversion mapping."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Names:
 
     Attributes:
         stock: key on the disk -> name of a parameter or buffer of the stock class.
-        converted: keys that only become a parameter together with others, or by arithmetic: nobody may change them.
+        converted: keys that only become a parameter together with others, or by arithmetic: nobody may change
+            them.
         ties: name -> the name whose tensor it shares.
     """
 
@@ -42,7 +43,13 @@ class Names:
 
 
 def meta_model(folder: Path) -> Any:
-    """The stock class that a folder's config names, without weights.
+    """Makes the stock class that a folder's config names, without weights.
+
+    Args:
+        folder: a stock folder.
+
+    Returns:
+        The model on the meta device.
 
     Raises:
         SetupError: the folder cannot be read.
@@ -65,10 +72,15 @@ def meta_model(folder: Path) -> Any:
 
 
 def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
-    """Names of every key of a folder, as loading it would find them.
+    """Names the parameter of every key of a folder, as loading it would find it.
 
     Args:
         model: from `meta_model`, nothing attached.
+        keys: of the folder's weights.
+        where: the folder, for messages.
+
+    Returns:
+        The names, and what may not be changed.
 
     Raises:
         VerificationError: two keys become one parameter; a key becomes none; a parameter has no key.

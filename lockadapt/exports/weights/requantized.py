@@ -1,4 +1,4 @@
-"""What a matrix is after bitsandbytes has quantized and dequantized it, some rows at a time, exactly as a whole."""
+"""A matrix after bitsandbytes has quantized and dequantized it: some rows at a time, exactly as a whole."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class QuantizationRoundTrip:
     Attributes:
         kind: how the run's LLM was quantized.
         dtype: that the run computed in: quantized values come back rounded to it.
-        on_cpu: whether it was trained on the CPU, which may misread scales (`four_bit.processor_misreads_scales`).
+        on_cpu: whether it was trained on the CPU, which may misread scales
+            (`four_bit.processor_misreads_scales`).
     """
 
     kind: Literal["nf4", "int8"]
@@ -38,7 +39,7 @@ class QuantizationRoundTrip:
         return 1 if self.kind == "int8" or columns % BLOCK == 0 else BLOCK
 
     def prepare(self, read: ReadRows, rows: int, step: int) -> Any:
-        """What all pieces share: the scales of the whole matrix, quantized themselves (nf4); nothing for int8."""
+        """What all pieces share: the whole matrix's scales, quantized themselves (nf4); nothing for int8."""
         if self.kind == "int8":
             return None
         require_bitsandbytes()

@@ -27,17 +27,24 @@ class Layout:
     index: Mapping[str, Any] | None
 
     def places(self) -> dict[str, tuple[Shard, Place]]:
-        """By key, over all shards."""
+        """The tensors by key, over all shards."""
         return {place.key: (shard, place) for shard in self.shards for place in shard.places}
 
 
 def read_layout(folder: Path) -> Layout:
-    """Reads the headers of a folder's weights; one file, or shards with their index, as Transformers reads them.
+    """Reads the headers of a folder's weights: one file, or shards with their index, as Transformers does.
+
+    Args:
+        folder: with safetensors.
+
+    Returns:
+        Shards, and where each tensor lies.
 
     Raises:
         SetupError: there are no safetensors.
-        DataError: a file is truncated, its header broken, tensors overlap or leave a hole, a shard is missing, a key
-            is in another shard than the index says or in two, or in the index or a shard alone.
+        DataError: a file is truncated, its header broken, tensors overlap or leave a hole, a shard is
+            missing, a key is in another shard than the index says or in two, or in the index or a shard
+            alone.
         SafetyError: the index names a file outside the folder.
     """
     if (folder / SINGLE).is_file():
@@ -80,7 +87,8 @@ def _shard_of_index(folder: Path, name: str, index: Path) -> Shard:
     path = folder / name
     if not path.is_file():
         raise DataError(f"the shard {name} is missing", where=str(index), fix=AGAIN)
-    # A snapshot in the Hub's cache is made of links into its own blobs: those are fine, as the name itself is plain.
+    # A snapshot in the Hub's cache is made of links into its own blobs: those are fine, as the name itself is
+    # plain.
     return read_shard(path)
 
 

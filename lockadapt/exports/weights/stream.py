@@ -1,4 +1,4 @@
-"""Writes new shards beside old ones: untouched bytes copied by the kernel, touched rows computed, all cores at it."""
+"""Writes new shards from old ones: untouched bytes copied by the kernel, changed rows computed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ def write_shards(
     """Writes every shard of a layout into a folder, under its own name, synced.
 
     Args:
+        layout: of the base.
+        folder: exists.
         edits: by key of the layout; their `offset` is set by `place_edit`.
         keys: old key -> new key, of all tensors.
+        device: where changed rows are computed.
+        threads: that work at a time.
     """
     with ExitStack() as stack:
         jobs: list[Job] = []
@@ -53,7 +57,7 @@ def write_shards(
 
 
 def cores() -> int:
-    """That this process may run on."""
+    """How many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -89,7 +93,7 @@ def _copy(source: int, target: int, begin: int, end: int, shift: int) -> Job:
 
 
 def copy_range(source: int, target: int, begin: int, end: int, to: int) -> None:
-    """Copies bytes from one open file into another, inside the kernel where it can (which shares them where the disk can)."""
+    """Copies bytes from one open file into another, inside the kernel where it can (shared on some disks)."""
     while begin < end:
         try:
             done = os.copy_file_range(source, target, end - begin, begin, to)
@@ -104,7 +108,7 @@ def copy_range(source: int, target: int, begin: int, end: int, to: int) -> None:
 
 
 def _run(jobs: Sequence[Job], threads: int) -> None:
-    """Works jobs off in order on several threads, each of which computes on one core; the first error stops them all."""
+    """Runs jobs in order on several threads, each computing on one core; the first error stops them all."""
     waiting: Iterator[Job] = iter(jobs)
     lock = threading.Lock()
     errors: list[BaseException] = []
