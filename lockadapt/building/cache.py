@@ -47,7 +47,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     samples = [
         s
         for part in ("train", "validation", "test")
-        for rows in experiment.samples(part).values()
+        for rows in experiment.samples(part, note=reporter.note).values()
         for s in rows
     ]
     scan = scan_images(

@@ -103,9 +103,11 @@ class Experiment:
         """Whether every image is the mean image."""
         return self.recipe.blind
 
-    def samples(self, part: str, only: Collection[str] | None = None) -> dict[str, list[Sample]]:
+    def samples(
+        self, part: str, only: Collection[str] | None = None, note: Callable[[str], None] | None = None
+    ) -> dict[str, list[Sample]]:
         """Reads rows; see `lockadapt.building.samples.build_samples`."""
-        return build_samples(self.recipe, part, only)
+        return build_samples(self.recipe, part, only, note)
 
     def stages(self, rows: Mapping[str, int], processes: int = 1) -> list[Stage]:
         """The stages; see `lockadapt.building.stages.build_stages`."""

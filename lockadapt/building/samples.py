@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
+from lockadapt.console import emit
+from lockadapt.data.problems import BadRows
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
@@ -11,13 +14,19 @@ from lockadapt.errors import DataError
 from lockadapt.recipe.schema import Recipe, SourceSection
 
 
-def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None) -> dict[str, list[Sample]]:
+def build_samples(
+    recipe: Recipe,
+    part: str,
+    only: Collection[str] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> dict[str, list[Sample]]:
     """Reads the rows of one part of the data.
 
     Args:
         recipe: checked already.
         part: `train`, `validation` or `test`.
         only: names of objectives; default: all.
+        note: is told which rows were left out; default: stderr.
 
     Returns:
         Samples by objective; objectives without such rows are left out.
@@ -26,13 +35,18 @@ def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None
         DataError: a file holds no rows, or wrong ones.
     """
     found: dict[str, list[Sample]] = {}
+    bad_rows = (
+        BadRows(recipe.data.max_bad_row_fraction, note or partial(emit, error=True))
+        if recipe.data.on_bad_row == "skip"
+        else None
+    )
     for name, section in recipe.objectives.items():
         source: SourceSection | None = getattr(section, part)
         if source is None or (only is not None and name not in only):
             continue
         prompt = getattr(section, "prompt", None)  # not every kind has one
         rows = section.rows or section.kind
-        found[name] = read_samples(source.format, row_source(source, rows, prompt, part))
+        found[name] = read_samples(source.format, row_source(source, rows, prompt, part, bad_rows))
         if part == "validation":
             found[name] = found[name][: recipe.training.validation_samples]
         if not found[name]:
@@ -40,7 +54,9 @@ def build_samples(recipe: Recipe, part: str, only: Collection[str] | None = None
     return found
 
 
-def row_source(section: SourceSection, kind: str, prompt: str | None, part: str) -> Source:
+def row_source(
+    section: SourceSection, kind: str, prompt: str | None, part: str, bad_rows: BadRows | None = None
+) -> Source:
     """What a reader is told: the keys of a source, the kind of rows wanted, and the prompt around them."""
     return Source(
         path=section.path,
@@ -54,4 +70,5 @@ def row_source(section: SourceSection, kind: str, prompt: str | None, part: str)
         prompt=prompt,
         # An image with five captions is five lessons, but one question.
         expand=part == "train",
+        bad_rows=bad_rows,
     )

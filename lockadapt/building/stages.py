@@ -62,7 +62,9 @@ def build_stages(
             steps, epochs = training.steps, training.epochs
         if steps is None:
             per_step = (
-                _micro_batch(recipe, names, section.sampling_weights, batch_size) * accumulation * processes
+                _micro_batch(objectives, names, section.sampling_weights, batch_size)
+                * accumulation
+                * processes
             )
             steps = max(1, math.ceil((epochs or 1.0) * sum(rows[name] for name in names) / per_step))
         stages.append(
@@ -78,19 +80,21 @@ def build_stages(
                 section.retrieval_learning_rate or training.retrieval_learning_rate,
                 section.generation_learning_rate or training.generation_learning_rate,
                 section.sampling_weights,
-                _micro_batch(recipe, names, section.sampling_weights, batch_size),
+                _micro_batch(objectives, names, section.sampling_weights, batch_size),
             )
         )
     return stages
 
 
 def _micro_batch(
-    recipe: Recipe, names: Sequence[str], sampling_weights: Mapping[str, float], batch_size: int
+    objectives: Mapping[str, Objective],
+    names: Sequence[str],
+    sampling_weights: Mapping[str, float],
+    batch_size: int,
 ) -> float:
-    """Samples in a micro-batch on average: objectives may have sizes of their own."""
-    sections = {name: recipe.objectives[name] for name in names}
-    shares = {name: sampling_weights.get(name, section.sampling_weight) for name, section in sections.items()}
-    total = sum(shares[name] * (section.batch_size or batch_size) for name, section in sections.items())
+    """Samples in a micro-batch on average: objectives may have sizes of their own, contrastive ones always do."""
+    shares = {name: sampling_weights.get(name, objectives[name].sampling_weight) for name in names}
+    total = sum(shares[name] * (objectives[name].batch_size or batch_size) for name in names)
     return total / sum(shares.values())
 
 

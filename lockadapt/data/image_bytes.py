@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from lockadapt.data.images import open_image
+from lockadapt.data.images import open_image, opened
 from lockadapt.data.sample import ImageRef
-from lockadapt.errors import DataError
+from lockadapt.errors import DataError, SafetyError
 
 _AT_ONCE = 512
 # Keeps decoded pictures apart from files; no image format begins like this.
@@ -80,10 +80,11 @@ def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
 
 
 def _bytes(image: ImageRef) -> bytes:
-    if image.path is None:
-        return image.data or b""
     try:
-        return image.path.read_bytes()
+        with opened(image) as file:
+            return file.read()
+    except (DataError, SafetyError) as error:
+        raise type(error)(f"the image {error.message}", where=str(image.path), fix=error.fix) from error
     except OSError as error:
         raise DataError(
             f"the image cannot be read: {error.strerror}",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import stat
 import threading
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from lockadapt.data.paths import stamp_of
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, LockadaptError, SafetyError, memory_ran_out
@@ -20,6 +23,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """What is opened. Not all that Pillow knows: EPS runs Ghostscript, and rare parsers are rarely tested."""
 
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 # `warnings.catch_warnings` changes a global, and pictures are opened from several threads. Only headers are
 # read under this lock; decoding happens outside.
@@ -49,7 +54,7 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
     try:
         if ref.picture is not None:
             return _decoded(ref.picture, max_pixels)
-        with _header(ref) as picture:
+        with opened(ref) as file, _header(ref, file) as picture:
             return _decoded(picture, max_pixels)
     except LockadaptError as error:
         raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
@@ -74,32 +79,77 @@ def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:
     return _to_rgb(picture)
 
 
-def _header(ref: ImageRef) -> Image.Image:
-    """The picture in a file or in bytes, with nothing but its header read."""
-    if ref.path is not None:
-        try:
-            regular = stat.S_ISREG(ref.path.stat().st_mode)
-        except (OSError, ValueError) as error:
-            raise DataError("does not exist", fix="check the name and the folder `images`") from error
-        if not regular:
-            raise DataError("is no file", fix="name an image file")
+@contextlib.contextmanager
+def opened(ref: ImageRef) -> Iterator[BinaryIO]:
+    """Open the file or the bytes of an image; the file that is read is the one that was checked.
+
+    What is compared is the open file, so that nothing can be put in its place between check and use.
+
+    Args:
+        ref: path or bytes.
+
+    Yields:
+        A binary file.
+
+    Raises:
+        DataError: it does not exist, is no regular file, cannot be read, or has changed since it was checked.
+        SafetyError: it is another file than the one that was checked, or is reached by a symlink by now.
+    """
+    if ref.path is None:
+        yield io.BytesIO(ref.data or b"")
+        return
+    try:
+        # Neither a pipe nor a device may keep the scan waiting.
+        handle = os.open(ref.path, os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if ref.stamp else 0))
+    except (OSError, ValueError) as error:
+        if ref.stamp is not None and os.path.islink(ref.path):
+            raise _swapped() from error
+        if isinstance(error, PermissionError):
+            raise DataError("cannot be read (permission denied)", fix="check its permissions") from error
+        raise DataError("does not exist", fix="check the name and the folder `images`") from error
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise DataError("is no file", fix="name an image file")
+    with open(handle, "rb") as file:
+        if ref.stamp is not None:
+            now = stamp_of(status)
+            if os.path.realpath(ref.path) != str(ref.path):
+                raise _swapped()
+            if now != ref.stamp:
+                raise DataError(
+                    "has changed since its row was read", fix="leave images alone while they are read"
+                )
+        yield file
+
+
+def _swapped() -> SafetyError:
+    return SafetyError(
+        "is reached by a symlink that was not there when it was checked",
+        fix="leave images alone while they are read",
+    )
+
+
+def _header(ref: ImageRef, file: BinaryIO) -> Image.Image:
+    """The picture in an open file, with nothing but its header read."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Image.init()
         formats = [name for name in FORMATS if name in Image.OPEN]
         try:
-            return Image.open(ref.path or io.BytesIO(ref.data or b""), formats=formats)
+            return Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
-            raise DataError(f"is {_kind(ref)}", fix="convert it to PNG or JPEG, or fetch it again") from error
+            raise DataError(
+                f"is {_kind(file)}", fix="convert it to PNG or JPEG, or fetch it again"
+            ) from error
 
 
-def _kind(ref: ImageRef) -> str:
+def _kind(file: BinaryIO) -> str:
     """What a file that is no image is, by its first bytes."""
-    if ref.path is not None:
-        with ref.path.open("rb") as file:
-            start = file.read(64)
-    else:
-        start = (ref.data or b"")[:64]
+    file.seek(0)
+    start = file.read(64)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "a HEIC photo, which Pillow cannot read (heif-convert and sips make JPEG of it)"
     text = start.lstrip().lower()
     for mark, kind in (
         (b"<svg", "an SVG drawing, not an image of pixels"),

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from lockadapt.data.problems import quote
+from lockadapt.data.sample import FileStamp
 from lockadapt.errors import DataError, SafetyError
 
 PICKLE_SUFFIXES = frozenset(
@@ -72,6 +73,15 @@ class DataRoot:
         # Only a symlink can still lead out: everything above the file was resolved and checked.
         return self._inside(Path(path), name, where) if os.path.islink(path) else Path(path)
 
+    @staticmethod
+    def stamp(path: Path) -> FileStamp:
+        """Record the state of a resolved file; that of one that does not exist is never met again."""
+        try:
+            status = os.lstat(path)
+        except (OSError, ValueError):
+            return FileStamp(-1, -1, -1, -1)
+        return stamp_of(status)
+
     def holds(self, path: str | Path) -> Path | None:
         """`path` (absolute) with symlinks resolved if it lies inside this folder, else None."""
         real = Path(os.path.realpath(path))
@@ -86,6 +96,11 @@ class DataRoot:
                 fix="copy the file into the folder, or let `images` name the folder that it really lies in",
             )
         return real
+
+
+def stamp_of(status: os.stat_result) -> FileStamp:
+    """Return the state of a file from what the system says of it."""
+    return FileStamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def refuse_pickle(path: Path) -> None:

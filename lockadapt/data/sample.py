@@ -11,18 +11,30 @@ Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
+class FileStamp:
+    """What tells one state of a file from another: its place on the disk, size and last change."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+@dataclass(frozen=True)
 class ImageRef:
     """Where an image is, without opening it.
 
     Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded
     bytes) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too: the
-    absolute path of a file, or the SHA-256 of bytes or pixels.
+    absolute path of a file, or the SHA-256 of bytes or pixels. `stamp` is the state in which the file of a
+    row was checked; what is opened later must still be in it.
     """
 
     key: str
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
     picture: Any = field(default=None, repr=False, compare=False)
+    stamp: FileStamp | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def evaluate(
     """
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    found = experiment.samples("test")
+    found = experiment.samples("test", note=reporter.note)
     if not found:
         raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
     for name, samples in found.items():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, memory_ran_out
+from lockadapt.models.hub import hub_is_reachable
 from lockadapt.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -27,7 +28,8 @@ class Source:
     @property
     def arguments(self) -> dict[str, Any]:
         """What every `from_pretrained` is called with: no remote code, and no network for a folder."""
-        return {"local_files_only": self.local, "trust_remote_code": False}
+        offline = self.local or not hub_is_reachable()
+        return {"local_files_only": offline, "trust_remote_code": False}
 
 
 def find(source: str | Path, what: str) -> Source:
@@ -83,6 +85,12 @@ def loading(source: Source, what: str) -> Iterator[None]:
                 f"the {what} wants code from its own repository to be run",
                 where=source.name,
                 fix="use a checkpoint whose architecture Transformers itself has",
+            ) from error
+        if not source.local and not hub_is_reachable():
+            raise SetupError(
+                f"the {what} is no folder, not in the cache, and the Hub cannot be reached",
+                where=source.name,
+                fix="check the path, or connect and try again",
             ) from error
         fix = "check that the folder is complete and holds *.safetensors (pickled .bin/.pt files are refused)"
         if not source.local:

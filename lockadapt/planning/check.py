@@ -33,7 +33,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         LockadaptError: whatever would stop the run.
     """
     experiment = build_experiment(recipe)  # also reads the closed lists of answers, which may be wrong
-    parts = {part: experiment.samples(part) for part in ("train", "validation", "test")}
+    parts = {part: experiment.samples(part, note=reporter.note) for part in ("train", "validation", "test")}
     data = experiment.data
     everything = [s for rows in parts.values() for samples in rows.values() for s in samples]
     scan = scan_images(
@@ -72,8 +72,10 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
     stages = experiment.stages(rows)
     for stage in stages:
-        size = stage.batch_size * stage.accumulation
-        reporter.note(f"stage {stage.name}: {stage.steps:,} steps of {size} train {', '.join(stage.train)}")
+        size = stage.micro_batch * stage.accumulation
+        reporter.note(
+            f"stage {stage.name}: {stage.steps:,} steps of {size:g} samples train {', '.join(stage.train)}"
+        )
     return {
         "ok": True,
         "components": table_json(table),

@@ -149,6 +149,14 @@ class DataSection(Section):
     max_bad_fraction: Fraction = Field(
         default=0.01, description="with `skip`: largest fraction of images that may be missing or damaged"
     )
+    on_bad_row: Literal["error", "skip"] = Field(
+        default="error",
+        description="stop at a row that cannot be used, such as one with an empty answer, or leave it out; "
+        "rows that are refused for safety always stop",
+    )
+    max_bad_row_fraction: Fraction = Field(
+        default=0.01, description="with `on_bad_row: skip`: largest fraction of a file's rows that may be bad"
+    )
     max_pixels: Positive = Field(
         default=50_000_000, description="reject images with more pixels before decoding them"
     )

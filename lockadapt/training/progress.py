@@ -20,10 +20,15 @@ class ProgressCallback(TrainerCallback):
         reporter: where lines go.
         metrics: the `metrics.jsonl` that every log is appended to.
         stage: its name.
+        epochs_per_step: share of the training rows that an optimiser step sees. The trainer itself takes the whole
+            run for one epoch.
     """
 
-    def __init__(self, reporter: Reporter, metrics: Path, stage: str) -> None:
+    def __init__(
+        self, reporter: Reporter, metrics: Path, stage: str, epochs_per_step: float | None = None
+    ) -> None:
         self.reporter, self.metrics, self.stage = reporter, metrics, stage
+        self.epochs_per_step = epochs_per_step
         self._bar: Progress | None = None
         self._task: Any = None
         self._started = self._printed = time.monotonic()
@@ -66,6 +71,8 @@ class ProgressCallback(TrainerCallback):
         """Appends to the metrics file and shows the line."""
         if not logs or not state.is_world_process_zero:
             return
+        if "epoch" in logs and self.epochs_per_step is not None:
+            logs["epoch"] = round(state.global_step * self.epochs_per_step, 4)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self.stage, "step": state.global_step, **logs}) + "\n")
         if "train_runtime" in logs:

@@ -43,7 +43,7 @@ def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
     Raises:
         DataError: rows are wrong, or too many images are bad.
     """
-    samples = {part: experiment.samples(part) for part in ("train", "validation")}
+    samples = {part: experiment.samples(part, note=reporter.note) for part in ("train", "validation")}
     flat = [sample for rows in samples.values() for items in rows.values() for sample in items]
     data = experiment.data
     report = scan_images(

@@ -116,7 +116,10 @@ def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrai
     validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
     objectives = stage_objectives(experiment.objectives, stage.objectives, stage.sampling_weights)
     metrics = session.folder / run_folder.METRICS
-    callbacks: list[Any] = [ProgressCallback(session.reporter, metrics, stage.name)]
+    per_step = (
+        stage.micro_batch * stage.accumulation / sum(len(rows.train[name]) for name in stage.objectives)
+    )
+    callbacks: list[Any] = [ProgressCallback(session.reporter, metrics, stage.name, per_step)]
     if experiment.training.patience and validation:
         callbacks.append(EarlyStoppingCallback(experiment.training.patience))
     for name, objective in objectives.items():

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lockadapt.building.experiment import build_experiment
 from lockadapt.building.objectives import stage_objectives
+from lockadapt.recipe.read import load_recipe
 from tests.support.recipe_keys import STAGES, built, has_its_effect
 
 
@@ -61,3 +63,17 @@ def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
     }
     # Three micro-batches of 16 to one of 48: 24 rows on average.
     assert (first.micro_batch, first.steps, second.micro_batch) == (24, 10, 32)
+
+
+def test_contrastive_batches_are_counted_as_they_are_drawn(tmp_path: Path) -> None:
+    """Red before: the default batch of itc, 256, was taken for the stage's 16."""
+    rows = {"format": "jsonl", "path": "rows.jsonl"}
+    given = {
+        "model": {"llm": "./llm", "tower": "./tower"},
+        "objectives": {"itc": {"train": rows}},
+        "training": {"epochs": 2.0},
+    }
+    experiment = build_experiment(load_recipe(None, (), given).recipe)
+    (stage,) = experiment.stages({"itc": 1024})
+    assert stage.micro_batch == 256
+    assert stage.steps == 8

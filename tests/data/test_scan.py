@@ -100,5 +100,6 @@ def test_error_stops_at_twenty(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError) as caught:
         scan_images(samples, LIMIT, "error", 0.0)
-    assert str(caught.value).count("does not exist") == 20
+    assert str(caught.value).count("does not exist") == 3
+    assert "and 17 more of this kind, up to a.jsonl:19" in str(caught.value)
     assert "may be more" in str(caught.value)

@@ -229,6 +229,8 @@ ELSEWHERE = {
     "data.max_length": "tests/training/test_loop.py::test_data_keys",
     "data.on_bad_image": "tests/training/test_loop.py::test_data_keys",
     "data.max_bad_fraction": "tests/training/test_loop.py::test_data_keys",
+    "data.on_bad_row": "tests/building/test_samples.py::test_bad_rows_are_left_out_where_the_recipe_says_so",
+    "data.max_bad_row_fraction": "tests/building/test_samples.py::test_bad_rows_are_left_out_where_the_recipe_says_so",
     "data.max_pixels": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",
     "data.features": "tests/training/test_loop.py::test_features_key",
     "data.feature_memory_gib": "tests/training/test_loop.py::test_features_key",

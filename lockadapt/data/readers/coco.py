@@ -41,7 +41,9 @@ def read(source: Source) -> Iterator[Sample]:
     pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
     rules = rules_for(source, pictures)
     value = read_json(path)
-    problems = Problems(str(source.path))
+    _refuse_detection(value, path)
+    problems = Problems(str(source.path), skip=source.bad_rows)
+    good = 0
     images = by_id(table(value, "images", path), "id", f"{path.name}:images", problems)
     captions: dict[int, list[tuple[str, str]]] = {number: [] for number in images}
     for index, row in enumerate(table(value, "annotations", path)):
@@ -66,12 +68,26 @@ def read(source: Source) -> Iterator[Sample]:
                 raise DataError(
                     "the image has no file_name", where=where, fix="write it, or set `image_name`"
                 )
-            yield from caption_samples(captions[number], refs, rules, str(number))
+            samples = caption_samples(captions[number], refs, rules, str(number))
         except ROW_ERRORS as error:
             problems.add(error)
-    problems.raise_any()
+        else:
+            good += 1
+            yield from samples
+    problems.finish(good)
     if not images:
         raise nothing_left(source)
+
+
+def _refuse_detection(value: Any, path: Path) -> None:
+    rows = value.get("annotations") if isinstance(value, dict) else None
+    first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+    if "caption" not in first and {"bbox", "segmentation", "keypoints"} & set(first):
+        raise DataError(
+            "this is a detection file: its annotations are boxes or masks, not captions",
+            where=str(path),
+            fix="name the captions file (captions_*.json), or write JSONL rows with texts to learn",
+        )
 
 
 def _known(number: int, images: dict[int, Any], where: str) -> int:

@@ -12,6 +12,8 @@ from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import IMAGE_MARK, Source, did_you_mean
 from lockadapt.errors import DataError
 
+LONGEST_TEXT = 1_000_000
+"""Characters of one text; a tokenizer takes hundreds of bytes for each."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
@@ -145,6 +147,12 @@ def clean_text(value: Any, what: str, where: str) -> str:
             f"the {what} is {quote(value)} ({kind}), not text", where=where, fix="write it as text, in quotes"
         )
     text = value.strip()
+    if len(text) > LONGEST_TEXT:
+        raise DataError(
+            f"the {what} has {len(text):,} characters, more than {LONGEST_TEXT:,}",
+            where=where,
+            fix="split it over several rows, or remove the row",
+        )
     if not text:
         raise DataError(f"the {what} is empty", where=where, fix=f"write the {what}, or remove the row")
     if IMAGE_MARK in text:

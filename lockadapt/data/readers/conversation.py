@@ -132,7 +132,17 @@ def _parts(parts: Any, name: str, rules: RowRules, where: str) -> tuple[str, tup
     order = ""
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image":
+        if kind == "image_url":  # OpenAI's spelling
+            own = part.get("image_url")
+            own = own.get("url") if isinstance(own, Mapping) else own
+            if not isinstance(own, str):
+                raise DataError(
+                    f"{name} has an image_url without a url",
+                    where=where,
+                    fix='write {"type": "image_url", "image_url": {"url": "images/1.png"}}',
+                )
+            places.append(rules.pictures.ref(own, where))
+        elif kind == "image":
             # Arrow tables give every part every key, so null means that the part does not name an image.
             own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
             places.append(None if own is None else rules.pictures.ref(own, where))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lockadapt.data.paths import DataRoot, refuse_pickle
 from lockadapt.data.readers.columns import rules_for
+from lockadapt.data.readers.files import WEBDATASET, WEBDATASET_FIX
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.rows import read_rows
 from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
-from lockadapt.errors import DataError, LockadaptError, SafetyError
+from lockadapt.errors import DataError, LockadaptError, SafetyError, memory_ran_out
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -31,6 +33,7 @@ SUFFIXES = {
 wins."""
 
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_SLICE = re.compile(r"([^\[\]]+)\[:?(\d*)[^\]]*\]")
 _ROWS_AT_ONCE = 256
 
 
@@ -52,6 +55,7 @@ def read(source: Source) -> Iterator[Sample]:
             the split is absent or unsaid; and as `read_rows` for what the rows hold.
         RecipeError: as `Source.check`.
     """
+    _refuse_slice(source)
     path = Path(source.path)
     local = path.exists()
     with _quiet():
@@ -95,6 +99,8 @@ def _builder(path: Path) -> str:
     for suffix, builder in SUFFIXES.items():
         if suffix in present:
             return builder
+    if ".tar" in present:
+        raise DataError(f"there are archives in it, {WEBDATASET}", where=str(path), fix=WEBDATASET_FIX)
     raise DataError(
         "there is no data set in it",
         where=str(path),
@@ -105,12 +111,16 @@ def _builder(path: Path) -> str:
 def _from_hub(source: Source) -> Any:
     import datasets
 
+    from lockadapt.models.hub import hub_is_reachable  # its package imports torch
+
     name = str(source.path)
     # A folder that exists up to its last part is a misspelt path: nobody named a Hub id, so no network.
     if not _HUB_ID.fullmatch(name) or ("/" in name and Path(name).parent.is_dir()):
         raise DataError("no such file or folder", where=name, fix="correct `path`")
     try:
-        builder = datasets.load_dataset_builder(name)
+        # Without a network the library tries for half a minute before it says so.
+        offline = datasets.DownloadConfig(local_files_only=True) if not hub_is_reachable() else None
+        builder = datasets.load_dataset_builder(name, download_config=offline)
         kind = type(builder).__module__.rpartition(".")[2]
         if kind not in SUFFIXES.values():
             raise SafetyError(
@@ -124,10 +134,18 @@ def _from_hub(source: Source) -> Any:
         raise
     except Exception as error:  # as above, and whatever the network raises
         fix = "check the spelling, the connection and (for private data) the login; a local folder must exist"
+        if not hub_is_reachable():
+            raise DataError(
+                "is no local file or folder, not in the cache, and the Hub cannot be reached",
+                where=name,
+                fix="mend `path`, or connect and try again",
+            ) from error
         raise _unreadable(name, error, fix) from error
 
 
 def _unreadable(name: str, error: Exception, fix: str) -> DataError:
+    if memory_ran_out(error):
+        raise error
     first = (str(error).strip().splitlines() or [""])[0][:200]
     return DataError(f"`datasets` cannot open it: {type(error).__name__}: {first}", where=name, fix=fix)
 
@@ -147,6 +165,16 @@ def _split(table: Any, source: Source) -> Any:
     raise DataError("it has no splits", where=str(source.path), fix="remove `split`")
 
 
+def _refuse_slice(source: Source) -> None:
+    slice_of = _SLICE.fullmatch(source.split or "")
+    if slice_of:
+        raise DataError(
+            f"the split {source.split!r} is part of one",
+            where=str(source.path),
+            fix=f"write `split: {slice_of[1]}`, and `limit: {slice_of[2] or 'N'}` for its first rows",
+        )
+
+
 def _caches() -> tuple[DataRoot, ...]:
     import datasets
     import huggingface_hub.constants
@@ -156,14 +184,40 @@ def _caches() -> tuple[DataRoot, ...]:
 
 def _rows(table: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Rows as plain values: the arrow format leaves images encoded; class labels become their names."""
-    labels = {key: kind.int2str for key, kind in table.features.items() if hasattr(kind, "int2str")}
+    plain = {key: decode for key, kind in table.features.items() if (decode := _decoder(kind))}
     number = 0
     for batch in table.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         for row in batch.to_pylist():
-            for key, text_of in labels.items():
-                row[key] = None if row[key] is None else text_of(row[key])
+            for key, decode in plain.items():
+                row[key] = decode(row[key])
             yield f"{name}[{number}]", row
             number += 1
+
+
+def _decoder(kind: Any) -> Callable[[Any], Any] | None:
+    """What turns the stored values of a feature into those that it stands for; None where they are the same.
+
+    Columns of mixed types are stored as JSON text (the feature `Json`), class labels as numbers; both may
+    stand in lists and structs.
+    """
+    if hasattr(kind, "int2str"):
+        return lambda value: None if value is None else kind.int2str(value)
+    if type(kind).__name__ == "Json":
+        return lambda value: json.loads(value) if isinstance(value, (str, bytes)) else value
+    if isinstance(kind, Mapping):
+        inner = {key: decode for key, part in kind.items() if (decode := _decoder(part))}
+
+        def decode_struct(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            return {key: inner[key](part) if key in inner else part for key, part in value.items()}
+
+        return decode_struct if inner else None
+    element = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
+    decode_element = None if element is None else _decoder(element)
+    if decode_element is None:
+        return None
+    return lambda value: [decode_element(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager

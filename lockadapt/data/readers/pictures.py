@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -16,6 +17,9 @@ from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, RecipeError
 
+_LONGEST_NAME = 255
+_BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR", "R0lGOD")
+"""How PNG, JPEG, WebP and GIF files begin in base64."""
 _SPEC = re.compile(r"0?\d{0,2}d?")
 
 
@@ -70,6 +74,8 @@ class Pictures:
             DataError: not an image value, an empty one, or one that does not fit the pattern.
             SafetyError: as `DataRoot.join`.
         """
+        if type(value) is str and (inline := inline_image(value, where)) is not None:
+            return self._hash(hashlib.sha256(inline), data=inline)
         if type(value) is str or type(value) is int:
             if value not in self._named:
                 self._named[value] = self._file(self._file_name(value, where), where)
@@ -115,7 +121,7 @@ class Pictures:
                 fix="let `images` name the folder that holds them",
             )
         path = self._root.join(name, where)
-        return ImageRef(key=path.as_posix(), path=path)
+        return ImageRef(key=path.as_posix(), path=path, stamp=DataRoot.stamp(path))
 
     def _cell(self, path: Any, where: str) -> ImageRef:
         """`path` of a `datasets` image cell: the library makes it absolute, a row may have forged it."""
@@ -123,13 +129,45 @@ class Pictures:
         for root in self._trusted if plain else ():
             held = root.holds(path)
             if held is not None:
-                return ImageRef(key=held.as_posix(), path=held)
+                return ImageRef(key=held.as_posix(), path=held, stamp=DataRoot.stamp(held))
         return self.ref(path, where)
 
     def _hash(self, digest: Any, data: bytes | None = None, picture: Any = None) -> ImageRef:
         key = f"sha256:{digest.hexdigest()}"
         # One object a distinct image: ten questions about it must not keep its bytes ten times.
         return self._hashed.setdefault(key, ImageRef(key=key, data=data, picture=picture))
+
+
+def inline_image(text: str, where: str) -> bytes | None:
+    """Decode an image that stands in a row as base64, with or without `data:image/…;base64,` before it.
+
+    Args:
+        text: an image value of a row.
+        where: the row's place, for messages.
+
+    Returns:
+        The image file's bytes; None where the text is a name.
+
+    Raises:
+        DataError: it is cut off or no base64.
+    """
+    if text.startswith("data:image/"):
+        coded = text.partition(";base64,")[2]
+    elif len(text) > _LONGEST_NAME and text.startswith(_BASE64_STARTS):
+        coded = text
+    else:
+        return None
+    try:
+        data = base64.b64decode("".join(coded.split()), validate=True)
+    except ValueError:
+        data = b""
+    if not data:
+        raise DataError(
+            "an image in the row is no whole base64",
+            where=where,
+            fix="write the row again, or write the image to a file and name it",
+        )
+    return data
 
 
 def _check_pattern(pattern: str) -> bool:

@@ -43,16 +43,19 @@ def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) 
         DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at
             all.
     """
-    problems, empty = Problems(str(source.path)), True
+    problems, empty, good = Problems(str(source.path), skip=source.bad_rows), True, 0
     for where, row in islice(rows, source.limit):
         empty = False
         try:
             if isinstance(row, LockadaptError):
                 raise row
-            yield from samples_of(row, rules, where)
+            samples = samples_of(row, rules, where)
         except ROW_ERRORS as error:
             problems.add(error)
-    problems.raise_any()
+        else:
+            good += 1
+            yield from samples
+    problems.finish(good)
     if empty:
         raise nothing_left(source)
 

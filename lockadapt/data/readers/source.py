@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockadapt.data.paths import DataRoot
+from lockadapt.data.problems import BadRows
 from lockadapt.errors import DataError, RecipeError
 
 KINDS = ("caption", "vqa", "dialogue", "text")
@@ -32,7 +33,7 @@ class Source:
     `columns` maps sample fields (`FIELDS`) to column names, or to positions in rows that are lists. `limit`
     counts rows: lines, questions, or the images of COCO. With `expand`, an image with several captions
     becomes one sample each, as training wants it; without, one sample, as scoring wants it. Either way
-    `references` holds all of them.
+    `references` holds all of them. `bad_rows` lets rows that cannot be used be left out.
     """
 
     path: str | Path
@@ -45,6 +46,7 @@ class Source:
     limit: int | None = None
     prompt: str | None = None
     expand: bool = True
+    bad_rows: BadRows | None = None
 
     def check(self) -> None:
         """Check what can be wrong before any row is read.

@@ -52,7 +52,8 @@ def read(source: Source) -> Iterator[Sample]:
     pattern = source.image_name or IMAGE_NAME
     pictures = Pictures(source.image_root(path.parent), pattern, _split(source, value, pattern))
     rules = rules_for(source, pictures)
-    problems = Problems(f"{source.path} with {source.annotations}")
+    problems = Problems(f"{source.path} with {source.annotations}", skip=source.bad_rows)
+    good = 0
     questions = by_id(table(value, "questions", path), "question_id", path.name, problems)
     answered = table(read_json(answers_path), "annotations", answers_path)
     annotations = by_id(answered, "question_id", answers_path.name, problems)
@@ -63,10 +64,13 @@ def read(source: Source) -> Iterator[Sample]:
         try:
             if number not in annotations:
                 raise _alone("question", "annotation", number, where)
-            yield _sample(question, annotations[number], rules, where)
+            samples = [_sample(question, annotations[number], rules, where)]
         except ROW_ERRORS as error:
             problems.add(error)
-    problems.raise_any()
+        else:
+            good += 1
+            yield from samples
+    problems.finish(good)
     if not questions:
         raise nothing_left(source)
 

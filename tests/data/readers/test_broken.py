@@ -387,8 +387,9 @@ def test_twenty_problems_are_enough(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_samples("jsonl", Source(path=path, kind="vqa"))
     message = str(caught.value)
-    assert "train.jsonl:20:" in message
-    assert "train.jsonl:21:" not in message
+    assert "and 17 more of this kind, up to train.jsonl:20\n" in message
+    assert "train.jsonl:3:" in message
+    assert "train.jsonl:4:" not in message
     assert "may be more" in message
 
 

@@ -184,7 +184,7 @@ def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     questions().to_parquet(tmp_path / "train.parquet")
     real = datasets.load_dataset_builder
     monkeypatch.setattr(
-        datasets, "load_dataset_builder", lambda name: real("parquet", data_dir=str(tmp_path))
+        datasets, "load_dataset_builder", lambda name, **_: real("parquet", data_dir=str(tmp_path))
     )
     samples = read_samples("datasets", Source(path="owner/name", kind="vqa", split="train"))
     assert [sample.where for sample in samples] == [f"name/train[{number}]" for number in range(3)]
@@ -192,17 +192,27 @@ def test_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_hub_id_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="cannot open it") as caught:
-        read_samples("datasets", Source(path="owner/name", kind="vqa"))
-    assert caught.value.where == "owner/name"
-    assert "spelling" in (caught.value.fix or "")
+    def retries(name: str, download_config: Any) -> None:
+        assert download_config is None or download_config.local_files_only
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", retries)
+    for reachable, words, fix in (
+        (True, "cannot open it", "spelling"),
+        (False, "cannot be reached", "connect"),
+    ):
+        monkeypatch.setattr("lockadapt.models.hub.hub_is_reachable", lambda reachable=reachable: reachable)
+        with pytest.raises(DataError, match=words) as caught:
+            read_samples("datasets", Source(path="owner/name", kind="vqa"))
+        assert caught.value.where == "owner/name"
+        assert fix in (caught.value.fix or "")
 
 
 def test_a_hub_id_with_an_unsafe_builder(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = type(
         "Builder", (SimpleNamespace,), {"__module__": "datasets.packaged_modules.webdataset.webdataset"}
     )
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name: builder())
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, **_: builder())
     with pytest.raises(SafetyError, match="webdataset") as caught:
         read_samples("datasets", Source(path="owner/name", kind="vqa"))
     assert caught.value.exit_code == 10
