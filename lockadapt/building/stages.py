@@ -92,7 +92,7 @@ def _micro_batch(
     sampling_weights: Mapping[str, float],
     batch_size: int,
 ) -> float:
-    """Samples in a micro-batch on average: objectives may have sizes of their own, contrastive ones always do."""
+    """Samples in a micro-batch on average: objectives may have sizes of their own."""
     shares = {name: sampling_weights.get(name, objectives[name].sampling_weight) for name in names}
     total = sum(shares[name] * (objectives[name].batch_size or batch_size) for name in names)
     return total / sum(shares.values())
