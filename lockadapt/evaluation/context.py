@@ -36,6 +36,7 @@ class EvaluationBench:
         max_row_tokens: longest row of prompts that share their beginnings; None: nothing is shared.
         training: the objective's training rows, which a probe learns from; None for no probe.
         max_pixels: larger images are refused before decoding.
+        note: told what the user should know.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class EvaluationBench:
     max_row_tokens: int | None = None
     training: Callable[[], Sequence[Sample]] | None = None
     max_pixels: int = 100_000_000
+    note: Callable[[str], None] | None = None
 
     def answers(
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
@@ -64,7 +66,9 @@ class EvaluationBench:
         Raises:
             RecipeError: ranking is asked for without a list.
         """
-        predictor = Predictor(self.model, self.encoder, self.images, self.batch_size, self.max_row_tokens)
+        predictor = Predictor(
+            self.model, self.encoder, self.images, self.batch_size, self.max_row_tokens, self.note
+        )
         if self.method == "rank" and closed is None:
             raise RecipeError(
                 "ranking needs a closed list of answers",

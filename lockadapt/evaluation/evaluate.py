@@ -120,6 +120,7 @@ def evaluate(
             None if experiment.data.packing == "none" else experiment.data.max_row_tokens,
             lambda name=name: experiment.samples("train", [name])[name],  # type: ignore[misc]
             experiment.data.max_pixels,
+            reporter.note,
         )
         label = objective.scored_as if name == objective.kind else name
         scores[label], predictions = objective.evaluate(bench, samples)

@@ -23,7 +23,8 @@ from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import DataError
 from lockadapt.evaluation.prefill import generate_from_shared_prefix
 from lockadapt.objectives.answer_tokens import sample_losses
-from lockadapt.planning.packing import exact_within, packing_difference, why_not_exact
+from lockadapt.planning.exactness import try_packing
+from lockadapt.planning.packing import why_not_exact, with_a_sibling
 
 Progress = Callable[[int, int], None]
 RANK_ROWS = 16
@@ -41,6 +42,7 @@ class Predictor:
         batch_size: prompts at a time.
         max_row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is
             shared.
+        note: told why nothing is shared, where that was asked for.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Predictor:
     images: ImageInputs
     batch_size: int = 64
     max_row_tokens: int | None = 2048
+    note: Callable[[str], None] | None = None
 
     @torch.no_grad()
     def generate(
@@ -61,7 +64,7 @@ class Predictor:
         order = [number for group in groups(prompts) for number in group]
         order.sort(key=lambda number: prompts[number].image_end)
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
-        share = self.max_row_tokens is not None and why_not_exact(self.model, longest) is None
+        share = self.max_row_tokens is not None and not self._explained(why_not_exact(self.model, longest))
         answers: dict[int, str] = {}
         for part in _parts(order, self.batch_size, lambda number: prompts[number].image_end):
             texts = generate_from_shared_prefix(
@@ -119,11 +122,21 @@ class Predictor:
     ) -> int | None:
         """The row length to pack to, or None where this LLM gives other scores when packed."""
         longest = max(len(prompt.input_ids) for prompt in prompts) + max(len(tail) for tail in tails)
-        if self.max_row_tokens is None or why_not_exact(self.model, longest):
+        if self.max_row_tokens is None:
             return None
-        tried = [*items[:2], items[-1]]
-        difference = packing_difference(self.model, tried, self._batch, self.max_row_tokens)
-        return self.max_row_tokens if difference <= exact_within(self.model, False) else None
+        problem = why_not_exact(self.model, longest)
+        if problem is None:
+            tried = with_a_sibling([*items[:2], items[-1]])
+            problem = try_packing(self.model, tried, self._batch, self.max_row_tokens).problem
+        return None if self._explained(problem) else self.max_row_tokens
+
+    def _explained(self, problem: str | None) -> bool:
+        """Whether there is a problem, which the user is then told."""
+        if problem and self.note:
+            self.note(
+                f"each prompt is computed by itself, as sharing what is common cannot be exact: {problem}"
+            )
+        return problem is not None
 
     def _batch(self, items: Sequence[Encoded], max_row_tokens: int | None) -> Batch:
         device = next(self.model.parameters()).device

@@ -16,6 +16,9 @@ from lockadapt.models.sources import Source, check_unexpected, find, loading, so
 PROBE_SHAPE = (2, 12)
 """Rows and tokens of the random text that an LLM is probed and proved on."""
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp", "dense", "sparse"}
+"""Kinds of layers, as configs list them, in which a token gets from others only what the attention mask lets through."""
+
 
 @dataclass(frozen=True)
 class LoadedLlm:
@@ -138,6 +141,28 @@ def llm_structure(llm: PreTrainedModel) -> LlmFacts:
     keeps = tied and "embed_tokens.weight" in dict(body.named_parameters())
     context = getattr(llm.config, "max_position_embeddings", None)
     return LlmFacts(int(llm.config.hidden_size), table.weight.shape[0], context, tied, keeps)
+
+
+def beside_attention(llm: nn.Module) -> str | None:
+    """What an LLM has beside plain attention that carries something from token to token, in words; None: nothing.
+
+    Found by structure: the layers that its config lists (as Transformers makes caches from them), the class's word that
+    it keeps a state, modules that are convolutions or recurrent, and attention that counts places in the row.
+
+    Args:
+        llm: the body of a causal LM.
+    """
+    config: Any = llm.config
+    others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - ATTENTION)
+    if others:
+        return f"{' and '.join(others)} layers"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "local attention layers"
+    if getattr(llm, "_is_stateful", False):
+        return "recurrent layers"
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
+    found = next((type(module).__name__ for module in llm.modules() if isinstance(module, kinds)), None)
+    return f"{found} layers" if found else None
 
 
 def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lockadapt.architectures import architecture_of, layout_of, tower_of
+from lockadapt.architectures import architecture_of, layout_of, llm_of, tower_of
 from lockadapt.architectures.base import Positions, unwrap_model
 from lockadapt.architectures.features import image_arguments
 from lockadapt.data.batch import Batch
@@ -85,7 +85,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "position_ids" in batch:  # only packed rows say where their tokens stand
         packed = architecture.positions or Positions()
-        inputs[packed.mask] = inputs.pop("attention_mask")
+        inputs[packed.mask] = _additive(model, inputs.pop("attention_mask"))
         inputs[packed.positions] = batch["position_ids"]
     if "image_features" in batch:
         inputs |= image_arguments(model, batch["image_features"], batch.get("image_scales"))
@@ -93,6 +93,16 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
     return inputs
+
+
+def _additive(model: nn.Module, sees: torch.Tensor) -> torch.Tensor:
+    """A mask as the LLM's attention takes it: eager attention adds it to scores, where True would be 1."""
+    if llm_of(model).config._attn_implementation != "eager":  # type: ignore[union-attr]
+        return sees
+    dtype = unwrap_model(model).dtype
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(
+        ~sees, torch.finfo(dtype).min
+    )
 
 
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from lockadapt.architectures import architecture_of, class_name, llm_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import count_tokens, groups
 from lockadapt.errors import RecipeError
-from lockadapt.objectives.answer_tokens import sample_losses
+from lockadapt.models.llms import beside_attention
 
 WORTH = 0.9
 """`auto` packs if that leaves at most this share of the tokens that padded rows have."""
 
 TRIED = 3
 """Samples that are computed both ways before step 1."""
+
+MASKED = ("eager", "sdpa")
+"""Implementations of attention that take a mask of their own for every row."""
 
 
 @dataclass(frozen=True)
@@ -81,24 +83,17 @@ class PackingTrial:
 
     Attributes:
         obstacle: longest sample in tokens -> why this LLM cannot pack, see `why_not_exact`.
-        difference: computes samples packed and alone, and gives the largest relative difference of their losses; called
-            only if packing would be used.
-        limit: largest difference that counts as exact.
+        mistake: computes samples packed and alone, and says why the results are not the same, see
+            `lockadapt.planning.exactness.Trial.problem`; called only if packing would be used.
     """
 
     obstacle: Callable[[int], str | None]
-    difference: Callable[[], float]
-    limit: float
+    mistake: Callable[[], str | None]
 
     def problem(self, rows: Mapping[str, Sequence[Encoded]]) -> str | None:
         """Why these rows cannot be packed exactly; None: they can."""
-        obstacle = self.obstacle(max(len(item.input_ids) for items in rows.values() for item in items))
-        if obstacle:
-            return obstacle
-        difference = self.difference()
-        if difference <= self.limit:
-            return None
-        return f"the losses of the same samples, packed and alone, differ by {difference:.1e}"
+        longest = max(len(item.input_ids) for items in rows.values() for item in items)
+        return self.obstacle(longest) or self.mistake()
 
 
 def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, trial: PackingTrial) -> Packing:
@@ -151,41 +146,22 @@ def packed_tokens(items: Sequence[Encoded], max_samples_per_image: int) -> int:
     return total
 
 
-def packing_difference(
-    model: nn.Module,
-    items: Sequence[Encoded],
-    collate: Callable[[Sequence[Encoded], int | None], Batch],
-    max_row_tokens: int,
-) -> float:
-    """Largest relative difference between the losses of samples packed and alone, in eval mode.
-
-    Args:
-        items: see `to_be_tried`.
-        collate: samples and the longest row, None for one row a sample -> batch on the model's device.
-    """
-    training = model.training
-    model.eval()
-    packed, alone = (
-        sample_losses(model, collate(items, limit), len(items)) for limit in (max_row_tokens, None)
-    )
-    model.train(training)
-    return float(((packed - alone).abs() / alone.abs().clamp(min=1.0)).max())
-
-
-def exact_within(model: nn.Module, mixed: bool) -> float:
-    """Relative difference of a loss that rounding explains: 1e-4, or 3e-2 where 16-bit numbers (or autocast) take part."""
-    sixteen = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    return 3e-2 if sixteen or mixed else 1e-4
-
-
 def why_not_exact(model: nn.Module, longest: int) -> str | None:
-    """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: it can."""
+    """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: nothing forbids it."""
     llm = llm_of(model)
     if architecture_of(model).positions is None:
         return f"{class_name(unwrap_model(model))} has rows of one sample only"
+    layer = beside_attention(llm)
+    if layer is not None:
+        return (
+            f"{type(llm).__name__} has {layer}, which mix a token with whatever stands before it in the row"
+        )
     takes_positions = "position_ids" in inspect.signature(llm.forward).parameters
     if not takes_positions or getattr(llm.config, "alibi", False):
         return f"{type(llm).__name__} takes no positions (ALiBi)"
+    implementation = llm.config._attn_implementation
+    if implementation not in MASKED:
+        return f"{implementation} takes no mask that says which tokens see each other"
     window = attention_window(model)
     if window is not None and longest > window:
         return f"{type(llm).__name__} looks back {window} tokens, the longest sample has {longest}"
@@ -209,12 +185,26 @@ def to_be_tried(rows: Mapping[str, Sequence[Encoded]]) -> list[Encoded]:
     best: list[Encoded] = []
     for items in rows.values():
         group = max(groups(items), key=len)
-        chosen = sorted((items[n] for n in group), key=lambda item: -len(item.input_ids))[: TRIED - 1]
+        # Equal samples would share all their tokens, and show nothing.
+        different = {items[n].input_ids.tobytes(): items[n] for n in group}
+        chosen = sorted(different.values(), key=lambda item: -len(item.input_ids))[: TRIED - 1]
         # One of another image, so that trees in one row are tried too, and the longest of all, for sliding windows.
         longest = max(items, key=lambda item: len(item.input_ids))
         chosen += [item for item in (longest, items[0], items[-1]) if item not in chosen][:1]
         best = max(best, chosen, key=lambda some: sum(len(item.input_ids) for item in some))
-    return best
+    return with_a_sibling(best)
+
+
+def with_a_sibling(items: Sequence[Encoded]) -> list[Encoded]:
+    """Samples, and where no two say different things of the same images, the first once more with its text reversed.
+
+    Without two branches behind one prefix, a trial would not see what one branch does to the other.
+    """
+    if any(len({items[n].input_ids.tobytes() for n in group}) > 1 for group in groups(items)):
+        return list(items)
+    ids, end = items[0].input_ids.copy(), items[0].image_end
+    ids[end:] = ids[end:][::-1]
+    return [*items, dataclasses.replace(items[0], input_ids=ids)]
 
 
 def _saved(packed: int, plain: int) -> str:

@@ -169,7 +169,7 @@ class Planner:
         return choose_packing(
             {name: self.rows.train[name] for name in stage.objectives if self.objectives[name].packs},
             PackingWish(data.packing, data.max_row_tokens, most, stage.batch_size),
-            PackingTrial(lambda longest: why_not_exact(model, longest), difference=lambda: 0.0, limit=0.0),
+            PackingTrial(lambda longest: why_not_exact(model, longest), mistake=lambda: None),
         )
 
     def host(self) -> int:

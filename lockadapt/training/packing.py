@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from lockadapt.data.encode import Encoded
 from lockadapt.data.mixture import MixedDataset
+from lockadapt.planning.exactness import try_packing
 from lockadapt.planning.packing import (
     NOTHING_PACKS,
     Packing,
     PackingTrial,
     PackingWish,
     choose_packing,
-    exact_within,
-    packing_difference,
     samples_per_image,
     to_be_tried,
     why_not_exact,
@@ -42,19 +41,17 @@ def decide_packing(trainer: GroundingTrainer) -> Packing:
     tried = to_be_tried(rows)
     name = next(name for name, items in rows.items() if tried[0] in items)
 
-    def difference() -> float:
+    def mistake() -> str | None:
         with trainer.compute_loss_context_manager():
-            return packing_difference(
+            return try_packing(
                 model,
                 tried,
                 lambda items, limit: trainer._prepare_inputs(trainer.collate(name, items, limit)),
                 args.max_row_tokens,
-            )
+            ).problem
 
     size = trainer._train_batch_size
     step = size * args.gradient_accumulation_steps * args.world_size
     most = samples_per_image(args.max_samples_per_image, step, size)
-    trial = PackingTrial(
-        lambda longest: why_not_exact(model, longest), difference, exact_within(model, args.bf16 or args.fp16)
-    )
+    trial = PackingTrial(lambda longest: why_not_exact(model, longest), mistake)
     return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)

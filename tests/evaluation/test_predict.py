@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from transformers.utils import logging as notices
 
 from lockadapt.architectures.assemble import Assembled, assemble
@@ -25,7 +26,7 @@ from lockadapt.exports.proofs.reference import without_images
 from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.features.tower import tower_outputs
 from tests.support.rows import dialogue_sample, vqa_samples
-from tests.support.tiny import tiny_llm
+from tests.support.tiny import GROUPED, tiny_llm, tiny_tokenizer
 
 CANDIDATES = ["red", "a very long yellow answer", "no", "green"]
 
@@ -155,3 +156,20 @@ def test_a_thought_is_no_part_of_an_answer(
 
     monkeypatch.setattr(own.model, "generate", generate)
     assert own.generate(vqa_samples(tmp_path)[:2], 20) == ["red", "red"]
+
+
+def test_an_llm_that_cannot_share_answers_alone_and_says_why(tiny: Path, tmp_path: Path) -> None:
+    """Convolutions carry tokens from branch to branch, and from a cached prefix into padding."""
+    torch.manual_seed(0)
+    layers = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
+    hf.AutoModelForCausalLM.from_config(hf.Lfm2Config(**GROUPED, **layers)).save_pretrained(tmp_path / "llm")
+    tiny_tokenizer().save_pretrained(tmp_path / "llm")
+    assemble(tmp_path / "llm", tiny / "clip-vision", tmp_path / "stock", dtype="float32", prove=False)
+    notes: list[str] = []
+    own = dataclasses.replace(predictor(tmp_path / "stock"), note=notes.append)
+    alone = dataclasses.replace(own, max_row_tokens=None)
+    samples = vqa_samples(tmp_path)[:3]
+    torch.testing.assert_close(own.scores(samples, CANDIDATES), alone.scores(samples, CANDIDATES))
+    assert own.generate(samples, 4) == alone.generate(samples, 4)
+    assert len(notes) == 2
+    assert all("computed by itself" in note and "conv layers" in note for note in notes)

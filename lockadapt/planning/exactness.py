@@ -1,0 +1,229 @@
+"""Tells rounding from mixing: whether an LLM computes the samples of a packed row as it computes each alone.
+
+What is compared is what the LLM's last block gives, in float32 whatever the run's dtype, so that rounding stays below 1e-5
+and anything above it is a mistake. Weights are cast block by block and put back: casting up is exact, so this is the very
+function that the run approximates, and no more than one block is held twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lockadapt.architectures import layout_of, llm_of
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.blocks import blocks_path
+from lockadapt.data.batch import Batch
+from lockadapt.data.encode import Encoded
+from lockadapt.models.quiet import quiet
+from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.objectives.head import head_input
+from lockadapt.tuning.quantize import dequantized_weight, is_quantized
+
+LEAK = 1e-5
+"""Largest relative change of a token that does not see what was changed. Attention that is masked changes nothing at all;
+experts multiply other numbers of tokens at a time, which rounds otherwise."""
+
+SAME = 1e-4
+"""Largest relative difference of a token packed and alone: sums over another number of keys round otherwise."""
+
+UNTOUCHED = 2e-6
+"""A difference of float32 that needs no comparison with the effect of wrong positions."""
+
+Collate = Callable[[Sequence[Encoded], int | None], Batch]
+"""Samples and the longest row, None for one row a sample -> batch on the model's device."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured; all are largest relative L2 differences of a token's last hidden state.
+
+    Attributes:
+        leak: of tokens that do not see a branch, when that branch becomes noise; nan where no row has two branches.
+        difference: of predicting tokens, packed and alone.
+        wrong_positions: of predicting tokens, packed, when positions count along the row instead of along the branch.
+    """
+
+    leak: float
+    difference: float
+    wrong_positions: float
+
+    @property
+    def problem(self) -> str | None:
+        """Why packing is not exact; None: it is.
+
+        A small difference says little where positions matter little (small weights): it must also be small beside what
+        wrong positions do.
+        """
+        if self.leak > LEAK:
+            return f"changing one sample changes others in its row by up to {self.leak:.1e}, so that they are mixed"
+        limit = min(SAME, max(UNTOUCHED, self.wrong_positions / 10))
+        if not self.difference <= limit:
+            return f"the same samples, packed and alone, differ by {self.difference:.1e} in float32"
+        return None
+
+
+@torch.no_grad()
+def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, max_row_tokens: int) -> Trial:
+    """Computes samples packed, alone, packed beside noise, and packed at wrong positions, in eval mode.
+
+    Args:
+        model: a model whose architecture has `positions`, possibly wrapped by PEFT. Its weights are untouched afterwards.
+        items: see `lockadapt.planning.packing.to_be_tried`.
+        collate: makes the batches.
+        max_row_tokens: longest packed row.
+    """
+    training = model.training
+    model.eval()
+    try:
+        packed, alone = (collate(items, limit) for limit in (max_row_tokens, None))
+        (rows, kept), (single, taken) = (_llm_call(model, batch) for batch in (packed, alone))
+        llm = llm_of(model)
+        with in_float32(model):
+            before, reference = _run(llm, rows), _run(llm, single)
+            ours, theirs = _by_sample(before, kept, packed), _by_sample(reference, taken, alone)
+            counted = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
+            wrong = _by_sample(_run(llm, {**rows, _positions_name(rows): counted}), kept, packed)
+            noise, blind = _noise(rows["inputs_embeds"], packed["attention_mask"][:, 0])
+            leak = torch.tensor(float("nan"))
+            if blind.any():
+                leak = _relative(_run(llm, {**rows, "inputs_embeds": noise})[blind], before[blind])
+    finally:
+        model.train(training)
+    return Trial(float(leak), float(_relative(ours, theirs)), float(_relative(wrong, ours)))
+
+
+@contextlib.contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """A block in which the LLM's body (not the whole model) computes in float32, fed with float32 embeddings.
+
+    Each block's weights are float32 while it runs; quantized layers multiply with what they stand for.
+    """
+    base = unwrap_model(model)
+    llm, blocks = llm_of(base), base.get_submodule(blocks_path(base))
+    table = llm.get_input_embeddings()
+    inside = {id(module) for module in blocks.modules()}
+    around = [module for module in llm.modules() if id(module) not in inside and module is not table]
+    kept: dict[int, list[Callable[[], None]]] = {}
+    handles = []
+
+    def widen(block: nn.Module, *_: Any) -> None:
+        kept[id(block)] = _widen(block.modules())
+
+    def narrow(block: nn.Module, *_: Any) -> None:
+        for undo in kept.pop(id(block)):
+            undo()
+
+    for block in blocks:
+        handles += [block.register_forward_pre_hook(widen), block.register_forward_hook(narrow)]
+        handles += [
+            module.register_forward_hook(_exact_product) for module in block.modules() if is_quantized(module)
+        ]
+    kept[0] = _widen(around)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with quiet(), torch.autocast(next(base.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for undo in (undo for undos in kept.values() for undo in undos):
+            undo()
+        for handle in handles:
+            handle.remove()
+
+
+def _widen(modules: Any) -> list[Callable[[], None]]:
+    """Makes the 16-bit tensors of modules float32; what undoes it. The old storage is kept, so nothing is rounded twice."""
+    undo: list[Callable[[], None]] = []
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                old, parameter.data = parameter.data, parameter.data.float()
+                undo.append(lambda parameter=parameter, old=old: setattr(parameter, "data", old))  # type: ignore[misc]
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                module._buffers[name] = buffer.float()
+                undo.append(
+                    lambda module=module, name=name, old=buffer: module._buffers.__setitem__(name, old)  # type: ignore[misc]
+                )
+    return undo
+
+
+def _exact_product(layer: Any, arguments: tuple[Any, ...], _: Any) -> Tensor:
+    value, bias = arguments[0], layer.bias
+    weight = dequantized_weight(layer, value.dtype)
+    return F.linear(value, weight, None if bias is None else bias.to(value.dtype))
+
+
+def _llm_call(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
+    """What the stock class calls its LLM with, embeddings and masks in float32, and `batch["predicting"]`."""
+    seen: list[dict[str, Any]] = []
+    base = unwrap_model(model)
+    head = base.get_submodule(layout_of(model).head)
+    handle = llm_of(base).register_forward_pre_hook(
+        lambda _, __, arguments: seen.append(dict(arguments)), with_kwargs=True
+    )
+    try:
+        head_input(model, head, model_inputs(model, batch), batch["predicting"])
+    finally:
+        handle.remove()
+    call = {name: _float32(value) for name, value in seen[0].items()}
+    return call, batch["predicting"]
+
+
+def _float32(value: Any) -> Any:
+    wide = torch.is_tensor(value) and value.is_floating_point()
+    return value.float() if wide else value
+
+
+def _positions_name(call: dict[str, Any]) -> str:
+    return next(name for name in ("position_ids", "decoder_position_ids") if call.get(name) is not None)
+
+
+def _run(llm: Any, call: dict[str, Any]) -> Tensor:
+    """Last hidden states, float32 (rows, tokens, hidden)."""
+    found: Tensor = llm(**{**call, "use_cache": False}).last_hidden_state
+    return found.float()
+
+
+def _by_sample(hidden: Tensor, predicting: Tensor, batch: Batch) -> Tensor:
+    """Hidden states that predict labels, ordered by sample and then by place in it, (labels, hidden)."""
+    order = torch.argsort(batch["owners"], stable=True)
+    return hidden[predicting][batch["logit_index"]][order]
+
+
+def _noise(embeddings: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings in which the first branch of each row is noise, and the tokens that see nothing of it.
+
+    Args:
+        embeddings: float32 (rows, tokens, hidden).
+        sees: bool (rows, tokens, tokens).
+
+    Returns:
+        The same with noise, three times as large so that a leak shows; bool (rows, tokens), False for padding.
+    """
+    changed, blind = embeddings.clone(), torch.zeros(sees.shape[:2], dtype=torch.bool, device=sees.device)
+    chance = torch.Generator().manual_seed(0)
+    for row, mask in enumerate(sees):
+        # A branch ends where the next token does not see it; nothing behind sees what is only of this branch.
+        real = mask.sum(-1) + mask.sum(-2) > 2
+        ends = (~mask.diagonal(-1) & real[1:]).nonzero()
+        if not len(ends):
+            continue
+        end = int(ends[0])
+        branch = mask[end] & ~mask[end + 1 :].any(0)
+        blind[row] = ~mask[:, branch].any(-1) & real
+        noise = torch.randn((int(branch.sum()), embeddings.shape[-1]), generator=chance).to(embeddings.device)
+        changed[row, branch] = noise * 3 * embeddings[row].pow(2).mean().sqrt()
+    return changed, blind
+
+
+def _relative(found: Tensor, reference: Tensor) -> Tensor:
+    return ((found - reference).norm(dim=-1) / reference.norm(dim=-1).clamp(min=1e-12)).max()
