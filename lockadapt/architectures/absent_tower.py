@@ -1,4 +1,4 @@
-"""A tower whose outputs are all remembered stays on the disk: what stands in its place, and how it is still proved locked."""
+"""A tower whose outputs are all cached stays on the disk: its stand-in, and how it is still proved locked."""
 
 from __future__ import annotations
 
@@ -40,14 +40,17 @@ class TowerRecord:
 
 
 class AbsentTower(nn.Module):
-    """Stands where the tower would be. It has no weights, so it cannot be run; features must come from the cache."""
+    """Stands where the tower would be.
+
+    It has no weights, so it cannot be run; features must come from the cache.
+    """
 
     def __init__(self, config: Any, record: TowerRecord, where: str) -> None:
         super().__init__()
         self.config, self.record, self.where = config, record, where
 
     def digests(self) -> dict[str, str]:
-        """The tensors' digests if the files are still the ones that these were read from, else no true ones."""
+        """The tensors' digests if the files are still those that they were read from, else no true ones."""
         same = files_digest(Path(self.record.folder), self.record.dtype) == self.record.files
         return self.record.tensors if same else dict.fromkeys(self.record.tensors, "the file changed")
 
@@ -67,7 +70,14 @@ def absent_tower(model: nn.Module) -> AbsentTower | None:
 
 
 def files_digest(folder: Path, dtype: str) -> str:
-    """SHA-256 (hex) over all that decides which tower is loaded: its files' bytes, the config's, dtype, Transformers.
+    """Digests all that decides which tower is loaded: its files' bytes, the config's, dtype, Transformers.
+
+    Args:
+        folder: the stock folder.
+        dtype: that it is loaded in.
+
+    Returns:
+        SHA-256, hex.
 
     Raises:
         OSError: a file cannot be read.
@@ -92,14 +102,14 @@ def towerless_class(architecture: Architecture) -> type[Any]:
             super().__init__(config)
             self.set_submodule(path, nn.Module())
 
-    # Transformers looks up by name how keys in older files are renamed. If it ever did so otherwise, keys would be
-    # missing, which load_model does not let pass.
+    # Transformers looks up by name how keys in older files are renamed. If it ever did so otherwise, keys
+    # would be missing, which load_model does not let pass.
     Towerless.__name__, Towerless.__module__ = kind.__name__, kind.__module__
     return Towerless
 
 
 def put_absent_tower(model: Any, record: TowerRecord) -> None:
-    """Finishes what `towerless_class` loaded: the stand-in in the tower's place, and the stock class as its class."""
+    """Finishes what `towerless_class` loaded: the stand-in in the tower's place, and the stock class."""
     path = layout_of(model).tower
     model.set_submodule(path, AbsentTower(model.config.vision_config, record, path))
     # It differs from its parent only in how it is loaded, and what asks for its class means the stock one.

@@ -1,4 +1,4 @@
-"""Put a frozen LLM and a frozen vision tower into a stock class, save it, and prove that both are still themselves."""
+"""Puts a frozen LLM and a frozen vision tower into a stock class, saves it, and proves both unchanged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AssemblyReport:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A stock model in evaluation mode on the CPU, its processor, and the folder that both were reloaded from."""
+    """A stock model in evaluation mode on the CPU, its processor, and the folder both were reloaded from."""
 
     model: Any
     processor: Any
@@ -87,26 +87,28 @@ def assemble(
     query_tokens: int = 0,
     factor: int | None = None,
 ) -> Assembled:
-    """Bridge a causal LM and a vision model in a stock class, chosen by the fusion and by what the tower returns.
+    """Bridges a causal LM and a vision model in a stock class, chosen by the fusion and the tower's outputs.
 
     Args:
         llm: folder or Hub id of a causal language model.
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
-        output: folder for the stock model, which must not exist or be empty; written whole or not at all. `None`
-            keeps nothing on disk.
+        output: folder for the stock model, which must not exist or be empty; written whole or not at all.
+            `None` keeps nothing on disk.
         fusion_name: the projector: `mlp` (two layers), `linear`, or another of `fusion_names()`.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
         feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
-        calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for none.
-        image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also draws (Janus). Only for SigLIP towers,
-            whose last hidden state is then projected.
+        calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for
+            none.
+        image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also draws (Janus). Only for SigLIP
+            towers, whose last hidden state is then projected.
         seed: of all fresh weights.
-        prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one, and
-            logits and features are compared.
+        prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one,
+            and logits and features are compared.
         query_tokens: how many the vocabulary gets, for a contrastive run.
-        factor: patches on a side that become one token, for fusions that merge patches; default: the fusion's own.
+        factor: patches on a side that become one token, for fusions that merge patches; default: the fusion's
+            own.
 
     Returns:
         Model, processor and a report.
@@ -132,7 +134,8 @@ def assemble(
         model, processor = load_model(folder, chosen)
         here = _prove_here(model, build.expected, chosen)
     if output is not None:
-        # Loaded from the temporary sibling that has become `output` since; adapters point at their base by it.
+        # Loaded from the temporary sibling that has become `output` since; adapters point at their base by
+        # it.
         model.name_or_path = str(output)
         model.config._name_or_path = str(output)
     report = AssemblyReport(
@@ -216,6 +219,12 @@ def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
 
 def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -> None:
     """Checks that a tower's grid can be divided, and that an image leaves room in the LLM's context.
+
+    Args:
+        vision: what the tower returns.
+        choice: architecture and fusion.
+        text: what the LLM is.
+        where: the tower, for messages.
 
     Raises:
         AssemblyError: it cannot, or does not.
@@ -312,7 +321,7 @@ def _build(parts: Parts, folder: Path, images: Iterable[Image.Image] | None, see
 
 @torch.no_grad()
 def _expect(assembly: Assembly, given: Ingredients, values: Tensor, held: Any) -> Expectation:
-    """What the sources compute by themselves, before anything is joined; `held` is the tower that will be in the model."""
+    """What the sources compute before anything is joined; `held` is the tower that will be in the model."""
     llm = given.llm
     ids = probe_ids(given.text.rows, 1, given.text.context, avoid=image_token_id(given.tokenizer))
     output = given.tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)

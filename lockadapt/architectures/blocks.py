@@ -1,4 +1,4 @@
-"""The LLM's transformer blocks and the linear layers in them, found by structure: what is quantized and adapted."""
+"""The LLM's transformer blocks and their linear layers, found by structure: what is quantized and adapted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from lockadapt.errors import AssemblyError
 
 
 def blocks_path(model: nn.Module) -> str:
-    """Full path of the list of the LLM's transformer blocks, e.g. `model.language_model.layers`.
+    """Finds the full path of the list of the LLM's transformer blocks, e.g. `model.language_model.layers`.
+
+    Args:
+        model: a stock model, possibly wrapped.
+
+    Returns:
+        The path.
 
     Raises:
         AssemblyError: no list of as many blocks as the config says.
@@ -26,14 +32,20 @@ def blocks_path(model: nn.Module) -> str:
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer inside the LLM's blocks by full path, quantized ones and GPT-2's `Conv1D` among them."""
+    """Finds every linear layer inside the LLM's blocks by full path, quantized and `Conv1D` ones included."""
     base = unwrap_model(model)
     path = blocks_path(base)
     return {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
 
 
 def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Those of `block_linears` that lie in an attention module, as Transformers itself marks them.
+    """Finds those of `block_linears` that lie in an attention module, as Transformers itself marks them.
+
+    Args:
+        model: a stock model, possibly wrapped.
+
+    Returns:
+        Layers by full path.
 
     Raises:
         AssemblyError: Transformers does not mark this LLM's attention class.

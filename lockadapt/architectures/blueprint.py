@@ -46,11 +46,26 @@ def assembled_blueprint(
     query_tokens: int = 0,
     factor: int | None = None,
 ) -> Blueprint:
-    """What `assemble` would build from these sources, without reading a weight. Arguments as there.
+    """Builds what `assemble` would from these sources, without reading a weight. Arguments as there.
+
+    Args:
+        llm: folder or Hub id of a causal LM.
+        tower: folder or Hub id of a vision model.
+        dtype: of the weights that there would be.
+        fusion_name: of the projector.
+        image_size: side in pixels; None: as the tower's own preprocessing ends.
+        feature_layer: hidden layer of the tower that is projected.
+        image_tokenizer: folder or Hub id; None: no image generation.
+        query_tokens: how many are added.
+        factor: patches a side that become one token; None: the fusion's own.
+
+    Returns:
+        The model on the meta device, and its processor.
 
     Raises:
         SetupError: a config, tokenizer or image processor is neither here nor to be had.
-        AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not compared.
+        AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not
+            compared.
     """
     candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
     source = find(llm, "LLM")
@@ -90,7 +105,14 @@ def assembled_blueprint(
 
 
 def stock_blueprint(folder: str | Path, dtype: torch.dtype) -> Blueprint:
-    """A stock folder or Hub id without its weights.
+    """Builds a stock folder or Hub id without its weights.
+
+    Args:
+        folder: or a Hub id.
+        dtype: of the weights that there would be.
+
+    Returns:
+        The model on the meta device, and its processor.
 
     Raises:
         SetupError, AssemblyError: as `load_model`.

@@ -1,4 +1,4 @@
-"""Start the projector at the right scale: standardised features in, tokens of the size of word embeddings out."""
+"""Starts the projector at the right scale: standardised features in, tokens as large as word embeddings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ TOKENS_KEPT = 16
 """Tokens of each image that the output scale is measured on; the statistics use all of them."""
 
 SMALLEST_SHARE = 1e-2
-"""Channels that vary by less than this share of the median channel are treated as if they varied by that much."""
+"""Channels that vary by less than this share of the median channel are treated as if they varied by that
+much."""
 
 
 @torch.no_grad()
 def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], embedding_rms: float) -> int:
-    """Fold per-channel standardisation into the first layer and scale the output to `embedding_rms`, in place.
+    """Folds per-channel standardisation into the first layer, scales the output to `embedding_rms`, in place.
 
-    With mean m and deviation s per channel over all images and tokens, `W (x - m) / s + b` is a linear layer with
-    weight `W / s` and bias `b - (W / s) m`: the projector works on standardised features at no cost at run time.
-    Then the fusion's scaled layer (the last that learns) is multiplied so that projected tokens have the given RMS.
-    Assumes a fresh projector: calling it twice standardises twice.
+    With mean m and deviation s per channel over all images and tokens, `W (x - m) / s + b` is a linear layer
+    with weight `W / s` and bias `b - (W / s) m`: the projector works on standardised features at no cost at
+    run time. Then the fusion's scaled layer (the last that learns) is multiplied so that projected tokens
+    have the given RMS. Assumes a fresh projector: calling it twice standardises twice.
 
     Args:
         model: a stock model with float weights.
@@ -97,7 +98,7 @@ def embedding_rms(model: nn.Module) -> float:
 
 
 def _input_of(first: nn.Module, projector: nn.Module, features: Tensor) -> Tensor:
-    """What the layer reads where the projector is given these features: they themselves, or what a norm makes of them."""
+    """What the layer reads where the projector is given these features: themselves, or a norm's output."""
     seen: list[Tensor] = []
     handle = first.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     try:
@@ -108,7 +109,7 @@ def _input_of(first: nn.Module, projector: nn.Module, features: Tensor) -> Tenso
 
 
 def _guarded(deviation: Tensor) -> Tensor:
-    """Deviations without near-zeros: dividing a dead channel by its deviation would turn one stray value into a bomb."""
+    """Deviations without near-zeros: a dead channel divided by its own would make a stray value explode."""
     alive = deviation[deviation > 0]
     floor = SMALLEST_SHARE * alive.median() if alive.numel() else torch.ones((), dtype=deviation.dtype)
     return torch.where(deviation > floor, deviation, floor.to(deviation).expand_as(deviation))

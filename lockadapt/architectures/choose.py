@@ -12,7 +12,7 @@ from lockadapt.errors import AssemblyError, RecipeError
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for: the fusion's name, patches a side that become one token (or None), whether images are generated."""
+    """What is asked for: the fusion, patches a side that become one token (or None), image generation."""
 
     fusion: str = "mlp"
     factor: int | None = None
@@ -37,10 +37,17 @@ def fusion_names() -> tuple[str, ...]:
 
 
 def choices(wish: Wish) -> list[Choice]:
-    """The architectures that offer what is asked for; the tower decides between them.
+    """Finds the architectures that offer what is asked for; the tower decides between them.
+
+    Args:
+        wish: what is asked for.
+
+    Returns:
+        The candidates.
 
     Raises:
-        RecipeError: there is no such fusion, it does not divide the grid, or it is not offered where images are generated.
+        RecipeError: there is no such fusion, it does not divide the grid, or it is not offered where images
+            are generated.
     """
     if wish.fusion not in fusion_names():
         raise RecipeError(
@@ -72,7 +79,15 @@ def choices(wish: Wish) -> list[Choice]:
 
 
 def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
-    """The one that takes a tower's kind of output.
+    """Chooses the candidate that takes a tower's kind of output.
+
+    Args:
+        candidates: from `choices`.
+        kind: of the tower's output.
+        where: the tower, for messages.
+
+    Returns:
+        The choice.
 
     Raises:
         AssemblyError: none does.
@@ -81,7 +96,8 @@ def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
     if chosen is None:
         taken = " or ".join(dict.fromkeys(kind for one in candidates for kind in one.assembly.towers))
         raise AssemblyError(
-            f"the fusion {candidates[0].fusion.name} takes towers that return {taken}, and this one returns a {kind}",
+            f"the fusion {candidates[0].fusion.name} takes towers that return {taken}, and this one "
+            f"returns a {kind}",
             where=where,
             fix="choose another tower, or another fusion",
         )

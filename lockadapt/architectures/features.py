@@ -35,7 +35,8 @@ def image_arguments(
 
     Args:
         model: a stock model, possibly wrapped.
-        image_features: from `projector_input`, in the order of the images in the text; in any dtype, on any device.
+        image_features: from `projector_input`, in the order of the images in the text; in any dtype, on any
+            device.
         image_scales: what int8 features are multiplied with, float32 (images, 1, channels).
 
     Returns:

@@ -1,4 +1,4 @@
-"""LLaVA (arXiv 2310.03744): a projector of two layers between the tokens of a vision transformer and an LLM."""
+"""LLaVA (arXiv 2310.03744): a projector of two layers between a vision transformer's tokens and an LLM."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def build(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
 def processor(ingredients: Ingredients, template: str) -> Any:
     """The stock processor, told what makes its image-token count equal the feature count.
 
-    It counts `(side // patch_size) ** 2 + num_additional_image_tokens`, less one with the `default` strategy. A fusion that
-    makes one token of `factor` patches a side is a patch of so many times the size.
+    It counts `(side // patch_size) ** 2 + num_additional_image_tokens`, less one with the `default` strategy.
+    A fusion that makes one token of `factor` patches a side is a patch of so many times the size.
     """
     vision = ingredients.vision
     return LlavaProcessor(

@@ -44,7 +44,8 @@ MLP = Fusion("mlp", "gelu", _two_layers, first="linear_1", scaled="linear_2", de
 LINEAR = Fusion(
     "linear", "linear", _one_layer, first="linear_1", scaled="linear_1", depth=1, frozen=("linear_2",)
 )
-"""A linear projector in the stock two-layer one: no activation, and a second layer that stays the identity."""
+"""A linear projector in the stock two-layer one: no activation, and a second layer that stays the
+identity."""
 
 FUSIONS = {fusion.name: fusion for fusion in (MLP, LINEAR)}
 

@@ -1,4 +1,4 @@
-"""The chat template that the processor carries: the model's own, settled so that its prompts begin what is trained."""
+"""The processor's chat template: the model's own, settled so that its prompts begin what is trained."""
 
 from __future__ import annotations
 
@@ -28,20 +28,27 @@ MARKS = ("\ue000", "\ue001")
 
 OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?</\1>\s*", re.DOTALL)
-"""A thought that a template or a model writes before the answer; it is never part of an answer that is scored."""
+"""A thought that a template or a model writes before the answer; it is never part of an answer that is
+scored."""
 CLOSED_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*</\1>\s*\Z")
 
 _SWITCH = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}"
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind]:
-    """A Jinja chat template for images and text, and where it is from.
+    """Makes a Jinja chat template for images and text.
 
-    `own`: the tokenizer's template behind a prelude that turns content lists into strings, an image into `<image>`;
-    settled (`settle_template`).
-    `plain`, for base LLMs: `{bos}<image>question\\nanswer{eos}`, and a newline before a further turn; bos only if the
-    tokenizer itself starts texts with it. The generation prompt ends at the newline, so an answer starts a line:
-    tokenizers that put the space at the end of a piece see the same pieces at training and at generation.
+    `own`: the tokenizer's template behind a prelude that turns content lists into strings, an image into
+    `<image>`; settled (`settle_template`). `plain`, for base LLMs: `{bos}<image>question`, a newline,
+    `answer{eos}`, and a newline before a further turn; bos only if the tokenizer itself starts texts with it.
+    The generation prompt ends at the newline, so an answer starts a line: tokenizers that put the space at
+    the end of a piece see the same pieces at training and at generation.
+
+    Args:
+        tokenizer: the LLM's.
+
+    Returns:
+        The template, and where it is from.
 
     Raises:
         DataError: the tokenizer's template is no valid Jinja.
@@ -56,11 +63,19 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind
 
 
 def settle_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The template with a generation prompt behind which an answer can stand as it is trained. Idempotent.
+    """Gives the template a generation prompt behind which an answer can stand as it is trained. Idempotent.
 
-    Thinking is off unless a client asks for it: by the template's own switch (`enable_thinking`), else by closing the
-    thought that the generation prompt opens. A header of the assistant's turn that the generation prompt lacks is added
-    to it. Templates that need none of this come back unchanged, as do those that refuse a plain question and answer.
+    Thinking is off unless a client asks for it: by the template's own switch (`enable_thinking`), else by
+    closing the thought that the generation prompt opens. A header of the assistant's turn that the generation
+    prompt lacks is added to it. Templates that need none of this come back unchanged, as do those that refuse
+    a plain question and answer.
+
+    Args:
+        tokenizer: renders the template.
+        template: Jinja.
+
+    Returns:
+        The template, settled.
 
     Raises:
         DataError: the template is no valid Jinja.
@@ -116,7 +131,7 @@ def adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> tuple[str, ...]:
-    """The tokens that no text of a row may forge: special ones, and added ones that the template writes itself.
+    """The tokens that no text of a row may forge: special ones, and added ones that the template writes.
 
     Longest first. Words and single characters are none: some tokenizers pad with `!`.
     """
@@ -132,7 +147,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None = No
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
-    """The tokens that the template writes behind an answer that ends a conversation, in order; none for some templates."""
+    """The tokens that the template writes behind the last answer, in order; none for some templates."""
     question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
     finished = _tried(tokenizer, template, [question, answer])
     tail = (finished or "").partition(_name("a"))[2]
@@ -142,7 +157,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, 
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
-    """Ids of `end_tokens`, or eos alone where the template writes none: what ends an answer as it is trained."""
+    """Ids of `end_tokens`, or eos alone where the template writes none: what ends a trained answer."""
     found: Any = tokenizer.convert_tokens_to_ids(list(end_tokens(tokenizer, template)))
     if not found and tokenizer.eos_token_id is not None:
         found = [tokenizer.eos_token_id]
@@ -150,7 +165,10 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int
 
 
 def add_end_tokens(generation_config: Any, ids: Sequence[int]) -> None:
-    """Let generation stop at these tokens as well; in place. Settings that hold them already stay as they are."""
+    """Let generation stop at these tokens as well; in place.
+
+    Settings that hold them already stay as they are.
+    """
     given = generation_config.eos_token_id
     known = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [int(given)]
     lacking = [token for token in ids if token not in known]
@@ -173,10 +191,21 @@ def render(
     prompt: bool = False,
     where: str | None = None,
 ) -> str:
-    """A conversation as text; `prompt` adds what asks the assistant to speak.
+    """Renders a conversation as text.
+
+    Args:
+        tokenizer: whose special tokens the template may write.
+        template: Jinja.
+        messages: of the conversation, contents as lists.
+        prompt: add what asks the assistant to speak.
+        where: place for the error message.
+
+    Returns:
+        The text.
 
     Raises:
-        DataError: the template refuses the conversation, has a mistake, or takes longer than `RENDER_SECONDS`.
+        DataError: the template refuses the conversation, has a mistake, or takes longer than
+            `RENDER_SECONDS`.
     """
     try:
         with _time_limit(RENDER_SECONDS):
@@ -197,7 +226,8 @@ def render(
         raise DataError(
             f"the chat template refuses the conversation: {_one_line(error)}",
             where=where,
-            fix="change the row to what the template takes (some take no system turn), or use another chat template",
+            fix="change the row to what the template takes (some take no system turn), or use another "
+            "chat template",
         ) from error
     except Exception as error:
         raise DataError(
@@ -208,7 +238,11 @@ def render(
 
 
 def check_syntax(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-    """Compile the template.
+    """Compiles the template.
+
+    Args:
+        tokenizer: as `render`.
+        template: Jinja.
 
     Raises:
         DataError: it is no valid Jinja.

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 ROOM = 1 << 30
-"""Bytes of a card beside the weights: CUDA's context in the new process, activations and the cache of one short answer."""
+"""Bytes of a card beside the weights: CUDA's context in the new process, activations and the cache of one
+short answer."""
 
 
 def choose_device(weights: int) -> str:

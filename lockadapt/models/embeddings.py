@@ -20,11 +20,15 @@ ROW_MULTIPLE = 64
 def load_tokenizer(
     source: Source, llm: PreTrainedModel, extra: Mapping[str, str] = MappingProxyType({})
 ) -> PreTrainedTokenizerBase:
-    """The LLM's tokenizer with `<image>` as a special token, an eos and a pad token (eos, where it has none).
+    """Loads the LLM's tokenizer, with `<image>` as a special token, an eos and a pad token (or eos for it).
 
     Args:
-        source, llm: the tokenizer's folder or Hub id, and its model.
+        source: the tokenizer's folder or Hub id.
+        llm: its model.
         extra: further special tokens by the attribute that a stock processor looks for, such as `boi_token`.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         SetupError: there is no tokenizer that loads.

@@ -1,4 +1,4 @@
-"""The door for 4-bit layers: whatever brings them into lockadapt, processors do not change what they compute."""
+"""The door for 4-bit layers: wherever they come from, processors do not change what they compute."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ _LANES = 16
 def keep_as_trained(model: nn.Module) -> None:
     """Stops bitsandbytes from repacking a model's 4-bit weights; to be called before the model is evaluated.
 
-    On processors with AVX512-BF16, `Linear4bit.forward` repacks its weight at the first forward in evaluation mode on
-    the CPU. That rounds the scales to bfloat16, for good: evaluation sees another model than training, frozen tensors
-    move, gradients are wrong; and it crashes where 32 does not divide the rows or the block does not divide the columns.
+    On processors with AVX512-BF16, `Linear4bit.forward` repacks its weight at the first forward in evaluation
+    mode on the CPU. That rounds the scales to bfloat16, for good: evaluation sees another model than
+    training, frozen tensors move, gradients are wrong; and it crashes where 32 does not divide the rows or
+    the block does not divide the columns.
 
     Args:
-        model: any, quantized or not. Nothing of it changes but the layers' switch, and that only if no layer is refused.
+        model: any, quantized or not. Nothing of it changes but the layers' switch, and that only if no layer
+            is refused.
 
     Raises:
         VerificationError: a layer has been repacked already.
@@ -40,8 +42,10 @@ def keep_as_trained(model: nn.Module) -> None:
     misread = [name for name, layer in layers.items() if _is_misread(layer)]
     if misread:
         warnings.warn(
-            f"bitsandbytes misreads the scales of {len(misread)} 4-bit layers on this processor ({misread[0]}, ...): their "
-            "block does not divide their columns. What is trained here is right only here; use a GPU or quantization: none",
+            f"bitsandbytes misreads the scales of {len(misread)} 4-bit layers on this processor "
+            f"({misread[0]}, ...): their "
+            "block does not divide their columns. What is trained here is right only here; use a GPU "
+            "or quantization: none",
             stacklevel=2,
         )
 
@@ -58,7 +62,7 @@ def restore_switches(before: tuple[tuple[nn.Module, bool], ...]) -> None:
 
 
 def refuse_packed(layer: nn.Module, name: str | None = None) -> None:
-    """Refuses a layer that bitsandbytes has repacked: its exact scales are lost, so unpacking could not restore them.
+    """Refuses a layer that bitsandbytes has repacked: its exact scales are lost, not to be restored.
 
     Args:
         layer: any module.
@@ -70,7 +74,8 @@ def refuse_packed(layer: nn.Module, name: str | None = None) -> None:
     state: Any = getattr(getattr(layer, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
         raise VerificationError(
-            "bitsandbytes repacked this 4-bit layer when the model was evaluated on this processor (AVX512-BF16) and "
+            "bitsandbytes repacked this 4-bit layer when the model was evaluated on this processor "
+            "(AVX512-BF16) and "
             "rounded its scales to bfloat16 for good: it is no longer the layer that was loaded",
             where=name,
             fix="load the model again and hand it over before its first forward, or set "
@@ -81,6 +86,9 @@ def refuse_packed(layer: nn.Module, name: str | None = None) -> None:
 @functools.cache
 def processor_repacks() -> bool:
     """Whether bitsandbytes repacks 4-bit layers on this processor unless it is stopped.
+
+    Returns:
+        True if it does.
 
     Raises:
         SetupError: bitsandbytes is missing.
@@ -93,10 +101,13 @@ def processor_repacks() -> bool:
 
 @functools.cache
 def processor_misreads_scales() -> bool:
-    """Whether bitsandbytes dequantizes wrongly here where a block of values crosses the end of a row, found by trying.
+    """Tries whether bitsandbytes dequantizes wrongly here where a block crosses the end of a row.
 
-    Its AVX512 kernel takes the scale at `row * (columns // block) + column // block` (bitsandbytes 0.50), so that rows
-    share wrong scales unless the block divides the columns.
+    Its AVX512 kernel takes the scale at `row * (columns // block) + column // block` (bitsandbytes 0.50), so
+    that rows share wrong scales unless the block divides the columns.
+
+    Returns:
+        True if it does.
 
     Raises:
         SetupError: bitsandbytes is missing.

@@ -1,14 +1,17 @@
-"""Puts a PEFT folder on a stock folder in a process of its own, as clients do, without lockadapt. A script, run by path.
+"""Puts a PEFT folder on a stock folder in a process of its own, as clients do, without lockadapt.
+
+A script, run by path.
 
     python fresh_adapter.py REQUEST.json
 
 The request is that of `fresh_process.py`, and:
     adapter       the PEFT folder, or null
-    ways          how it is put on: "peft" (`PeftModel.from_pretrained`), "load_adapter" (Transformers' own), "alone" (not)
+    ways          how it is put on: "peft" (`PeftModel.from_pretrained`), "load_adapter" (Transformers' own),
+                  "alone" (not)
     quantization  arguments of `BitsAndBytesConfig`, or null
     output        for every way and case `way:case.logits`
-    answer        model_class, missing_keys, unexpected_keys (base and adapter, all ways), answer_ids and prompt_ids (of the first
-                  way), lockadapt, versions
+    answer        model_class, missing_keys, unexpected_keys (base and adapter, all ways), answer_ids and
+                  prompt_ids (of the first way), lockadapt, versions
 """
 
 from __future__ import annotations

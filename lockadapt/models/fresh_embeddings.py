@@ -1,18 +1,22 @@
-"""Loads a folder that embeds images and texts, in a process of its own, without lockadapt. A script, run by path.
+"""Loads a folder that embeds images and texts, in a process of its own, without lockadapt.
+
+A script, run by path.
 
     python fresh_embeddings.py REQUEST.json
 
 The request:
     folder        the folder
-    reader        "dual-states": `VisionTextDualEncoderModel`, its towers alone; "dual": the same class, its own forward;
-                  "colpali": `ColPaliForRetrieval`, the last token; "sentence-transformers": `SentenceTransformer`
+    reader        "dual-states": `VisionTextDualEncoderModel`, its towers alone; "dual": the same class, its
+                  own forward; "colpali": `ColPaliForRetrieval`, the last token; "sentence-transformers":
+                  `SentenceTransformer`
     dtype         "float32" … (of the weights)
     tensors       dual-states: safetensors file with `input_ids`, `attention_mask`, `pixel_values`; else null
     texts, images, image_text
-                  the others: texts (colpali: whole sequences), paths of RGB images, and the sequence that stands for
-                  an image (colpali), all given to the processor that lies in the folder
+                  the others: texts (colpali: whole sequences), paths of RGB images, and the sequence that
+                  stands for an image (colpali), all given to the processor that lies in the folder
     output        safetensors file to write: `texts`, `images`; for dual-states the towers' last hidden states
-    answer        JSON file to write: model_class, parts (class names), missing_keys, unexpected_keys, lockadapt
+    answer        JSON file to write: model_class, parts (class names), missing_keys, unexpected_keys,
+                  lockadapt
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ def main() -> None:
 
 
 def dual_states(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Last hidden states of both towers, for text models that the class holds but whose output it cannot pool."""
+    """Last hidden states of both towers, for text models whose output the class cannot pool."""
     model, answer = load(transformers.VisionTextDualEncoderModel, request)
     given = load_file(request["tensors"])
     mask = given["attention_mask"]

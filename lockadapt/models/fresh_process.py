@@ -1,24 +1,28 @@
-"""Run a stock folder in a process of its own, with torch, Transformers, safetensors and Pillow only. A script, run by path.
+"""Runs a stock folder in a process of its own, with torch, Transformers, safetensors and Pillow only.
+
+A script, run by path.
 
     python fresh_process.py REQUEST.json
 
 The request:
     folder        the stock folder
     dtype         "float32" … (of the weights); device: "cpu", "cuda"
-    tensors       safetensors file with inputs named `case.argument`, e.g. `text.input_ids`, `text.attention_mask`,
-                  `image.pixel_values`; or null
-    conversations list of {"messages": chat messages with {"type": "image"} parts, "images": [paths]}; may be empty
+    tensors       safetensors file with inputs named `case.argument`, e.g. `text.input_ids`,
+                  `text.attention_mask`, `image.pixel_values`; or null
+    conversations list of {"messages": chat messages with {"type": "image"} parts, "images": [paths]}; may be
+                  empty
     max_new_tokens for the conversations, greedy
-    output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens, vocabulary), for every
-                  case with pixel_values alone `case.features` (images, tokens, channels), what the projector is fed; for
-                  every conversation `conversation0.logits` … (1, vocabulary), what its first new token is taken from, and
-                  `conversation0.pixel_values` if it has images
-    answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys, mismatched_keys,
-                  texts, prompt_ids and answer_ids (a list of token ids for each conversation), image_token_id,
-                  processor_image_token_id, versions, lockadapt (whether anything imported it)
+    output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens,
+                  vocabulary), for every case with pixel_values alone `case.features` (images, tokens,
+                  channels), what the projector is fed; for every conversation `conversation0.logits` …
+                  (1, vocabulary), what its first new token is taken from, and `conversation0.pixel_values`
+                  if it has images
+    answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys,
+                  mismatched_keys, texts, prompt_ids and answer_ids (a list of token ids for each
+                  conversation), image_token_id, processor_image_token_id, versions, lockadapt (whether anything imported it)
 
-Nothing is run, and there are no outputs, if keys are missing, unexpected or of another shape, or if model and processor name
-different image tokens: what would be computed means nothing.
+Nothing is run, and there are no outputs, if keys are missing, unexpected or of another shape, or if model and
+processor name different image tokens: what would be computed means nothing.
 """
 
 from __future__ import annotations
@@ -95,14 +99,14 @@ def main() -> None:
 
 
 def keep_as_trained(model: Any) -> None:
-    """Stop bitsandbytes from rounding 4-bit scales at the first forward, as it does on CPUs with AVX512-BF16."""
+    """Stops bitsandbytes from rounding 4-bit scales at the first forward, as on CPUs with AVX512-BF16."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Logits of every case with input_ids, projector inputs of every case with pixel_values alone, on the CPU."""
+    """Logits of cases with input_ids, projector inputs of cases with pixel_values alone, on the CPU."""
     cases: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         case, argument = name.rsplit(".", 1)
@@ -129,13 +133,14 @@ def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
 def converse(
     model: Any, processor: Any, conversation: dict[str, Any], max_new_tokens: int
 ) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
-    """Ids of a conversation's prompt and of the greedy answer to it; logits (1, vocabulary) of its first token, and pixels."""
+    """Ids of a conversation's prompt and greedy answer; logits (1, vocabulary) of its first token; pixels."""
     pictures = [Image.open(path).convert("RGB") for path in conversation["images"]]
     prompt = processor.apply_chat_template(
         conversation["messages"], add_generation_prompt=True, tokenize=False
     )
     bos = processor.tokenizer.bos_token
-    # The same rule as the processor's own: a template that writes bos leaves nothing for the tokenizer to add.
+    # The same rule as the processor's own: a template that writes bos leaves nothing for the tokenizer to
+    # add.
     special = bos is None or not prompt.startswith(bos)
     inputs = processor(
         text=[prompt], images=pictures or None, add_special_tokens=special, return_tensors="pt"

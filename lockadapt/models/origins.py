@@ -1,4 +1,4 @@
-"""Where a model or data set is from and under which licence, as its own files say; nothing is concluded from a name."""
+"""Where a model or data set is from and under which licence, as its own files say, never its name."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ def read_origin(part: str, source: str, kind: str = "model") -> Origin:
     """Looks for front matter in README.md, then a licence file, then `license` in config.json.
 
     Args:
+        part: name of the part, such as `tower`.
         source: folder, file (its folder counts) or Hub id. Of a Hub id only README.md is looked at.
         kind: of Hub repository: `model` or `dataset`.
+
+    Returns:
+        Where the part is from, and its licence as far as the files say.
     """
     path = Path(source).expanduser()
     if path.exists():

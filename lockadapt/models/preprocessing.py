@@ -19,7 +19,13 @@ EXTREME_SIZES = ((1, 1), (1, 40), (40, 1), (33, 64))
 
 
 def load_image_processor(source: Source) -> Any:
-    """The tower's own image processor, on PIL.
+    """Loads the tower's own image processor, on PIL.
+
+    Args:
+        source: the tower.
+
+    Returns:
+        The image processor.
 
     Raises:
         SetupError: there is none, or it cannot be read.
@@ -29,14 +35,18 @@ def load_image_processor(source: Source) -> Any:
 
 
 def square_processor(own: Any, image_size: int | None, where: str) -> tuple[Any, int]:
-    """An image processor that resizes the whole image to a square, and the side of that square in pixels.
+    """Makes an image processor that resizes the whole image to a square.
 
-    Scaling and normalisation stay the tower's own, which is checked on plain images. The crop goes: it would cut
-    off edges that a question may be about, and a resize of the shortest edge blows up a 1 x 2000 image.
+    Scaling and normalisation stay the tower's own, which is checked on plain images. The crop goes: it would
+    cut off edges that a question may be about, and a resize of the shortest edge blows up a 1 x 2000 image.
 
     Args:
         own: the tower's image processor.
         image_size: side; `None` for the side that the tower's own preprocessing ends with.
+        where: the tower, for messages.
+
+    Returns:
+        The image processor, and the side of its square in pixels.
 
     Raises:
         AssemblyError: there is no such side, or normalisation cannot be reproduced.
@@ -60,9 +70,11 @@ def square_processor(own: Any, image_size: int | None, where: str) -> tuple[Any,
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError):
             continue
     raise AssemblyError(
-        f"{type(own).__name__} does more than resize, scale and normalise, so its images cannot be made square",
+        f"{type(own).__name__} does more than resize, scale and normalise, so its images cannot be "
+        "made square",
         where=where,
-        fix="put a preprocessor_config.json of type ViTImageProcessor with the right mean and std in the folder",
+        fix="put a preprocessor_config.json of type ViTImageProcessor with the right mean and std in the "
+        "folder",
     )
 
 

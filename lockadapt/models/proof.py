@@ -1,4 +1,4 @@
-"""Prove that a stock folder computes what its sources compute, after reloading in a process that knows no lockadapt."""
+"""Proves that a stock folder, reloaded without lockadapt, computes what its sources compute."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORT = "please report this"
 
 @dataclass(frozen=True)
 class FreshResult:
-    """What a fresh process saw: its output tensors by `case.logits` / `case.features`, and its JSON answer."""
+    """A fresh process's output tensors, by `case.logits` / `case.features`, and its JSON answer."""
 
     tensors: dict[str, Tensor]
     texts: tuple[str, ...]
@@ -39,7 +39,8 @@ class Expectation:
     """What the sources compute, to be found again in the stock folder.
 
     `token_ids` (rows, tokens) gave `logits` (rows, tokens, old vocabulary); `pixel_values` gave `features`
-    (images, tokens, channels) at the projector's entrance. `tower_class` is `module.Class` of the source tower.
+    (images, tokens, channels) at the projector's entrance. `tower_class` is `module.Class` of the source
+    tower.
     """
 
     token_ids: Tensor
@@ -83,7 +84,7 @@ def run_fresh(
     device: str | None = None,
     fix: str = REPORT,
 ) -> FreshResult:
-    """Load a stock folder in a fresh process and run it there; see `fresh_process.py` for the names of inputs.
+    """Loads a stock folder in a fresh process and runs it there; inputs are named as in `fresh_process.py`.
 
     Args:
         folder: the stock folder.
@@ -93,6 +94,9 @@ def run_fresh(
         max_new_tokens: in each answer.
         device: where the process runs the model; default: a GPU that has room for it, else the CPU.
         fix: what the error says to do.
+
+    Returns:
+        Outputs, texts and the process's answer.
 
     Raises:
         VerificationError: the process fails.
@@ -192,7 +196,15 @@ def run_python(arguments: Sequence[str], cwd: Path, environment: Mapping[str, st
 
 
 def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> ProofReport:
-    """Reload the folder in a fresh process and compare.
+    """Reloads the folder in a fresh process and compares.
+
+    Args:
+        folder: the stock folder.
+        expected: what the sources computed.
+        dtype: that the folder is loaded in.
+
+    Returns:
+        The differences measured.
 
     Raises:
         VerificationError: keys missing or unexpected, another class, or other numbers than the sources'.
@@ -220,7 +232,17 @@ def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> Proo
 def compare(
     expected: Expectation, logits: Tensor, features: Tensor, dtype: torch.dtype, *, fresh_process: bool
 ) -> ProofReport:
-    """Compare an assembled model's numbers with its sources'; `tolerance` in `sources.py` says what is allowed.
+    """Compares an assembled model's numbers with its sources', to the `tolerance` of `sources.py`.
+
+    Args:
+        expected: what the sources computed.
+        logits: text-only, of the assembled model.
+        features: its projector's inputs.
+        dtype: that they were computed in.
+        fresh_process: whether a fresh process computed them.
+
+    Returns:
+        The differences measured.
 
     Raises:
         VerificationError: they differ by more.

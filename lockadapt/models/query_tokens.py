@@ -1,4 +1,4 @@
-"""Query tokens: new vocabulary rows, trained by PEFT, behind whose hidden state an embedding is read (SLQ, arXiv 2604.13710)."""
+"""Query tokens: new vocabulary rows, trained by PEFT, at which embeddings are read (SLQ, 2604.13710)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ def add_query_tokens(tokenizer: PreTrainedTokenizerBase, count: int) -> None:
 
 
 def query_token_ids(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
-    """Their ids.
+    """Looks up the query tokens' ids.
+
+    Args:
+        tokenizer: one that has them.
+        count: of query tokens.
+
+    Returns:
+        The ids, in order.
 
     Raises:
         AdapterError: the tokenizer lacks one.

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the block Transformers logs errors only and draws no bars; its former settings return afterwards."""
+    """A block in which Transformers logs errors only and shows no bars; its settings return afterwards."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -69,7 +69,7 @@ class Shard:
 
 
 def read_shard(path: Path) -> Shard:
-    """Reads the header of one safetensors file and checks it against the file's size; errors as `read_layout`."""
+    """Reads a safetensors file's header and checks it against the file's size; errors as `read_layout`."""
     where = str(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -102,7 +102,7 @@ def read_shard(path: Path) -> Shard:
 
 
 def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
-    """Length and header of a shard whose tensors get new keys and stay in their order; the original's if none changes."""
+    """Length and header of a shard whose tensors get new keys in their order; the original's if none does."""
     if all(keys[place.key] == place.key for place in shard.places):
         with open(shard.path, "rb") as file:
             return file.read(shard.data_start)

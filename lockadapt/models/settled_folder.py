@@ -1,4 +1,4 @@
-"""Bring a stock folder's files up to what lockadapt trains with: the chat template, and where generation stops."""
+"""Brings a stock folder up to what lockadapt trains with: chat template, and where generation stops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ class Unsettled:
 
 
 def unsettled(folder: str | Path) -> Unsettled:
-    """Compare a stock folder's chat template and generation settings with the settled ones.
+    """Compares a stock folder's chat template and generation settings with the settled ones.
+
+    Args:
+        folder: or a Hub id.
+
+    Returns:
+        What differs; None for what does not.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -51,7 +57,7 @@ def unsettled(folder: str | Path) -> Unsettled:
 
 
 def settle_folder(folder: Path) -> None:
-    """Write into a stock folder what `unsettled` finds; a folder that says the same already keeps every byte."""
+    """Writes what `unsettled` finds into a stock folder; one that says the same keeps every byte."""
     found = unsettled(folder)
     if found.template is not None:
         write_text(folder / "chat_template.jinja", found.template)

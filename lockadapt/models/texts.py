@@ -34,7 +34,7 @@ POOLINGS: dict[str, tuple[Pooling, ...]] = {
 
 @dataclass(frozen=True)
 class LoadedText:
-    """A text model without a head, in evaluation mode, frozen; and the checkpoint keys that it did not use."""
+    """A text model without a head, in evaluation mode, frozen; and the checkpoint's unused keys."""
 
     model: PreTrainedModel
     source: Source
@@ -46,7 +46,8 @@ class TextFacts:
     """What a text model was measured to be.
 
     Attributes:
-        kind: `pooler`: it returns a pooled vector; else `causal`, no token sees a later one, or `bidirectional`.
+        kind: `pooler`: it returns a pooled vector; else `causal`, no token sees a later one, or
+            `bidirectional`.
         hidden_size: width of its states and of what it is pooled to.
         rows: of the embedding table.
         context: the longest text in tokens, None where unlimited.
@@ -58,7 +59,13 @@ class TextFacts:
     context: int | None
 
     def pooling(self, wanted: Pooling | None) -> Pooling:
-        """The pooling that is wanted, or the best.
+        """Gives the pooling that is wanted, or the best.
+
+        Args:
+            wanted: None: the best.
+
+        Returns:
+            The pooling.
 
         Raises:
             AssemblyError: this model cannot be pooled so.
@@ -77,7 +84,14 @@ class TextFacts:
 
 
 def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
-    """Load a text model from a folder or Hub id; of a two-tower checkpoint (CLIP) its text part.
+    """Loads a text model from a folder or Hub id; of a two-tower checkpoint (CLIP) its text part.
+
+    Args:
+        text: folder or Hub id.
+        dtype: of the weights.
+
+    Returns:
+        The model, in evaluation mode and frozen.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -123,7 +137,15 @@ def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
 
 @torch.no_grad()
 def probe_text(text: PreTrainedModel, where: str, seed: int = 0) -> TextFacts:
-    """Run the text model on random tokens and read from its outputs what it is.
+    """Runs the text model on random tokens and reads from its outputs what it is.
+
+    Args:
+        text: the model.
+        where: it is from, for messages.
+        seed: of the random tokens.
+
+    Returns:
+        What was measured.
 
     Raises:
         AssemblyError: it fails, or returns no states of (rows, tokens, hidden size).
@@ -160,9 +182,15 @@ def probe_text(text: PreTrainedModel, where: str, seed: int = 0) -> TextFacts:
 
 
 def load_text_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The text model's own tokenizer, padding on the right, with a pad token.
+    """Loads the text model's own tokenizer, padding on the right, with a pad token.
 
     On the right, because no state of a causal model then depends on the padding, whatever its positions are.
+
+    Args:
+        source: the text model.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         SetupError: there is no tokenizer that loads.
@@ -186,9 +214,10 @@ def load_text_tokenizer(source: Source) -> PreTrainedTokenizerBase:
 
 @torch.no_grad()
 def _without_pooler(model: PreTrainedModel, missing: set[str]) -> bool:
-    """Whether the states do not depend on the weights that are missing: masked LMs are saved without their pooler.
+    """Whether the states do not depend on the missing weights: masked LMs are saved without their pooler.
 
-    If so these weights become zeros, so that the pooled vector is the same for all texts, and no one takes it for one.
+    If so these weights become zeros, so that the pooled vector is the same for all texts, and no one takes it
+    for one.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     absent = [tensors[name] for name in missing if name in tensors and tensors[name].is_floating_point()]
@@ -214,7 +243,7 @@ def _text_part(full: PreTrainedModel, source: Source) -> tuple[str, PreTrainedMo
 
 
 def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """(rows, tokens, hidden) -> (rows, hidden), over positions that the mask keeps, on whichever side the padding is.
+    """Pools (rows, tokens, hidden) to (rows, hidden), over positions that the mask keeps, padded on any side.
 
     The mean is that of sentence-transformers' `Pooling`, `last` its `lasttoken`.
     """

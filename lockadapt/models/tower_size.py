@@ -1,4 +1,4 @@
-"""A SigLIP tower at another image size: its position table interpolated once, as its own forward would do it each time."""
+"""A SigLIP tower at another image size: positions interpolated once, as its forward would each time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,23 @@ from lockadapt.models.towers import LoadedTower
 
 @torch.no_grad()
 def at_size(vision: LoadedTower, side: int, seed: int = 0) -> LoadedTower:
-    """The tower for square images of `side` pixels; the same one where it is made for them, or says nothing of a size.
+    """Fits a tower to square images of `side` pixels; unchanged if made for them, or without a size.
 
-    Only towers with one position a patch and nothing else (SigLIP) are changed: the table becomes what the tower's own
-    `interpolate_pos_encoding` gives, and its config says so, so that stock classes rebuild it. In place.
+    Only towers with one position a patch and nothing else (SigLIP) are changed: the table becomes what the
+    tower's own `interpolate_pos_encoding` gives, and its config says so, so that stock classes rebuild it. In
+    place.
+
+    Args:
+        vision: the tower, loaded.
+        side: in pixels.
+        seed: of the pixels that both are compared on.
+
+    Returns:
+        The tower at that size.
 
     Raises:
-        AssemblyError: the side is no multiple of the patch, or the new tower differs from the interpolating one.
+        AssemblyError: the side is no multiple of the patch, or the new tower differs from the interpolating
+            one.
     """
     tower: Any = vision.model
     config = tower.config

@@ -1,4 +1,4 @@
-"""The dual encoder (LiT, arXiv 2111.07991): a frozen tower and a text model side by side, each with a bias-free projection."""
+"""The dual encoder (LiT, arXiv 2111.07991): a frozen tower and a text model, each with a projection."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ DUAL_ENCODER = Architecture(
         refused={
             "gguf": "a dual encoder answers nothing, and llama.cpp has no such class",
             "colpali": "ColPaliForRetrieval holds one model for images and texts, this run has two",
-            "bridge": "a dual encoder has no projector between a tower and an LLM (--to dual or --to sentence-transformers)",
+            "bridge": "a dual encoder has no projector between a tower and an LLM (--to dual or --to "
+            "sentence-transformers)",
         }
     ),
     apart=Apart(

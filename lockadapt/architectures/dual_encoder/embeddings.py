@@ -16,9 +16,10 @@ from lockadapt.models.texts import Pooling, pool
 def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """One vector an image, from the frozen tower alone; what is worth remembering of an image.
 
-    The tower's own `pooler_output`, which is what `VisionTextDualEncoderModel` projects; where a tower has none, the
-    mean of its feature map or of its tokens. The tower is run without gradient, in whatever mode (train, eval) it is
-    in: keep it in eval mode, since running statistics of batch normalisation move even without gradients.
+    The tower's own `pooler_output`, which is what `VisionTextDualEncoderModel` projects; where a tower has
+    none, the mean of its feature map or of its tokens. The tower is run without gradient, in whatever mode
+    (train, eval) it is in: keep it in eval mode, since running statistics of batch normalisation move even
+    without gradients.
 
     Args:
         model: a `VisionTextDualEncoderModel`, possibly wrapped; or a tower itself.
@@ -38,12 +39,13 @@ def pooled_image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector a text, before the projection; with gradient to what trains of the text model.
+    """Embeds a text as one vector, before the projection; with gradient to what trains of the text model.
 
     Args:
         model: a `VisionTextDualEncoderModel`, possibly wrapped.
-        input_ids, attention_mask: int64 (texts, tokens), padded on the right. Some causal models count positions
-            from the left edge, so padding there would change what they compute.
+        input_ids: int64 (texts, tokens), padded on the right. Some causal models count positions from the
+            left edge, so padding there would change what they compute.
+        attention_mask: int64 (texts, tokens).
         pooling: `pooler`, `last` or `mean`; see `TextFacts.pooling`.
 
     Returns:
@@ -59,7 +61,7 @@ def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
 
 
 def project_images(model: nn.Module, features: Tensor) -> Tensor:
-    """Remembered features (images, 1, channels) -> L2-normalised embeddings (images, dimension), with graph."""
+    """Embeds features (images, 1, channels): L2-normalised (images, dimension), with graph."""
     projection = unwrap_model(model).visual_projection
     return F.normalize(projection(features.flatten(1).to(projection.weight)), dim=-1)
 
@@ -78,12 +80,12 @@ def freeze_statistics(model: nn.Module) -> None:
 
 @torch.no_grad()
 def initialise_projections(model: Any, generator: torch.Generator, features: Tensor | None = None) -> None:
-    """Fresh bias-free projections, in place; the visual one fitted to the features' scales where some are given.
+    """Makes fresh bias-free projections, in place; the visual one fitted to features, if any are given.
 
-    Weights are normal with a deviation of `width ** -0.5` (CLIP, as in open_clip). Towers' channels have uneven
-    scales, and a common mean that makes all images look alike. Neither needs a bias to be taken away: the columns
-    are divided by the channels' deviations, and the direction of the mean is projected out. It is only where
-    training starts from: the weights are free, and the stock class holds them as they are.
+    Weights are normal with a deviation of `width ** -0.5` (CLIP, as in open_clip). Towers' channels have
+    uneven scales, and a common mean that makes all images look alike. Neither needs a bias to be taken away:
+    the columns are divided by the channels' deviations, and the direction of the mean is projected out. It is
+    only where training starts from: the weights are free, and the stock class holds them as they are.
 
     Args:
         model: a `VisionTextDualEncoderModel`.

@@ -1,4 +1,4 @@
-"""The stock Janus model around a user's LLM, a SigLIP tower and an image tokenizer: it reads images, and draws."""
+"""The stock Janus model around an LLM, a SigLIP tower and an image tokenizer: reads and generates images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from lockadapt.models.embeddings import image_token_id
 from lockadapt.models.quiet import quiet
 
 DRAWING_TOKENS = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
-"""Special tokens that the stock processor of Janus puts around images, by the names that it knows them under."""
+"""Special tokens that the stock processor of Janus puts around images, by the names that it knows them
+under."""
 
 GUIDANCE = 3.0
 """Guidance scale that a grafted model draws with unless told otherwise. The stock class needs more than 1."""
@@ -36,10 +37,10 @@ _PIXELS = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_fac
 
 
 def graft(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
-    """The stock `JanusForConditionalGeneration` around the very modules of an LLM, a tower and an image tokenizer.
+    """Builds the stock `JanusForConditionalGeneration` around an LLM, a tower and an image tokenizer.
 
-    The generation embeddings are the codebook, and stay it. Fresh are the projector, the generation aligner (its
-    output as large as the LLM's embeddings) and the generation head (all codes nearly equally likely).
+    The generation embeddings are the codebook, and stay it. Fresh are the projector, the generation aligner
+    (its output as large as the LLM's embeddings) and the generation head (all codes nearly equally likely).
 
     Args:
         ingredients: the tower from `tower`; the image tokenizer's weights move into the result as well.
@@ -50,7 +51,8 @@ def graft(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
         The model in evaluation mode.
 
     Raises:
-        AssemblyError: the image tokenizer's grid is not the tower's, or the stock class would build another LLM.
+        AssemblyError: the image tokenizer's grid is not the tower's, or the stock class would build another
+            LLM.
     """
     llm, tower, image_tokenizer = ingredients.llm, ingredients.tower, ingredients.image_tokenizer
     text = ingredients.text
@@ -99,7 +101,11 @@ def tower(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None)
 
 
 def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
-    """Janus's config makes the image tokenizer's grid that of the tower, so they must be the same.
+    """Checks that tower and image tokenizer have the same grid: Janus's config has one for both.
+
+    Args:
+        tower_config: of the SigLIP tower.
+        image_tokenizer: loaded.
 
     Raises:
         AssemblyError: they are not.
@@ -108,7 +114,8 @@ def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
     grid = image_tokenizer.model.config.num_patches
     if grid != tower_grid:
         raise AssemblyError(
-            f"the image tokenizer has a grid of {grid} x {grid} codes, the tower one of {tower_grid} x {tower_grid} "
+            f"the image tokenizer has a grid of {grid} x {grid} codes, the tower one of {tower_grid} "
+            f"x {tower_grid} "
             "patches, and Janus has one size for both",
             where=image_tokenizer.name,
             fix=f"train an image tokenizer with --grid {tower_grid}, or give another tower",
@@ -119,8 +126,8 @@ def janus_processor(ingredients: Ingredients, chat_template: str) -> Any:
     """The stock `JanusProcessor`, which prepares images for the tower and turns drawings back into pictures.
 
     Args:
-        ingredients: the pixels of the image tokenizer must have the scale of the tower's, because the stock processor has
-            one for both.
+        ingredients: the pixels of the image tokenizer must have the scale of the tower's, because the stock
+            processor has one for both.
         chat_template: of the processor.
 
     Returns:
@@ -152,10 +159,10 @@ def janus_processor(ingredients: Ingredients, chat_template: str) -> Any:
 
 
 def set_drawing(model: Any, tokenizer: Any) -> None:
-    """Generation settings that the stock `generate(generation_mode="image")` needs; ids are the tokenizer's, in place.
+    """Sets what the stock `generate(generation_mode="image")` needs; ids are the tokenizer's, in place.
 
-    It compares ids with `bos_token_id` and `boi_token_id` to find what an unconditional prompt keeps, and fills the
-    rest with `pad_token_id`.
+    It compares ids with `bos_token_id` and `boi_token_id` to find what an unconditional prompt keeps, and
+    fills the rest with `pad_token_id`.
     """
     before = model.generation_config.to_diff_dict()
     # A config that says it was made from a model's keeps nothing that it does not know, so this is a new one.
