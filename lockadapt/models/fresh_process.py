@@ -19,7 +19,8 @@ The request:
                   if it has images
     answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys,
                   mismatched_keys, texts, prompt_ids and answer_ids (a list of token ids for each
-                  conversation), image_token_id, processor_image_token_id, versions, lockadapt (whether anything imported it)
+                  conversation), image_token_id, processor_image_token_id, versions, lockadapt (whether
+                  anything imported it)
 
 Nothing is run, and there are no outputs, if keys are missing, unexpected or of another shape, or if model and
 processor name different image tokens: what would be computed means nothing.

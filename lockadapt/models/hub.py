@@ -10,7 +10,7 @@ import urllib.request
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the Hub answers within seconds; asked once, so that offline runs do not retry for half a minute."""
+    """Whether the Hub answers within seconds; asked once, so that offline runs do not retry for long."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
