@@ -22,6 +22,7 @@ from lockadapt.attaching.source import Source
 from lockadapt.errors import VerificationError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
+from lockadapt.tuning.adapter_config import refuse_endless_patterns
 from lockadapt.tuning.quantize import dequantized_weight, is_quantized
 
 
@@ -48,10 +49,12 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         others: names of the adapters that are attached already.
 
     Raises:
-        VerificationError: a tensor is missing, left over, or of another shape.
+        VerificationError: a tensor is missing, left over, or of another shape; a pattern of the config never ends.
     """
     places = layout_of(model)
     config = source.config or LoraConfig(target_modules=DUMMY_TARGET_MODULES, inference_mode=True)
+    names = [name for name, _ in model.named_modules()]
+    refuse_endless_patterns(config.to_dict(), names, str(source.folder))
     try:
         with quiet():
             inject_adapter_in_model(copy.deepcopy(config), model, name)

@@ -23,6 +23,7 @@ from lockadapt.runs.artifacts import ADAPTER_CONFIG as CONFIG
 from lockadapt.runs.artifacts import ADAPTER_WEIGHTS as WEIGHTS
 from lockadapt.runs.run import open_run
 from lockadapt.runs.run_folder import is_run
+from lockadapt.tuning.adapter_config import read_adapter_config, refuse_pickled_adapter
 from lockadapt.tuning.base_identity import BaseIdentity
 
 BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
@@ -87,16 +88,18 @@ def read_source(path_or_id: str | Path) -> Source:
         The adapter, its tensors in memory.
 
     Raises:
+        SafetyError: its weights are pickle.
         SetupError: it does not exist or cannot be fetched.
         RecipeError: it is an unfinished run, or nothing that can be attached.
         AdapterError: it asks for what cannot be attached.
-        VerificationError: a file is damaged or missing.
+        VerificationError: a file is damaged or missing, or a tensor is not finite.
     """
     folder = _find(path_or_id)
     run = open_run(folder) if is_run(folder) else None
     names: list[str | Path] = [*PART_FILES.values(), BESIDE]
     parts = [folder / name for name in names if (folder / name).is_file()]
     inner = folder / ADAPTER if (folder / ADAPTER).is_dir() else folder
+    refuse_pickled_adapter(inner)
     has_adapter = (inner / CONFIG).is_file() or (inner / WEIGHTS).is_file() or inner != folder
     if not parts and not has_adapter:
         raise RecipeError(
@@ -104,7 +107,7 @@ def read_source(path_or_id: str | Path) -> Source:
             where=str(folder),
             fix="name a folder that `lockadapt train` or `lockadapt export --to adapter` wrote",
         )
-    config = _config(inner / CONFIG) if has_adapter else None
+    config = _config(inner) if has_adapter else None
     tensors = {k.removeprefix(_PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
     for file in parts:
         found = _load(file)
@@ -158,16 +161,22 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _load(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (OSError, SafetensorError) as error:
         raise VerificationError(
             f"cannot be read: {error}", where=str(file), fix="copy or train it again"
         ) from error
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise VerificationError(
+                f"{key} is not finite everywhere", where=str(file), fix="copy or train it again"
+            )
+    return tensors
 
 
-def _config(file: Path) -> Any:
+def _config(folder: Path) -> Any:
     """PEFT's config, made of the fields that are understood; nothing else in the file has an effect."""
-    values = _json(file)
+    file, values = folder / CONFIG, read_adapter_config(folder)
     make = _KINDS.get(str(values.get("peft_type")))
     if make is None:
         raise AdapterError(

@@ -29,6 +29,9 @@ def merge(
     samples: int = typer.Option(
         None, "--samples", min=1, help="Number of test samples for --compare; default: all."
     ),
+    force_base: bool = typer.Option(
+        False, "--force-base", help="With --adapter: accept a base that the adapter was not trained on."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
@@ -36,5 +39,6 @@ def merge(
     from lockadapt.console import Reporter
     from lockadapt.exports.merge_command import MergeRequest, merge_command, text_of
 
-    result = merge_command(MergeRequest(source, output, adapter, base, compare, samples), Reporter(quiet))
+    request = MergeRequest(source, output, adapter, base, compare, samples, force_base)
+    result = merge_command(request, Reporter(quiet))
     emit(json.dumps(result) if as_json else text_of(result))

@@ -27,6 +27,7 @@ class MergeRequest:
         base: of a quantized run.
         compare: merge both ways and write nothing.
         samples: test samples that comparing scores; None: all.
+        force_base: accept another base than the one that an adapter was trained on.
     """
 
     source: str
@@ -35,6 +36,7 @@ class MergeRequest:
     base: str = "dequantized"
     compare: bool = False
     samples: int | None = None
+    force_base: bool = False
 
 
 def merge_command(request: MergeRequest, reporter: Reporter) -> dict[str, Any]:
@@ -67,12 +69,14 @@ def merge_command(request: MergeRequest, reporter: Reporter) -> dict[str, Any]:
         return compare_merges(source, request.samples, reporter)
     if request.output is None:
         raise RecipeError("is missing", where="--output", fix="name a new folder")
+    if not adapters and request.force_base:
+        raise RecipeError("is of --adapter", where="--force-base", fix="leave it out: a run knows its base")
     if not adapters:
         return merge_run(source, request.output, reporter, request.base)  # type: ignore[arg-type]
     if request.base != "dequantized":
         raise RecipeError("is of quantized runs", where="--base", fix="leave it out beside --adapter")
     stack = [parse_adapter(text) for text in adapters]
-    return merge_stack(request.source, stack, request.output, reporter)
+    return merge_stack(request.source, stack, request.output, reporter, force_base=request.force_base)
 
 
 def text_of(result: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import RecipeError
 from lockadapt.exports.proofs.merged_folder import prove_merge, record, reference_answers
+from lockadapt.exports.proofs.stored_folder import read_json
 from lockadapt.exports.stock_folder import copy_configs, local_folder, trained_parts
 from lockadapt.exports.weights import merge_weights
 from lockadapt.exports.weights.key_layouts import client_keys
@@ -25,8 +26,10 @@ from lockadapt.files import new_folder, ordinary_permissions, require_new, sha25
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.settled_folder import settle_folder
 from lockadapt.runs.artifacts import ADAPTER
+from lockadapt.runs.integrity import check_base
 from lockadapt.runs.run import open_run
 from lockadapt.runs.run_folder import is_run, read_probe, versions
+from lockadapt.tuning.base_identity import BaseIdentity
 
 PROBES = 4
 """Made-up samples that a stack is proved on where no run has kept real ones."""
@@ -58,12 +61,15 @@ def parse_adapter(text: str) -> Weighted:
         problem = "there is no such folder" if not folder.is_dir() else f"a weight of {weight} adds nothing"
         raise RecipeError(problem, where=f"--adapter {text}", fix="name a PEFT folder or a run, and a weight")
     if not is_run(folder):
-        return Weighted(folder, weight)
+        return Weighted(folder, weight, identity=_exported_identity(folder))
     run = open_run(folder)
-    return Weighted(folder / ADAPTER if run.adapter is not None else None, weight, trained_parts(run))
+    inner = folder / ADAPTER if run.adapter is not None else None
+    return Weighted(inner, weight, trained_parts(run), run.record.base_identity)
 
 
-def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter: Reporter) -> dict[str, Any]:
+def merge_stack(
+    base: str, adapters: Sequence[Weighted], output: Path, reporter: Reporter, *, force_base: bool = False
+) -> dict[str, Any]:
     """Writes a stock folder: base plus every adapter times its weight, summed in float32, rounded once.
 
     Trained tensors, such as two projectors, are mixed as `W + sum of w_i (T_i - W)`.
@@ -73,17 +79,23 @@ def merge_stack(base: str, adapters: Sequence[Weighted], output: Path, reporter:
         adapters: from `parse_adapter`.
         output: a new folder; it appears only when every check has passed.
         reporter: told of progress.
+        force_base: accept another base than the one that an adapter was trained on.
 
     Returns:
         As `merge_run`.
 
     Raises:
         LockadaptError: as `merge_weights`.
-        VerificationError: the reloaded folder differs from the sum computed in memory.
+        VerificationError: an adapter was trained on another base, or the reloaded folder differs from the sum computed
+            in memory.
     """
     require_new(output, what="merging")
     source = local_folder(base)
     model, processor = load_model(source, torch.float32)
+    for one in () if force_base else adapters:
+        check_base(
+            one.identity, model, processor.tokenizer, f"{base} under {one.folder or 'a run'}", fix=_FORCE
+        )
     reference = reference_answers(added(model, source, adapters), processor, _probe(adapters))
     del model
     with new_folder(output, what="merging") as folder:
@@ -112,6 +124,18 @@ def added(model: Any, source: Path, adapters: Sequence[Weighted]) -> Any:
             change.apply(matrix, 0)
         tensor.copy_(matrix.reshape(tensor.shape))
     return model
+
+
+_FORCE = "name the base that it was trained on, or add --force-base if you know better"
+
+
+def _exported_identity(folder: Path) -> BaseIdentity | None:
+    """What `lockadapt export` wrote beside an adapter says of its base."""
+    for file in (folder / SIDECAR, folder.parent / SIDECAR):
+        if file.is_file():
+            recorded = read_json(file).get("base_identity")
+            return BaseIdentity.from_dict(recorded) if isinstance(recorded, dict) else None
+    return None
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

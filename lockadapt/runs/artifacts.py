@@ -13,9 +13,10 @@ from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
 from lockadapt.errors import VerificationError
 from lockadapt.files import disk_errors, ordinary_permissions, write_tensors
+from lockadapt.tuning.adapter_config import CONFIG, WEIGHTS
 
 ADAPTER, PROCESSOR = "adapter", "processor"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = CONFIG, WEIGHTS
 PART_FILES = {part: f"{part}.safetensors" for part in ("projector", "retrieval", "generation")}
 """Where the tensors of each part are kept, by their stock names."""
 

@@ -1,31 +1,64 @@
-"""Compares a run folder's files with what the run records of them: no run whose files are others is ever opened."""
+"""Compares a run folder with all that the run records of it: no run whose files or base are others is ever opened."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockadapt.errors import VerificationError
+import torch
+from safetensors import safe_open
+
+from lockadapt.data.paths import PICKLE_SUFFIXES
+from lockadapt.errors import DataError, SafetyError, VerificationError
+from lockadapt.models.folder_digest import folder_digest
+from lockadapt.models.sources import HUB_ID
 from lockadapt.runs.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_FILES, PROCESSOR
 from lockadapt.runs.record import RunRecord
+from lockadapt.runs.run_folder import BASE, base_of, fingerprint
+from lockadapt.tuning.adapter_config import check_header, read_adapter_config
+from lockadapt.tuning.base_identity import BaseIdentity, base_identity, compare
+from lockadapt.tuning.locks import tensor_digest
 
 _AGAIN = "copy the run folder again, or train again"
+_BASE_AGAIN = "restore the base that the run was trained on, or train again"
 
 
-def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str, Any] | None:
-    """Compares which files there are with which the run wrote; weights are not read here.
+def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str, Any] | None:
+    """Compares a folder's files, what it trained and its base with what the run recorded.
 
     Args:
+        folder: of the run.
+        record: its `run.json`. What older versions did not record is not compared.
         query_tokens: that the run trained; the adapter holds them.
 
     Returns:
         `adapter_config.json` of the run's adapter; None where it trained neither LoRA nor query tokens.
 
     Raises:
-        VerificationError: a file is missing, one is there that the run did not write, or the adapter is of another kind.
+        SafetyError: there is pickle.
+        VerificationError: a file is missing, damaged, of another run or not the run's at all; a trained tensor is not finite;
+            the base's files are others.
     """
+    refuse_pickle_files(folder)
+    config = check_files(folder, record, query_tokens)
+    for name, digest in artifact_digests(folder).items():
+        if record.artifacts is not None and record.artifacts.get(name) != digest:
+            raise VerificationError("is not what this run wrote", where=str(folder / name), fix=_AGAIN)
+    found = base_digest(folder, record.base) if record.base_files is not None else None
+    if found is not None and found != record.base_files:
+        raise VerificationError(
+            "is not the base that the run was trained on: its config, tokenizer or weights changed since",
+            where=base_of(folder, record.base),
+            fix=_BASE_AGAIN,
+        )
+    return config
+
+
+def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str, Any] | None:
+    """Compares which files there are with which the run wrote; arguments, result and errors as `check_run`."""
     _compare(folder / PROCESSOR, True, (folder / PROCESSOR).is_dir())
     for part, name in PART_FILES.items():
         _compare(folder / name, part in record.components, (folder / name).is_file())
@@ -35,14 +68,110 @@ def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[s
         return None
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         _compare(folder / ADAPTER / name, True, (folder / ADAPTER / name).is_file())
-    config = _adapter_config(folder / ADAPTER / ADAPTER_CONFIG)
-    if (config.get("peft_type") == "LORA") != lora:
+    config = read_adapter_config(folder / ADAPTER)
+    if (config["peft_type"] == "LORA") != lora:
         raise VerificationError(
-            f"is of the kind {config.get('peft_type')}, but the run trained {'LoRA' if lora else 'none'}",
+            f"is of the kind {config['peft_type']}, but the run trained {'LoRA' if lora else 'none'}",
             where=str(folder / ADAPTER),
             fix=_AGAIN,
         )
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(config.get(key), str):
+            raise VerificationError(
+                f"`{key}` is a regular expression; a run lists its modules",
+                where=str(folder / ADAPTER / ADAPTER_CONFIG),
+                fix=_AGAIN,
+            )
     return config
+
+
+def refuse_pickle_files(folder: Path) -> None:
+    """Refuse a run folder with pickle in it, before anything opens it: lockadapt never writes any.
+
+    Raises:
+        SafetyError: names the file.
+    """
+    for place in (folder, folder / ADAPTER, folder / PROCESSOR, folder / BASE):
+        for file in sorted(place.iterdir()) if place.is_dir() else ():
+            if file.suffix.lower() in PICKLE_SUFFIXES:
+                raise SafetyError(
+                    "is or may hold pickle, and reading pickle can run any code",
+                    where=str(file),
+                    fix="remove it; lockadapt keeps weights in *.safetensors only",
+                )
+
+
+def artifact_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 (hex) of all that training left to be loaded: tensors by key, dtype, shape and bytes; the adapter's settings.
+
+    Returns:
+        By file, relative to the folder. Where the base lies is not part of it, which users move.
+
+    Raises:
+        VerificationError: a file is damaged, or a tensor is not finite.
+    """
+    config = folder / ADAPTER / ADAPTER_CONFIG
+    digests: dict[str, str] = {}
+    if config.is_file():
+        values = {**read_adapter_config(folder / ADAPTER), "base_model_name_or_path": None}
+        text = json.dumps(values, sort_keys=True)
+        digests[f"{ADAPTER}/{ADAPTER_CONFIG}"] = hashlib.sha256(text.encode()).hexdigest()
+    for name in (f"{ADAPTER}/{ADAPTER_WEIGHTS}", *PART_FILES.values()):
+        if (folder / name).is_file():
+            digests[name] = _tensors_digest(folder / name)
+    return digests
+
+
+def base_digest(folder: Path, recorded: str) -> str | None:
+    """`folder_digest` of a run's base; None where that is not on this machine.
+
+    Args:
+        folder: of the run.
+        recorded: where the base was when the run was trained, unless the run has its own.
+
+    Raises:
+        VerificationError: its files are damaged.
+    """
+    place = Path(base_of(folder, recorded)).expanduser()
+    if not place.is_dir():
+        cached = _cached(recorded)
+        if cached is None:
+            return None  # whoever loads it says that it is gone, and compares what was loaded
+        place = cached
+    try:
+        return folder_digest(place)
+    except DataError as error:
+        raise VerificationError(error.message, where=error.where, fix=_BASE_AGAIN) from error
+
+
+def check_base(
+    recorded: BaseIdentity | None, model: Any, tokenizer: Any, where: str, fix: str = _BASE_AGAIN
+) -> None:
+    """Compares a loaded base, nothing attached, with the one that the run was trained on.
+
+    Args:
+        recorded: None in older runs: nothing is compared.
+        model: the base, quantized as in training or not.
+        tokenizer: the model's.
+        where: the base's place, for messages.
+        fix: what to do about another base, for messages.
+
+    Raises:
+        VerificationError: it is another; says which component, setting or part of the tokenizer.
+    """
+    if recorded is None:
+        return
+    if recorded.model_class != type(model).__name__:
+        differ: tuple[str, ...] = (f"it is {type(model).__name__}, was {recorded.model_class}",)
+    else:
+        found = compare(recorded, base_identity(model, tokenizer, recorded.trained_rows))
+        differ = (*found.base, *found.tokenizer)
+    if differ:
+        raise VerificationError(
+            f"is not the base that the run was trained on: {'; '.join(differ)}",
+            where=where,
+            fix=fix,
+        )
 
 
 def _compare(place: Path, recorded: bool, there: bool) -> None:
@@ -52,11 +181,23 @@ def _compare(place: Path, recorded: bool, there: bool) -> None:
     raise VerificationError(said, where=str(place), fix=_AGAIN)
 
 
-def _adapter_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise VerificationError(f"cannot be read: {error}", where=str(file), fix=_AGAIN) from error
-    if not isinstance(config, dict):
-        raise VerificationError("holds no JSON object", where=str(file), fix=_AGAIN)
-    return config
+def _tensors_digest(file: Path) -> str:
+    check_header(file)
+    digests: dict[str, str] = {}
+    with safe_open(file, "pt") as held:
+        for key in held.keys():  # noqa: SIM118 - no mapping
+            tensor = held.get_tensor(key)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise VerificationError(f"{key} is not finite everywhere", where=str(file), fix=_AGAIN)
+            digests[key] = tensor_digest(tensor)
+    return fingerprint(digests)
+
+
+def _cached(base: str) -> Path | None:
+    """Where an earlier download left a model of the Hub."""
+    if not HUB_ID.fullmatch(base):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(base, "config.json")
+    return Path(found).parent if isinstance(found, str) else None

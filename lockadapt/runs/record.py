@@ -15,7 +15,7 @@ from lockadapt.models.origins import Origin
 from lockadapt.tuning.base_identity import FORMAT, BaseIdentity
 from lockadapt.tuning.locks import ComponentRow
 
-RUN, VERSION = "run.json", 1
+RUN, VERSION = "run.json", 2
 """Its name, and the version that is written. Runs of before it had versions are read as version 0."""
 
 Count = Annotated[int, Field(ge=0)]
@@ -86,6 +86,8 @@ class RunRecord(_Record):
         sources: of LLM, tower and data, with their licences; None in runs of before they were recorded.
         base_identity: taken before the first step; None where none, or one of another format, was recorded.
         base_fingerprint: SHA-256 over the digests of all frozen tensors.
+        base_files: `folder_digest` of the base before the first step; None where it was not recorded.
+        artifacts: `artifact_digests` of what training left, by file; None in runs of before they were recorded.
     """
 
     version: int = VERSION
@@ -102,6 +104,8 @@ class RunRecord(_Record):
     stages: tuple[StageRecord, ...]
     base_identity: BaseIdentity | None = None
     base_fingerprint: str
+    base_files: str | None = None
+    artifacts: dict[str, str] | None = None
     steps: Count
     seconds: Seconds
     samples_per_second: Seconds

@@ -23,7 +23,7 @@ from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, ADAPTER_WEIGHTS, load_parts
-from lockadapt.runs.integrity import check_files
+from lockadapt.runs.integrity import check_base, check_run
 from lockadapt.runs.origins import recipe_origins
 from lockadapt.runs.record import RunRecord, read_record
 from lockadapt.tuning.quantize import dequantize, load_quantized
@@ -131,10 +131,11 @@ class Run:
 
         Raises:
             SetupError: the base is gone.
-            VerificationError: adapter or parts do not fit the base.
+            VerificationError: the base is another than the one of training, or adapter or parts do not fit it.
         """
         quantization = "none" if base == "original" else self.record.quantization
         model, processor = load_quantized(self.base, quantization, self.dtype)
+        check_base(self.record.base_identity, model, processor.tokenizer, self.base)
         place = "cuda" if torch.cuda.is_available() else "cpu"
         if base == "dequantized" and quantization != "none":
             # What fits a card in 4 bits can be too large for it in 16.
@@ -168,7 +169,7 @@ def open_run(folder: str | Path) -> Run:
     folder = Path(folder)
     experiment = build_experiment(run_folder.read_recipe(folder))
     record = read_record(folder)
-    return Run(folder, experiment, record, check_files(folder, record, experiment.query_tokens))
+    return Run(folder, experiment, record, check_run(folder, record, experiment.query_tokens))
 
 
 def as_run(run: str | Path | Run) -> Run:

@@ -12,6 +12,7 @@ from lockadapt.models.sources import resolve_dtype
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.runs.card import write_card
+from lockadapt.runs.integrity import artifact_digests
 from lockadapt.runs.origins import recipe_origins
 from lockadapt.runs.record import RunRecord, write_record
 from lockadapt.runs.run import open_run
@@ -27,13 +28,14 @@ class Training:
 
     Attributes:
         stages: in their order.
-        base_identity: taken before the first step.
+        base_identity, base_files: taken before the first step.
         steps: optimiser steps that were planned.
         seconds: that the stages took.
     """
 
     stages: Sequence[TrainedStage]
     base_identity: BaseIdentity
+    base_files: str | None
     steps: int
     seconds: float
 
@@ -83,6 +85,8 @@ def _record(session: Session, training: Training) -> dict[str, Any]:
         "stages": [stage.record.model_dump(mode="json") for stage in training.stages],
         "base_identity": training.base_identity.to_dict(),
         "base_fingerprint": training.stages[-1].fingerprint,
+        "base_files": training.base_files,
+        "artifacts": artifact_digests(session.folder),
         "steps": training.steps,
         "seconds": round(training.seconds, 2),
         "samples_per_second": round(training.samples_per_second, 2),

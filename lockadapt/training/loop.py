@@ -17,6 +17,7 @@ from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
+from lockadapt.runs.integrity import base_digest
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_of, load_samples
 from lockadapt.training.stage import Session, run_stage
@@ -60,6 +61,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     model, processor = build_model(experiment, base, calibration, reporter, cached.record if cached else None)
     trained_rows = query_token_ids(processor.tokenizer, experiment.query_tokens)
     identity = base_identity(model, processor.tokenizer, trained_rows)
+    base_files = base_digest(folder, recipe.model.vlm or "")
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     model = add_adapters(experiment, model, processor)
@@ -75,7 +77,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
     stages, started = experiment.stages(rows.counts), time.perf_counter()
     trained = [run_stage(session, stage) for stage in stages]
     steps, seconds = sum(stage.steps for stage in stages), time.perf_counter() - started
-    training = Training(trained, identity, steps, seconds)
+    training = Training(trained, identity, base_files, steps, seconds)
 
     write_run(session, training, samples)
     reporter.note(

@@ -16,7 +16,17 @@ from tests.support.runs import component, record
 
 KEYS = [
     *("version", "command", "versions", "seed", "base", "llm", "tower", "dtype", "quantization", "blind"),
-    *("sources", "stages", "base_identity", "base_fingerprint", "steps", "seconds", "samples_per_second"),
+    *(
+        "sources",
+        "stages",
+        "base_identity",
+        "base_fingerprint",
+        "base_files",
+        "artifacts",
+        "steps",
+        "seconds",
+        "samples_per_second",
+    ),
     "locked",
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,14 @@ from lockadapt.exports.weights.changes import LowRank, Rows, WeightUpdate, Whole
 from lockadapt.models.quiet import quiet
 from lockadapt.models.safetensors_file import read_shard
 from lockadapt.models.sources import some
+from lockadapt.tuning.adapter_config import (
+    CONFIG,
+    WEIGHTS,
+    read_adapter_config,
+    refuse_endless_patterns,
+    refuse_pickled_adapter,
+)
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 NAME = "default"
 
@@ -74,20 +79,22 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
         Changes by the name of the stock parameter that they change.
 
     Raises:
+        SafetyError: its weights are pickle.
         SetupError, DataError: the folder cannot be read.
         AdapterError: it is of a kind that is no sum with the base, or is not known here.
         VerificationError: a tensor has no place, is missing, or has another shape.
     """
     from peft import PeftConfig, get_peft_model
 
+    refuse_pickled_adapter(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise SetupError(
                 f"not a PEFT adapter: {name} not found", where=str(folder), fix="pass a PEFT folder"
             )
     read_shard(folder / WEIGHTS)
+    said = read_adapter_config(folder)
     try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             config = PeftConfig.from_pretrained(str(folder))
@@ -104,6 +111,7 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
             fix="pip install -U peft, or leave the key out",
         )
     _require_sum(config, weight, str(folder / CONFIG))
+    refuse_endless_patterns(said, [name for name, _ in model.named_modules()], str(folder / CONFIG))
     prepared: Any = dataclasses.replace(config, init_lora_weights=False) if _is_lora(config) else config
     try:
         with quiet(), torch.device("meta"):

@@ -22,6 +22,7 @@ from lockadapt.exports.weights.stream import cores, write_shards
 from lockadapt.files import write_json
 from lockadapt.models.safetensors_file import header_bytes
 from lockadapt.models.sources import some
+from lockadapt.tuning.base_identity import BaseIdentity
 
 GPU_THREADS = 8
 """Threads that read, feed a GPU and write."""
@@ -29,11 +30,16 @@ GPU_THREADS = 8
 
 @dataclass(frozen=True)
 class Weighted:
-    """A PEFT folder (or none), its weight, and by stock name what was trained beside it, as a projector."""
+    """A PEFT folder (or none), its weight, and by stock name what was trained beside it, as a projector.
+
+    Attributes:
+        identity: the base that it was trained on; None where its folder does not say.
+    """
 
     folder: Path | None
     weight: float = 1.0
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    identity: BaseIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def all_changes(
             raise AdapterError(
                 "gets a low-rank sum and trained values of its own",
                 where=name,
-                fix="merge these adapters one after the other",
+                fix="merge these adapters one after the other, the second with --force-base",
             )
         if len(sums) > 1 and any(one.magnitude is not None for one in sums):
             raise AdapterError(
