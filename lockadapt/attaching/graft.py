@@ -49,7 +49,8 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         others: names of the adapters that are attached already.
 
     Raises:
-        VerificationError: a tensor is missing, left over, or of another shape; a pattern of the config never ends.
+        VerificationError: a tensor is missing, left over, or of another shape; a pattern of the config never
+            ends.
     """
     places = layout_of(model)
     config = source.config or LoraConfig(target_modules=DUMMY_TARGET_MODULES, inference_mode=True)

@@ -86,8 +86,8 @@ def merge_stack(
 
     Raises:
         LockadaptError: as `merge_weights`.
-        VerificationError: an adapter was trained on another base, or the reloaded folder differs from the sum computed
-            in memory.
+        VerificationError: an adapter was trained on another base, or the reloaded folder differs from the sum
+            computed in memory.
     """
     require_new(output, what="merging")
     source = local_folder(base)

@@ -1,4 +1,4 @@
-"""`adapter_config.json`, read strictly: every value of the kind that PEFT computes with, no pattern that never ends."""
+"""`adapter_config.json`, read strictly: values of the kinds that PEFT computes with, no endless pattern."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Index = Annotated[int, Field(ge=0)]
 
 
 class _AdapterConfig(BaseModel):
-    """The fields whose values are computed with, or run as regular expressions; others are judged where they are used."""
+    """Fields that are computed with, or run as regular expressions; others are judged where they are used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -65,8 +65,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         SafetyError: the folder keeps its weights as pickle.
-        VerificationError: the file cannot be read, a value is not what PEFT writes, or a rank is larger than any that the
-            weights have, so that making its layers would fill the memory.
+        VerificationError: the file cannot be read, a value is not what PEFT writes, or a rank is larger than
+            any that the weights have, so that making its layers would fill the memory.
     """
     refuse_pickled_adapter(folder)
     file = folder / CONFIG
@@ -118,7 +118,7 @@ def check_header(file: Path) -> None:
 
 
 def refuse_endless_patterns(values: Mapping[str, Any], names: Iterable[str], where: str) -> None:
-    """Tries all that PEFT would run as regular expressions on a model's modules, in a process that is ended if they do not.
+    """Tries what PEFT would run as regular expressions on a model's modules, in a process that can be ended.
 
     Args:
         values: of `adapter_config.json`.
