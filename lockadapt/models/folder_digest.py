@@ -1,4 +1,4 @@
-"""One digest of a model folder's config, tokenizer and weights: quickly read, so that it can be compared at every opening."""
+"""One digest of a model folder's config, tokenizer and weights, quick enough for every opening."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CONFIGS = (
 """What a model computes with beside weights, of what Transformers always fetches."""
 
 PIECES, PIECE = 16, 4096
-"""A tensor of more than PIECES x PIECE bytes is represented by so many pieces of so many bytes, evenly spread, its first and
-its last among them."""
+"""A tensor of more than PIECES x PIECE bytes is represented by that many pieces of so many bytes, evenly
+spread, its first and its last among them."""
 
 _INDEX = "model.safetensors.index.json"
 
@@ -29,8 +29,8 @@ _INDEX = "model.safetensors.index.json"
 def folder_digest(folder: Path) -> str:
     """SHA-256 (hex) over configs, and over key, dtype, shape and spread bytes of every tensor.
 
-    A tensor of up to 64 KiB counts whole. Of larger ones a change in few values can stay unseen, which digests of loaded
-    weights find (`lockadapt.tuning.base_identity`, and the lock of a run); another training, scale or file never does.
+    A tensor of up to 64 KiB counts whole. In larger ones a change of few values can stay unseen; another
+    training, scale or file cannot. `lockadapt.tuning.base_identity` compares loaded weights as well.
 
     Args:
         folder: config.json and *.safetensors, as Transformers writes them.
