@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
 from PIL import Image
 from trl import DPOConfig, DPOTrainer
 
 import lockadapt
-from lockadapt.architectures import layout_of
-from lockadapt.tuning.adapters import resolve_targets
-from lockadapt.tuning.freeze_tower_mode import keep_tower_still
 
 ASSETS = files("lockadapt.quickstart").joinpath("assets")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -44,7 +40,7 @@ def rows() -> Dataset:
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTrainer:
     """Build the trainer; the reference is the same model with LoRA and the trained projector disabled."""
-    keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
+    lockadapt.keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = DPOConfig(
         str(output),
         max_steps=steps,
@@ -56,9 +52,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> DPOTra
         bf16=str(model.dtype) == "torch.bfloat16",  # TRL defaults to bfloat16 even without a GPU
         report_to="none",
     )
-    lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=list(layout_of(model).projector)
-    )
+    lora = lockadapt.lora_config(model, lockadapt.LoraSettings(rank=8), train_projector=True)
     return DPOTrainer(model, args=config, train_dataset=rows(), processing_class=processor, peft_config=lora)
 
 

@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import LoraConfig
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
 import lockadapt
-from lockadapt.architectures import layout_of
-from lockadapt.tuning.adapters import resolve_targets
-from lockadapt.tuning.freeze_tower_mode import keep_tower_still
 
 ASSETS = files("lockadapt.quickstart").joinpath("assets")
 COLOURS = ("red", "green", "blue", "yellow")
@@ -43,7 +39,7 @@ def rows() -> Dataset:
 
 def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTrainer:
     """Build the trainer; LoRA adapts only the LLM's layers, by full path; the projector is trained whole."""
-    keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
+    lockadapt.keep_tower_still(model)  # TRL trains with the tower's BatchNorm layers in training mode
     config = SFTConfig(
         str(output),
         max_steps=steps,
@@ -55,9 +51,7 @@ def make_trainer(model: Any, processor: Any, output: Path, steps: int) -> SFTTra
         bf16=str(model.dtype) == "torch.bfloat16",  # TRL defaults to bfloat16 even without a GPU
         report_to="none",
     )
-    lora = LoraConfig(
-        target_modules=resolve_targets(model, "all-linear"), modules_to_save=list(layout_of(model).projector)
-    )
+    lora = lockadapt.lora_config(model, lockadapt.LoraSettings(rank=8), train_projector=True)
     return SFTTrainer(model, config, train_dataset=rows(), processing_class=processor, peft_config=lora)
 
 

@@ -74,7 +74,7 @@ class Assembled:
 def assemble(
     llm: str | Path,
     tower: str | Path,
-    output: str | Path | None,
+    output: str | Path | None = None,
     *,
     fusion_name: str = "mlp",
     image_size: int | None = None,

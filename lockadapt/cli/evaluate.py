@@ -28,14 +28,15 @@ def evaluate(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Evaluate every objective on its test rows."""
-    from lockadapt.console import Reporter
-    from lockadapt.evaluation.evaluate import evaluate_folder
+    from lockadapt.api.steps import evaluate as score
 
-    scores = evaluate_folder(target, recipe, overrides, blind, predictions, Reporter(quiet))
+    result = score(
+        target, recipe=recipe, overrides=overrides, blind=blind, predictions=predictions, quiet=quiet
+    )
     if as_json:
-        emit(json.dumps(scores))
+        emit(json.dumps(result.to_json()))
         return
-    for name, values in scores.items():
+    for name, values in result.scores.items():
         emit("\n".join(score_lines(name, values)))
 
 

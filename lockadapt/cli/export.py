@@ -25,8 +25,7 @@ def export(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Export a run for another client, and verify its outputs in a fresh process."""
-    from lockadapt.console import Reporter
-    from lockadapt.exports.export import export_run
+    from lockadapt.api.steps import export as write
 
-    result = export_run(run, to, output, Reporter(quiet), llama_cpp)
-    emit(json.dumps(result) if as_json else result["output"])
+    result = write(run, to=to, output=output, llama_cpp=llama_cpp, quiet=quiet)
+    emit(json.dumps(result.to_json()) if as_json else result.output)

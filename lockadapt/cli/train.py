@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -40,17 +39,15 @@ def train(
     if print_config:
         emit(shown(loaded))
         return
-    from lockadapt.console import Reporter
-
-    reporter = Reporter(quiet)
     if dry_run:
+        from lockadapt.console import Reporter
         from lockadapt.planning.check import check_recipe
 
-        check_recipe(loaded.recipe, reporter)
+        check_recipe(loaded.recipe, Reporter(quiet))
         return
     if loaded.recipe.output is None:
         raise RecipeError("no run folder given", where=str(recipe), fix="add --output FOLDER")
-    from lockadapt.training.loop import train as run
+    from lockadapt.api.steps import train as run
 
-    result = run(loaded.recipe, loaded.recipe.output, reporter, resume)
-    emit(json.dumps(dataclasses.asdict(result)) if as_json else result.output)
+    result = run(loaded, resume=resume, quiet=quiet)
+    emit(json.dumps(result.to_json()) if as_json else result.output)

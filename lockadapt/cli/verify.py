@@ -19,10 +19,9 @@ def verify(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
     """Verify a folder in a fresh process, and with --against its equality with the trained model."""
-    from lockadapt.console import Reporter
-    from lockadapt.exports.verify import verify_folder
+    from lockadapt.api.steps import verify as check
 
-    result = verify_folder(folder, against, Reporter(quiet))
+    result = check(folder, against=against, quiet=quiet).to_json()
     if as_json:
         emit(json.dumps(result))
         return

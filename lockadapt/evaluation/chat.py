@@ -11,7 +11,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.evaluation.target import open_target
 
 MAX_PIXELS = 50_000_000
@@ -25,7 +25,7 @@ class Chat:
         images: shown so far; the last `waiting` of them belong to the next turn.
     """
 
-    predictor: Predictor
+    predictor: SamplePredictor
     pixels: PixelInputs
     max_new_tokens: int
     images: list[ImageRef] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Chat:
         pixels = PixelInputs(opened.processor.image_processor, MAX_PIXELS)
         allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
         encoder = Encoder(opened.processor, context_length(opened.model), allowed)
-        chat = cls(Predictor(opened.model, encoder, pixels), pixels, max_new_tokens)
+        chat = cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)
         for image in images:
             chat.show(image)
         return chat

@@ -17,7 +17,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
-from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.evaluation.probe import TowerFeatures, at_side, probe_scores, train_probe
 from lockadapt.objectives.base import Progress
 from lockadapt.objectives.generate_images import generate_image_token_ids, pictures
@@ -66,7 +66,7 @@ class EvaluationBench:
         Raises:
             RecipeError: ranking is asked for without a list.
         """
-        predictor = Predictor(
+        predictor = SamplePredictor(
             self.model, self.encoder, self.images, self.batch_size, self.max_row_tokens, self.note
         )
         if self.method == "rank" and closed is None:

@@ -23,11 +23,12 @@ from lockadapt.features.policy import ImagePolicy
 from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
 from lockadapt.runs.card import write_card
+from lockadapt.runs.run import LoadedRun, Run
 from lockadapt.runs.run_folder import SCORES
 
 
 def evaluate_folder(
-    folder: Path,
+    source: str | Path | Run | LoadedRun,
     recipe_file: Path | None,
     overrides: Sequence[str],
     blind: bool,
@@ -37,7 +38,7 @@ def evaluate_folder(
     """Scores a folder by objective; a run's scores are kept in its `evaluation.json` and model card as well.
 
     Args:
-        folder: a run, or a stock folder.
+        source: a run, open or its folder; or a stock folder.
         recipe_file: whose test rows and objectives are taken; None: those it was trained with.
         overrides: `key.path=value`.
         blind: whether every image is replaced by the mean image.
@@ -51,7 +52,7 @@ def evaluate_folder(
         RecipeError: a stock folder that says nothing of its recipe, and none is given.
         DataError: no objective has test rows.
     """
-    target = open_target(folder)
+    target = open_target(source)
     if recipe_file is None and target.experiment is None:
         raise RecipeError(
             "the folder does not say which recipe it was trained with",

@@ -32,7 +32,7 @@ RANK_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Predictor:
+class SamplePredictor:
     """A model in eval mode with what it needs to answer.
 
     Attributes:

@@ -20,7 +20,7 @@ from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import Objective
 from lockadapt.runs.artifacts import PART_FILES, load_part
-from lockadapt.runs.run import Run, open_run
+from lockadapt.runs.run import LoadedRun, Run, open_run
 from lockadapt.runs.run_folder import is_run
 
 BESIDE = Path(RETRIEVAL) / PART_FILES[RETRIEVAL]
@@ -46,8 +46,14 @@ class Target:
     folder: Path
 
 
-def open_target(folder: Path) -> Target:
-    """Opens a run folder, or a stock folder of a class that lockadapt trains.
+def open_target(source: str | Path | Run | LoadedRun) -> Target:
+    """Opens a run folder, a stock folder of a class that lockadapt trains, or a run that is open already.
+
+    Args:
+        source: a folder or a run; the model of one that is loaded is not loaded again.
+
+    Returns:
+        Its model, in eval mode.
 
     Args:
         folder: the run, or the stock folder.
@@ -59,6 +65,9 @@ def open_target(folder: Path) -> Target:
         RecipeError: the run is not finished.
         VerificationError: the run is damaged.
     """
+    if isinstance(source, (Run, LoadedRun)):
+        return target_of(source)
+    folder = Path(source)
     if is_run(folder):
         return target_of(open_run(folder))
     model, processor = load_model(folder, resolve_dtype("auto"))
@@ -73,9 +82,10 @@ def open_target(folder: Path) -> Target:
     return Target(model, processor, experiment, None, None, folder)
 
 
-def target_of(run: Run) -> Target:
-    """A run that is open already; its model is loaded."""
-    loaded = run.load()
+def target_of(run: Run | LoadedRun) -> Target:
+    """A run that is open already; its model is loaded, if it is not."""
+    loaded = run if isinstance(run, LoadedRun) else run.load()
+    run = loaded.run
     return Target(loaded.model, loaded.processor, run.experiment, run, run.mean_image(), run.folder)
 
 

@@ -152,7 +152,13 @@ class Run:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run and its trained model in eval mode, the adapter not folded."""
+    """A run and its trained model.
+
+    Attributes:
+        run: its folder, recipe and record.
+        model: in eval mode, the adapter not folded.
+        processor: the model's.
+    """
 
     run: Run
     model: nn.Module
@@ -177,8 +183,22 @@ def as_run(run: str | Path | Run) -> Run:
     return run if isinstance(run, Run) else open_run(run)
 
 
-def load_run(folder: str | Path, base: Base = "quantized") -> LoadedRun:
-    """Opens a run folder and loads its model; errors as `open_run` and `Run.load`."""
+def load_run(folder: str | Path, *, base: Base = "quantized") -> LoadedRun:
+    """Opens a run folder and loads its trained model.
+
+    Args:
+        folder: a finished run.
+        base: of a quantized run: `quantized` as it was trained, `dequantized` to matrices of the same values, or
+            `original`, from before quantization.
+
+    Returns:
+        `model` in eval mode with its adapter attached, on the GPU if there is one; `processor`; and the `run`.
+
+    Raises:
+        RecipeError: it is no finished run.
+        SetupError: the base is gone.
+        VerificationError: the folder is damaged, or its parts do not fit the base.
+    """
     return open_run(folder).load(base)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -26,13 +27,25 @@ from lockadapt.tuning.base_identity import base_identity
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `lockadapt train --json` prints."""
+    """A finished run.
 
-    output: str
+    Attributes:
+        output: the run folder.
+        steps: optimiser steps.
+        seconds: that training took, without reading rows and building the model.
+        samples_per_second: over all stages.
+        locked: the lock was proved: every frozen tensor is what it was.
+    """
+
+    output: Path
     steps: int
     seconds: float
     samples_per_second: float
     locked: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """What `lockadapt train --json` prints."""
+        return {**asdict(self), "output": str(self.output)}
 
 
 def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool = False) -> TrainResult:
@@ -84,4 +97,4 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         f"lock proof: {training.locked:,} frozen tensors unchanged. {steps:,} steps in {seconds:.0f} s: {folder}"
     )
     rate = round(training.samples_per_second, 2)
-    return TrainResult(str(folder), steps, round(seconds, 2), rate, True)
+    return TrainResult(folder, steps, round(seconds, 2), rate, True)

@@ -55,7 +55,7 @@ class GroundingTrainer(Trainer):
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
             The model's processor; loaded with the model if that is a path.
         peft_config ([`~peft.LoraConfig`], *optional*):
-            LoRA on the LLM; use `lockadapt.tuning.adapters.lora_config` to resolve its targets.
+            LoRA on the LLM; use `lockadapt.lora_config` to resolve its targets.
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
         image_inputs (`ImageInputs` or a mapping, *optional*):

@@ -32,7 +32,18 @@ _MISSING = {
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """What `LoraConfig` is made from; field meanings as in the recipe's `lora` section."""
+    """What `lora_config` makes a PEFT config from.
+
+    Attributes:
+        rank: of the update B A of each layer.
+        alpha: its scale is alpha / rank (rsLoRA: alpha / sqrt(rank)); None: twice the rank.
+        dropout: of a layer's input on its way to A, 0 to 1.
+        targets: `all-linear` (of the LLM's blocks), `attention`, or names of layers: last components, tails
+            of paths, or full paths.
+        rslora: rank-stabilised scale (arXiv 2312.03732).
+        dora: directions and magnitudes apart (arXiv 2402.09353).
+        init: of A and B: `default`, or another that `peft.LoraConfig.init_lora_weights` takes.
+    """
 
     rank: int = 16
     alpha: float | None = None
@@ -72,8 +83,24 @@ def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
     return list(chosen)
 
 
-def lora_config(model: nn.Module, settings: LoraSettings) -> LoraConfig:
-    """The PEFT config for this model, its targets resolved to full module paths."""
+def lora_config(
+    model: nn.Module, settings: LoraSettings | None = None, *, train_projector: bool = False
+) -> LoraConfig:
+    """The PEFT config for this model, its targets resolved to full module paths inside the LLM's blocks.
+
+    Args:
+        model: a stock model, such as that of `lockadapt.assemble`.
+        settings: rank, targets and so on; default: `LoraSettings()`.
+        train_projector: also train the projector, whole (`modules_to_save`). For trainers such as TRL's:
+            `GroundingTrainer` trains and saves the projector by itself and refuses such a config.
+
+    Returns:
+        What `peft_config` of a trainer takes.
+
+    Raises:
+        AdapterError: a target matches nothing, or only modules outside the LLM's blocks.
+    """
+    settings = settings or LoraSettings()
     init: bool | str = True if settings.init == "default" else settings.init
     return LoraConfig(
         r=settings.rank,
@@ -84,6 +111,7 @@ def lora_config(model: nn.Module, settings: LoraSettings) -> LoraConfig:
         use_dora=settings.dora,
         init_lora_weights=init,  # type: ignore[arg-type]
         bias="none",
+        modules_to_save=list(architecture_of(model).layout.projector) if train_projector else None,
     )
 
 
@@ -131,7 +159,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
             f"modules_to_save={sorted(config.modules_to_save)}: the projector is always trained and "
             "saved by itself",
             where="peft_config",
-            fix="leave modules_to_save empty",
+            fix="leave modules_to_save empty (lora_config without train_projector)",
         )
     allowed = set(block_linears(model))
     _set_fan_in(model, config)
@@ -141,7 +169,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
         raise AdapterError(
             f"LoRA would land outside the LLM's blocks: {', '.join(outside[:3])}",
             where="peft_config.target_modules",
-            fix="use full module paths, as lockadapt.tuning.adapters.resolve_targets gives them",
+            fix="use full module paths, as lockadapt.lora_config gives them",
         )
     return peft_model
 

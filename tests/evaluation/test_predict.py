@@ -21,7 +21,7 @@ from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation import prefill
 from lockadapt.evaluation.context import EvaluationBench
-from lockadapt.evaluation.predict import Predictor
+from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.exports.proofs.reference import without_images
 from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.features.tower import tower_outputs
@@ -31,14 +31,14 @@ from tests.support.tiny import GROUPED, tiny_llm, tiny_tokenizer
 CANDIDATES = ["red", "a very long yellow answer", "no", "green"]
 
 
-def predictor(folder: Path, remembered: bool = False) -> Predictor:
+def predictor(folder: Path, remembered: bool = False) -> SamplePredictor:
     model, processor = load_model(folder, "float32")
     pixels = PixelInputs(processor.image_processor, 10**6)
     images = FeatureInputs(pixels, lambda v: tower_outputs(model, v)) if remembered else pixels
-    return Predictor(model, Encoder(processor, 250), images, batch_size=3)
+    return SamplePredictor(model, Encoder(processor, 250), images, batch_size=3)
 
 
-def plain_scores(own: Predictor, sample, candidates) -> list[float]:
+def plain_scores(own: SamplePredictor, sample, candidates) -> list[float]:
     """Sum of log-probabilities of every answer token, one whole text at a time."""
     scores = []
     for candidate in candidates:
@@ -141,7 +141,7 @@ def test_rows_without_images_are_answered(texts: int, assembled: Assembled, tmp_
     torch.testing.assert_close(scores, torch.tensor(plain), rtol=1e-5, atol=1e-4)
 
 
-def plain_text_scores(own: Predictor, sample: Sample) -> list[float]:
+def plain_text_scores(own: SamplePredictor, sample: Sample) -> list[float]:
     return [float(own.scores([sample], [candidate])[0, 0]) for candidate in CANDIDATES]
 
 
