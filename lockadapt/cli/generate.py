@@ -34,6 +34,6 @@ def generate(
     from lockadapt.evaluation.generate import generate_pictures
     from lockadapt.objectives.image_generation import ImageGenerationConfig
 
-    drawing = ImageGenerationConfig(seed, temperature, top_k, top_p, guidance_scale)
-    result = generate_pictures(target, prompts, output, drawing, count)
+    config = ImageGenerationConfig(seed, temperature, top_k, top_p, guidance_scale)
+    result = generate_pictures(target, prompts, output, config, count)
     emit(json.dumps(result) if as_json else f"{len(result['images'])} images: {output}")

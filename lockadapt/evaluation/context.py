@@ -79,18 +79,18 @@ class EvaluationBench:
             return predictor.rank(samples, closed, self.progress)
         return predictor.generate(samples, max_new_tokens, self.progress)
 
-    def draw(self, captions: Sequence[str], drawing: ImageGenerationConfig) -> Tensor:
+    def generate_images(self, captions: Sequence[str], config: ImageGenerationConfig) -> Tensor:
         """See `lockadapt.objectives.generate_images.generate_image_token_ids`."""
-        settings = dataclasses.replace(drawing, batch_size=self.batch_size)
+        settings = dataclasses.replace(config, batch_size=self.batch_size)
         return generate_image_token_ids(self.model, self.encoder.processor, captions, settings, self.progress)
 
-    def probe(self, tower: str, samples: Sequence[Sample], codes: Tensor) -> dict[str, Any] | None:
-        """What a probe on a tower, trained on the first `PROBE_IMAGES` training images, says of drawings.
+    def probe(self, tower: str, samples: Sequence[Sample], image_token_ids: Tensor) -> dict[str, Any] | None:
+        """Judges generated images by a probe on a tower, trained on the first `PROBE_IMAGES` training images.
 
         Args:
             tower: folder or Hub id of a vision model.
             samples: test rows, one image each.
-            codes: what was drawn for their captions.
+            image_token_ids: what was generated for their captions, int64 (rows, tokens).
 
         Returns:
             See `probe_scores`; None without training rows.
@@ -105,7 +105,7 @@ class EvaluationBench:
         features, learned = TowerFeatures(tower), list(self.training())[:PROBE_IMAGES]
         probe = train_probe(features(real(learned)), [row.answer for row in learned])
         processor, captions = self.encoder.processor, [row.answer for row in samples]
-        drawn = features(pictures(self.model, processor, codes))
-        known = self.images([row.images[0] for row in samples])["image_codes"]
+        generated = features(pictures(self.model, processor, image_token_ids))
+        known = self.images([row.images[0] for row in samples])["image_token_ids"]
         tokenized = features(pictures(self.model, processor, known))
-        return probe_scores(probe, drawn, captions, features(real(samples)), captions, tokenized)
+        return probe_scores(probe, generated, captions, features(real(samples)), captions, tokenized)

@@ -18,7 +18,7 @@ from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.context import EvaluationBench
 from lockadapt.evaluation.target import Target, make_ready, open_target
-from lockadapt.features.inputs import CODES, token_inputs, tower_inputs
+from lockadapt.features.inputs import IMAGE_TOKENS, token_inputs, tower_inputs
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
@@ -152,6 +152,6 @@ def _images(
         reporter.note,
         reporter.counted("running what is frozen on images"),
     )
-    if objective.frozen in CODES:
+    if objective.frozen in IMAGE_TOKENS:
         return token_inputs(target.model, target.processor, images, policy)
     return tower_inputs(target.model, target.processor, images, policy, reused)

@@ -1,4 +1,4 @@
-"""Draws pictures for prompts with a run or a merged folder, and writes them with one grid of all."""
+"""Generates images for prompts with a run or a merged folder, and writes them with one grid of all."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.target import open_target
 from lockadapt.files import new_folder
 from lockadapt.models.chat_template import control_tokens
-from lockadapt.objectives.generate_images import draw, grid
+from lockadapt.objectives.generate_images import generate_images, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 MAX_PROMPT = 4096
 """Characters of a prompt."""
 MAX_IMAGES = 10_000
-"""Images of one call, which stand in memory until all are drawn."""
+"""Images of one call, which stand in memory until all are generated."""
 
 
 def generate_pictures(
-    target: Path, prompts: Sequence[str], output: Path, drawing: ImageGenerationConfig, count: int
+    target: Path, prompts: Sequence[str], output: Path, config: ImageGenerationConfig, count: int
 ) -> dict[str, Any]:
     """Writes `count` PNGs for each prompt and `grid.png`; the folder appears whole or not at all.
 
@@ -31,7 +31,7 @@ def generate_pictures(
         target: a run or stock folder that generates images.
         prompts: captions.
         output: a new folder.
-        drawing: how to generate.
+        config: how to generate.
         count: of images a prompt.
 
     Returns:
@@ -66,7 +66,7 @@ def generate_pictures(
         for prompt in prompts:
             controls.refuse(prompt, "prompt")
     asked = [prompt for prompt in prompts for _ in range(count)]
-    images = draw(opened.model, opened.processor, asked, drawing)
+    images = generate_images(opened.model, opened.processor, asked, config)
     with new_folder(output, what="generating images") as folder:
         rows = []
         for number, (prompt, image) in enumerate(zip(asked, images, strict=True)):

@@ -1,4 +1,4 @@
-"""Does a drawn image show what its caption says?
+"""Does a generated image show what its caption says?
 
 A frozen tower plus linear layers, trained on real images, is asked.
 """
@@ -66,7 +66,7 @@ class TowerFeatures:
 
 
 def at_side(pictures: Sequence[Image.Image], side: int) -> list[Image.Image]:
-    """Real pictures as large as drawn ones, so that a probe sees no more of them."""
+    """Real pictures as large as generated ones, so that a probe sees no more of them."""
     return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
 
 
@@ -143,17 +143,17 @@ def train_probe(features: Tensor, captions: Sequence[str], seed: int = 0) -> Pro
 
 def probe_scores(
     probe: Probe,
-    drawn: Tensor,
+    generated: Tensor,
     prompts: Sequence[str],
     real: Tensor,
     captions: Sequence[str],
     tokenized: Tensor,
 ) -> dict[str, Any]:
-    """Scores how many drawn pictures show their prompt, beside how many real ones show their caption.
+    """Scores how many generated pictures show their prompt, beside how many real ones show their caption.
 
     Args:
         probe: trained on other real pictures than `real`.
-        drawn: features of generated pictures, float32 (pictures, channels).
+        generated: features of generated pictures, float32 (pictures, channels).
         prompts: what was to be generated.
         real: features of real pictures, float32 (pictures, channels).
         captions: of the real pictures.
@@ -161,9 +161,9 @@ def probe_scores(
 
     Returns:
         `{"accuracy", "probe_accuracy_on_real", "probe_accuracy_on_tokenized", "by_word"}`: in every respect
-        at once; `by_word` by respect, as [drawn, real].
+        at once; `by_word` by respect, as [generated, real].
     """
-    first, second = probe.right(drawn, prompts).float(), probe.right(real, captions).float()
+    first, second = probe.right(generated, prompts).float(), probe.right(real, captions).float()
     words = ["caption"] if probe.positions is None else [str(position + 1) for position in probe.positions]
     return {
         "accuracy": float(first.prod(1).mean()),

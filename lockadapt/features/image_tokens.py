@@ -30,31 +30,31 @@ SHARE = 1 / 1.1
 
 @dataclass(frozen=True)
 class TokenizerSteps:
-    """How an image tokenizer turns pictures into codes.
+    """How an image tokenizer turns pictures into image tokens.
 
     Attributes:
         pixels: RGB pictures -> pixel values (n, 3, side, side).
-        encode: pixel values -> codes int64 (n, tokens), without gradient.
-        codes: entries of the codebook.
-        digest: of the image tokenizer and its preprocessing; names the file that codes are kept in.
+        encode: pixel values -> image token ids int64 (n, tokens), without gradient.
+        codebook_size: entries of the codebook.
+        digest: of the image tokenizer and its preprocessing; names the file that image token ids are kept in.
     """
 
     pixels: Callable[[list[Image.Image]], torch.Tensor]
     encode: Callable[[torch.Tensor], torch.Tensor]
-    codes: int
+    codebook_size: int
     digest: str = ""
 
 
-class CodeInputs:
-    """Gives `{"image_codes": int64 (images, tokens)}`; see `lockadapt.data.pixels.ImageInputs`.
+class ImageTokenInputs:
+    """Gives `{"image_token_ids": int64 (images, tokens)}`; see `lockadapt.data.pixels.ImageInputs`.
 
-    With `crops` also `"image_crops"`, int64 (images, CROPS, tokens): the codes of ten crops of each image.
+    With `crops` also `"image_crops"`, int64 (images, CROPS, tokens): those of ten crops of each image.
 
     Args:
-        tokenizer: what turns pictures into codes.
+        tokenizer: what turns pictures into image tokens.
         max_pixels: larger images are refused before decoding.
         batch_size: images that are tokenised at a time.
-        folder: where codes are kept between runs; None for nowhere.
+        folder: where image token ids are kept between runs; None for nowhere.
         crops: whether the crops of each image are tokenised as well.
     """
 
@@ -70,7 +70,8 @@ class CodeInputs:
         crops: bool = False,
     ) -> None:
         self.tokenizer, self.max_pixels, self.batch_size = tokenizer, max_pixels, batch_size
-        self.codes, self.dtype = tokenizer.codes, np.uint16 if tokenizer.codes <= SMALL else np.int32
+        self.codebook_size = tokenizer.codebook_size
+        self.dtype = np.uint16 if self.codebook_size <= SMALL else np.int32
         self.crops, name = (
             crops,
             f"codes-{'ten-crops' if crops else 'whole'}-{tokenizer.digest[:32]}.safetensors",
@@ -114,13 +115,13 @@ class CodeInputs:
         return len(todo)
 
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
-        """Codes in the order of the images, and those of their crops where there are any."""
+        """Image token ids in the order of the images, and those of their crops where there are any."""
         if not images:
             return {}
         if any(image.key not in self._rows for image in images):
             self.fill(images)
         rows = torch.from_numpy(np.stack([self._rows[image.key] for image in images]).astype(np.int64))
-        return {"image_codes": rows[:, 0], **({"image_crops": rows[:, 1:]} if self.crops else {})}
+        return {"image_token_ids": rows[:, 0], **({"image_crops": rows[:, 1:]} if self.crops else {})}
 
     def _encoded(self, pictures: list[Image.Image]) -> np.ndarray[Any, Any]:
         parts = [
@@ -147,10 +148,10 @@ class CodeInputs:
             "keys": np.stack([np.frombuffer(bytes.fromhex(key), np.uint8) for key in rows]),
             "codes": np.stack(list(rows.values())),
         }
-        write_bytes(self.file, save(tensors), fix="free space, or keep codes elsewhere")
+        write_bytes(self.file, save(tensors), fix="free space, or keep image tokens elsewhere")
 
 
-def code_inputs(
+def image_token_inputs(
     vqmodel: Any,
     image_processor: Any,
     max_pixels: int,
@@ -158,16 +159,16 @@ def code_inputs(
     folder: Path | None = None,
     batch_size: int = 64,
     crops: bool = False,
-) -> CodeInputs:
+) -> ImageTokenInputs:
     """Image token ids of a stock `JanusVQVAE`; images are prepared as by the model's own image processor.
 
     Args:
         vqmodel: the image tokenizer, or the one inside a Janus (`model.model.vqmodel`).
         image_processor: of the Janus processor.
-        max_pixels: as `CodeInputs`.
-        folder: as `CodeInputs`.
-        batch_size: as `CodeInputs`.
-        crops: as `CodeInputs`.
+        max_pixels: as `ImageTokenInputs`.
+        folder: as `ImageTokenInputs`.
+        batch_size: as `ImageTokenInputs`.
+        crops: as `ImageTokenInputs`.
 
     Returns:
         Image inputs, not filled yet.
@@ -187,7 +188,7 @@ def code_inputs(
     steps = TokenizerSteps(
         pixels, lambda values: encode_pixels(vqmodel, values), vqmodel.config.num_embeddings, digest
     )
-    return CodeInputs(steps, max_pixels, batch_size=batch_size, folder=folder, crops=crops)
+    return ImageTokenInputs(steps, max_pixels, batch_size=batch_size, folder=folder, crops=crops)
 
 
 def ten_crops(picture: Image.Image) -> list[Image.Image]:

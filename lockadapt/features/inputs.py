@@ -1,4 +1,4 @@
-"""Image inputs by policy: pixels, tower outputs kept in memory or on disk, or codes of an image tokenizer."""
+"""Image inputs by policy: pixels, tower outputs kept in memory or on disk, or image tokens."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lockadapt.data.sample import ImageRef
 from lockadapt.errors import AssemblyError
 from lockadapt.features.folder import FeatureFolder
 from lockadapt.features.identity import feature_identity
-from lockadapt.features.image_tokens import CodeInputs, code_inputs
+from lockadapt.features.image_tokens import ImageTokenInputs, image_token_inputs
 from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.features.on_disk import DiskFeatures
 from lockadapt.features.policy import FeatureSettings, ImagePolicy, Note, choose_store
 from lockadapt.features.tower import image_side, tower_batch, tower_outputs
 
-CODES: tuple[Frozen, ...] = ("codes", "crops")
+IMAGE_TOKENS: tuple[Frozen, ...] = ("image_tokens", "crops")
 """What objectives that generate images have of an image."""
 
 
@@ -49,19 +49,19 @@ def inputs_by_objective(
 
     Raises:
         DiskError: features shall be kept on disk and do not fit.
-        AssemblyError: an objective draws, and the model does not.
+        AssemblyError: an objective generates images, and the model does not.
     """
     seen = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
     shared: ImageInputs = PixelInputs(processor.image_processor, policy.max_pixels)
     if seen:
         shared = tower_inputs(model, processor, distinct_images(seen), policy, reused)
     inputs = dict.fromkeys(frozen, shared)
-    for kept in CODES:
+    for kept in IMAGE_TOKENS:
         names = [name for name, needed in frozen.items() if needed == kept]
         if names:
             images = distinct_images([row for name in names for row in rows.get(name, ())])
-            codes = token_inputs(model, processor, images, policy, crops=kept == "crops")
-            inputs.update(dict.fromkeys(names, codes))
+            tokens = token_inputs(model, processor, images, policy, crops=kept == "crops")
+            inputs.update(dict.fromkeys(names, tokens))
     return inputs
 
 
@@ -128,7 +128,7 @@ def token_inputs(
     images: Mapping[str, ImageRef],
     policy: ImagePolicy,
     crops: bool = False,
-) -> CodeInputs:
+) -> ImageTokenInputs:
     """Makes image token ids of these images by the image tokenizer inside a stock model.
 
     They are kept in memory, and in the cache where features are kept on disk.
@@ -154,12 +154,12 @@ def token_inputs(
         )
     settings = policy.settings
     folder = settings.cache.expanduser() if settings.choice == "disk" else None
-    codes = code_inputs(
+    tokens = image_token_inputs(
         base.model.vqmodel, processor.image_processor, policy.max_pixels, folder=folder, crops=crops
     )
-    count = codes.fill(images.values(), policy.progress)
-    policy.note(f"images: codes of {len(images):,} images kept ({count:,} computed)")
-    return codes
+    count = tokens.fill(images.values(), policy.progress)
+    policy.note(f"images: image tokens of {len(images):,} images kept ({count:,} computed)")
+    return tokens
 
 
 def disk_features(

@@ -25,7 +25,7 @@ Report = dict[str, torch.Tensor]
 """What a loss says beside itself: detached scalars, averaged over micro-batches in the metrics.
 
 `tokens` is always there:
-how many terms (answer tokens, image codes, pairs) the loss is the mean of."""
+how many terms (answer tokens, image tokens, pairs) the loss is the mean of."""
 
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
@@ -66,11 +66,13 @@ class EvaluationContext(Protocol):
         """Answers to the last turns: the likeliest of a closed list, or generated greedily."""
         ...
 
-    def draw(self, captions: Sequence[str], drawing: ImageGenerationConfig) -> torch.Tensor:
+    def generate_images(self, captions: Sequence[str], config: ImageGenerationConfig) -> torch.Tensor:
         """Generates the image token ids of an image for each caption, int64 (captions, tokens)."""
         ...
 
-    def probe(self, tower: str, samples: Sequence[Sample], codes: torch.Tensor) -> dict[str, Any] | None:
+    def probe(
+        self, tower: str, samples: Sequence[Sample], image_token_ids: torch.Tensor
+    ) -> dict[str, Any] | None:
         """Whether image tokens generated for samples show their captions, by a probe on a frozen tower."""
         ...
 

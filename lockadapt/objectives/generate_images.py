@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import left_padded
 from lockadapt.models.quiet import quiet
-from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts
+from lockadapt.objectives.image_generation import ImageGenerationConfig, generation_prompts
 from lockadapt.tuning.training_autocast import training_autocast
 
 
@@ -44,20 +44,20 @@ def generate_image_token_ids(
     """
     base, arguments = unwrap_model(model), settings.arguments()
     device, done, pad = base.device, list[Tensor](), base.generation_config.pad_token_id
-    encoded = drawing_prompts(processor, prompts)
+    encoded = generation_prompts(processor, prompts)
     with _still(model, settings.seed), training_autocast(model), quiet():
         for start in range(0, len(encoded), settings.batch_size):
             part = encoded[start : start + settings.batch_size]
             ids, mask = left_padded([row.tolist() for row in part], pad)
             # A cache of our own: the stock class's default one fails with some LLMs (Qwen).
-            drawn = base.generate(
+            generated = base.generate(
                 ids.to(device),
                 attention_mask=mask.to(device),
                 generation_mode="image",
                 cache=DynamicCache(),
                 **arguments,
             )
-            done.append(drawn.cpu())
+            done.append(generated.cpu())
             if progress:
                 progress(start + len(part), len(encoded))
     empty = torch.zeros(0, base.config.vision_config.num_image_tokens, dtype=torch.long)
@@ -65,10 +65,12 @@ def generate_image_token_ids(
 
 
 @torch.no_grad()
-def pictures(model: nn.Module, processor: Any, codes: Tensor, batch_size: int = 64) -> list[Image.Image]:
-    """The pictures that codes (images, tokens) stand for, as the stock class and processor decode them."""
+def pictures(
+    model: nn.Module, processor: Any, image_token_ids: Tensor, batch_size: int = 64
+) -> list[Image.Image]:
+    """Decodes image token ids, int64 (images, tokens), by the stock class and processor."""
     base, made = unwrap_model(model), list[Image.Image]()
-    for part in codes.split(batch_size) if len(codes) else ():
+    for part in image_token_ids.split(batch_size) if len(image_token_ids) else ():
         # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which
         # it cannot take.
         values = base.model.vqmodel.decode(part.to(base.device)).float().cpu()
@@ -79,7 +81,7 @@ def pictures(model: nn.Module, processor: Any, codes: Tensor, batch_size: int = 
     return made
 
 
-def draw(
+def generate_images(
     model: nn.Module,
     processor: Any,
     prompts: Sequence[str],
@@ -87,8 +89,8 @@ def draw(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Image.Image]:
     """An image for every prompt; arguments and errors as `generate_image_token_ids`."""
-    codes = generate_image_token_ids(model, processor, prompts, settings, progress)
-    return pictures(model, processor, codes, settings.batch_size)
+    image_token_ids = generate_image_token_ids(model, processor, prompts, settings, progress)
+    return pictures(model, processor, image_token_ids, settings.batch_size)
 
 
 def grid(images: Sequence[Image.Image], prompts: Sequence[str], path: Path, columns: int = 8) -> None:

@@ -1,4 +1,4 @@
-"""What a drawing is asked for with: the prompt of a caption, and how codes are drawn."""
+"""How images are generated: the prompt of a caption, and the sampling."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lockadapt.errors import RecipeError
 
 @dataclass(frozen=True)
 class ImageGenerationConfig:
-    """How images are drawn.
+    """How images are generated.
 
     Attributes:
-        seed: of everything that is drawn; the same seed, prompts and batch size give the same images.
+        seed: of all sampling; the same seed, prompts and batch size give the same images.
         temperature: 0 takes the likeliest code.
         top_k, top_p: as in `generate`; None for no limit.
         guidance_scale: how far from the unconditional prompt; above 1, which the stock class needs.
@@ -70,8 +70,8 @@ class ImageGenerationConfig:
         return made
 
 
-def drawing_prompts(processor: Any, captions: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-    """What the stock processor makes of captions for drawing, int32 (tokens,) each.
+def generation_prompts(processor: Any, captions: Sequence[str]) -> list[np.ndarray[Any, Any]]:
+    """What the stock processor makes of captions for image generation, int32 (tokens,) each.
 
     These are the ids of `processor(text=processor.apply_chat_template(messages, add_generation_prompt=True),
     generation_mode="image")` with the caption as the user's message.

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt.data.encode import Encoded
-from lockadapt.objectives.generate_images import draw, grid
+from lockadapt.objectives.generate_images import generate_images, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 SHOWN = 16
@@ -38,6 +38,6 @@ class ImageSamples(TrainerCallback):
         at_end = state.global_step == state.max_steps
         if not state.is_world_process_zero or not (at_end or state.global_step % int(args.save_steps) == 0):
             return
-        images = draw(kwargs["model"], self.processor, self.captions, self.settings)
+        images = generate_images(kwargs["model"], self.processor, self.captions, self.settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         grid(images, self.captions, self.folder / f"step-{state.global_step:06d}.png")

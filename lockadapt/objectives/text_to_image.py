@@ -1,4 +1,4 @@
-"""Text-to-image: the codes of an image behind its caption, learned where the stock Janus class draws them."""
+"""Text-to-image: an image's tokens behind its caption, learned as the stock Janus class generates them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from lockadapt.objectives.base import (
     prediction_row,
 )
 from lockadapt.objectives.head import CHUNK_BYTES, head_input
-from lockadapt.objectives.image_generation import ImageGenerationConfig, drawing_prompts
+from lockadapt.objectives.image_generation import ImageGenerationConfig, generation_prompts
 from lockadapt.objectives.image_samples import SHOWN, ImageSamples
 
 AT_ONCE = 512
@@ -38,7 +38,7 @@ AT_ONCE = 512
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt(Encoded):
-    """A drawing prompt.
+    """A prompt for image generation.
 
     `kept` bool (tokens,): what the stock class leaves of it in an unconditional prompt.
     """
@@ -48,24 +48,24 @@ class EncodedPrompt(Encoded):
 
 @dataclass(frozen=True)
 class TextToImage(Objective):
-    """Cross-entropy of an image's codes given its caption.
+    """Cross-entropy of an image's tokens given its caption.
 
     `prompt_drop` is the share of training prompts that are replaced by the stock class's unconditional
-    prompt, which classifier-free guidance needs (arXiv 2207.12598). `code_noise` is the share of codes that
-    the model reads wrongly in training, drawn at random: it learns to go on from its own mistakes, and small
-    data by heart less. With `crops` each training image is replaced, ten times of eleven, by one of its ten
-    crops, half of them mirrored. `probe` is the tower of the probe that judges drawings, if any; the other
-    fields say how evaluation draws.
+    prompt, which classifier-free guidance needs (arXiv 2207.12598). `image_token_noise` is the share of image
+    tokens that the model reads wrongly in training, at random: it learns to go on from its own mistakes, and
+    small data by heart less. With `crops` each training image is replaced, ten times of eleven, by one of its
+    ten crops, half of them mirrored. `probe` is the tower of the probe that judges generated images, if any;
+    the other fields say how evaluation generates.
     """
 
     prompt_drop: float = 0.1
-    code_noise: float = 0.0
+    image_token_noise: float = 0.0
     crops: bool = False
     guidance_scale: float = 3.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
-    drawing_seed: int = 0
+    generation_seed: int = 0
     probe: str | None = None
 
     kind: ClassVar[str] = "t2i"
@@ -82,8 +82,8 @@ class TextToImage(Objective):
 
     @property
     def frozen(self) -> Frozen:
-        """Codes of the images, or of ten crops of them as well."""
-        return "crops" if self.crops else "codes"
+        """Image tokens of the images, or of ten crops of them as well."""
+        return "crops" if self.crops else "image_tokens"
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -99,7 +99,7 @@ class TextToImage(Objective):
             The encoded rows, and what became of the others.
 
         Raises:
-            DataError: a sample has not exactly one image, or the processor is none that draws.
+            DataError: a sample has not exactly one image, or the processor has no generation prompts.
         """
         processor, report = encoder.processor, EncodeReport()
         if not hasattr(processor, "image_start_token"):
@@ -110,7 +110,9 @@ class TextToImage(Objective):
         start = encoder.tokenizer.convert_tokens_to_ids(processor.image_start_token)
         for first in range(0, len(samples), AT_ONCE):
             part = samples[first : first + AT_ONCE]
-            for sample, ids in zip(part, drawing_prompts(processor, [s.answer for s in part]), strict=True):
+            for sample, ids in zip(
+                part, generation_prompts(processor, [s.answer for s in part]), strict=True
+            ):
                 if not encoder.allow_special_tokens:
                     encoder.controls.refuse(sample.answer, sample.where)
                 if len(sample.images) != 1:
@@ -147,8 +149,8 @@ class TextToImage(Objective):
             max_row_tokens: not used; rows of this objective are not packed.
 
         Returns:
-            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens); `image_codes`,
-            and `image_crops` where the images give them.
+            `input_ids`, `attention_mask` int64 and `unconditional_ids` int64 (rows, tokens);
+            `image_token_ids`, and `image_crops` where the images give them.
         """
         input_ids, attention_mask = left_padded([item.input_ids.tolist() for item in items], pad_id)
         unconditional = [
@@ -164,33 +166,35 @@ class TextToImage(Objective):
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
-        """Mean over all codes.
+        """Mean over all image tokens.
 
-        What is drawn at random while the model trains, torch's CPU generator draws.
+        Random numbers of training come from torch's CPU generator.
         """
         ids = batch["input_ids"]
         if model.training and self.prompt_drop:
             dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
             ids = torch.where(dropped, batch["unconditional_ids"], ids)
-        codes = batch["image_codes"]
+        image_token_ids = batch["image_token_ids"]
         if model.training and "image_crops" in batch:
-            views = torch.cat([codes[:, None], batch["image_crops"]], dim=1)
-            chosen = torch.randint(views.shape[1], (len(codes),)).to(codes.device)
-            codes = views[torch.arange(len(codes), device=codes.device), chosen]
-        read = codes
-        if model.training and self.code_noise:
-            count = unwrap_model(model).config.vq_config.num_embeddings
-            wrong = torch.rand(codes.shape) < self.code_noise
+            views = torch.cat([image_token_ids[:, None], batch["image_crops"]], dim=1)
+            chosen = torch.randint(views.shape[1], (len(image_token_ids),)).to(image_token_ids.device)
+            image_token_ids = views[torch.arange(len(image_token_ids), device=image_token_ids.device), chosen]
+        read = image_token_ids
+        if model.training and self.image_token_noise:
+            codebook_size = unwrap_model(model).config.vq_config.num_embeddings
+            wrong = torch.rand(image_token_ids.shape) < self.image_token_noise
             read = torch.where(
-                wrong.to(codes.device), torch.randint(count, codes.shape).to(codes.device), codes
+                wrong.to(image_token_ids.device),
+                torch.randint(codebook_size, image_token_ids.shape).to(image_token_ids.device),
+                image_token_ids,
             )
-        losses, correct = code_losses(model, ids, batch["attention_mask"], codes, read)
+        losses, correct = image_token_losses(model, ids, batch["attention_mask"], image_token_ids, read)
         tokens = torch.tensor(float(losses.numel()))
         return losses.mean(), {"tokens": tokens, "token_accuracy": correct.float() / losses.numel()}
 
     def callbacks(self, folder: Path, processor: Any, rows: Sequence[Encoded]) -> list[TrainerCallback]:
         """Images for the same captions at every checkpoint."""
-        return [ImageSamples(folder, processor, self.drawing(SHOWN), rows)]
+        return [ImageSamples(folder, processor, self.generation_config(SHOWN), rows)]
 
     def evaluate(
         self, bench: EvaluationContext, samples: Sequence[Sample]
@@ -202,32 +206,32 @@ class TextToImage(Objective):
             samples: the rows to score.
 
         Returns:
-            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codes), what
-            guessing gives, and `"probe"` where there is one; and the drawn codes as each row's answer.
+            `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codebook size),
+            what guessing gives, and `"probe"` where there is one; and each row's generated tokens.
         """
-        codes = unwrap_model(bench.model).config.vq_config.num_embeddings
-        drawn = bench.draw([sample.answer for sample in samples], self.drawing())
-        used = torch.bincount(drawn.flatten(), minlength=codes).double()
+        codebook_size = unwrap_model(bench.model).config.vq_config.num_embeddings
+        generated = bench.generate_images([sample.answer for sample in samples], self.generation_config())
+        used = torch.bincount(generated.flatten(), minlength=codebook_size).double()
         share = used / used.sum().clamp_min(1)
         scores: dict[str, Any] = {
             "cross_entropy": self._cross_entropy(bench, samples),
-            "uniform": float(np.log(codes)),
+            "uniform": float(np.log(codebook_size)),
             "codebook_perplexity": float(torch.exp(-torch.special.xlogy(share, share).sum())),
             "n": len(samples),
         }
-        judged = bench.probe(self.probe, samples, drawn) if self.probe is not None else None
+        judged = bench.probe(self.probe, samples, generated) if self.probe is not None else None
         if judged is not None:
             scores["probe"] = judged
         rows = [
             prediction_row(sample, " ".join(map(str, row.tolist())))
-            for sample, row in zip(samples, drawn, strict=True)
+            for sample, row in zip(samples, generated, strict=True)
         ]
         return scores, rows
 
-    def drawing(self, batch_size: int = 64) -> ImageGenerationConfig:
-        """How this objective's fields say that images are drawn."""
+    def generation_config(self, batch_size: int = 64) -> ImageGenerationConfig:
+        """How this objective's fields say that images are generated."""
         return ImageGenerationConfig(
-            self.drawing_seed, self.temperature, self.top_k, self.top_p, self.guidance_scale, batch_size
+            self.generation_seed, self.temperature, self.top_k, self.top_p, self.guidance_scale, batch_size
         )
 
     @torch.no_grad()
@@ -246,8 +250,12 @@ class TextToImage(Objective):
         return total / max(tokens, 1.0)
 
 
-def code_losses(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, codes: Tensor, read: Tensor | None = None
+def image_token_losses(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    image_token_ids: Tensor,
+    read: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of every image token after its prompt; as in `generate`, without positions.
 
@@ -255,31 +263,35 @@ def code_losses(
         model: a stock Janus, possibly wrapped by PEFT or DDP.
         input_ids: int64 (rows, tokens), padded on the left, ending with the begin-of-image token.
         attention_mask: int64 (rows, tokens).
-        codes: int64 (rows, codes).
-        read: what the model reads in their place, of the same shape; default: the codes.
+        image_token_ids: int64 (rows, image tokens).
+        read: what the model reads in their place, of the same shape; default: the same.
 
     Returns:
-        float32 (rows * codes,) with graph, and how many codes were the likeliest, int64 without.
+        float32 (rows * image tokens,) with graph, and how many tokens were the likeliest, int64 without.
     """
     base = unwrap_model(model)
     body, head = base.model, base.get_submodule(layout_of(base).head)
     prompt = base.get_input_embeddings()(input_ids)
     aligner = body.generation_aligner
-    # What stands before the first code is the prompt, so the last code is predicted but never read.
-    drawn = aligner(
-        body.generation_embeddings((codes if read is None else read)[:, :-1]).to(aligner.fc1.weight.dtype)
+    # What stands before the first image token is the prompt, so the last one is predicted but never read.
+    embeddings = aligner(
+        body.generation_embeddings((image_token_ids if read is None else read)[:, :-1]).to(
+            aligner.fc1.weight.dtype
+        )
     )
-    places = torch.zeros(len(codes), prompt.shape[1] + drawn.shape[1], dtype=torch.bool, device=prompt.device)
+    places = torch.zeros(
+        len(image_token_ids), prompt.shape[1] + embeddings.shape[1], dtype=torch.bool, device=prompt.device
+    )
     places[:, prompt.shape[1] - 1 :] = True
     inputs = {
-        "inputs_embeds": torch.cat([prompt, drawn.to(prompt.dtype)], dim=1),
-        "attention_mask": torch.cat([attention_mask, attention_mask.new_ones(drawn.shape[:2])], dim=1),
+        "inputs_embeds": torch.cat([prompt, embeddings.to(prompt.dtype)], dim=1),
+        "attention_mask": torch.cat([attention_mask, attention_mask.new_ones(embeddings.shape[:2])], dim=1),
     }
     hidden = head_input(model, head, inputs, places)
-    return _chunked(body.generation_head, hidden, codes.flatten())
+    return _chunked(body.generation_head, hidden, image_token_ids.flatten())
 
 
-def _chunked(head: Any, hidden: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+def _chunked(head: Any, hidden: Tensor, image_token_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy in chunks; the logits of all but one chunk are computed again for the gradient."""
 
     def part(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,10 +299,10 @@ def _chunked(head: Any, hidden: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(-1) == targets).sum()
 
     rows = max(1, CHUNK_BYTES // (4 * head.vision_head.out_features))
-    if len(codes) <= rows:
-        return part(hidden, codes)
+    if len(image_token_ids) <= rows:
+        return part(hidden, image_token_ids)
     done = [
         checkpoint(part, states, targets, use_reentrant=False)
-        for states, targets in zip(hidden.split(rows), codes.split(rows), strict=True)
+        for states, targets in zip(hidden.split(rows), image_token_ids.split(rows), strict=True)
     ]
     return torch.cat([losses for losses, _ in done]), torch.stack([count for _, count in done]).sum()

@@ -11,6 +11,8 @@ FORMER_KEYS: dict[KeyPath, str] = {
     ("data", "row_tokens"): "max_row_tokens",
     ("data", "samples_per_image"): "max_samples_per_image",
     ("objectives", ANY, "ratio"): "sampling_weight",
+    ("objectives", ANY, "code_noise"): "image_token_noise",
+    ("objectives", ANY, "drawing_seed"): "generation_seed",
     ("stages", ANY, "ratios"): "sampling_weights",
 }
 """Key path, `*` for a name or a position, and what its last key is called now."""

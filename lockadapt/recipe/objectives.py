@@ -162,7 +162,7 @@ class TextToImageSection(ObjectiveSection):
         description="fraction of training prompts replaced by the unconditional prompt, for classifier-free "
         "guidance; default 0.1",
     )
-    code_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+    image_token_noise: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None,
         description="fraction of input image tokens replaced at random during training, against overfitting "
         "on small data; default 0",
@@ -190,7 +190,7 @@ class TextToImageSection(ObjectiveSection):
         description="folder or Hub id of a vision tower; linear probes on it, trained on the training "
         "images, score the generated images",
     )
-    drawing_seed: Natural | None = Field(
+    generation_seed: Natural | None = Field(
         default=None, description="random seed of image generation in evaluation; default 0"
     )
 

@@ -13,8 +13,8 @@ from lockadapt.architectures.assemble import Assembled
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, question_answer
 from lockadapt.evaluation.context import EvaluationBench
-from lockadapt.features.image_tokens import code_inputs
-from lockadapt.objectives.text_to_image import TextToImage, code_losses
+from lockadapt.features.image_tokens import image_token_inputs
+from lockadapt.objectives.text_to_image import TextToImage, image_token_losses
 from tests.support.tiny import tiny_tower
 
 
@@ -30,14 +30,16 @@ def test_scores(drawing: Assembled, tmp_path: Path) -> None:
         )
         for colour in colours
     ]
-    images = code_inputs(model.model.vqmodel, processor.image_processor, 10**6)
+    images = image_token_inputs(model.model.vqmodel, processor.image_processor, 10**6)
     bench = EvaluationBench(model, Encoder(processor, 64), images, 3, None, training=lambda: samples * 5)
     objective = TextToImage(probe=str(tiny_tower("mobilenet-v2", tmp_path / "tower")))
     scores, rows = objective.evaluate(bench, samples)
     items = objective.encode(bench.encoder, samples).encoded
     batch = objective.collate(items, images, 2, "t2i")
     with torch.no_grad():
-        losses, _ = code_losses(model, batch["input_ids"], batch["attention_mask"], batch["image_codes"])
+        losses, _ = image_token_losses(
+            model, batch["input_ids"], batch["attention_mask"], batch["image_token_ids"]
+        )
     assert scores["cross_entropy"] == pytest.approx(float(losses.mean()), abs=1e-5)
     assert scores["uniform"] == pytest.approx(math.log(24))
     assert 1 <= scores["codebook_perplexity"] <= 24

@@ -13,7 +13,13 @@ from PIL import Image
 from lockadapt.architectures.janus.image_tokenizer import encode_pixels, load_image_tokenizer
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
-from lockadapt.features.image_tokens import CROPS, CodeInputs, TokenizerSteps, code_inputs, ten_crops
+from lockadapt.features.image_tokens import (
+    CROPS,
+    ImageTokenInputs,
+    TokenizerSteps,
+    image_token_inputs,
+    ten_crops,
+)
 from tests.support.tiny import tiny_image_tokenizer
 
 
@@ -46,11 +52,11 @@ def values(pictures: list[Image.Image]) -> torch.Tensor:
 @pytest.mark.parametrize(("codes", "dtype"), [(65_536, np.uint16), (65_537, np.int32)])
 def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
     images, encode = files(tmp_path, 5), Counted(codes)
-    inputs = CodeInputs(TokenizerSteps(values, encode, codes), 10_000, batch_size=2)
-    found = inputs([images[3], images[0], images[3]])["image_codes"]
+    inputs = ImageTokenInputs(TokenizerSteps(values, encode, codes), 10_000, batch_size=2)
+    found = inputs([images[3], images[0], images[3]])["image_token_ids"]
     assert found.dtype == torch.int64
     assert encode.seen == 2
-    again = inputs(images)["image_codes"]
+    again = inputs(images)["image_token_ids"]
     assert encode.seen == 5
     assert torch.equal(found, again[[3, 0, 3]])
     assert {row.dtype for row in inputs._rows.values()} == {np.dtype(dtype)}
@@ -60,12 +66,12 @@ def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
 def test_crops_stand_beside_the_whole(tmp_path: Path) -> None:
     images, encode = files(tmp_path, 3), Counted(100)
     sized = TokenizerSteps(lambda some: values([one.resize((20, 20)) for one in some]), encode, 100)
-    cropped = CodeInputs(sized, 10_000, crops=True)
+    cropped = ImageTokenInputs(sized, 10_000, crops=True)
     found = cropped(images)
     assert encode.seen == 3 * 11
     assert torch.equal(
-        found["image_codes"],
-        CodeInputs(TokenizerSteps(values, Counted(100), 100), 10_000)(images)["image_codes"],
+        found["image_token_ids"],
+        ImageTokenInputs(TokenizerSteps(values, Counted(100), 100), 10_000)(images)["image_token_ids"],
     )
     assert found["image_crops"].shape == (3, 10, 3)
     with Image.open(images[1].path) as picture:
@@ -76,15 +82,17 @@ def test_crops_stand_beside_the_whole(tmp_path: Path) -> None:
 def test_disk_keeps_crops_apart(tmp_path: Path) -> None:
     images = files(tmp_path, 2)
 
-    def inputs(crops: bool, encode: Counted) -> CodeInputs:
+    def inputs(crops: bool, encode: Counted) -> ImageTokenInputs:
         sized = lambda some: values([one.resize((20, 20)) for one in some])  # noqa: E731
-        return CodeInputs(TokenizerSteps(sized, encode, 100, "b" * 40), 10_000, folder=tmp_path, crops=crops)
+        return ImageTokenInputs(
+            TokenizerSteps(sized, encode, 100, "b" * 40), 10_000, folder=tmp_path, crops=crops
+        )
 
     first, second, third = (Counted(100) for _ in range(3))
     whole, made = inputs(False, first)(images), inputs(True, second)(images)
     again = inputs(True, third)(images)
     assert (first.seen, second.seen, third.seen) == (2, 22, 0)
-    assert torch.equal(whole["image_codes"], again["image_codes"])
+    assert torch.equal(whole["image_token_ids"], again["image_token_ids"])
     assert torch.equal(made["image_crops"], again["image_crops"])
 
 
@@ -92,13 +100,13 @@ def test_disk(tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
     images, cache = files(tmp_path / "i", 4), tmp_path / "cache"
 
-    def make(digest: str, encode: Counted) -> CodeInputs:
-        return CodeInputs(TokenizerSteps(values, encode, 300, digest), 10_000, folder=cache)
+    def make(digest: str, encode: Counted) -> ImageTokenInputs:
+        return ImageTokenInputs(TokenizerSteps(values, encode, 300, digest), 10_000, folder=cache)
 
     first, second, other = Counted(300), Counted(300), Counted(300)
-    expected = make("a" * 40, first)(images[:3])["image_codes"]
+    expected = make("a" * 40, first)(images[:3])["image_token_ids"]
     renamed = ImageRef("another name", data=images[1].path.read_bytes() if images[1].path else b"")
-    found = make("a" * 40, second)([images[2], renamed, images[3]])["image_codes"]
+    found = make("a" * 40, second)([images[2], renamed, images[3]])["image_token_ids"]
     assert torch.equal(found[:2], expected[[2, 1]])
     assert (first.seen, second.seen) == (3, 1)
     make("b" * 40, other)(images)
@@ -112,14 +120,14 @@ def test_disk(tmp_path: Path) -> None:
 def test_is_what_the_stock_tokenizer_says(tmp_path: Path) -> None:
     tokenizer = load_image_tokenizer(tiny_image_tokenizer(tmp_path / "vq"))
     images = files(tmp_path, 6)
-    inputs = code_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
-    found = inputs(images)["image_codes"]
+    inputs = image_token_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
+    found = inputs(images)["image_token_ids"]
     pictures = [Image.open(image.path) for image in images if image.path]
     pixels = tokenizer.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
     assert torch.equal(found, encode_pixels(tokenizer.model, pixels))
     assert found.shape == (6, 16)
     tokenizer.model.quant_conv.bias.data += 1.0
-    other = code_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
+    other = image_token_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
     assert other.file != inputs.file
 
 

@@ -16,7 +16,7 @@ from lockadapt.evaluation.target import open_target
 from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
-from lockadapt.objectives.generate_images import draw
+from lockadapt.objectives.generate_images import generate_images
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run, open_run
@@ -131,4 +131,7 @@ def test_one_body_that_answers_embeds_and_draws(tmp_path: Path) -> None:
     for folder in (tmp_path / "run", tmp_path / "merged"):
         assert set(evaluate_folder(folder, None, (), False, None, QUIET)) == {"vqa", "retrieval", "t2i"}
         target = open_target(folder)
-        assert len(draw(target.model, target.processor, ["a red shape"], ImageGenerationConfig())) == 1
+        assert (
+            len(generate_images(target.model, target.processor, ["a red shape"], ImageGenerationConfig()))
+            == 1
+        )

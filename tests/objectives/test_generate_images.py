@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.errors import RecipeError
-from lockadapt.objectives.generate_images import draw, generate_image_token_ids, grid, pictures
+from lockadapt.objectives.generate_images import generate_image_token_ids, generate_images, grid, pictures
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
 from tests.support.tiny import tiny_image_tokenizer, tiny_llm, tiny_tower
@@ -66,7 +66,7 @@ def test_is_what_plain_transformers_draws(lively: Any, drawing: Assembled) -> No
     values = lively.decode_image_tokens(codes).permute(0, 3, 1, 2)
     expected = processor.postprocess(list(values.float()), return_tensors="pt")["pixel_values"]
     settings = ImageGenerationConfig(seed=5, temperature=0.9, top_k=10)
-    found = draw(lively, processor, PROMPTS[:1], settings)
+    found = generate_images(lively, processor, PROMPTS[:1], settings)
     assert torch.equal(codes, generate_image_token_ids(lively, processor, PROMPTS[:1], settings))
     assert found[0].size == (16, 16)
     assert found[0].tobytes() == expected[0].permute(1, 2, 0).contiguous().numpy().tobytes()

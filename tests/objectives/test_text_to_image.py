@@ -17,21 +17,21 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError
 from lockadapt.objectives import text_to_image
-from lockadapt.objectives.image_generation import drawing_prompts
-from lockadapt.objectives.text_to_image import TextToImage, code_losses
+from lockadapt.objectives.image_generation import generation_prompts
+from lockadapt.objectives.text_to_image import TextToImage, image_token_losses
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 
 CAPTIONS = ["a red circle", "yes", "what shape is in the image? a blue triangle"]
 
 
 class Codes:
-    """Stands for `CodeInputs`: codes that depend on the image."""
+    """Stands for `ImageTokenInputs`: codes that depend on the image."""
 
     replacement = None
 
     def __call__(self, images: Any) -> dict[str, torch.Tensor]:
         rows = [torch.arange(16) * (len(image.key) + 1) % 24 for image in images]
-        return {"image_codes": torch.stack(rows)}
+        return {"image_token_ids": torch.stack(rows)}
 
 
 class Views(Codes):
@@ -60,7 +60,7 @@ def batch_of(assembled: Assembled, objective: TextToImage, images: Codes | None 
 
 def test_prompts_are_the_processors_own(drawing: Assembled) -> None:
     processor = drawing.processor
-    for caption, ids in zip(CAPTIONS, drawing_prompts(processor, CAPTIONS), strict=True):
+    for caption, ids in zip(CAPTIONS, generation_prompts(processor, CAPTIONS), strict=True):
         messages = [{"role": "user", "content": [{"type": "text", "text": caption}]}]
         text = processor.apply_chat_template(messages, add_generation_prompt=True)
         expected = processor(text=text, generation_mode="image")["input_ids"][0]
@@ -100,7 +100,7 @@ def reference(model: Any, batch: dict[str, Any], row: int) -> torch.Tensor:
     ids, places = batch["input_ids"][row][mask][None], torch.arange(len(mask))[mask][None]
     llm, cache, losses = model.model.language_model, DynamicCache(), []
     step = model.get_input_embeddings()(ids)
-    for code in batch["image_codes"][row]:
+    for code in batch["image_token_ids"][row]:
         out = llm(inputs_embeds=step, position_ids=places, cache=cache, use_cache=True)
         logits = model.model.generation_head(out.last_hidden_state[:, -1])
         losses.append(F.cross_entropy(logits, code[None], reduction="none"))
@@ -143,12 +143,12 @@ def test_loss_and_gradients(drawing: Assembled, monkeypatch: pytest.MonkeyPatch,
 
 def test_starts_near_ln_codes_and_reads_the_codes(drawing: Assembled) -> None:
     batch = batch_of(drawing, TextToImage())
-    ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["image_codes"]
+    ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["image_token_ids"]
     with torch.no_grad():
-        losses, _ = code_losses(drawing.model, ids, mask, codes)
+        losses, _ = image_token_losses(drawing.model, ids, mask, codes)
         other = codes.clone()
         other[:, 3] = (other[:, 3] + 1) % 24
-        changed, _ = code_losses(drawing.model, ids, mask, other)
+        changed, _ = image_token_losses(drawing.model, ids, mask, other)
     assert float(losses.mean()) == pytest.approx(np.log(24), abs=0.2)
     moved = (losses - changed).view(-1, 16).abs().sum(0)
     assert not bool(moved[:3].any())
@@ -158,12 +158,12 @@ def test_starts_near_ln_codes_and_reads_the_codes(drawing: Assembled) -> None:
 def test_noise_is_read_and_never_learned(drawing: Assembled) -> None:
     """Other codes are read in training, the same are predicted: later positions move, the first never does."""
     batch = batch_of(drawing, TextToImage())
-    objective, model = TextToImage(prompt_drop=0.0, code_noise=0.5), copy.deepcopy(drawing.model)
-    ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["image_codes"]
+    objective, model = TextToImage(prompt_drop=0.0, image_token_noise=0.5), copy.deepcopy(drawing.model)
+    ids, mask, codes = batch["input_ids"], batch["attention_mask"], batch["image_token_ids"]
     read = (codes + 1) % 24
     with torch.no_grad():
-        true, _ = code_losses(model.eval(), ids, mask, codes)
-        noisy, _ = code_losses(model, ids, mask, codes, read)
+        true, _ = image_token_losses(model.eval(), ids, mask, codes)
+        noisy, _ = image_token_losses(model, ids, mask, codes, read)
         torch.testing.assert_close(noisy.view(-1, 16)[:, 0], true.view(-1, 16)[:, 0])
         assert bool((noisy != true).view(-1, 16)[:, 1:].any())
         still = [float(objective.loss(model, batch)[0]) for _ in range(2)]
@@ -175,13 +175,13 @@ def test_noise_is_read_and_never_learned(drawing: Assembled) -> None:
 def test_crops_are_learned_only_while_training(drawing: Assembled) -> None:
     """Each of many rows is the loss of the whole or of one crop; all eleven are met; evaluation takes the whole."""
     objective, model = TextToImage(prompt_drop=0.0, crops=True), copy.deepcopy(drawing.model)
-    assert (objective.frozen, TextToImage().frozen) == ("crops", "codes")
+    assert (objective.frozen, TextToImage().frozen) == ("crops", "image_tokens")
     batch = batch_of(drawing, objective, Views())
     one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     ids, mask = one["input_ids"], one["attention_mask"]
-    views = [one["image_codes"], *one["image_crops"].unbind(1)]
+    views = [one["image_token_ids"], *one["image_crops"].unbind(1)]
     with torch.no_grad():
-        wanted = [float(code_losses(model.eval(), ids, mask, view)[0].mean()) for view in views]
+        wanted = [float(image_token_losses(model.eval(), ids, mask, view)[0].mean()) for view in views]
         assert float(objective.loss(model, one)[0]) == pytest.approx(wanted[0])
         torch.manual_seed(0)
         found = {round(float(objective.loss(model.train(), one)[0]), 4) for _ in range(120)}

@@ -12,7 +12,7 @@ import yaml
 
 from lockadapt.errors import RecipeError
 from lockadapt.recipe.explain import as_yaml
-from lockadapt.recipe.objectives import KEYS_OF_KINDS
+from lockadapt.recipe.objectives import KEYS_OF_KINDS, TextToImageSection
 from lockadapt.recipe.problems import MAX_PROBLEMS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
@@ -245,6 +245,22 @@ def test_former_keys_are_read_with_one_notice_each(tmp_path: Path) -> None:
     assert loaded.source_of("data.max_row_tokens") == f"{file}:3"
     file.write_text(as_yaml(loaded.recipe))
     assert load_recipe(file) == dataclasses.replace(load_recipe(file), recipe=loaded.recipe, notices=())
+
+
+def test_former_keys_of_image_generation_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "model: {vlm: a}\nobjectives:\n  images:\n    kind: t2i\n    train: {format: csv, path: a.csv}\n"
+        "    code_noise: 0.25\n    drawing_seed: 3\n"
+    )
+    loaded = load_recipe(file)
+    objective = loaded.recipe.objectives["images"]
+    assert isinstance(objective, TextToImageSection)
+    assert (objective.image_token_noise, objective.generation_seed) == (0.25, 3)
+    assert loaded.notices == (
+        f"{file}:6: objectives.images.code_noise is now called objectives.images.image_token_noise",
+        f"{file}:7: objectives.images.drawing_seed is now called objectives.images.generation_seed",
+    )
 
 
 def test_former_keys_in_overrides_and_values(tmp_path: Path) -> None:

@@ -264,13 +264,13 @@ ITC: dict[str, tuple[str, Any]] = {
 }
 T2I: dict[str, tuple[str, Any]] = {
     "prompt_drop": ("0.3", 0.3),
-    "code_noise": ("0.2", 0.2),
+    "image_token_noise": ("0.2", 0.2),
     "crops": ("true", True),
     "guidance_scale": ("4.0", 4.0),
     "temperature": ("0.5", 0.5),
     "top_k": ("9", 9),
     "top_p": ("0.5", 0.5),
-    "drawing_seed": ("4", 4),
+    "generation_seed": ("4", 4),
     "probe": ("./tower", "./tower"),
 }
 """Keys of contrastive objectives and of those that draw: value in a recipe, and in the objective."""
