@@ -17,17 +17,19 @@ from lockadapt.planning.sizes import component_sizes
 GEMM_SIDE = 1024
 GEMM_REPEATS = 3
 REACHED = 0.5
-"""Share of a plain matrix product's speed that training is taken to reach; docs/plan.md says where it was measured."""
+"""Share of a plain matrix product's speed that training is taken to reach; docs/plan.md says where it was
+measured."""
 
 
 @dataclass(frozen=True)
 class Costs:
     """Floating-point operations for training: of one token, of one learned token more, of one image's tokens.
 
-    `token`: frozen linear layers cost 2 operations a weight forward and 2 backward (towards their input; their own
-    gradient is not computed), so 4, not the 6 of full training; LoRA's cost 6; with checkpointing the forward comes
-    twice. `pair`: of one token attending to one token of its row, 4 * width forward and 8 * width backward in every
-    layer. `learned`: the head, 4 a weight. `image`: the projector, 6 a weight and token.
+    `token`: frozen linear layers cost 2 operations a weight forward and 2 backward (towards their input;
+    their own gradient is not computed), so 4, not the 6 of full training; LoRA's cost 6; with checkpointing
+    the forward comes twice. `pair`: of one token attending to one token of its row, 4 * width forward and 8 *
+    width backward in every layer. `learned`: the head, 4 a weight. `image`: the projector, 6 a weight and
+    token.
     """
 
     token: float
@@ -40,7 +42,7 @@ class Costs:
         return self.tokens(rows * length, length, learned, images)
 
     def tokens(self, tokens: float, length: float, learned: int, images: int) -> float:
-        """Operations for `tokens` in rows of `length`, of which `learned` are learned, with `images` projected."""
+        """Operations for `tokens` in rows of `length`, `learned` of them learned, with `images` projected."""
         return tokens * (self.token + self.pair * length) + learned * self.learned + images * self.image
 
 

@@ -25,9 +25,10 @@ def extrapolated_peak(
 ) -> tuple[int, dict[str, int]]:
     """As `step_peak`: the largest sum of live bytes in a forward and backward, and its parts.
 
-    Until the first gradient arrives, every moment grows by one block's activations a block. After it, what is alive
-    falls by a block's activations and rises by its gradients with each block, so that the largest moment is at one of
-    the ends, and grows by the larger of the two. Two shallow traces give both, whatever the depth.
+    Until the first gradient arrives, every moment grows by one block's activations a block. After it, what is
+    alive falls by a block's activations and rises by its gradients with each block, so that the largest
+    moment is at one of the ends, and grows by the larger of the two. Two shallow traces give both, whatever
+    the depth.
     """
     blocks = list(unwrap_model(model).get_submodule(blocks_path(model)))
     if len(blocks) <= TRACED_WHOLE or len({_shape(block) for block in blocks}) > 1:
@@ -37,7 +38,8 @@ def extrapolated_peak(
     missing = (len(blocks) - SHALLOW[1]) // (SHALLOW[1] - SHALLOW[0])
     weights = sum({id(tensor): tensor.nbytes for _, tensor in named_tensors(model)}.values())
     trained = sum(p.nbytes for p in blocks[0].parameters() if p.requires_grad)
-    # What both shallow traces held of weights and of gradients from before is known exactly; the rest is compared.
+    # What both shallow traces held of weights and of gradients from before is known exactly; the rest is
+    # compared.
     before = [_moving(trace.segments[0][1], accumulate) for trace in (low, high)]
     growth = before[1] - before[0]
     moments = []

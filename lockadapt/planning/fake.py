@@ -1,4 +1,4 @@
-"""Fake tensors: shapes, dtypes and devices without numbers, for a training step of a model without weights."""
+"""Fake tensors: shapes, dtypes and devices without numbers, to train a model without weights by a step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ REAL_ELEMENTS = 65_536
 
 
 def fake(model: nn.Module) -> FakeTensorMode:
-    """Replaces a meta model's tensors by fake ones that say that they are on the CPU. In place; ties are kept.
+    """Replaces a meta model's tensors by fake ones that say that they are on the CPU.
+
+    In place; ties are kept.
+
+    Args:
+        model: on the meta device.
 
     Returns:
         The mode that they belong to.
@@ -63,8 +68,8 @@ def fake(model: nn.Module) -> FakeTensorMode:
 class FakeFloats(TorchDispatchMode):
     """Within the block whatever depends on a fake tensor is fake; token ids, masks and positions stay real.
 
-    So code that looks at values (is there any padding? which positions are learned?) takes the way that it takes in
-    a run, and a boolean mask still selects a known number of rows.
+    So code that looks at values (is there any padding? which positions are learned?) takes the way that it
+    takes in a run, and a boolean mask still selects a known number of rows.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
@@ -74,7 +79,7 @@ class FakeFloats(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs the operation on fake tensors if one of its inputs is fake or it makes a large one; else as it is."""
+        """Runs the operation on fake tensors if an input is fake or its result is large; else as it is."""
         kwargs = kwargs or {}
         tensors = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, torch.Tensor)]
         faked = any(isinstance(item, FakeTensor) for item in tensors)

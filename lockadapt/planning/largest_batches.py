@@ -1,4 +1,4 @@
-"""Which micro-batches of a run need the most memory: those with the most tokens, and those with the most learned ones."""
+"""The micro-batches of a run that need the most memory: most tokens, and most learned ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MOST_BATCHES = 200_000
 def largest_batches(
     rows: Mapping[str, Sequence[Encoded]], draws: Draws, max_row_tokens: int | None
 ) -> list[tuple[str, list[Encoded]]]:
-    """Of every objective the micro-batches with the most tokens, padding included, and with the most learned ones.
+    """Finds every objective's micro-batches with the most tokens, padding included, and most learned ones.
 
     Args:
         rows: training rows by objective.
-        draws: how the run draws its micro-batches, whose order is followed; with 0 or very many batches the longest rows
-            are taken together instead, which no batch exceeds.
+        draws: how the run draws its micro-batches, whose order is followed; with 0 or very many batches the
+            longest rows are taken together instead, which no batch exceeds.
         max_row_tokens: longest packed row; None: one row a sample.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Counts the bytes of live tensors while code runs, on real tensors or on fake ones; remembers the largest sum."""
+"""Counts the bytes of live tensors, real or fake, while code runs; remembers the largest sum."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from lockadapt.planning.sizes import named_tensors
 class PeakTracker(TorchDispatchMode):
     """Within the block every tensor storage that an operation makes is counted until it is freed.
 
-    What kernels allocate inside themselves is not seen, except where 4-bit weights are unpacked for a product.
+    What kernels allocate inside themselves is not seen, except where 4-bit weights are unpacked for a
+    product.
 
     Args:
-        vocabulary: floating-point tensors with this last dimension are labelled `logits`, others `activations`.
+        vocabulary: floating-point tensors with this last dimension are labelled `logits`, others
+            `activations`.
 
     Attributes:
         live: bytes by label now, `hold`'s included.
@@ -113,12 +115,15 @@ class StepPeak:
 
 
 def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:
-    """Live bytes in one forward and backward, with all of the model's tensors; its gradients are dropped after.
+    """Measures live bytes in a forward and backward, with all of the model's tensors; drops its gradients.
 
     Args:
         model: real, or fake inside its modes.
         loss: the forward; gives the scalar that `backward` starts from.
         accumulate: gradients of an earlier micro-batch are there already.
+
+    Returns:
+        The peak's segments.
     """
     # A dual encoder has no head, and no tensor as wide as one either.
     head = unwrap_model(model).get_output_embeddings()

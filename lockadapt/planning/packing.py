@@ -1,4 +1,4 @@
-"""Decides whether a run packs: what it saves, counted on its rows, and whether it is exact, tried on its model."""
+"""Decides whether a run packs: what it saves, counted on rows; whether it is exact, tried on the model."""
 
 from __future__ import annotations
 
@@ -104,6 +104,9 @@ def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, tri
         wish: what is asked for.
         trial: whether it is exact; tried only if packing would be used.
 
+    Returns:
+        How rows are made, and why.
+
     Raises:
         RecipeError: `shared` is asked for and is not exact with this LLM.
     """
@@ -126,7 +129,7 @@ def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, tri
 
 
 def samples_per_image(wanted: int | None, step: int, batch_size: int) -> int:
-    """The most samples of one image that are drawn together: as wanted, or a quarter of a step's; at most a batch."""
+    """The most samples of one image drawn together: as wanted, or a quarter of a step's; at most a batch."""
     return max(1, min(wanted or step // 4, batch_size))
 
 
@@ -147,7 +150,7 @@ def packed_tokens(items: Sequence[Encoded], max_samples_per_image: int) -> int:
 
 
 def why_not_exact(model: nn.Module, longest: int) -> str | None:
-    """Why this LLM cannot compute samples of up to `longest` tokens side by side in one row; None: nothing forbids it."""
+    """Why this LLM cannot compute samples of up to `longest` tokens in one row; None: nothing forbids it."""
     llm = llm_of(model)
     if architecture_of(model).positions is None:
         return f"{class_name(unwrap_model(model))} has rows of one sample only"
@@ -169,7 +172,7 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
 
 
 def attention_window(model: nn.Module) -> int | None:
-    """How far back some layer of the LLM looks, in tokens, by its config; None: as far as there are tokens."""
+    """How far back some layer of the LLM looks, in tokens, by its config; None: to the first token."""
     config = llm_of(model).config
     kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
     windows = []
@@ -188,7 +191,8 @@ def to_be_tried(rows: Mapping[str, Sequence[Encoded]]) -> list[Encoded]:
         # Equal samples would share all their tokens, and show nothing.
         different = {items[n].input_ids.tobytes(): items[n] for n in group}
         chosen = sorted(different.values(), key=lambda item: -len(item.input_ids))[: TRIED - 1]
-        # One of another image, so that trees in one row are tried too, and the longest of all, for sliding windows.
+        # One of another image, so that trees in one row are tried too, and the longest of all, for sliding
+        # windows.
         longest = max(items, key=lambda item: len(item.input_ids))
         chosen += [item for item in (longest, items[0], items[-1]) if item not in chosen][:1]
         best = max(best, chosen, key=lambda some: sum(len(item.input_ids) for item in some))
@@ -196,7 +200,7 @@ def to_be_tried(rows: Mapping[str, Sequence[Encoded]]) -> list[Encoded]:
 
 
 def with_a_sibling(items: Sequence[Encoded]) -> list[Encoded]:
-    """Samples, and where no two say different things of the same images, the first once more with its text reversed.
+    """Samples; where no two of one image differ, the first once more with its text reversed.
 
     Without two branches behind one prefix, a trial would not see what one branch does to the other.
     """

@@ -22,13 +22,16 @@ CARDS = {f"{size}GB": size * 2**30 for size in (8, 12, 16, 24, 48)}
 LARGEST_MEMORY = 1_000_000 * 2**30
 """Bytes; beyond it a size is a slip."""
 CARD_RESERVE = 800_000_000
-"""Bytes of a card that CUDA's context, its libraries and the allocator's gaps take: an estimate, see docs/plan.md."""
+"""Bytes of a card that CUDA's context, its libraries and the allocator's gaps take: an estimate, see
+docs/plan.md."""
 
 
 def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -> dict[str, Any]:
-    """What a run will need, as plain values for JSON.
+    """Plans what a run will need, as plain values for JSON.
 
     Args:
+        recipe: checked already.
+        reporter: told of progress and assumptions.
         memory: bytes of a card that it must fit on; the nearest change for it is looked for as well.
 
     Returns:
@@ -78,7 +81,13 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `8GB`, `500MB`, `12GiB`; G and M are binary, as on cards.
+    """Parses `8GB`, `500MB`, `12GiB`; G and M are binary, as on cards.
+
+    Args:
+        text: as the command line has it.
+
+    Returns:
+        Bytes.
 
     Raises:
         RecipeError: it is no size.

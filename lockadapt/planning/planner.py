@@ -1,4 +1,4 @@
-"""Traces the largest moments of a recipe's stages, as it stands and with single changes, without its weights."""
+"""Traces the largest moments of a recipe's stages, as they are and with single changes, without weights."""
 
 from __future__ import annotations
 
@@ -122,10 +122,15 @@ class Planner:
         return self._models[key]
 
     def peak(self, choice: Choice, like: Peak | None = None) -> Peak:
-        """The largest moment of all stages with a choice, on the device; what is kept on the host is not in it.
+        """Finds the largest moment of all stages with a choice, on the device, without the host's bytes.
 
         Args:
-            like: look at the stage and the objective of this one only, which were the largest before a change.
+            choice: what is changed.
+            like: look at the stage and the objective of this one only, which were the largest before a
+                change.
+
+        Returns:
+            The moment's bytes and their parts.
         """
         key = (choice, like and (like.batch["stage"], like.batch["objective"]))
         if key not in self._peaks:

@@ -15,6 +15,11 @@ from lockadapt.tuning.quantize import Quantization
 def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) -> None:
     """Replaces the blocks' linear layers by bitsandbytes' own, on the meta device as well. In place.
 
+    Args:
+        model: a stock model on the meta device.
+        quantization: `nf4` or `int8`; with `none` nothing changes.
+        dtype: of the arithmetic.
+
     Raises:
         SetupError: bitsandbytes is missing.
     """
@@ -29,7 +34,7 @@ def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) ->
 
 
 def _four_bit(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
-    """NF4 with double quantisation: half a byte a weight, a byte a block of 64, four bytes for 256 of these."""
+    """NF4 with double quantisation: half a byte a weight, a byte a block of 64, four bytes for 256 blocks."""
     from bitsandbytes.functional import QuantState
     from bitsandbytes.nn import Linear4bit
 
@@ -72,7 +77,7 @@ def _eight_bit(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:
 
 
 def _bare(kind: Any, layer: nn.Linear) -> Any:
-    """A layer of bitsandbytes' class around another's bias; its own constructor would allocate a weight first."""
+    """A layer of bitsandbytes' class around another's bias; its constructor would allocate a weight first."""
     new = kind.__new__(kind)
     nn.Module.__init__(new)
     new.in_features, new.out_features, new.bias = layer.in_features, layer.out_features, layer.bias

@@ -1,4 +1,4 @@
-"""The rows of a recipe as a plan sees them: read and tokenised where they are here, assumed where they are not."""
+"""The rows of a recipe as a plan sees them: read and tokenised if they are here, assumed if not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ MOST_ROWS = 50_000
 """Of more rows, a part is tokenised: whole images, evenly spread, and the longest texts."""
 LONGEST_KEPT = 512
 ASSUMED_LENGTH = 2048
-"""Tokens of a row that nothing is known of, where `data.max_length` is not given, the LLM's context permitting."""
+"""Tokens of a row that nothing is known of, where `data.max_length` is not given, the LLM's context
+permitting."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
         experiment: of the recipe.
         processor: the stock model's.
         context: the LLM's, in tokens.
+        reporter: told of assumptions.
+
+    Returns:
+        The rows, read or assumed.
 
     Raises:
         DataError: rows that are here are wrong, or none is short enough.
@@ -67,13 +72,15 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
     for name, section in experiment.recipe.objectives.items():
         if not objectives[name].plannable:
             assumptions.append(
-                f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch before step 1"
+                f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch "
+                "before step 1"
             )
         if not _is_here(section.train):
             length = experiment.data.max_length or min(context, ASSUMED_LENGTH)
             train[name], counts[name] = [_assumed(encoder, length)], 0
             assumptions.append(
-                f"objectives.{name}.train: {section.train.path} is not here; every row is taken to have {length} tokens, "
+                f"objectives.{name}.train: {section.train.path} is not here; every row is taken to "
+                f"have {length} tokens, "
                 f"one image ({encoder.image_tokens} tokens), and to learn all of its text"
             )
             continue
@@ -106,7 +113,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
 
 
 def shortened(items: list[Encoded], limit: int) -> list[Encoded]:
-    """Rows cut to `limit` tokens, as `data.max_length` does it; those whose images would be cut stay as they are."""
+    """Cuts rows to `limit` tokens, as `data.max_length` does; those whose images would be cut stay whole."""
     cut = []
     for item in items:
         labels = item.labels[:limit]

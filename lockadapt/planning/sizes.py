@@ -23,7 +23,7 @@ COMPONENTS = (
 
 @dataclass(frozen=True)
 class Size:
-    """One component: its parameters, those of them that train, and all its bytes (buffers and scales included)."""
+    """One component: its parameters, those that train, and all its bytes (buffers and scales included)."""
 
     component: str
     parameters: int
@@ -32,7 +32,7 @@ class Size:
 
 
 def component_sizes(model: nn.Module) -> list[Size]:
-    """Sizes of a stock model's components, wrapped by PEFT or not; what is shared (a tied head) counts once."""
+    """Sizes of a stock model's components, possibly wrapped; shared tensors (a tied head) count once."""
     counted = {name: [0, 0, 0] for name in COMPONENTS}
     seen: set[int] = set()
     for component, tensor in named_tensors(model):
@@ -70,7 +70,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _scales(module: nn.Module) -> list[torch.Tensor]:
-    """What bitsandbytes keeps beside a quantized weight: blocks' largest values and their own, or rows' scales."""
+    """What bitsandbytes keeps beside a quantized weight: blocks' maxima and their own, or rows' scales."""
     scales: list[Any] = []
     state: Any = getattr(getattr(module, "weight", None), "quant_state", None)
     if state is not None:

@@ -18,7 +18,8 @@ def plan_text(plan: dict[str, Any]) -> str:
     lines = [
         table_text(("component", "parameters", "trained", "MB"), cells, right=(1, 2, 3)),
         "",
-        f"at the largest micro-batch: {batch['rows']} rows of {batch['objective']} in stage {batch['stage']}, "
+        f"at the largest micro-batch: {batch['rows']} rows of {batch['objective']} in stage "
+        f"{batch['stage']}, "
         f"up to {batch['longest']:,} tokens, {batch['learned_tokens']:,} learned",
         f"tokens an epoch: {_count(plan['tokens_per_epoch'])} packed, "
         f"{_count(plan['tokens_per_epoch_unpacked'])} unpacked; {_count(plan['images'])} images",
@@ -52,6 +53,7 @@ def _time(plan: dict[str, Any]) -> str:
     minutes = plan["seconds"] / 60
     long = f"{minutes / 60:,.1f} hours" if minutes >= 90 else f"{minutes:,.1f} minutes"
     return (
-        f"about {long} for {plan['steps']:,} steps ({plan['flops'] / 1e12:,.1f} TFLOP at half of this machine's "
+        f"about {long} for {plan['steps']:,} steps ({plan['flops'] / 1e12:,.1f} TFLOP at half of this "
+        "machine's "
         f"{plan['gemm_flops_per_second'] / 1e9:,.0f} GFLOP/s)"
     )

@@ -96,10 +96,14 @@ class Traced:
         return float(counter.get_total_flops())
 
     def peak(self, step: MicroBatch) -> tuple[int, dict[str, int], int]:
-        """One forward and backward of a micro-batch.
+        """Traces one forward and backward of a micro-batch.
+
+        Args:
+            step: the micro-batch's shapes.
 
         Returns:
-            The peak in bytes, its parts (see `step_peak`), and the bytes of the batch, which are not among them.
+            The peak in bytes, its parts (see `step_peak`), and the bytes of the batch, which are not among
+            them.
         """
         set_trainable(self.model, step.train)
         switch = "enable" if step.checkpointing else "disable"
@@ -172,7 +176,14 @@ def trainable_blueprint(
     lora: LoraSettings | None,
     query_tokens: int = 0,
 ) -> Any:
-    """The blueprint as it is trained: blocks quantized, adapter attached, projector in float32. In place.
+    """Makes the blueprint trainable: blocks quantized, adapter attached, projector in float32. In place.
+
+    Args:
+        blueprint: the stock model on the meta device.
+        quantization: of the blocks.
+        dtype: of the arithmetic.
+        lora: None: no LoRA.
+        query_tokens: how many train.
 
     Returns:
         The model, wrapped by PEFT where there is an adapter; still on the meta device.

@@ -1,4 +1,4 @@
-"""The model card of a run, or of a folder made from it: real numbers only, from `run.json` and `evaluation.json`."""
+"""The model card of a run, or of a folder made from it: numbers from `run.json` and `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def card_text(run: Run, made: CardFields | None = None) -> str:
 
 
 def base_relation(recipe: Recipe, *, adapter: bool) -> str:
-    """What the Hub calls the relation to the base models: one VLM is tuned further, LLM and tower are joined."""
+    """The Hub's name for the relation to the base models: a VLM is tuned, LLM and tower are joined."""
     if adapter:
         return "adapter"
     return "finetune" if recipe.model.vlm else "merge"
@@ -95,7 +95,8 @@ def _training(record: RunRecord) -> list[str]:
         "## Training",
         "",
         f"{record.steps:,} steps in {record.seconds:.0f} s ({record.samples_per_second:.0f} samples/s) on "
-        f"{record.versions.get('device', 'an unknown device')}, dtype {record.dtype}, quantization {record.quantization}, "
+        f"{record.versions.get('device', 'an unknown device')}, dtype {record.dtype}, quantization "
+        f"{record.quantization}, "
         f"seed {record.seed}.",
         "",
         "| stage | component | parameters | dtype | state | LoRA modules |",
@@ -103,7 +104,8 @@ def _training(record: RunRecord) -> list[str]:
     ]
     for stage in record.stages:
         lines += [
-            f"| {stage.name} | {row.component} | {row.parameters:,} | {row.dtype} | {row.state} | {row.adapters or '-'} |"
+            f"| {stage.name} | {row.component} | {row.parameters:,} | {row.dtype} | {row.state} | "
+            f"{row.adapters or '-'} |"
             for row in stage.components
         ]
     locked = max(stage.locked for stage in record.stages)
@@ -119,8 +121,10 @@ def _files() -> list[str]:
     return [
         "## Files",
         "",
-        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector under its Transformers names "
-        "(`retrieval.safetensors` and `generation.safetensors`, if present, the retrieval weights and the image-generation head), "
+        "`adapter/` is a plain PEFT adapter of the LLM, `projector.safetensors` holds the projector "
+        "under its Transformers names "
+        "(`retrieval.safetensors` and `generation.safetensors`, if present, the retrieval weights and "
+        "the image-generation head), "
         "`processor/` is the processor. `lockadapt merge` merges them into one Transformers model folder.",
         "",
     ]

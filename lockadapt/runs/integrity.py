@@ -1,4 +1,4 @@
-"""Compares a run folder with all that the run records of it: no run whose files or base are others is ever opened."""
+"""Compares a run folder with the run's record: no run whose files or base are others is ever opened."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
 
     Raises:
         SafetyError: there is pickle.
-        VerificationError: a file is missing, damaged, of another run or not the run's at all; a trained tensor is not finite;
-            the base's files are others.
+        VerificationError: a file is missing, damaged, of another run or not the run's at all; a trained
+            tensor is not finite; the base's files are others.
     """
     refuse_pickle_files(folder)
     config = check_files(folder, record, query_tokens)
@@ -58,7 +58,7 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
 
 
 def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str, Any] | None:
-    """Compares which files there are with which the run wrote; arguments, result and errors as `check_run`."""
+    """Compares the files there are with those that the run wrote; otherwise as `check_run`."""
     _compare(folder / PROCESSOR, True, (folder / PROCESSOR).is_dir())
     for part, name in PART_FILES.items():
         _compare(folder / name, part in record.components, (folder / name).is_file())
@@ -86,7 +86,10 @@ def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[s
 
 
 def refuse_pickle_files(folder: Path) -> None:
-    """Refuse a run folder with pickle in it, before anything opens it: lockadapt never writes any.
+    """Refuses a run folder with pickle in it, before anything opens it: lockadapt never writes any.
+
+    Args:
+        folder: of the run.
 
     Raises:
         SafetyError: names the file.
@@ -102,7 +105,10 @@ def refuse_pickle_files(folder: Path) -> None:
 
 
 def artifact_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 (hex) of all that training left to be loaded: tensors by key, dtype, shape and bytes; the adapter's settings.
+    """Digests all that training left to be loaded: tensors by key, dtype, shape and bytes; adapter settings.
+
+    Args:
+        folder: of the run.
 
     Returns:
         By file, relative to the folder. Where the base lies is not part of it, which users move.
@@ -128,6 +134,9 @@ def base_digest(folder: Path, recorded: str) -> str | None:
     Args:
         folder: of the run.
         recorded: where the base was when the run was trained, unless the run has its own.
+
+    Returns:
+        SHA-256, hex, or None.
 
     Raises:
         VerificationError: its files are damaged.

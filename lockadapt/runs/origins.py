@@ -1,4 +1,4 @@
-"""Sources and licences of a run: LLM, tower, tokenizer and data, as `run.json` keeps them and model cards tell them."""
+"""Sources and licences of a run: LLM, tower, tokenizer and data, for `run.json` and model cards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def recipe_origins(recipe: Recipe) -> list[Origin]:
 
 
 def card_data(origins: Sequence[Origin], relation: str, library: str, task: str) -> ModelCardData:
-    """Describe a model card for the Hub: licence, base models on the Hub and their relation, data sets on the Hub.
+    """Describes a model card for the Hub: licence, base models and their relation, data sets, if on the Hub.
 
     Args:
         origins: the sources of the model, data included.

@@ -29,8 +29,8 @@ from lockadapt.runs.record import RunRecord, read_record
 from lockadapt.tuning.quantize import dequantize, load_quantized
 
 Base = Literal["quantized", "dequantized", "original"]
-"""Of a quantized run: its base as it was trained on, matrices of the same values in the run's dtype, or those from before
-quantization. Of other runs the three are one."""
+"""Of a quantized run: its base as it was trained on, matrices of the same values in the run's dtype, or those
+from before quantization. Of other runs the three are one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def base(self) -> str:
-        """Folder or Hub id of the stock base: the run's own, or the checkpoint that the recipe started from."""
+        """Folder or Hub id of the stock base: the run's own, or the checkpoint that it started from."""
         return run_folder.base_of(self.folder, self.record.base)
 
     @property
@@ -85,11 +85,14 @@ class Run:
 
     @property
     def only_lora(self) -> bool:
-        """Whether nothing but LoRA was ever trained, so that the base is still what the adapter belongs on."""
+        """Whether nothing but LoRA was ever trained, so that the adapter still belongs on the base."""
         return self.record.trained == {"lora"}
 
     def config(self) -> Any:
         """The base's stock config.
+
+        Returns:
+            A config of Transformers.
 
         Raises:
             SetupError: it is gone.
@@ -106,6 +109,9 @@ class Run:
 
     def probe(self) -> list[Sample]:
         """The real samples that it kept.
+
+        Returns:
+            The samples.
 
         Raises:
             SetupError: they are missing.
@@ -126,12 +132,16 @@ class Run:
         """Loads the trained model: base, LoRA attached and not folded, trained parts in place, eval mode.
 
         Args:
-            base: `dequantized` computes as 4-bit layers multiply (8-bit layers round what they are multiplied with as
-                well, which no matrix can do).
+            base: `dequantized` computes as 4-bit layers multiply (8-bit layers round what they are multiplied
+                with as well, which no matrix can do).
+
+        Returns:
+            Model and processor.
 
         Raises:
             SetupError: the base is gone.
-            VerificationError: the base is another than the one of training, or adapter or parts do not fit it.
+            VerificationError: the base is another than the one of training, or adapter or parts do not fit
+                it.
         """
         quantization = "none" if base == "original" else self.record.quantization
         model, processor = load_quantized(self.base, quantization, self.dtype)
@@ -168,9 +178,16 @@ class LoadedRun:
 def open_run(folder: str | Path) -> Run:
     """Reads a run folder and compares its files with what it records: every run is opened here.
 
+    Args:
+        folder: of the run.
+
+    Returns:
+        The run, its record and recipe read.
+
     Raises:
         RecipeError: it is no finished run.
-        VerificationError: `run.json` or the adapter's config is damaged, or the files are not those that the run wrote.
+        VerificationError: `run.json` or the adapter's config is damaged, or the files are not those that the
+            run wrote.
     """
     folder = Path(folder)
     experiment = build_experiment(run_folder.read_recipe(folder))
@@ -188,11 +205,12 @@ def load_run(folder: str | Path, *, base: Base = "quantized") -> LoadedRun:
 
     Args:
         folder: a finished run.
-        base: of a quantized run: `quantized` as it was trained, `dequantized` to matrices of the same values, or
-            `original`, from before quantization.
+        base: of a quantized run: `quantized` as it was trained, `dequantized` to matrices of the same values,
+            or `original`, from before quantization.
 
     Returns:
-        `model` in eval mode with its adapter attached, on the GPU if there is one; `processor`; and the `run`.
+        `model` in eval mode with its adapter attached, on the GPU if there is one; `processor`; and the
+        `run`.
 
     Raises:
         RecipeError: it is no finished run.
@@ -204,6 +222,13 @@ def load_run(folder: str | Path, *, base: Base = "quantized") -> LoadedRun:
 
 def load_adapter(model: Any, folder: Path) -> nn.Module:
     """Puts a saved LoRA adapter onto a stock model.
+
+    Args:
+        model: a stock model.
+        folder: the PEFT folder.
+
+    Returns:
+        The PEFT model.
 
     Raises:
         VerificationError: the adapter has keys that the model lacks, or lacks keys.
@@ -220,7 +245,8 @@ def load_adapter(model: Any, folder: Path) -> nn.Module:
     own = set(get_peft_model_state_dict(wrapped))
     if saved != own:
         raise VerificationError(
-            f"adapter keys differ from the model's: missing {sorted(own - saved)[:3]}, unexpected {sorted(saved - own)[:3]}",
+            f"adapter keys differ from the model's: missing {sorted(own - saved)[:3]}, unexpected "
+            f"{sorted(saved - own)[:3]}",
             where=str(folder),
             fix="use the base that the adapter was trained on",
         )

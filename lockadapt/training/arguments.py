@@ -25,11 +25,22 @@ CHECKPOINTS_A_STAGE = 5
 def grounding_config(
     experiment: Experiment, stage: Stage, folder: Path, dtype: torch.dtype, validated: bool
 ) -> GroundingConfig:
-    """Trainer arguments of one stage.
+    """Makes the trainer's arguments of one stage.
+
+    Args:
+        experiment: of the recipe.
+        stage: which is trained.
+        folder: for checkpoints.
+        dtype: of the arithmetic.
+        validated: whether there are validation rows.
+
+    Returns:
+        The arguments.
 
     Raises:
         SetupError: a package that `report_to` names is not installed.
-        RecipeError: checkpoints are asked for at steps where nothing is validated, so that no best one can be kept.
+        RecipeError: checkpoints are asked for at steps where nothing is validated, so that no best one can be
+            kept.
     """
     training = experiment.training
     for package in training.report_to:

@@ -1,4 +1,4 @@
-"""Finds the largest micro-batch of a run, and tries it before the first step: what does not fit is halved there."""
+"""Finds the largest micro-batch of a run, and tries it before the first step: it is halved until it fits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ class Measured:
 
 
 def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> Measured:
-    """One forward and backward of the largest micro-batch, before the first step and without a trace of it.
+    """Runs forward and backward of the largest micro-batch, before the first step and without a trace of it.
 
-    If memory runs out, the micro-batch is halved and the accumulation doubled, so that a step sees the same samples,
-    and `trainer.args` say so. No weight, gradient or random number is touched.
+    If memory runs out, the micro-batch is halved and the accumulation doubled, so that a step sees the same
+    samples, and `trainer.args` say so. No weight, gradient or random number is touched.
 
     Args:
         trainer: ready to train.
         note: is told what does not fit, and what is done.
+
+    Returns:
+        What was measured.
 
     Raises:
         DoesNotFitError: a single sample does not fit.
@@ -62,7 +65,8 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> M
             raise DoesNotFitError(
                 f"a single sample does not fit: {measured}",
                 where="the largest sample, before step 1",
-                fix="training.gradient_checkpointing=true, model.quantization=nf4, a smaller data.max_length or LLM",
+                fix="training.gradient_checkpointing=true, model.quantization=nf4, a smaller "
+                "data.max_length or LLM",
             )
         smaller = next(n for n in range(size // 2, 0, -1) if total % n == 0)
         note(
@@ -77,10 +81,11 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> M
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is one of the ways in which Python, torch or a kernel says that memory is used up."""
+    """Whether an exception is how Python, torch or a kernel says that memory is used up."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # "CUDA error: out of memory" comes from the driver, before torch's allocator has a say; Accelerate leaves it out.
+    # "CUDA error: out of memory" comes from the driver, before torch's allocator has a say; Accelerate leaves
+    # it out.
     return isinstance(error, Exception) and (should_reduce_batch_size(error) or _from_driver(error))
 
 

@@ -19,12 +19,13 @@ class GroundingConfig(TrainingArguments):
 
     Args:
         train_parts (`list[str]`, *optional*):
-            What trains: of `"projector"`, `"lora"`, `"retrieval"`, `"generation"`; defaults to what the objectives need,
-            and LoRA if there is any. Everything else is locked, and proved to be.
+            What trains: of `"projector"`, `"lora"`, `"retrieval"`, `"generation"`; defaults to what the
+            objectives need, and LoRA if there is any. Everything else is locked, and proved to be.
         projector_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Learning rate of the projector; `learning_rate` is that of the LoRA adapters.
         retrieval_learning_rate (`float`, *optional*):
-            Learning rate of query tokens, embedding projections, temperature and bias; defaults to the projector's.
+            Learning rate of query tokens, embedding projections, temperature and bias; defaults to the
+            projector's.
         generation_learning_rate (`float`, *optional*):
             Learning rate of the image-generation head; default: projector_learning_rate.
         lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
@@ -42,8 +43,8 @@ class GroundingConfig(TrainingArguments):
         feature_memory_gib (`float`, *optional*, defaults to `2.0`):
             Frozen tower outputs are kept in memory if they fit in so many GiB.
         features (`str`, *optional*, defaults to `"auto"`):
-            Where they are kept: `"memory"`, `"disk"`, `"none"` (the tower runs at every step), or `"auto"`: in memory or
-            else on disk, where they fit.
+            Where they are kept: `"memory"`, `"disk"`, `"none"` (the tower runs at every step), or `"auto"`:
+            in memory or else on disk, where they fit.
         feature_disk_gib (`float`, *optional*, defaults to `0.0`):
             The most disk for them in GiB; with `0`, `"auto"` writes none.
         feature_dtype (`str`, *optional*, defaults to `"bfloat16"`):
@@ -51,14 +52,14 @@ class GroundingConfig(TrainingArguments):
         feature_cache (`str`, *optional*, defaults to `"~/.cache/lockadapt/features"`):
             The folder on disk.
         packing (`str`, *optional*, defaults to `"auto"`):
-            `"shared"`: samples about the same images share a row in which common beginnings stand once; exact, checked on
-            the model before step 1. `"none"`: one row a sample. `"auto"`: shared where it is exact and saves a tenth of
-            the tokens.
+            `"shared"`: samples about the same images share a row in which common beginnings stand once;
+            exact, checked on the model before step 1. `"none"`: one row a sample. `"auto"`: shared where it
+            is exact and saves a tenth of the tokens.
         max_row_tokens (`int`, *optional*, defaults to `2048`):
             Longest packed row; more samples of one image are divided.
         max_samples_per_image (`int` or `None`, *optional*):
-            Maximum number of samples of one image drawn together for packing; defaults to a quarter of an optimiser
-            step's samples, so that a step sees four images or more.
+            Maximum number of samples of one image drawn together for packing; defaults to a quarter of an
+            optimiser step's samples, so that a step sees four images or more.
         blind (`bool`, *optional*, defaults to `False`):
             Replace every image by the mean image, to measure how much can be answered from the text alone.
 
@@ -66,12 +67,13 @@ class GroundingConfig(TrainingArguments):
 
     Args:
         check_steps (`int`, *optional*, defaults to `5`):
-            After so many optimiser steps, every tensor that should train must have had a gradient and have moved.
+            After so many optimiser steps, every tensor that should train must have had a gradient and have
+            moved.
 
     > [!NOTE]
-    > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-4, `weight_decay` 0, `logging_nan_inf_filter`
-    > False, `remove_unused_columns` False, `lr_scheduler_type` cosine, `warmup_steps` 0.03, `report_to` "none",
-    > `save_strategy` "no", `disable_tqdm` True.
+    > Defaults that differ from `TrainingArguments`: `learning_rate` 2e-4, `weight_decay` 0,
+    > `logging_nan_inf_filter` False, `remove_unused_columns` False, `lr_scheduler_type` cosine,
+    > `warmup_steps` 0.03, `report_to` "none", `save_strategy` "no", `disable_tqdm` True.
     """
 
     learning_rate: float = field(default=2e-4, metadata={"help": "Learning rate of the LoRA adapters."})

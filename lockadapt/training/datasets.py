@@ -18,8 +18,17 @@ def encoded_rows(
 ) -> tuple[dict[str, list[Encoded]], dict[str, EncodeReport]]:
     """Encodes a data set, or one for each objective.
 
+    Args:
+        dataset: rows, samples, or either by objective; None: none.
+        objectives: by name.
+        encoder: of the model's processor.
+
+    Returns:
+        Encoded rows and reports by objective.
+
     Raises:
-        DataError: rows of an unknown shape, rows for an objective that is not there, or several objectives and one set.
+        DataError: rows of an unknown shape, rows for an objective that is not there, or several objectives
+            and one set.
     """
     if dataset is None:
         return {}, {}

@@ -1,4 +1,4 @@
-"""Groups of what trains, each with its learning rate: LoRA's A and B, projector, retrieval, generation, temperature."""
+"""Parameter groups and their learning rates: LoRA's A and B, projector, heads, temperature."""
 
 from __future__ import annotations
 

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def decide_packing(trainer: GroundingTrainer) -> Packing:
-    """Decide on all training rows, or those of validation where there are no others.
+    """Decides on all training rows, or those of validation where there are no others.
+
+    Args:
+        trainer: with its rows and model.
+
+    Returns:
+        How rows are made, and why.
 
     Raises:
         RecipeError: `shared` is asked for and is not exact with this LLM.

@@ -12,9 +12,10 @@ Curves = dict[str, list[tuple[int, float]]]
 
 
 def plot_losses(metrics: Path, picture: Path) -> None:
-    """Training loss by objective and validation loss over the steps of all stages; log scale where it spans decades.
+    """Plots training loss by objective and validation loss over all stages; log scale across decades.
 
-    With several objectives also samples seen, gradient norms on what they share, and the cosines between gradients.
+    With several objectives also samples seen, gradient norms on what they share, and the cosines between
+    gradients.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Before a stage's first step: tries its largest micro-batch, and says what was measured beside what was planned."""
+"""Tries a stage's largest micro-batch before its first step, and compares what was measured with the plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ WORTH_PLANNING = 256 * 2**20
 def try_largest_batch(
     trainer: GroundingTrainer, experiment: Experiment, base: str | Path, reporter: Reporter
 ) -> Measured:
-    """See `fit_micro_batch`; `base` is the stock folder or Hub id that the model was loaded from.
+    """Fits the micro-batch by `fit_micro_batch`, and says what was measured.
+
+    Args:
+        trainer: ready to train.
+        experiment: of the recipe.
+        base: the stock folder or Hub id that the model was loaded from.
+        reporter: told what was measured.
+
+    Returns:
+        What was measured.
 
     Raises:
         DoesNotFitError: a single sample does not fit.

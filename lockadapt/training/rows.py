@@ -1,4 +1,4 @@
-"""The rows of a run: read, their images opened once, encoded, and where their images come from while it trains."""
+"""The rows of a run: read, images opened once, encoded, and where images come from while it trains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,14 @@ class Rows:
 
 
 def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
-    """Read the rows of training and validation; every image is opened once, and samples of bad ones are left out.
+    """Reads the rows of training and validation; opens every image once, and leaves samples of bad ones out.
+
+    Args:
+        experiment: of the recipe.
+        reporter: told what is left out.
+
+    Returns:
+        The samples by objective.
 
     Raises:
         DataError: rows are wrong, or too many images are bad.
@@ -85,7 +92,7 @@ def encode_rows(
     reporter: Reporter,
     cached: CachedTower | None = None,
 ) -> Rows:
-    """Encode all rows, and compute what is kept of their images.
+    """Encodes all rows, and computes what is kept of their images.
 
     Args:
         experiment: made from the recipe.
@@ -94,6 +101,9 @@ def encode_rows(
         samples: from `load_samples`.
         reporter: is told what is left out, and where images come from.
         cached: what the run has instead of its tower, if all of that is kept.
+
+    Returns:
+        Encoded rows and image inputs by objective.
 
     Raises:
         DataError: an objective is left without rows.
@@ -108,7 +118,8 @@ def encode_rows(
     for name, report in reports.items():
         if report.cut or report.dropped:
             reporter.note(
-                f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than the limit)"
+                f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than "
+                "the limit)"
             )
         if not report.encoded:
             raise DataError(

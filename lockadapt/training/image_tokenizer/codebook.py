@@ -1,4 +1,4 @@
-"""A codebook of directions, learned as moving averages of what falls on each code; idle codes are given new work."""
+"""A codebook of directions, learned as moving averages of what falls on each code; idle codes restart."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ IDLE_SHARE = 0.03
 
 
 class Codebook:
-    """Keeps the rows of an embedding table at the mean directions of the vectors nearest to them (all of length 1).
+    """Keeps an embedding table's rows at the mean directions of the vectors nearest to them (of length 1).
 
-    The moving averages are those of VQ-VAE (arXiv 1711.00937, appendix A.1), on the sphere; restarts of idle codes
-    from vectors of the batch are those of Jukebox (arXiv 2005.00341, section 3).
+    The moving averages are those of VQ-VAE (arXiv 1711.00937, appendix A.1), on the sphere; restarts of idle
+    codes from vectors of the batch are those of Jukebox (arXiv 2005.00341, section 3).
 
     Args:
         table: (codes, width), changed in place; gets no gradient.
@@ -45,10 +45,11 @@ class Codebook:
 
     @torch.no_grad()
     def update(self, vectors: Tensor, owner: Tensor, *, revive: bool) -> int:
-        """One step of the moving averages; with `revive` idle codes restart at vectors of this batch.
+        """Takes one step of the moving averages; with `revive` idle codes restart at vectors of this batch.
 
         Args:
-            vectors: unit vectors (many, width) of a batch; `owner` their codes, int64 (many,).
+            vectors: unit vectors (many, width) of a batch.
+            owner: their codes, int64 (many,).
             revive: whether idle codes restart; not in the last steps, so that what the decoder reads settles.
 
         Returns:
@@ -67,7 +68,8 @@ class Codebook:
         return restarted
 
     def _pick(self, vectors: Tensor, number: int) -> Tensor:
-        # Cheaper than a permutation, and a code that starts twice at the same place restarts as soon as it is idle.
+        # Cheaper than a permutation, and a code that starts twice at the same place restarts as soon as it is
+        # idle.
         places = torch.randint(len(vectors), (number,), generator=self.generator)
         return vectors[places.to(vectors.device)]
 

@@ -1,4 +1,4 @@
-"""From a folder of images to a folder that `JanusVQVAE.from_pretrained` loads: reads, holds out, trains, scores, writes."""
+"""Trains on a folder of images and writes a folder that `JanusVQVAE.from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -51,14 +51,15 @@ def train_folder(
     held_out: float = 0.05,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Train an image tokenizer on a folder's or a file's images and write it, whole or not at all.
+    """Trains an image tokenizer on a folder's or a file's images and writes it, whole or not at all.
 
     Beside the model and its image processor, the folder holds `report.json` and `reconstructions.png`.
 
     Args:
         images: a folder that is searched through, or a .jsonl whose rows name images in `image` or `images`.
         output: new or empty folder.
-        shape, settings: what is trained, and how.
+        shape: what is trained.
+        settings: how it is trained.
         reporter: where progress goes.
         tower: folder or Hub id of the tower of the perceptual term.
         held_out: share of the images that is scored and not trained on, at least one image.
@@ -68,7 +69,8 @@ def train_folder(
         The scores, what was trained and how long it took, as in `report.json`, and `output`.
 
     Raises:
-        DataError, SafetyError: there are no two images, too many for the memory, or one cannot be opened.
+        DataError: there are no two images, too many for the memory, or one cannot be opened.
+        SafetyError: an image has too many pixels.
         RecipeError: `output` is not empty, or as `TokenizerShape.widths`.
     """
     started = time.monotonic()
@@ -108,7 +110,13 @@ def train_folder(
 
 
 def find_images(source: Path) -> list[ImageRef]:
-    """The images of a folder and its subfolders by name, or those that the rows of a .jsonl name, each once.
+    """Finds the images of a folder and its subfolders by name, or those that a .jsonl's rows name, each once.
+
+    Args:
+        source: the folder or the .jsonl.
+
+    Returns:
+        The images.
 
     Raises:
         DataError: there is no such place, or no image in it.
@@ -146,7 +154,7 @@ def side_by_side(originals: Tensor, back: Tensor, columns: int = 8) -> Image.Ima
 
 
 def _split(images: list[ImageRef], held_out: float, source: Path) -> tuple[list[ImageRef], list[ImageRef]]:
-    """By a hash of each image's name below the place, so that adding images moves none from one side to the other."""
+    """Splits by a hash of each image's name, so that adding images moves none to the other side."""
     if len(images) < 2:
         raise DataError(
             "one image cannot be held out and trained on", where=str(source), fix="give more images"

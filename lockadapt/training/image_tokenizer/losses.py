@@ -1,4 +1,4 @@
-"""What a reconstruction is measured by beside pixels: features of a frozen tower, and a critic that is trained against it."""
+"""Losses of a reconstruction beside pixels: features of a frozen tower, and a critic trained against it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TowerDistance:
 
 
 class Critic(nn.Module):
-    """A patch critic (arXiv 1611.07004): (pictures, 3, side, side) -> logits of being real, (pictures, 1, h, w)."""
+    """A patch critic (arXiv 1611.07004): (pictures, 3, side, side) -> real logits, (pictures, 1, h, w)."""
 
     def __init__(self, width: int = CRITIC_WIDTH) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def hinge(real: Tensor, made: Tensor) -> Tensor:
 
 
 def _affine(square: Any) -> tuple[Tensor, Tensor]:
-    """From values between -1 and 1 to what the tower's image processor makes of the same colours, per channel."""
+    """Maps values between -1 and 1 to what the tower's image processor makes of them, per channel."""
     from PIL import Image
 
     black, white = (

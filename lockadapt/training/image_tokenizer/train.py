@@ -1,4 +1,4 @@
-"""Trains a stock `JanusVQVAE` on images: first as a plain autoencoder, then through a codebook of directions."""
+"""Trains a stock `JanusVQVAE` on images: first as a plain autoencoder, then with a codebook of directions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class TokenizerTraining:
     Attributes:
         steps, batch_size, learning_rate: Adam with a one-cycle schedule.
         plain: share of the steps without codebook, with `noise` in its place.
-        commitment: weight of the distance between what the encoder says and its code (arXiv 1711.00937, equation 3).
+        commitment: weight of the distance between what the encoder says and its code (arXiv 1711.00937,
+            equation 3).
         decay: of the codebook's moving averages.
         perceptual, adversarial: weights of the optional terms.
         focus: how much more a pixel counts for each unit that it differs from its image's mean colour.
@@ -63,7 +64,7 @@ class TokenizerTraining:
 
 @dataclass(frozen=True)
 class TokenizerScores:
-    """How well images come back: mean absolute error (0 to 1), PSNR in dB, and how much of the codebook is in use."""
+    """How well images come back: mean absolute error (0 to 1), PSNR in dB, and the codebook's use."""
 
     l1: float
     psnr: float
@@ -85,8 +86,8 @@ def train_image_tokenizer(
 ) -> None:
     """Train in place; the model is in evaluation mode afterwards, its codebook rows of length 1.
 
-    The encoder's outputs and the codebook live on the unit sphere, so that the stock `encode` (nearest row) and
-    `decode` (which normalises rows) mean the same code.
+    The encoder's outputs and the codebook live on the unit sphere, so that the stock `encode` (nearest row)
+    and `decode` (which normalises rows) mean the same code.
 
     Args:
         model: from `new_image_tokenizer`.
@@ -155,7 +156,15 @@ def train_image_tokenizer(
 
 @torch.no_grad()
 def score_image_tokenizer(model: Any, images: Tensor, batch_size: int = 64) -> tuple[TokenizerScores, Tensor]:
-    """Scores on images (uint8 (images, 3, side, side)) through the stock `encode` and `decode`; also what came back.
+    """Scores a tokenizer by the stock `encode` and `decode`.
+
+    Args:
+        model: a stock `JanusVQVAE`.
+        images: uint8 (images, 3, side, side).
+        batch_size: images at a time.
+
+    Returns:
+        The scores, and the reconstructions in the shape of `images`.
 
     Raises:
         DataError: no images.
@@ -205,7 +214,7 @@ class _Rival:
 
 
 def _reconstruction(made: Tensor, real: Tensor, focus: float) -> Tensor:
-    """Mean absolute and mean squared error together; pixels unlike their image's mean weigh more with `focus`."""
+    """Mean absolute plus mean squared error; pixels unlike their image's mean weigh more with `focus`."""
     error = (made - real).abs()
     terms = error + error.square()
     if focus:
