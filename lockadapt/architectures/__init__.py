@@ -13,7 +13,7 @@ from lockadapt.architectures.aya_vision import AYA_VISION
 from lockadapt.architectures.base import Architecture, Inputs, ModelLayout, unwrap_model
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
-from lockadapt.architectures.inputs import counted_span
+from lockadapt.architectures.generic import describe_config, describe_model, describes
 from lockadapt.architectures.janus import JANUS
 from lockadapt.architectures.llava import LLAVA
 from lockadapt.errors import AssemblyError
@@ -36,19 +36,26 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
     if isinstance(thing, nn.Module):
         base = unwrap_model(thing)
         found = next((one for one in ARCHITECTURES if isinstance(base, one.model_class)), None)
+        if found is None and describes(getattr(base, "config", None)):
+            found = describe_model(base)
     else:
         base, found = thing, find_architecture(thing)
     if found is None:
         raise AssemblyError(
             f"{class_name(base)} is not one of the classes that lockadapt trains",
-            fix="start from a LLaVA, FastVLM or Janus checkpoint, or from an LLM and a tower",
+            fix="start from a checkpoint that answers questions about images, or from an LLM and a tower",
         )
     return found
 
 
 def find_architecture(config: Any) -> Architecture | None:
-    """The architecture of a config; None: it is of no class that lockadapt trains."""
-    return next((one for one in ARCHITECTURES if type(config) is one.config_class), None)
+    """The architecture of a config; None: it is of no class that lockadapt trains.
+
+    Raises:
+        AssemblyError: it is of a class whose parts cannot be told.
+    """
+    known = next((one for one in ARCHITECTURES if type(config) is one.config_class), None)
+    return describe_config(config) if known is None and describes(config) else known
 
 
 def class_name(thing: Any) -> str:
@@ -61,12 +68,13 @@ def class_name(thing: Any) -> str:
 def inputs_of(processor: Any) -> Inputs:
     """What images and text become, by the processor: its class decides, not the model's.
 
-    Of a processor that is not known the answer is asked, if it has an image token.
+    Of a processor that is not known the answer is asked for every row, if it has an image token.
     """
     for one in ARCHITECTURES:
         if type(processor) is one.inputs.processor_class:
             return one.inputs
-    return Inputs(type(processor), counted_span if getattr(processor, "image_token", None) else None)
+    marked = bool(getattr(processor, "image_token", None))
+    return Inputs(type(processor), None, stock=marked)
 
 
 def layout_of(model: nn.Module) -> ModelLayout:

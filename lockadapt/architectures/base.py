@@ -156,11 +156,13 @@ class Inputs:
         processor_class: of the stock processor.
         span: a processor -> what one image becomes in the text; None: images and texts stay apart.
         extra: keys of the processor's output that forward needs beside ids, mask and pixels.
+        stock: whether an image's text depends on its size, so that the stock processor is asked for every row.
     """
 
     processor_class: type[Any]
     span: Callable[[Any], ImageSpan] | None
     extra: tuple[str, ...] = ()
+    stock: bool = False
 
 
 @dataclass(frozen=True)
@@ -293,11 +295,11 @@ def component_of(name: str, layout: ModelLayout) -> str:
         return "lora"
     if ".trainable_tokens_" in name:
         return "retrieval"
-    # The head first: some classes keep it inside the LLM.
+    # The head first: some classes keep it inside the LLM. The projector before the tower: some keep it in there.
     places = {
         "head": (layout.head,),
-        "tower": (layout.tower,),
         "projector": layout.projector,
+        "tower": (layout.tower,),
         "llm": (layout.llm,),
         "retrieval": layout.retrieval,
         "generation": layout.generation,

@@ -52,10 +52,16 @@ def load_model(
         raise AssemblyError(
             f"{class_name(config)} is not a class that lockadapt trains",
             where=source.name,
-            fix="start from a LLaVA, FastVLM or Janus checkpoint in Transformers format, or from an LLM and a tower",
+            fix="start from a checkpoint that answers questions about images, in Transformers format, or from an LLM and a tower",
         )
     kind: Any = architecture.model_class if without_tower is None else towerless_class(architecture)
     processor = load_processor(folder)
+    if architecture.inputs.stock and not getattr(processor, "image_token", None):
+        raise AssemblyError(
+            f"{type(processor).__name__} has no image token, so images cannot stand in a conversation",
+            where=source.name,
+            fix="start from another class, or from an LLM and a tower",
+        )
     if meta:
         with loading(source, "VLM"), torch.device("meta"):
             return kind._from_config(config, dtype=chosen), processor

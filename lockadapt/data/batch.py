@@ -10,7 +10,7 @@ import torch
 
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.pack import pack
-from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.pixels import ImageInputs, image_part
 
 Batch = dict[str, Any]
 """What an objective gets; packed and plain batches look the same to it.
@@ -19,7 +19,8 @@ Batch = dict[str, Any]
 - `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens,
   tokens) with `position_ids` int64 (rows, tokens).
 - `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels), where there are
-  images.
+  images; or, of processors that are asked for every row, all their keys; `processor_keys` and
+  `token_keys` are the names of those that say something of images and of tokens.
 - `predicting` bool (rows, tokens): the positions whose logits are needed.
 - `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in
   reading order) predicts it, its id, and the sample that it belongs to.
@@ -48,7 +49,7 @@ def collate(
     """
     batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
     shown = batch.pop("images")
-    return {"objective": objective, **batch, **images(shown)}
+    return {"objective": objective, **batch, **image_part(images, shown, batch["input_ids"])}
 
 
 def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch:
@@ -62,7 +63,7 @@ def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch
         "targets",
         "owners",
     )
-    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": rows.images}
+    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": [rows.images]}
 
 
 def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
@@ -91,7 +92,7 @@ def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
     }
     return {
         **{name: torch.from_numpy(array) for name, array in arrays.items()},
-        "images": [image for item in items for image in item.images],
+        "images": [item.images for item in items],
     }
 
 

@@ -7,6 +7,7 @@ before an answer with `add_generation_prompt`, and the text that is trained on b
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,21 +42,23 @@ class Written:
     answers: tuple[Span, ...]
     contents: tuple[Span, ...] | None
 
-    def expanded(self, marker: str, image: str) -> Written:
-        """With every image marker replaced by what stands for an image in the token sequence."""
-        growth = len(image) - len(marker)
+    def expanded(self, marker: str, images: Sequence[str]) -> Written:
+        """With every image marker replaced by what stands for its image, one text an image."""
+        pieces = self.text.split(marker)
+        text = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
+        growth = [0, *itertools.accumulate(len(image) - len(marker) for image in images)]
 
         def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
             return tuple(
                 (
-                    begin + growth * self.text.count(marker, 0, begin),
-                    end + growth * self.text.count(marker, 0, end),
+                    begin + growth[self.text.count(marker, 0, begin)],
+                    end + growth[self.text.count(marker, 0, end)],
                 )
                 for begin, end in spans
             )
 
         contents = None if self.contents is None else moved(self.contents)
-        return Written(self.text.replace(marker, image), moved(self.answers), contents)
+        return Written(text, moved(self.answers), contents)
 
 
 class Dialogue:

@@ -7,18 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lockadapt.architectures import inputs_of
+from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.control_tokens import ControlTokens
 from lockadapt.data.dialogue import Dialogue, Written, shape_of
+from lockadapt.data.images import image_size, open_image
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef, Sample, message
-from lockadapt.errors import DataError, NoLabelError
+from lockadapt.errors import AssemblyError, DataError, NoLabelError
 from lockadapt.models.chat_template import adds_special_tokens, control_tokens
 
 IGNORED = -100
 """Label of a position that is not learned (PyTorch's `cross_entropy` default)."""
+
+MAX_PIXELS = 100_000_000
+"""Of images whose sizes are asked for: a header that says more is refused whatever `data.max_pixels` says."""
 
 PROVED_SHAPES = 8
 """Kinds of conversations (roles and images of their turns) whose first row is compared with the stock processor."""
@@ -90,11 +96,13 @@ class Encoder:
             )
         self.image_token, self.image_token_id, self.image_tokens, self.image_text = "", -1, 0, ""
         self._proved: set[Any] = set()
-        span_of = inputs_of(processor).span
-        if span_of is None:
+        self.stock: StockInputs | None = None
+        self._sizes: dict[str, tuple[int, int]] = {}
+        inputs = inputs_of(processor)
+        if inputs.span is None and not inputs.stock:
             self.controls = ControlTokens(self.tokenizer, control_tokens(self.tokenizer))
             return
-        self.image_token = processor.image_token
+        self.image_token = str(processor.image_token)
         self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
         template = processor.chat_template or self.tokenizer.chat_template
         if isinstance(template, dict):
@@ -108,7 +116,11 @@ class Encoder:
             # Saved with the processor, so that clients prompt as training does.
             processor.chat_template = self.dialogue.template
         self.controls = ControlTokens(self.tokenizer, self.dialogue.controls)
-        span = span_of(processor)
+        if inputs.span is None:
+            self.stock = StockInputs(processor)
+            self.image_token_id, self.image_tokens = self.stock.token, self.stock.probe_tokens
+            return
+        span = inputs.span(processor)
         self.image_tokens, self.image_text = span.count, span.text
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
@@ -116,8 +128,31 @@ class Encoder:
         return self.dialogue.render(sample, turns, prompt=prompt)
 
     def expand(self, text: str) -> str:
-        """Each image marker repeated as often as the tower gives features, framed as the processor frames it."""
+        """Each image marker repeated as often as the tower gives features, framed as the processor frames it.
+
+        Raises:
+            AssemblyError: what an image becomes depends on its size.
+        """
+        if self.stock is not None:
+            raise AssemblyError(
+                f"{type(self.processor).__name__} makes other texts of images of other sizes, which this objective does not take",
+                fix="use vqa, caption or dialogue",
+            )
         return text.replace(self.image_token, self.image_text)
+
+    def image_texts(self, sample: Sample) -> tuple[str, ...]:
+        """What stands for each image of a sample in the token sequence.
+
+        Raises:
+            DataError: an image's size cannot be read.
+            SafetyError: an image is too large.
+        """
+        if self.stock is None:
+            return (self.image_text,) * len(sample.images)
+        for image in sample.images:
+            if image.key not in self._sizes:
+                self._sizes[image.key] = image_size(image, MAX_PIXELS, sample.where)
+        return self.stock.expansions(tuple(self._sizes[image.key] for image in sample.images))
 
     def text_ids(
         self, text: str, where: str, said: str | None = None, *, special: bool | None = None
@@ -191,7 +226,7 @@ class Encoder:
         if written.contents is None and not self.allow_special_tokens:
             for turn in sample.turns:
                 self.controls.refuse(turn.text, sample.where)
-        return written.expanded(self.image_token, self.image_text)
+        return written.expanded(self.image_token, self.image_texts(sample))
 
     def _tokens(
         self, written: Sequence[Written], places: Sequence[str], special: bool | None = None
@@ -291,11 +326,14 @@ class Encoder:
         written = self.dialogue.prompt(sample)
         if written.contents is None or self.controls.spelled(written.text, written.contents):
             return
-        mine = self._tokens([written.expanded(self.image_token, self.image_text)], [sample.where])[0][0]
+        expanded = written.expanded(self.image_token, self.image_texts(sample))
+        mine = self._tokens([expanded], [sample.where])[0][0]
         last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
-        theirs = stock_prompt_ids(
-            self.processor, [message(turn) for turn in sample.turns[:last]], len(sample.images)
-        )
+        messages = [message(turn) for turn in sample.turns[:last]]
+        if self.stock is not None:
+            theirs = self._stock_prompt_ids(messages, sample)
+        else:
+            theirs = stock_prompt_ids(self.processor, messages, len(sample.images))
         if mine != theirs:
             place = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), -1)
             shown = [
@@ -308,6 +346,23 @@ class Encoder:
                 where=sample.where,
                 fix="use another tokenizer or chat template",
             )
+
+    def _stock_prompt_ids(self, messages: list[dict[str, Any]], sample: Sample) -> list[int]:
+        """As `stock_prompt_ids`, with the sample's own pictures; the keys of tokens are compared as well."""
+        assert self.stock is not None
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        pictures = [open_image(image, MAX_PIXELS, sample.where) for image in sample.images]
+        made = self.stock.make(
+            [text], [pictures], add_special_tokens=adds_special_tokens(self.tokenizer, text)
+        )
+        for name, key in self.stock.token_keys.items():
+            if not torch.equal(key.of(made["input_ids"]), made[name]):
+                raise DataError(
+                    f"{name} of this conversation is decided by more than the token itself",
+                    where=sample.where,
+                    fix="start from another checkpoint",
+                )
+        return [int(token) for token in made["input_ids"][0]]
 
 
 def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int) -> list[int]:

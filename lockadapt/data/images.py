@@ -22,7 +22,9 @@ from lockadapt.errors import DataError, LockadaptError, SafetyError, memory_ran_
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What is opened. Not all that Pillow knows: EPS runs Ghostscript, and rare parsers are rarely tested."""
 
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TILE_WIDTH, _TILE_LENGTH, _ORIENTATION = 322, 323, 274
+_SIDEWAYS = (5, 6, 7, 8)
+"""Values of the EXIF orientation that turn a picture by a quarter."""
 
 _HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -69,6 +71,35 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
             f"{_name(ref)} is damaged or cut off ({_reason(error)})",
             where=place,
             fix="fetch it again, remove its rows, or let `data.on_bad_image: skip` drop them",
+        ) from error
+
+
+def image_size(ref: ImageRef, max_pixels: int, where: str | None = None) -> tuple[int, int]:
+    """Width and height of the picture that `open_image` gives, from the header alone.
+
+    Args:
+        ref: path, bytes or picture.
+        max_pixels: the most pixels.
+        where: the row, for messages; default: the key of `ref`.
+
+    Raises:
+        DataError: missing, or not an image of `FORMATS`.
+        SafetyError: more than `max_pixels` pixels.
+    """
+    place = where or ref.key
+    try:
+        with contextlib.nullcontext(ref.picture) if ref.picture is not None else _header(ref) as picture:
+            _check_size(picture, max_pixels)
+            width, height = picture.size
+            turned = 1
+            with contextlib.suppress(Exception):
+                turned = int(picture.getexif().get(_ORIENTATION, 1))
+            return (height, width) if turned in _SIDEWAYS else (width, height)
+    except LockadaptError as error:
+        raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
+    except Exception as error:
+        raise DataError(
+            f"{_name(ref)} is damaged or cut off ({_reason(error)})", where=place, fix="fetch it again"
         ) from error
 
 

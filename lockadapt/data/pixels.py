@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 import torch
 from PIL import Image
 
+from lockadapt.architectures import inputs_of
+from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef
 
@@ -62,6 +64,68 @@ class PixelInputs:
     def values(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values (pictures, 3, side, side) of RGB pictures."""
         return self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+
+
+class ProcessorInputs:
+    """Lets a stock processor whose images have sizes of their own preprocess the images of whole rows.
+
+    Args:
+        stock: the processor, looked at.
+        max_pixels: larger images are refused before decoding.
+        replacement: shown instead of every image (blind runs), in each image's own size.
+    """
+
+    def __init__(self, stock: StockInputs, max_pixels: int, replacement: Image.Image | None = None) -> None:
+        self.stock, self.max_pixels, self.replacement = stock, max_pixels, replacement
+
+    def picture(self, image: ImageRef) -> Image.Image:
+        """The RGB picture that the model will see, before resizing."""
+        picture = open_image(image, self.max_pixels)
+        return picture if self.replacement is None else self.replacement.resize(picture.size)
+
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, Any]:
+        """Preprocess images, each of which stands in a row of its own."""
+        return self.of_rows([[image] for image in images])
+
+    def of_rows(self, rows: Sequence[Sequence[ImageRef]]) -> dict[str, Any]:
+        """Every key that the processor makes of the images of rows, and `processor_keys`, their names."""
+        made = self.stock.image_keys([[self.picture(image) for image in row] for row in rows])
+        return {**made, "processor_keys": tuple(made)}
+
+    def of_tokens(self, input_ids: torch.Tensor) -> dict[str, Any]:
+        """Every key that the processor makes of tokens, and `token_keys`, their names."""
+        made = {name: key.of(input_ids) for name, key in self.stock.token_keys.items()}
+        return {**made, "token_keys": tuple(made)}
+
+
+def pixel_inputs(
+    processor: Any, max_pixels: int, replacement: Image.Image | None = None
+) -> PixelInputs | ProcessorInputs:
+    """Images as pixels, by any stock processor.
+
+    Args:
+        processor: the model's.
+        max_pixels: larger images are refused before decoding.
+        replacement: shown instead of every image (blind runs).
+    """
+    if inputs_of(processor).stock:
+        return ProcessorInputs(StockInputs(processor), max_pixels, replacement)
+    return PixelInputs(processor.image_processor, max_pixels, replacement)
+
+
+def image_part(
+    images: ImageInputs, rows: Sequence[Sequence[ImageRef]], input_ids: torch.Tensor
+) -> dict[str, Any]:
+    """What a batch has of its images, beside their tokens.
+
+    Args:
+        images: where they come from.
+        rows: the images of each row.
+        input_ids: int64 (rows, tokens).
+    """
+    if isinstance(images, ProcessorInputs):
+        return {**images.of_rows(rows), **images.of_tokens(input_ids)}
+    return images([image for row in rows for image in row])
 
 
 def mean_image(images: Iterable[ImageRef], max_pixels: int, side: int, limit: int = 512) -> Image.Image:

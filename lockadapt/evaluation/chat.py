@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
 from lockadapt.evaluation.predict import SamplePredictor
@@ -26,7 +26,7 @@ class Chat:
     """
 
     predictor: SamplePredictor
-    pixels: PixelInputs
+    pixels: PixelInputs | ProcessorInputs
     max_new_tokens: int
     images: list[ImageRef] = field(default_factory=list)
     waiting: int = 0
@@ -50,7 +50,7 @@ class Chat:
         for image in images:
             _check(image)  # before a model is loaded
         opened = open_target(target)
-        pixels = PixelInputs(opened.processor.image_processor, MAX_PIXELS)
+        pixels = pixel_inputs(opened.processor, MAX_PIXELS)
         allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
         encoder = Encoder(opened.processor, context_length(opened.model), allowed)
         chat = cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)

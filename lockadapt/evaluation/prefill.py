@@ -12,7 +12,7 @@ from torch import nn
 from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
-from lockadapt.data.pixels import ImageInputs
+from lockadapt.data.pixels import ImageInputs, image_part
 from lockadapt.models.chat_template import without_thought
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives.answer_tokens import model_inputs
@@ -51,7 +51,7 @@ def generate_from_shared_prefix(
         or any(len(prompt.input_ids) == end for prompt in prompts)
     ):
         ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
-        shown = images([image for prompt in prompts for image in prompt.images])
+        shown = image_part(images, [prompt.images for prompt in prompts], ids)
         inputs = on_device({"input_ids": ids, "attention_mask": mask, **shown}, device)
         return _generate(model, model_inputs(model, inputs), tokenizer, max_new_tokens)
     firsts = [prompts[group[0]] for group in same]

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from lockadapt.architectures import layout_of
+from lockadapt.architectures import architecture_of, inputs_of, layout_of
 from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.encode import Encoded, distinct_images
-from lockadapt.data.pixels import Frozen, ImageInputs, PixelInputs, mean_image
+from lockadapt.data.pixels import Frozen, ImageInputs, PixelInputs, ProcessorInputs, mean_image
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import AssemblyError
 from lockadapt.features.folder import FeatureFolder
@@ -24,6 +25,10 @@ from lockadapt.features.tower import image_side, tower_batch, tower_outputs
 
 IMAGE_TOKENS: tuple[Frozen, ...] = ("image_tokens", "crops")
 """What objectives that generate images have of an image."""
+
+
+BLIND_SIDE = 64
+"""Side in pixels of the mean image where images have sizes of their own; it is stretched to each."""
 
 
 def inputs_by_objective(
@@ -53,7 +58,7 @@ def inputs_by_objective(
     """
     seen = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
     shared: ImageInputs = PixelInputs(processor.image_processor, policy.max_pixels)
-    if seen:
+    if seen or inputs_of(processor).stock:
         shared = tower_inputs(model, processor, distinct_images(seen), policy, reused)
     inputs = dict.fromkeys(frozen, shared)
     for kept in IMAGE_TOKENS:
@@ -88,6 +93,8 @@ def tower_inputs(
         DiskError: features shall be kept on disk and do not fit.
     """
     replacement, settings = policy.mean if policy.blind else None, policy.settings
+    if inputs_of(processor).stock:
+        return _processor_inputs(processor, images, policy)
     if policy.blind and images and replacement is None:
         replacement = mean_image(images.values(), policy.max_pixels, image_side(processor))
     pixels = PixelInputs(processor.image_processor, policy.max_pixels, replacement)
@@ -95,6 +102,9 @@ def tower_inputs(
         policy.note("no images")
         return pixels
     base = unwrap_model(model)
+    if architecture_of(base).features is None:
+        policy.note(f"images: pixels at every step, as nothing of {type(base).__name__} may be kept")
+        return pixels
     kept = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
 
     def memory_bytes() -> int:
@@ -178,6 +188,25 @@ def disk_features(
     return DiskFeatures(
         pixels, lambda values: tower_outputs(base, values), folder, settings.workers, tower_batch(base)
     )
+
+
+def _processor_inputs(processor: Any, images: Mapping[str, ImageRef], policy: ImagePolicy) -> ProcessorInputs:
+    """Pixels at every step, by the stock processor.
+
+    Raises:
+        AssemblyError: features shall be kept.
+    """
+    if policy.settings.choice in ("memory", "disk"):
+        raise AssemblyError(
+            f"the feature cache takes images of one size, those of {type(processor).__name__} have their own",
+            where="data.features",
+            fix="use auto or none",
+        )
+    replacement = policy.mean if policy.blind else None
+    if policy.blind and images and replacement is None:
+        replacement = mean_image(images.values(), policy.max_pixels, BLIND_SIDE)
+    policy.note("images: pixels at every step, as they have sizes of their own")
+    return ProcessorInputs(StockInputs(processor), policy.max_pixels, replacement)
 
 
 def _filled(disk: DiskFeatures, images: Mapping[str, ImageRef], policy: ImagePolicy) -> DiskFeatures:

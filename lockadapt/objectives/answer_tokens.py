@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from lockadapt.architectures.features import image_arguments
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
 from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
-from lockadapt.objectives.head import chunked_cross_entropy, head_input
+from lockadapt.objectives.head import chunked_cross_entropy, head_input, head_is_last, own_cross_entropy
 from lockadapt.tuning.query_rows import head_rows
 
 
@@ -87,8 +88,13 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         packed = architecture.positions or Positions()
         inputs[packed.mask] = _additive(model, inputs.pop("attention_mask"))
         inputs[packed.positions] = batch["position_ids"]
+    inputs |= {name: batch[name] for name in batch.get("token_keys", ())}
     if "image_features" in batch:
         inputs |= image_arguments(model, batch["image_features"], batch.get("image_scales"))
+    elif "processor_keys" in batch:
+        dtype = next(tower_of(model).parameters()).dtype
+        shown = {name: batch[name] for name in batch["processor_keys"]}
+        inputs |= {name: one.to(dtype) if one.is_floating_point() else one for name, one in shown.items()}
     elif "pixel_values" in batch:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
@@ -105,10 +111,34 @@ def _additive(model: nn.Module, sees: torch.Tensor) -> torch.Tensor:
     )
 
 
+_ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Measured once a model."""
+
+
+def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: torch.Tensor) -> bool:
+    """Whether logits are what the head computes; measured where the class has no description of its own.
+
+    Args:
+        model: a stock model, possibly wrapped.
+        inputs: see `model_inputs`.
+        predicting: bool (rows, tokens), the positions that are looked at.
+    """
+    base = unwrap_model(model)
+    if not architecture_of(base).inputs.stock:
+        return True
+    if base not in _ENDS:
+        head = base.get_submodule(layout_of(base).head)
+        _ENDS[base] = head_is_last(model, head, inputs, predicting)
+    return _ENDS[base]
+
+
 def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     head = unwrap_model(model).get_submodule(layout_of(model).head)
-    hidden = head_input(model, head, model_inputs(model, batch), batch["predicting"])
+    inputs, predicting = model_inputs(model, batch), batch["predicting"]
+    index, targets, rows = batch["logit_index"], batch["targets"], head_rows(model)
+    if not ends_with_its_head(model, inputs, predicting):
+        return own_cross_entropy(model, inputs, predicting, index, targets)
+    hidden = head_input(model, head, inputs, predicting)
     # A head that PEFT wraps for query tokens says nothing of a bias; those that can be wrapped have none.
     bias = getattr(head, "bias", None)
-    index, targets, rows = batch["logit_index"], batch["targets"], head_rows(model)
     return chunked_cross_entropy(hidden, head.weight, bias, index, targets, rows=rows)

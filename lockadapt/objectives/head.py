@@ -106,6 +106,51 @@ def chunked_cross_entropy(
     return _ChunkedLoss.apply(hidden, weight, bias, logit_index, targets, chunk, ids, there)  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
+def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> bool:
+    """Whether the stock class returns what its head computes: some scale it or cap it behind the head.
+
+    Args:
+        model: possibly wrapped.
+        head: of the stock model in it.
+        inputs: of its forward.
+        predicting: bool (rows, tokens), the positions that are looked at.
+    """
+    seen: list[Tensor] = []
+    handle = head.register_forward_hook(lambda module, given, made: seen.append(made))
+    try:
+        with training_autocast(model):
+            logits = model(**inputs, logits_to_keep=predicting, use_cache=False).logits
+    finally:
+        handle.remove()
+    scored = logits.numel() == int(predicting.sum()) * logits.shape[-1] == seen[-1].numel()
+    return scored and bool((logits.flatten() == seen[-1].flatten()).all())
+
+
+def own_cross_entropy(
+    model: nn.Module, inputs: dict[str, Any], predicting: Tensor, logit_index: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `chunked_cross_entropy`, on the logits that the stock class itself returns: all scored ones at once.
+
+    Args:
+        model: possibly wrapped.
+        inputs: of its forward.
+        predicting: bool (rows, tokens), the positions that are scored.
+        logit_index: int64 (labels,), the scored position that predicts each target.
+        targets: int64 (labels,).
+
+    Returns:
+        See `chunked_cross_entropy`.
+    """
+    with training_autocast(model):
+        logits = model(**inputs, logits_to_keep=predicting, use_cache=False).logits
+    if logits.shape[:2] == predicting.shape:  # the class takes no mask of positions
+        logits = logits[predicting]
+    rows = logits.reshape(-1, logits.shape[-1]).float()[logit_index]
+    losses = F.cross_entropy(rows, targets, reduction="none")
+    return losses.mean(), losses.detach(), (rows.argmax(-1) == targets).sum()
+
+
 def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> Tensor:
     """What the stock class would feed its head at the positions that count, (positions, hidden), with graph.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -123,6 +123,33 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
             fix="check that the projector is not zero and that the rows name different images",
         )
     return abs(seen - other)
+
+
+def freeze_unreached(model: nn.Module, losses: Callable[[], Iterator[torch.Tensor]]) -> list[str]:
+    """Freezes what should train but lies on no way to the loss; gives the names.
+
+    A class that nobody described may hold what only other settings or other inputs use (deepstack levels beyond the LLM's
+    depth, embeddings of sounds).
+
+    Args:
+        model: ready to train; it gets no gradient.
+        losses: of a batch of every objective, each with graph.
+    """
+    training = model.training
+    model.eval()
+    reached: set[str] = set()
+    for loss in losses():
+        loss.backward()
+        for name, parameter in _trainable(model):
+            # LoRA's A has a gradient of zeros until B has left zero.
+            if parameter.grad is not None and (".lora_" in name or bool(parameter.grad.any())):
+                reached.add(name)
+        model.zero_grad(set_to_none=True)
+    model.train(training)
+    dry = [(name, parameter) for name, parameter in _trainable(model) if name not in reached]
+    for _, parameter in dry:
+        parameter.requires_grad_(False)
+    return [name for name, _ in dry]
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -14,7 +14,7 @@ from lockadapt.building.objectives import stage_objectives
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
 from lockadapt.models.quiet import quiet
-from lockadapt.models.sources import resolve_dtype
+from lockadapt.models.sources import resolve_dtype, some
 from lockadapt.runs import run_folder
 from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
@@ -78,6 +78,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     samples_a_step = stage.micro_batch * stage.accumulation
     note(f"stage {stage.name}: {stage.steps:,} steps of {samples_a_step:g}\n{component_text(table)}")
     note(trainer.packing.why)
+    if trainer.unreached:
+        note(f"frozen, as no loss depends on them: {some(trainer.unreached)}")
     fingerprint = run_folder.fingerprint(trainer.locked)
     finished = folder / FINISHED
     if session.resume and checkpoint.is_complete(finished):

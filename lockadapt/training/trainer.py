@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 
-from lockadapt.architectures import tower_of
+from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
@@ -28,7 +28,13 @@ from lockadapt.objectives import KINDS, Objective
 from lockadapt.planning.packing import Packing
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
-from lockadapt.training.checks import AfterStep, LearningCheck, check_finite, check_image_sensitivity
+from lockadapt.training.checks import (
+    AfterStep,
+    LearningCheck,
+    check_finite,
+    check_image_sensitivity,
+    freeze_unreached,
+)
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.datasets import encoded_rows
 from lockadapt.training.metrics import TrainingMetrics
@@ -128,6 +134,9 @@ class GroundingTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        self.unreached: list[str] = []
+        if architecture_of(model).inputs.stock and train:
+            self.unreached = freeze_unreached(model, self._some_losses)
         self.locked = frozen_digests(model)
         self.image_sensitivity: dict[str, float] = {}
         self.measures = TrainingMetrics()
@@ -142,6 +151,14 @@ class GroundingTrainer(Trainer):
         """Make the batch of an objective from rows, packed into rows of up to `max_row_tokens`, if that is given."""
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
         return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
+
+    def _some_losses(self) -> Iterator[torch.Tensor]:
+        """The loss of a row of each objective, one with an image where there is one."""
+        for name, rows in self.train_dataset.rows.items():  # type: ignore[union-attr]
+            row = next((one for one in rows if one.images), rows[0])
+            batch = self._prepare_inputs(self.collate(name, [row], None))
+            with self.compute_loss_context_manager():
+                yield self.objectives[name].loss(self.model, batch)[0]  # type: ignore[arg-type]
 
     @cached_property
     def packing(self) -> Packing:

@@ -1,0 +1,103 @@
+"""Classes without a description of their own: found by structure, labelled as stock, trained with locks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lockadapt.architectures import architecture_of
+from lockadapt.architectures.load import load_model
+from lockadapt.building.experiment import build_experiment
+from lockadapt.console import Reporter
+from lockadapt.data.batch import collate
+from lockadapt.data.encode import IGNORED, Encoder
+from lockadapt.data.pixels import pixel_inputs
+from lockadapt.errors import LockadaptError
+from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
+from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.runs.run import open_run
+from lockadapt.training.loop import train
+from tests.support.runs import values
+from tests.support.zoo import Entry, entry_of
+
+QUIET = Reporter(quiet=True)
+PLAIN = ("gemma3", "idefics3", "llava_next", "aya_vision", "deepseek_vl", "ovis2", "paddleocr_vl", "aria")
+TORCHVISION = (
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "mistral3", "llava_onevision", "gemma4", "glm4v"),
+    *("pixtral", "cohere2_vision", "perception_lm", "lfm2_vl", "qwen3_5", "video_llama_3"),
+)
+NAMES = (*PLAIN, *TORCHVISION, "granite4_vision", "smolvlm")
+TRAINED = ("gemma3", "idefics3", "llava_next", "qwen3_vl", "granite4_vision", "video_llama_3", "gemma4")
+
+
+def written(name: str, folder: Path) -> Path:
+    entry: Entry = entry_of(name)
+    if missing := entry.missing():
+        pytest.skip(f"its processor needs {' and '.join(missing)}")
+    entry.write(folder)
+    return folder
+
+
+def recipe_for(vlm: Path, folder: Path, **changes: Any) -> Recipe:
+    plain = values(folder, folder, **changes)
+    plain["model"] = {"vlm": str(vlm), "dtype": "float32", **changes.get("model", {})}
+    plain["training"] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2}
+    return load_recipe(None, (), plain).recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_is_the_stock_forwards(name: str, tmp_path: Path) -> None:
+    vlm = written(name, tmp_path / "vlm")
+    samples = build_experiment(recipe_for(vlm, tmp_path)).samples("train")["vqa"][:4]
+    model, processor = load_model(vlm, torch.float32)
+    rows = Encoder(processor, 4096).encode(samples).encoded
+    batch = collate(rows, pixel_inputs(processor, 10**6), processor.tokenizer.pad_token_id, "vqa")
+    labels = torch.full_like(batch["input_ids"], IGNORED)
+    for row, item in enumerate(rows):
+        labels[row, : len(item.labels)] = torch.from_numpy(item.labels.astype("int64"))
+        learned = processor.tokenizer.decode(item.labels[item.labels != IGNORED]).strip()
+        assert learned.startswith(item.sample.answer)
+    with torch.no_grad():
+        theirs = model(**model_inputs(model, batch), labels=labels).loss
+        ours = answer_loss(model, batch)[0]
+    assert abs(float(ours - theirs)) < 1e-5
+    assert set(batch["processor_keys"]) >= {"pixel_values"}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_run_trains_connector_and_lora_and_proves_the_lock(name: str, tmp_path: Path) -> None:
+    vlm = written(name, tmp_path / "vlm")
+    train(recipe_for(vlm, tmp_path), tmp_path / "run", QUIET)
+    record = open_run(tmp_path / "run").record
+    assert record.locked
+    states = {(row.component, row.state) for row in record.stages[0].components}
+    assert {("projector", "trained"), ("lora", "trained"), ("tower", "frozen"), ("llm", "frozen")} <= states
+
+
+@pytest.mark.parametrize(
+    ("name", "projector"),
+    [
+        ("llava_next", ("model.image_newline", "model.multi_modal_projector")),
+        ("idefics3", ("model.connector",)),
+        ("qwen2_5_vl", ("model.visual.merger",)),
+        ("qwen3_vl", ("model.visual.merger", "model.visual.deepstack_merger_list")),
+        ("glm4v", ("model.visual.merger", "model.visual.downsample")),
+    ],
+)
+def test_the_connector_is_all_that_is_left_or_the_merger_in_the_tower(
+    name: str, projector: tuple[str, ...]
+) -> None:
+    model, _ = entry_of(name).build()
+    assert architecture_of(model).layout.projector == projector
+
+
+@pytest.mark.parametrize("name", ["paligemma", "mllama", "blip2", "kosmos2", "florence2"])
+def test_what_would_be_trained_wrongly_is_refused(name: str, tmp_path: Path) -> None:
+    vlm = written(name, tmp_path / "vlm")
+    with pytest.raises(LockadaptError) as error:
+        train(recipe_for(vlm, tmp_path), tmp_path / "run", QUIET)
+    assert error.value.fix
