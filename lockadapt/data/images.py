@@ -8,8 +8,8 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,12 +52,38 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         DataError: missing, not an image of `FORMATS`, cut off, damaged, or with values that are no numbers.
         SafetyError: more than `max_pixels` pixels.
     """
+    return _read(ref, where, lambda picture: _decoded(picture, max_pixels))
+
+
+def image_size(ref: ImageRef, max_pixels: int, where: str | None = None) -> tuple[int, int]:
+    """Width and height of the picture that `open_image` gives, from the header alone.
+
+    Args:
+        ref: path, bytes or picture.
+        max_pixels: the most pixels.
+        where: the row, for messages; default: the key of `ref`.
+
+    Returns:
+        Width and height in pixels, turned upright by the EXIF orientation.
+
+    Raises:
+        DataError: missing, damaged, or not an image of `FORMATS`.
+        SafetyError: more than `max_pixels` pixels.
+    """
+    return _read(ref, where, lambda picture: _upright_size(picture, max_pixels))
+
+
+T = TypeVar("T")
+
+
+def _read(ref: ImageRef, where: str | None, look: Callable[[Image.Image], T]) -> T:
+    """What is seen in an opened picture; whatever goes wrong with it is a typed error."""
     place = where or ref.key
     try:
         if ref.picture is not None:
-            return _decoded(ref.picture, max_pixels)
+            return look(ref.picture)
         with opened(ref) as file, _header(ref, file) as picture:
-            return _decoded(picture, max_pixels)
+            return look(picture)
     except LockadaptError as error:
         raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
     except Image.DecompressionBombError as error:
@@ -74,33 +100,13 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         ) from error
 
 
-def image_size(ref: ImageRef, max_pixels: int, where: str | None = None) -> tuple[int, int]:
-    """Width and height of the picture that `open_image` gives, from the header alone.
-
-    Args:
-        ref: path, bytes or picture.
-        max_pixels: the most pixels.
-        where: the row, for messages; default: the key of `ref`.
-
-    Raises:
-        DataError: missing, or not an image of `FORMATS`.
-        SafetyError: more than `max_pixels` pixels.
-    """
-    place = where or ref.key
-    try:
-        with contextlib.nullcontext(ref.picture) if ref.picture is not None else _header(ref) as picture:
-            _check_size(picture, max_pixels)
-            width, height = picture.size
-            turned = 1
-            with contextlib.suppress(Exception):
-                turned = int(picture.getexif().get(_ORIENTATION, 1))
-            return (height, width) if turned in _SIDEWAYS else (width, height)
-    except LockadaptError as error:
-        raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
-    except Exception as error:
-        raise DataError(
-            f"{_name(ref)} is damaged or cut off ({_reason(error)})", where=place, fix="fetch it again"
-        ) from error
+def _upright_size(picture: Image.Image, max_pixels: int) -> tuple[int, int]:
+    _check_size(picture, max_pixels)
+    width, height = picture.size
+    with contextlib.suppress(Exception):
+        if int(picture.getexif().get(_ORIENTATION, 1)) in _SIDEWAYS:
+            return height, width
+    return width, height
 
 
 def _decoded(picture: Image.Image, max_pixels: int) -> Image.Image:

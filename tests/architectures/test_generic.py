@@ -89,9 +89,9 @@ def test_a_run_trains_connector_and_lora_and_proves_the_lock(name: str, tmp_path
     ],
 )
 def test_the_connector_is_all_that_is_left_or_the_merger_in_the_tower(
-    name: str, projector: tuple[str, ...]
+    name: str, projector: tuple[str, ...], tmp_path: Path
 ) -> None:
-    model, _ = entry_of(name).build()
+    model, _ = load_model(written(name, tmp_path), torch.float32)
     assert architecture_of(model).layout.projector == projector
 
 

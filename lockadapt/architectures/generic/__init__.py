@@ -21,7 +21,7 @@ _FOUND: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
 
 
 def describes(config: Any) -> bool:
-    """Whether Transformers maps a config to a class that answers questions about images, with a tower to be found."""
+    """Whether Transformers maps a config to a class that answers questions about images, with a tower."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config")
 
 

@@ -1,4 +1,4 @@
-"""What a stock processor of any class makes of texts and pictures, asked of itself: expansions, and every key."""
+"""What a stock processor of any class makes of texts and pictures, asked of itself: every key of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROBES: tuple[Sizes, ...] = (((64, 48),), ((40, 96), (64, 64)))
 
 @dataclass(frozen=True)
 class TokenKey:
-    """A key of a processor with one number a token, which the token alone decides (`token_type_ids` and the like).
+    """A key with one number a token, which the token alone decides (`token_type_ids` and the like).
 
     Attributes:
         values: of the tokens that have another number than text.
@@ -165,7 +165,7 @@ class StockInputs:
             rest = {number for token, number in pairs if token not in inside}
             if len(pairs) != len(dict(pairs)) or len(rest) != 1:
                 raise AssemblyError(
-                    f"{type(self.processor).__name__} returns {name}, which is decided by more than the token itself",
+                    f"{name} of {type(self.processor).__name__} is decided by more than the token itself",
                     fix="start from another checkpoint",
                 )
             text_value = rest.pop()

@@ -1,4 +1,4 @@
-"""Finds the parts of any stock VLM by its structure: sub-configs say which modules are the LLM and the tower."""
+"""Finds the parts of any stock VLM by its structure: sub-configs say which modules are LLM and tower."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lockadapt.errors import AssemblyError
 def find_layout(model: PreTrainedModel) -> ModelLayout:
     """Where a stock VLM of any class keeps its parts.
 
-    LLM and tower are the outermost modules whose config *is* the text or the vision sub-config; the head is what the
-    class calls its output embeddings; the connector is all else. A class that keeps nothing else has its connector inside
-    the tower: the modules behind the tower's blocks that lead to the LLM's width.
+    LLM and tower are the outermost modules whose config *is* the text or the vision sub-config; the head is
+    what the class calls its output embeddings; the connector is all else. A class that keeps nothing else has its
+    connector inside the tower: the modules behind the tower's blocks that lead to the LLM's width.
 
     Args:
         model: on any device, the meta device too; adapters may be attached.
