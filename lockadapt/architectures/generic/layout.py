@@ -16,8 +16,8 @@ def find_layout(model: PreTrainedModel) -> ModelLayout:
     """Where a stock VLM of any class keeps its parts.
 
     LLM and tower are the outermost modules whose config *is* the text or the vision sub-config; the head is
-    what the class calls its output embeddings; the connector is all else. A class that keeps nothing else has its
-    connector inside the tower: the modules behind the tower's blocks that lead to the LLM's width.
+    what the class calls its output embeddings; the connector is all else. A class that keeps nothing
+    else has its connector inside the tower: modules behind its blocks that lead to the LLM's width.
 
     Args:
         model: on any device, the meta device too; adapters may be attached.
