@@ -1,4 +1,4 @@
-"""Aya Vision (arXiv 2505.08751): patches merged into fewer, wider tokens, and a SwiGLU projector behind a LayerNorm."""
+"""Aya Vision (arXiv 2505.08751): patches merged into fewer, wider tokens; a SwiGLU projector."""
 
 from __future__ import annotations
 

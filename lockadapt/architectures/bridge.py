@@ -1,4 +1,4 @@
-"""What classes of LLaVA's kind share: putting an LLM and a tower in, their settings, and the door for kept features."""
+"""What classes of LLaVA's kind share: putting LLM and tower in, settings, and the door for kept features."""
 
 from __future__ import annotations
 
@@ -88,6 +88,12 @@ def join(
 def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts, layout: ModelLayout = LAYOUT) -> None:
     """Puts an LLM's body and head into a stock model that was built without weights.
 
+    Args:
+        model: the stock model, built on the meta device.
+        llm: whose modules move into it.
+        text: what the LLM is.
+        layout: of the class.
+
     Raises:
         AssemblyError: the stock class would build another LLM from its config.
     """
@@ -111,17 +117,17 @@ def make_room(module: nn.Module, llm: PreTrainedModel) -> None:
 
 
 def forget_origin(dtype: torch.dtype, *configs: Any) -> None:
-    """Says in configs of which dtype the weights are, and no longer where they came from: a local path, not published."""
+    """Says in configs which dtype the weights have, and no longer where they came from: a local path."""
     for config in configs:
         config.dtype = dtype
         config.name_or_path = ""
 
 
 def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
-    """Gives the stock model the LLM's generation settings, and the tokenizer's special ids where those lack them.
+    """Gives the stock model the LLM's generation settings, and the tokenizer's special ids that they lack.
 
-    Settings that contradict each other (a temperature without sampling, in many old checkpoints) cannot be saved;
-    Transformers ignores them when it generates, so they are left out.
+    Settings that contradict each other (a temperature without sampling, in many old checkpoints) cannot be
+    saved; Transformers ignores them when it generates, so they are left out.
     """
     settings = llm.generation_config or GenerationConfig()
     try:
@@ -136,7 +142,12 @@ def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
 
 
 def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
-    """Checks that the stock class, which builds a part from its config alone, builds the class and weights of the source.
+    """Checks that the stock class, by a part's config alone, builds the class and weights of the source.
+
+    Args:
+        what: names the part in messages.
+        stock_part: as the stock class builds it.
+        source: whose weights it gets.
 
     Raises:
         AssemblyError: it builds others.
@@ -156,12 +167,15 @@ def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
 def projector_features(pack: Callable[[Tensor], Any], layout: ModelLayout = LAYOUT) -> Features:
     """What enters the projector is kept, and comes back projected, by `mm_encoder_outputs`.
 
-    Taken where it happens, at the projector's entrance, so layer choice, dropped class token and flattening are the stock
-    class's own. The tower is run without gradient, in whatever mode (train, eval) it is in.
+    Taken where it happens, at the projector's entrance, so layer choice, dropped class token and flattening
+    are the stock class's own. The tower is run without gradient, in whatever mode (train, eval) it is in.
 
     Args:
         pack: what the projector returns -> what the class's forward expects as `pooler_output`.
         layout: of the class.
+
+    Returns:
+        How features are taken and given.
     """
     path = layout.projector[0]
 
@@ -190,7 +204,8 @@ def projector_features(pack: Callable[[Tensor], Any], layout: ModelLayout = LAYO
 
 
 NESTED = ("CLIPVisionModel", "SiglipVisionModel")
-"""Towers that Transformers 5.6 flattened: vLLM, llama.cpp and older Transformers look for them below `vision_model.`"""
+"""Towers that Transformers 5.6 flattened: vLLM, llama.cpp and older Transformers look for them below
+`vision_model.`"""
 
 
 def nested_tower_keys(model: Any, stock: Mapping[str, str]) -> Mapping[str, str]:

@@ -55,12 +55,6 @@ def open_target(source: str | Path | Run | LoadedRun) -> Target:
     Returns:
         Its model, in eval mode.
 
-    Args:
-        folder: the run, or the stock folder.
-
-    Returns:
-        Model, processor and experiment.
-
     Raises:
         RecipeError: the run is not finished.
         VerificationError: the run is damaged.

@@ -27,13 +27,16 @@ _INDEX = "model.safetensors.index.json"
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 (hex) over configs, and over key, dtype, shape and spread bytes of every tensor.
+    """Digests configs, and key, dtype, shape and spread bytes of every tensor.
 
     A tensor of up to 64 KiB counts whole. In larger ones a change of few values can stay unseen; another
     training, scale or file cannot. `lockadapt.tuning.base_identity` compares loaded weights as well.
 
     Args:
         folder: config.json and *.safetensors, as Transformers writes them.
+
+    Returns:
+        SHA-256, hex.
 
     Raises:
         DataError: a file of weights is missing or damaged.

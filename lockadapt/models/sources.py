@@ -33,7 +33,14 @@ class Source:
 
 
 def find(source: str | Path, what: str) -> Source:
-    """A folder if there is one of that name, else a Hub id if it reads like `org/name`.
+    """Finds a folder if there is one of that name, else takes a Hub id if it reads like `org/name`.
+
+    Args:
+        source: folder or Hub id.
+        what: names it in messages ("LLM", "tower" …).
+
+    Returns:
+        Where it is.
 
     Raises:
         SetupError: it is neither. `what` ("LLM", "tower" …) names it in the message.
@@ -64,7 +71,14 @@ def find(source: str | Path, what: str) -> Source:
 
 @contextmanager
 def loading(source: Source, what: str) -> Iterator[None]:
-    """Quiet block in which whatever a library raises becomes an error that names the source.
+    """Opens a quiet block in which whatever a library raises becomes an error that names the source.
+
+    Args:
+        source: what is loaded.
+        what: names it in messages.
+
+    Yields:
+        Nothing.
 
     Raises:
         SafetyError: the checkpoint wants its own code to be run.
@@ -94,12 +108,21 @@ def loading(source: Source, what: str) -> Iterator[None]:
             ) from error
         fix = "check that the folder is complete and holds *.safetensors (pickled .bin/.pt files are refused)"
         if not source.local:
-            fix = "check the id, the connection and access rights; only *.safetensors are read, never .bin or .pt"
+            fix = (
+                "check the id, the connection and access rights; only *.safetensors are read, never .bin "
+                "or .pt"
+            )
         raise SetupError(message, where=source.name, fix=fix) from error
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """`"auto"` is bfloat16 where the GPU computes with it, else float32; other names are torch's own.
+    """Resolves a dtype: `"auto"` is bfloat16 where the GPU computes with it, else float32.
+
+    Args:
+        dtype: `"auto"`, a name of torch's, or the dtype itself.
+
+    Returns:
+        A floating-point dtype.
 
     Raises:
         SetupError: no floating-point dtype of that name.
@@ -117,7 +140,7 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def tolerance(dtype: torch.dtype, reference: torch.Tensor) -> float:
-    """How far two computations of `reference` in `dtype` may lie apart: 1e-4 (fp32) or 3e-2 of its largest value.
+    """How far computations of `reference` in `dtype` may lie apart: 1e-4 (fp32) or 3e-2 of its largest value.
 
     Matrix products of another shape are summed in another order, which is all that this allows for.
     """
@@ -126,9 +149,18 @@ def tolerance(dtype: torch.dtype, reference: torch.Tensor) -> float:
 
 
 def check_unexpected(model: Any, keys: Any, what: str, source: Source) -> tuple[str, ...]:
-    """Checkpoint keys without a place must belong to heads or other modalities, not to the body that is kept.
+    """Checks that checkpoint keys without a place belong to heads or other modalities, not to the body.
 
     A key belongs to the body if its first part is a child of the model or of its base model.
+
+    Args:
+        model: that was loaded.
+        keys: without a place in it.
+        what: names it in messages.
+        source: where it was loaded from.
+
+    Returns:
+        The keys, sorted.
 
     Raises:
         AssemblyError: the body of the checkpoint holds more than the model: it would compute something else.
@@ -142,7 +174,8 @@ def check_unexpected(model: Any, keys: Any, what: str, source: Source) -> tuple[
     ]
     if lost:
         raise AssemblyError(
-            f"the {what}'s checkpoint holds weights that {type(model).__name__} has no place for: {some(lost)}",
+            f"the {what}'s checkpoint holds weights that {type(model).__name__} has no place for: "
+            f"{some(lost)}",
             where=source.name,
             fix="use a checkpoint that matches its config.json",
         )

@@ -1,4 +1,4 @@
-"""Load a vision tower and find out by running it what it returns: tokens or feature maps, how many, how wide."""
+"""Loads a vision tower and runs it to see what it returns: tokens or feature maps, how many, how wide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lockadapt.models.sources import Source, check_unexpected, find, loading, so
 
 @dataclass(frozen=True)
 class LoadedTower:
-    """A vision model in evaluation mode, frozen; its own image processor; checkpoint keys unused and lacking."""
+    """A vision model in evaluation mode, frozen; its image processor; checkpoint keys unused and lacking."""
 
     model: PreTrainedModel
     image_processor: Any
@@ -33,9 +33,9 @@ class LoadedTower:
 class TowerFacts:
     """What a tower was measured to return for a square image of `image_size` pixels.
 
-    `tokens` counts what reaches the projector. For token towers `extra_tokens` counts what the tower puts beside
-    the patches (class token, registers); the first of them is dropped. `patch_size` is what the processor divides
-    the side by: the patch of a ViT, the total stride of a CNN.
+    `tokens` counts what reaches the projector. For token towers `extra_tokens` counts what the tower puts
+    beside the patches (class token, registers); the first of them is dropped. `patch_size` is what the
+    processor divides the side by: the patch of a ViT, the total stride of a CNN.
     """
 
     kind: Literal["tokens", "feature-map"]
@@ -48,7 +48,14 @@ class TowerFacts:
 
 
 def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
-    """Load a vision model from a folder or Hub id; of a two-tower checkpoint (CLIP, SigLIP) its vision part.
+    """Loads a vision model from a folder or Hub id; of a two-tower checkpoint (CLIP, SigLIP) its vision part.
+
+    Args:
+        tower: folder or Hub id.
+        dtype: of the weights.
+
+    Returns:
+        The tower and its image processor.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -82,16 +89,19 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
 
 @torch.no_grad()
 def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) -> TowerFacts:
-    """Run the tower on noise and read from the shapes what it is.
+    """Runs the tower on noise and reads from the shapes what it is.
 
     Args:
         tower: as loaded.
         image_processor: one that makes squares (`square_processor`).
         feature_layer: the hidden layer of a token tower that is projected; feature maps are always the last.
 
+    Returns:
+        What was measured.
+
     Raises:
-        AssemblyError: it fails at this size, or returns what neither stock class reads, or the checkpoint lacks
-            weights that the features depend on.
+        AssemblyError: it fails at this size, or returns what neither stock class reads, or the checkpoint
+            lacks weights that the features depend on.
     """
     values = probe_pixels(image_processor).to(next(tower.model.parameters()).dtype)
     facts, features = tower_facts(tower, values, feature_layer)
@@ -100,12 +110,15 @@ def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) ->
 
 
 def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: int) -> tuple[TowerFacts, Tensor]:
-    """What the shapes of a tower's outputs say, and its features; also for a tower without weights.
+    """Reads what a tower is from its outputs' shapes; also for a tower without weights.
 
     Args:
         tower: as loaded.
         values: pixel values (2, channels, side, side) in the tower's dtype.
         feature_layer: as `probe_tower`.
+
+    Returns:
+        What it is; and its features, (2, tokens, channels) or (2, channels, height, width).
 
     Raises:
         AssemblyError: it fails at this size, or returns what neither stock class reads.
@@ -205,7 +218,7 @@ def _token_facts(
 
 
 def _check_missing(tower: LoadedTower, values: Tensor, before: Tensor, facts: TowerFacts) -> None:
-    """Weights that the checkpoint lacks are harmless only if the features do not change with them (a pooler)."""
+    """Refuses lacking weights unless the features do not change with them (a pooler)."""
     parameters = dict(tower.model.named_parameters()) | dict(tower.model.named_buffers())
     for name in tower.missing:
         tensor = parameters.get(name)
@@ -232,5 +245,6 @@ def _unreadable(model: PreTrainedModel, what: str, where: str) -> AssemblyError:
     return AssemblyError(
         f"{type(model).__name__} returns {what}, which neither LLaVA nor FastVLM reads",
         where=where,
-        fix="choose a ViT (CLIP, SigLIP, DINOv2 …) or a CNN (ConvNeXt, ResNet, MobileNet …), or another feature_layer",
+        fix="choose a ViT (CLIP, SigLIP, DINOv2 …) or a CNN (ConvNeXt, ResNet, MobileNet …), or another "
+        "feature_layer",
     )

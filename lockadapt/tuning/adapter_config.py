@@ -92,7 +92,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_pickled_adapter(folder: Path) -> None:
-    """Refuse a PEFT folder whose weights are pickle, before anything looks at them.
+    """Refuses a PEFT folder whose weights are pickle, before anything looks at them.
+
+    Args:
+        folder: a PEFT folder.
 
     Raises:
         SafetyError: it holds `adapter_model.bin`.
@@ -107,6 +110,9 @@ def refuse_pickled_adapter(folder: Path) -> None:
 
 def check_header(file: Path) -> None:
     """Compares the header of a safetensors file with the file.
+
+    Args:
+        file: safetensors.
 
     Raises:
         VerificationError: it is damaged.

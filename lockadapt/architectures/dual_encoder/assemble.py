@@ -1,4 +1,4 @@
-"""Put a frozen tower beside a frozen text model in `VisionTextDualEncoderModel`, save it, prove both are still themselves."""
+"""Puts a frozen tower and text model into `VisionTextDualEncoderModel`, saves it, proves both unchanged."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ FITTING_BATCH = 16
 class DualReport:
     """What was put together, and the largest differences of states from the sources' that the proof found.
 
-    `image_channels` is the width of a pooled image, `stock_forward` whether the stock class's own forward can pool
-    this text model (else it only holds the weights, and a trained run is exported to sentence-transformers).
+    `image_channels` is the width of a pooled image, `stock_forward` whether the stock class's own forward can
+    pool this text model (else it only holds the weights, and a trained run is exported to
+    sentence-transformers).
     """
 
     llm: str
@@ -63,7 +64,7 @@ class DualReport:
 
 @dataclass(frozen=True)
 class DualAssembled:
-    """A dual encoder in evaluation mode on the CPU, its processor, and the folder that both were reloaded from."""
+    """A dual encoder in evaluation mode on the CPU, its processor, and the folder they were reloaded from."""
 
     model: Any
     processor: Any
@@ -83,20 +84,24 @@ def assemble_dual(
     seed: int = 0,
     prove: bool = True,
 ) -> DualAssembled:
-    """Bridge a text model and a tower for literal locked-image tuning (LiT, arXiv 2111.07991).
+    """Bridges a text model and a tower for literal locked-image tuning (LiT, arXiv 2111.07991).
 
     Args:
         llm: folder or Hub id of a decoder LLM, or of BERT, RoBERTa, CLIP's text model and the like.
         tower: folder or Hub id of a vision model.
-        output: folder for the model, which must not exist or be empty; written whole or not at all. `None` keeps
-            nothing on disk.
+        output: folder for the model, which must not exist or be empty; written whole or not at all. `None`
+            keeps nothing on disk.
         dimension: of the embeddings.
-        image_size: side of the square that images are resized to; default: what the tower's own preprocessing ends
-            with.
+        image_size: side of the square that images are resized to; default: what the tower's own preprocessing
+            ends with.
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
-        fitting_images: RGB images whose features the visual projection is fitted to (`initialise_projections`).
+        fitting_images: RGB images whose features the visual projection is fitted to
+            (`initialise_projections`).
         seed: of the projections' initial weights.
         prove: also reload in a fresh process. In any case the folder is reloaded in this one and compared.
+
+    Returns:
+        The model, its processor, and what was measured.
 
     Raises:
         RecipeError: `output` is not empty.
@@ -130,7 +135,8 @@ def assemble_dual(
         model, processor = load_dual(folder, chosen)
         differences = _compare(expected, _states_here(model, expected), chosen, folder)
     if output is not None:
-        # Loaded from the temporary sibling that has become `output` since; adapters point at their base by it.
+        # Loaded from the temporary sibling that has become `output` since; adapters point at their base by
+        # it.
         model.name_or_path = str(output)
         model.config._name_or_path = str(output)
     report = DualReport(
@@ -151,7 +157,14 @@ def assemble_dual(
 
 
 def load_dual(folder: str | Path, dtype: str | torch.dtype = "auto") -> tuple[Any, Any]:
-    """Model (evaluation mode, frozen) and processor of a `VisionTextDualEncoderModel` folder or Hub id.
+    """Loads a `VisionTextDualEncoderModel` folder or Hub id.
+
+    Args:
+        folder: or a Hub id.
+        dtype: of the weights.
+
+    Returns:
+        Model (evaluation mode, frozen) and processor.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -205,7 +218,8 @@ def _probe_pooled(tower: LoadedTower, image_processor: Any) -> int:
             before = pooled_image_features(tower.model, values)
     except Exception as error:
         raise AssemblyError(
-            f"{name} cannot embed images of {values.shape[-1]} x {values.shape[-1]}: {(str(error).splitlines() or [''])[0]}",
+            f"{name} cannot embed images of {values.shape[-1]} x {values.shape[-1]}: "
+            f"{(str(error).splitlines() or [''])[0]}",
             where=where,
             fix="leave `image_size` out, or choose one that the tower fits",
         ) from error
@@ -260,7 +274,8 @@ def _join(text: LoadedText, vision: LoadedTower, channels: int, dimension: int) 
         model: Any = VisionTextDualEncoderModel(config, vision.model, text.model)
     if model.visual_projection.weight.shape != (dimension, channels):
         raise AssemblyError(
-            f"the Transformers class projects {model.visual_projection.weight.shape[1]} channels, the tower gives {channels}",
+            f"the Transformers class projects {model.visual_projection.weight.shape[1]} channels, the "
+            f"tower gives {channels}",
             where=vision.source.name,
             fix="choose another tower",
         )
@@ -315,7 +330,8 @@ def _compare(
         differences[name] = float((first.double() - states[name].double()).abs().max())
         if not differences[name] <= allowed:
             raise VerificationError(
-                f"the dual encoder's {name} differ from the source's by up to {differences[name]:.3g} (allowed: {allowed:.3g})",
+                f"the dual encoder's {name} differ from the source's by up to {differences[name]:.3g} "
+                f"(allowed: {allowed:.3g})",
                 where=str(folder),
                 fix="please report this",
             )

@@ -1,4 +1,4 @@
-"""Janus (arXiv 2410.13848): reads images through a SigLIP tower and generates them, image token by image token."""
+"""Janus (arXiv 2410.13848): reads images through a SigLIP tower and generates them, token by token."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ JANUS = Architecture(
     positions=Positions(),
     clients=Clients(
         refused={
-            "gguf": "llama.cpp cannot generate images, so the image tokenizer and the image-generation head would be lost"
+            "gguf": "llama.cpp cannot generate images, so the image tokenizer and the image-generation head "
+            "would be lost"
         }
     ),
     unit_rows=("model.vqmodel.quantize.embedding.weight",),

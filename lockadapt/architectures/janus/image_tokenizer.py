@@ -1,4 +1,4 @@
-"""Image tokenizers: the stock `JanusVQVAE`, which turns images into a grid of codes and back; built, loaded, run."""
+"""Image tokenizers: the stock `JanusVQVAE`, which turns images into a grid of tokens and back."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class TokenizerShape:
     """What a new image tokenizer looks like.
 
     Attributes:
-        size: side of its images in pixels; `grid`: side of its square of codes; `size / grid` is a power of two.
+        size: side of its images in pixels; `grid`: side of its square of codes; `size / grid` is a power of
+            two.
         codes: entries of the codebook; `code_size`: numbers in each.
-        width: channels at full resolution, a multiple of 32. The stock class normalises in 32 groups: with only one
-            channel in each, a picture's mean colours are lost on the way.
+        width: channels at full resolution, a multiple of 32. The stock class normalises in 32 groups: with
+            only one channel in each, a picture's mean colours are lost on the way.
         multipliers: of `width` at each resolution, from full resolution down to the grid.
         blocks: residual blocks at each resolution (the stock decoder has one more).
         latent: channels between the two halves and the codebook.
@@ -44,11 +45,15 @@ class TokenizerShape:
     latent: int = 64
 
     def widths(self) -> tuple[int, ...]:
-        """The multipliers; by default they double from 1 up to 4, towards the grid, or stay 1 without blocks.
+        """Gives the multipliers; by default they double from 1 up to 4, or stay 1 without blocks.
+
+        Returns:
+            A multiplier for each resolution.
 
         Raises:
-            RecipeError: `size / grid` is no power of two; there are more or fewer multipliers than resolutions, or
-                widths change without blocks, which alone change them; `width` is no multiple of 32.
+            RecipeError: `size / grid` is no power of two; there are more or fewer multipliers than
+                resolutions, or widths change without blocks, which alone change them; `width` is no multiple
+                of 32.
         """
         for where, value, least, most in (
             ("--size", self.size, 8, 1024),
@@ -93,7 +98,7 @@ class TokenizerShape:
 
 @dataclass(frozen=True)
 class ImageTokenizer:
-    """A stock `JanusVQVAE` in evaluation mode, frozen, its codebook of unit rows, and its image processor (or None)."""
+    """A stock `JanusVQVAE` in evaluation mode, frozen, codebook rows of length 1; image processor or None."""
 
     model: Any
     image_processor: Any
@@ -106,7 +111,14 @@ class ImageTokenizer:
 
 
 def new_image_tokenizer(shape: TokenizerShape, seed: int = 0) -> tuple[Any, Any]:
-    """A fresh `JanusVQVAE` with unit codebook rows, and the image processor that belongs to it (-1 to 1).
+    """Makes a fresh `JanusVQVAE` with unit codebook rows, and its image processor (-1 to 1).
+
+    Args:
+        shape: of the tokenizer.
+        seed: of the weights.
+
+    Returns:
+        Model and image processor.
 
     Raises:
         RecipeError: as `TokenizerShape.widths`.
@@ -130,7 +142,7 @@ def new_image_tokenizer(shape: TokenizerShape, seed: int = 0) -> tuple[Any, Any]
 
 
 def janus_image_processor(side: int, **settings: Any) -> Any:
-    """The stock image processor of Janus for squares of `side` pixels, from -1 to 1 unless `settings` say otherwise."""
+    """Janus's stock image processor for squares of `side` pixels, from -1 to 1 unless `settings` differ."""
     half = [0.5, 0.5, 0.5]
     values = {"image_mean": half, "image_std": half, "do_convert_rgb": True, **settings}
     # Its smallest side, 14 by default, would otherwise blow up smaller images.
@@ -140,10 +152,19 @@ def janus_image_processor(side: int, **settings: Any) -> Any:
 def load_image_tokenizer(
     folder: str | Path, dtype: torch.dtype = torch.float32, *, meta: bool = False
 ) -> ImageTokenizer:
-    """A `JanusVQVAE` from a folder or Hub id, its codebook rows brought to length 1.
+    """Loads a `JanusVQVAE` from a folder or Hub id, its codebook rows brought to length 1.
 
-    The stock `encode` compares what it sees with the rows as they are, `decode` normalises them first: only with
-    rows of length 1 do both mean the same (and nearest is then the same as most alike). With `meta` no weight is read.
+    The stock `encode` compares what it sees with the rows as they are, `decode` normalises them first: only
+    with rows of length 1 do both mean the same (and nearest is then the same as most alike). With `meta` no
+    weight is read.
+
+    Args:
+        folder: or a Hub id.
+        dtype: of the weights.
+        meta: read no weight.
+
+    Returns:
+        The tokenizer, frozen.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -182,7 +203,7 @@ def _image_processor(source: Source) -> Any:
 
 
 def image_side(config: Any) -> int:
-    """Pixels on a side of what a `JanusVQVAE` of this config decodes: its grid, doubled between resolutions."""
+    """Pixels a side that a `JanusVQVAE` of this config decodes: its grid, doubled between resolutions."""
     return int(config.num_patches * 2 ** (len(config.channel_multiplier) - 1))
 
 
@@ -201,7 +222,7 @@ def unit_codebook(model: Any) -> float:
 
 @torch.no_grad()
 def _quiet_branches(model: Any) -> None:
-    """Let every residual branch add nothing at first, which such stacks learn faster from (arXiv 1706.02677, section 5.1)."""
+    """Lets residual branches add nothing at first, which learns faster (arXiv 1706.02677, section 5.1)."""
     for name, module in model.named_modules():
         if name.endswith((".conv2", ".proj_out")):
             module.weight.zero_()
@@ -217,7 +238,7 @@ def encode_pixels(model: Any, values: Tensor) -> Tensor:
 
 
 def tokenizer_digest(model: Any) -> str:
-    """SHA-256 (hex) of a `JanusVQVAE`'s weights and shape: whatever has the same digest gives the same codes."""
+    """Digests a `JanusVQVAE`'s weights and shape: whatever has the same digest gives the same tokens."""
     digest = hashlib.sha256(str(image_side(model.config)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

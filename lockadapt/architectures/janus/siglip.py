@@ -1,4 +1,4 @@
-"""A SigLIP vision tower as the vision tower of Janus: the same weights under other names, proved equal by running both."""
+"""A SigLIP tower as the vision tower of Janus: the same weights by other names, proved by running both."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ UNUSED = "head."
 def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, where: str) -> Any:
     """The stock `JanusVisionModel` that computes what a SigLIP tower computes, around the very same tensors.
 
-    Janus's tower is SigLIP's without the pooling head: `out_proj` is called `projection_layer`. Whether that holds
-    for the given tower is not looked up by its name: names and shapes of all tensors must fit, and `prove_tower` runs
-    both.
+    Janus's tower is SigLIP's without the pooling head: `out_proj` is called `projection_layer`. Whether that
+    holds for the given tower is not looked up by its name: names and shapes of all tensors must fit, and
+    `prove_tower` runs both.
 
     Args:
         tower: a vision model in evaluation mode.
@@ -60,7 +60,13 @@ def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, where: 
 
 @torch.no_grad()
 def prove_tower(tower: Any, model: Any, values: Tensor, where: str) -> None:
-    """Check that a tower and the Janus tower made of it return the same for (images, channels, side, side) pixels.
+    """Checks that a tower and the Janus tower made of it return the same for pixels (images, 3, side, side).
+
+    Args:
+        tower: the SigLIP tower.
+        model: the Janus tower made of it.
+        values: pixel values.
+        where: the tower, for messages.
 
     Raises:
         AssemblyError: they do not, or one of them cannot take such images.
@@ -79,7 +85,16 @@ def prove_tower(tower: Any, model: Any, values: Tensor, where: str) -> None:
 
 
 def janus_vision_config(config: Any, projection_dim: int, depth: int, where: str) -> JanusVisionConfig:
-    """Config of the Janus tower for that of a SigLIP one.
+    """Makes the config of the Janus tower for that of a SigLIP one.
+
+    Args:
+        config: of the SigLIP tower.
+        projection_dim: the LLM's hidden size.
+        depth: of the projector.
+        where: the tower, for messages.
+
+    Returns:
+        The config.
 
     Raises:
         AssemblyError: it lacks fields, or the image is no square of whole patches.
