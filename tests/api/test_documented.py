@@ -1,0 +1,107 @@
+"""The Python of README.md and docs/python.md runs as it is printed, on tiny models in place of the Hub's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import lockadapt
+from tests.support.rows import COLOURS
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "python.md"
+HUB = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llama-tied", "google/siglip2-base-patch16-224": "clip-vision"}
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture
+def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a reader who has done what README.md says: rows, images, and its recipe."""
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for number, (colour, value) in enumerate(COLOURS.items(), 1):
+        Image.new("RGB", (24, 20), value).save(images / f"{number:04}.jpg")
+        question = {"image": f"images/{number:04}.jpg", "question": "Is the valve open?"}
+        rows.append({**question, "answer": "yes" if colour == "red" else "no"})
+    for half in ("train", "validation", "test"):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "data" / f"{half}.jsonl").write_text(lines)
+    recipe = next(text for text in blocks(README, "yaml") if "objectives:" in text)
+    (tmp_path / "recipe.yaml").write_text(on_tiny(recipe, tiny))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def on_tiny(text: str, tiny: Path) -> str:
+    """The only change to what is printed: two ids of the Hub become two folders."""
+    for name, folder in HUB.items():
+        text = text.replace(name, str(tiny / folder))
+    return text
+
+
+def dataset() -> list[dict[str, Any]]:
+    """What the reader brings: rows as for TRL."""
+    return [
+        {
+            "images": [Image.new("RGB", (24, 20), value)],
+            "prompt": [{"role": "user", "content": "what color is it?"}],
+            "completion": [{"role": "assistant", "content": colour}],
+        }
+        for colour, value in COLOURS.items()
+    ] * 8
+
+
+def run(code: str, tiny: Path, names: dict[str, Any]) -> None:
+    exec(compile(on_tiny(code, tiny), "snippet", "exec"), names)
+
+
+def test_python_of_the_readme(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    use, steps, trainer = blocks(README, "python")
+    run(steps, tiny, {})
+    assert "'accuracy'" in capsys.readouterr().out
+    run(use, tiny, {})
+    run(trainer, tiny, {"dataset": dataset()})
+    assert {path.name for path in (place / "parts").iterdir()} >= {"adapter", "processor"}
+
+
+def test_python_of_the_reference(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"dataset": dataset()}
+    for code in blocks(REFERENCE, "python"):
+        run(code, tiny, names)
+    printed = capsys.readouterr().out
+    assert printed.startswith("8 override\n")
+    assert "LlavaForConditionalGeneration" in printed
+    assert "did you mean rank" in printed or "lora.rnak" in printed
+    assert not (place / "runs" / "other").exists()
+
+
+def test_the_reference_names_everything_public_and_nothing_private() -> None:
+    text = REFERENCE.read_text(encoding="utf-8")
+    for name in set(lockadapt.__all__) - {"__version__"}:
+        assert re.search(rf"`{name}\b|lockadapt\.{name}\b", text), name
+    for file in (README, REFERENCE):
+        for code in blocks(file, "python"):
+            assert not re.search(r"from lockadapt|import lockadapt\.", code)
+            for name in re.findall(r"lockadapt\.(\w+)", code):
+                assert name in lockadapt.__all__, name
+
+
+def test_examples_import_public_names() -> None:
+    """One draws the package's own scenes when it is given no data."""
+    found = {
+        f"{file.name}: {line.strip()}"
+        for file in (ROOT / "examples").glob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) lockadapt\.", line)
+    }
+    assert found == {"train_from_python.py: from lockadapt.quickstart.scenes import make_dataset"}
