@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lockadapt.errors import DataError, RecipeError
+from lockadapt.errors import DataError, RecipeError, VerificationError
 from lockadapt.files import write_bytes, write_json
 
 FILE, FORMAT = "index.json", 1
@@ -43,12 +43,13 @@ class ImageIndex:
     embeddings: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
 
-def read_index(folder: Path, model: str) -> ImageIndex:
+def read_index(folder: Path, model: str, width: int | None = None) -> ImageIndex:
     """Reads the index in a folder; it is empty if there is none.
 
     Args:
         folder: of the index.
         model: fingerprint of the model that will search.
+        width: of that model's embeddings; None: any.
 
     Returns:
         The index.
@@ -56,6 +57,7 @@ def read_index(folder: Path, model: str) -> ImageIndex:
     Raises:
         RecipeError: another model made it.
         DataError: it is damaged, or no index of lockadapt.
+        VerificationError: an embedding is not finite, or of another width than the model's.
     """
     if not (folder / FILE).is_file():
         return ImageIndex()
@@ -72,6 +74,19 @@ def read_index(folder: Path, model: str) -> ImageIndex:
         return ImageIndex()
     if embeddings.ndim != 2 or len(embeddings) != len(files):
         raise DataError("the index is damaged: files and embeddings differ", where=str(folder), fix=fix)
+    if width is not None and embeddings.shape[1] != width:
+        raise VerificationError(
+            f"its embeddings have {embeddings.shape[1]} values, the model's {width}",
+            where=str(folder),
+            fix=fix,
+        )
+    wrong = (~embeddings.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if wrong:
+        raise VerificationError(
+            f"the embedding of {files[wrong[0]].name} is not finite, one of {len(wrong)}",
+            where=str(folder),
+            fix=fix,
+        )
     return ImageIndex(files, embeddings)
 
 

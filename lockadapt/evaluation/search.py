@@ -68,7 +68,7 @@ def search(
         wanted.append(embedder.images([ImageRef(str(path), path=path) for path in pictures]))
     fingerprint = model_fingerprint(opened, embedder)
     folder = index or _own_place(images, fingerprint)
-    found, report = _up_to_date(embedder, images, folder, fingerprint, reporter)
+    found, report = _up_to_date(embedder, images, folder, (fingerprint, wanted[0].shape[-1]), reporter)
     rows = [row for part in wanted for row in part]
     searches = [
         {"query": query, "results": _best(found, row, top)} for query, row in zip(queries, rows, strict=True)
@@ -103,14 +103,16 @@ def _own_place(images: Path, fingerprint: str) -> Path:
 
 
 def _up_to_date(
-    embedder: Embedder, images: Path, folder: Path, fingerprint: str, reporter: Reporter
+    embedder: Embedder, images: Path, folder: Path, model: tuple[str, int], reporter: Reporter
 ) -> tuple[ImageIndex, dict[str, Any]]:
+    """Args: `model`: its fingerprint, and the width of its embeddings."""
+    fingerprint, width = model
     progress = reporter.counted("embedding images")
     with Claims(folder / "lock") as claims:
         if not claims.take(0):
             reporter.note(f"waiting for another process that has the index {folder}")
             claims.take(0, wait=True)
-        before = read_index(folder, fingerprint)
+        before = read_index(folder, fingerprint, width)
         found, changes = refresh(
             before,
             images,

@@ -30,6 +30,8 @@ def save_artifacts(model: nn.Module, processor: Any, folder: Path, base: str | N
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         config = model.peft_config["default"]  # type: ignore[union-attr, index]
+        if isinstance(config.target_modules, set):  # type: ignore[union-attr]
+            config.target_modules = sorted(config.target_modules)  # type: ignore[union-attr]
         if base is not None:
             config.base_model_name_or_path = base  # type: ignore[union-attr]
         with disk_errors(folder / ADAPTER):

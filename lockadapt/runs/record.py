@@ -53,7 +53,7 @@ class StageRecord(_Record):
     Attributes:
         components: the component table at its start.
         locked: frozen tensors whose digests were compared.
-        samples_by_objective, largest_batch_bytes, packing: None in runs of before they were recorded.
+        samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were recorded.
     """
 
     name: str
@@ -66,6 +66,7 @@ class StageRecord(_Record):
     largest_batch_bytes: Count | None = None
     components: tuple[ComponentRow, ...]
     packing: PackingRecord | None = None
+    seconds: Seconds | None = None
     locked: Count
 
     @field_validator("components")

@@ -7,8 +7,9 @@ import importlib.metadata
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,9 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
         before = read_recipe(folder).model_copy(update={"output": None})
         if before != same:
             raise RecipeError(
-                "differs from the recipe of the run", where=str(folder), fix="resume with the same recipe"
+                f"differs from the recipe of the run: {_differences(before, same)}",
+                where=str(folder),
+                fix="resume with the same recipe, or train anew with another --output",
             )
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,6 +75,27 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_recipe(folder, same)
     return folder
+
+
+def _differences(before: Recipe, now: Recipe) -> str:
+    """The first few keys whose values differ, with both."""
+    first, second = (dict(_leaves("", one.model_dump(mode="json"))) for one in (before, now))
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    shown = [f"{key} was {_short(first.get(key))}, is {_short(second.get(key))}" for key in keys[:5]]
+    return "; ".join(shown + ([f"and {len(keys) - 5} more"] if len(keys) > 5 else []))
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}" if key else name, inner)
+    else:
+        yield key, value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

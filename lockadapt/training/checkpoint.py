@@ -48,13 +48,10 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
 def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     """Writes optimiser moments and settings, and the scheduler's counters."""
     state = optimizer.state_dict()
-    tensors, plain = {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
     for index, slots in state["state"].items():
-        for slot, value in slots.items():
-            if torch.is_tensor(value):
-                tensors[f"{index}.{slot}"] = value.detach().cpu().contiguous()
-            else:
-                plain[f"{index}.{slot}"] = value
+        _flatten(str(index), slots, tensors, plain)
     write_tensors(folder / f"{OPTIMIZER}.safetensors", tensors, {"format": "pt"})
     scheduler_state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
     write_json(
@@ -69,14 +66,28 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     other = json.loads((folder / f"{OPTIMIZER}.json").read_text())
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *other["plain"].items()]:
-        index, _, slot = key.partition(".")
-        state.setdefault(int(index), {})[slot] = value
+        index, *path, slot = key.split(".")
+        slots = state.setdefault(int(index), {})
+        for name in path:
+            slots = slots.setdefault(name, {})
+        slots[slot] = value
     groups = [
         {**group, "betas": tuple(group["betas"])} if "betas" in group else group
         for group in other["param_groups"]
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict({**scheduler.state_dict(), **other["scheduler"]})
+
+
+def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    """Names what an optimizer keeps by its path; bitsandbytes nests, and shares tables between parameters."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _flatten(f"{prefix}.{name}", inner, tensors, plain)
+    elif torch.is_tensor(value):
+        tensors[prefix] = value.detach().cpu().contiguous().clone()
+    else:
+        plain[prefix] = value
 
 
 def save_rng(folder: Path, process: int) -> None:

@@ -46,8 +46,9 @@ class Training:
 
     @property
     def samples_per_second(self) -> float:
-        """Over all stages."""
-        return sum(stage.record.samples for stage in self.stages) / max(self.seconds, 1e-9)
+        """Over all stages whose time is known, which older versions did not keep."""
+        timed = [stage.record for stage in self.stages if stage.record.seconds]
+        return sum(record.samples for record in timed) / max(self.seconds, 1e-9)
 
 
 def write_run(session: Session, training: Training, samples: Samples) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -44,10 +45,20 @@ class GradientNotes:
         self._latest[objective] = self.snapshot(model) - before
         self._new.add(objective)
 
+    def state(self) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """The latest gradients by `gradient.NAME`, and whose are new since the last line."""
+        return {f"gradient.{name}": one.cpu() for name, one in self._latest.items()}, sorted(self._new)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], new: Sequence[str]) -> None:
+        """Goes on from what `state` gave."""
+        prefix = "gradient."
+        self._latest = {k.removeprefix(prefix): one for k, one in tensors.items() if k.startswith(prefix)}
+        self._new = set(new)
+
     def take(self) -> dict[str, float]:
         """`{"a/grad_norm", "b/grad_norm", "cosine/a-b"}` of what is new since the last call."""
         norms = {name: float(gradient.norm()) for name, gradient in self._latest.items()}
-        logs = {f"{name}/grad_norm": norms[name] for name in self._new}
+        logs = {f"{name}/grad_norm": norms[name] for name in sorted(self._new)}
         for first, second in itertools.combinations(sorted(norms), 2):
             size = norms[first] * norms[second]
             dot = float(self._latest[first] @ self._latest[second])

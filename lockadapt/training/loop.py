@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from transformers import set_seed
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, build_model
 from lockadapt.console import Reporter
+from lockadapt.data.claims import Claims
+from lockadapt.errors import RecipeError
 from lockadapt.features.towerless import cached_tower, remember_towers
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
@@ -23,6 +24,9 @@ from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_of, load_samples
 from lockadapt.training.stage import Session, run_stage
 from lockadapt.tuning.base_identity import base_identity
+
+LOCK = ".lock"
+"""Held by the process that trains in a run folder; it ends with that process."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,18 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         LockadaptError: children say what and where; what was written before stays for `--resume`.
     """
     folder = run_folder.open_folder(recipe, Path(output), resume)
+    with Claims(folder / LOCK) as claims:
+        if not claims.take(0):
+            raise RecipeError(
+                "another process is training in it",
+                where=str(folder),
+                fix="wait for it, or name another --output",
+            )
+        return _train(recipe, folder, reporter, resume)
+
+
+def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> TrainResult:
+    """The way of `train` in a folder that is this process's alone."""
     experiment, dtype = build_experiment(recipe), resolve_dtype(recipe.model.dtype)
 
     # Read: rows, and all that their images would need the tower for, if it is kept.
@@ -87,9 +103,10 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
 
     # Lock, train, prove: stage by stage.
     session = Session(experiment, folder, model, processor, rows, reporter, resume)
-    stages, started = experiment.stages(rows.counts), time.perf_counter()
+    stages = experiment.stages(rows.counts)
     trained = [run_stage(session, stage) for stage in stages]
-    steps, seconds = sum(stage.steps for stage in stages), time.perf_counter() - started
+    steps = sum(stage.steps for stage in stages)
+    seconds = sum(stage.record.seconds or 0.0 for stage in trained)
     training = Training(trained, identity, base_files, steps, seconds)
 
     write_run(session, training, samples)

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ class TrainingMetrics:
         self._reports: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._waited, self._since = 0.0, time.perf_counter()
         self._step = self._samples = 0
+        self._started, self._before = self._since, 0.0
 
     def note(self, objective: str, samples: int, report: Mapping[str, torch.Tensor]) -> None:
         """Counts a micro-batch and keeps what its loss reported: detached scalars."""
@@ -39,6 +41,35 @@ class TrainingMetrics:
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Since the start, over all processes that the run was resumed in; up to their last checkpoints."""
+        return self._before + time.perf_counter() - self._started
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that a resumed run needs to give the same numbers: tensors, and plain values for JSON."""
+        tensors, counts = self.gradients.state()
+        reports = {f"report.{key}": torch.stack(values).cpu() for key, values in self._reports.items()}
+        plain = {
+            "seen": dict(self.seen),
+            "reports": list(self._reports),
+            "gradients": counts,
+            "step": self._step,
+            "samples": self._samples,
+            "seconds": self.seconds,
+        }
+        return {**tensors, **reports}, plain
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], plain: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
+        self.seen.update(plain["seen"])
+        for key in plain["reports"]:
+            self._reports[key] = list(tensors[f"report.{key}"].unbind())
+        self.gradients.restore(tensors, plain["gradients"])
+        self._step, self._samples = plain["step"], plain["samples"]
+        self._waited, self._since = 0.0, time.perf_counter()
+        self._started, self._before = self._since, plain["seconds"]
 
     def take(self, step: int, processes: int) -> dict[str, float]:
         """The numbers since the last call: means of reports, gradients, samples a second over all processes, and the share

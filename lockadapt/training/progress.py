@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt.console import PLAIN_SECONDS, Reporter
+from lockadapt.errors import VerificationError
+from lockadapt.files import write_text
 
 
 class ProgressCallback(TrainerCallback):
@@ -121,9 +123,36 @@ def forget_after(metrics: Path, stage: str, last: Path | None) -> None:
     if not metrics.is_file():
         return
     step = int(last.name.removeprefix("checkpoint-")) if last else 0
-    lines = [json.loads(line) for line in metrics.read_text().splitlines() if line.strip()]
-    kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    lines = read_metrics(metrics)
+    # What sums up a stage is written again as well, even where its last checkpoint is of its last step.
+    kept = [
+        line
+        for line in lines
+        if line["stage"] != stage or (line["step"] <= step and "train_runtime" not in line)
+    ]
+    write_text(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(metrics: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last one that a killed process did not finish is left out.
+
+    Raises:
+        VerificationError: another line is none that training writes.
+    """
+    texts = [text for text in metrics.read_bytes().splitlines() if text.strip()]
+    lines = []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+            line["stage"], line["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(texts):
+                break
+            raise VerificationError(
+                "is no line of metrics", where=f"{metrics}:{number}", fix="remove the line"
+            ) from error
+        lines.append(line)
+    return lines
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lockadapt.building.experiment import Experiment
 from lockadapt.building.objectives import stage_objectives
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
+from lockadapt.files import write_json
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype, some
 from lockadapt.runs import run_folder
@@ -104,10 +104,11 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         "largest_batch_bytes": largest.peak,
         "components": table_json(table),
         "packing": trainer.packing.to_dict(),
+        "seconds": round(trainer.measures.seconds, 3),
         "locked": trainer.prove_locked(),
     }
     checkpoint.save_trainable(model, finished)
-    (finished / OUTCOME).write_text(json.dumps(outcome))
+    write_json(finished / OUTCOME, outcome)
     checkpoint.seal(finished)
     return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
 

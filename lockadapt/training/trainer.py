@@ -40,6 +40,7 @@ from lockadapt.training.datasets import encoded_rows
 from lockadapt.training.metrics import TrainingMetrics
 from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.training.packing import decide_packing
+from lockadapt.training.resuming import LoopState
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked
 
@@ -140,6 +141,8 @@ class GroundingTrainer(Trainer):
         self.locked = frozen_digests(model)
         self.image_sensitivity: dict[str, float] = {}
         self.measures = TrainingMetrics()
+        self.loop_state = LoopState(self)
+        self.add_callback(self.loop_state)
 
     # --- data
 
@@ -301,6 +304,12 @@ class GroundingTrainer(Trainer):
         if "loss" in logs:
             logs.update(learning_rates(self.optimizer.param_groups))  # type: ignore[union-attr]
             logs.update(self.measures.take(self.state.global_step, self.args.world_size))
+        if "train_runtime" in logs:
+            # Hugging Face's Trainer counts from where it was resumed.
+            share = logs["train_runtime"] / max(self.measures.seconds, 1e-9)
+            logs["train_runtime"] = round(self.measures.seconds, 4)
+            for rate in ("train_samples_per_second", "train_steps_per_second"):
+                logs[rate] = round(logs[rate] * share, 3)
         super().log(logs, start_time)
 
     def prove_locked(self) -> int:
@@ -323,6 +332,7 @@ class GroundingTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[arg-type]
         if self.args.should_save and folder.exists():
+            self.loop_state.save(folder)
             checkpoint.seal(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -332,6 +342,7 @@ class GroundingTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
             checkpoint.load_optimizer(self.optimizer, self.lr_scheduler, Path(checkpoint_folder))
+            self.loop_state.resumed = Path(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         checkpoint.save_rng(Path(output_dir), self.args.process_index)

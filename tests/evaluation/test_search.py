@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef
-from lockadapt.errors import DataError, RecipeError
+from lockadapt.errors import DataError, RecipeError, VerificationError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
@@ -214,3 +214,19 @@ def test_a_model_that_cannot_embed_is_refused(assembled: object, tmp_path: Path)
     pictures(tmp_path / "images")
     with pytest.raises(RecipeError, match="does not say which recipe"):
         search(assembled.folder, tmp_path / "images", ["red"], [], None, 1, QUIET)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_index_that_is_not_finite_or_of_another_width_is_refused(value: float, tmp_path: Path) -> None:
+    images = folder_of(tmp_path / "images", a="one", b="two")
+    index, _ = refresh(ImageIndex(), images, Counting(), nothing)
+    width = index.embeddings.shape[1]
+    write_index(tmp_path / "index", "model", index)
+    assert read_index(tmp_path / "index", "model", width).files == index.files
+    with pytest.raises(VerificationError, match=f"have {width} values, the model's {width + 1}"):
+        read_index(tmp_path / "index", "model", width + 1)
+    index.embeddings[1, 0] = value
+    write_index(tmp_path / "index", "model", index)
+    with pytest.raises(VerificationError, match="embedding of b.png is not finite") as error:
+        read_index(tmp_path / "index", "model", width)
+    assert error.value.exit_code == 8

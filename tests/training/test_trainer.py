@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import load_file
 
 from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.base import unwrap_model
@@ -28,6 +29,7 @@ from lockadapt.errors import (
 from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.objectives import Caption, Vqa
 from lockadapt.training import checkpoint
+from lockadapt.training.arguments import OPTIMIZERS
 from lockadapt.training.config import GroundingConfig
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.adapters import LoraSettings, lora_config
@@ -180,9 +182,10 @@ def test_empty_answer_is_refused(assembled: Assembled, tmp_path: Path) -> None:
         )
 
 
-def test_resumed_run_is_the_same_run(assembled: Assembled, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+def test_resumed_run_is_the_same_run(optimizer: str, assembled: Assembled, tmp_path: Path) -> None:
     rows = vqa_samples(tmp_path, repeat=3)
-    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4}
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 4, "optim": OPTIMIZERS[optimizer]}
     whole = trainer(assembled.folder, rows, tmp_path / "whole", **settings)
     whole.train()
     resumed = trainer(assembled.folder, rows, tmp_path / "other", **settings)
@@ -193,8 +196,15 @@ def test_resumed_run_is_the_same_run(assembled: Assembled, tmp_path: Path) -> No
         whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
     ):
         assert torch.equal(first, second), name
+    moments = [checkpoint_tensors(tmp_path / name / "checkpoint-8") for name in ("whole", "other")]
+    assert moments[0].keys() == moments[1].keys()
+    assert all(torch.equal(one, moments[1][key]) for key, one in moments[0].items())
     losses = [[e["loss"] for e in run.state.log_history if "loss" in e] for run in (whole, resumed)]
     assert losses[0] == losses[1]
+
+
+def checkpoint_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{checkpoint.OPTIMIZER}.safetensors")
 
 
 def test_checkpoints_hold_no_pickle_and_are_sealed(assembled: Assembled, tmp_path: Path) -> None:

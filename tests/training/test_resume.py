@@ -1,0 +1,163 @@
+"""A resumed run is the run that nothing interrupted: every file of its folder but for times."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from lockadapt.console import Reporter
+from lockadapt.data.claims import Claims
+from lockadapt.errors import RecipeError, VerificationError
+from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training import stage as stage_module
+from lockadapt.training.loop import LOCK, train
+from lockadapt.training.progress import forget_after, read_metrics
+from tests.support.rows import embedding_recipe
+from tests.support.runs import values
+
+QUIET = Reporter(quiet=True)
+TIMES = {
+    *("seconds", "samples_per_second", "data_share", "train_runtime", "train_samples_per_second"),
+    *("train_steps_per_second", "largest_batch_bytes", "command"),
+}
+
+
+class Interruption(TrainerCallback):
+    """Ends training like Ctrl-C, at a step of a stage."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until a step of the last stage."""
+    make = stage_module.stage_trainer
+
+    def with_interruption(session: Any, stage: Any, place: Path) -> Any:
+        trainer = make(session, stage, place)
+        if not stage.name.startswith("first"):
+            trainer.add_callback(Interruption(step))
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_module, "stage_trainer", with_interruption)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, folder, QUIET)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file: JSON without times, everything else as bytes. The folder's own name is left out of texts."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if not file.is_file() or name.endswith(("manifest.json", ".png", "README.md", "training_args.bin")):
+            continue  # digests of the others, and what is drawn from them
+        data = file.read_bytes().replace(str(folder).encode(), b"RUN")
+        if file.suffix == ".json":
+            found[name] = timeless(json.loads(data))
+        elif file.suffix == ".jsonl":
+            found[name] = [timeless(json.loads(line)) for line in data.splitlines()]
+        else:
+            found[name] = data
+    return found
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, timeless(one)) for key, one in value.items() if key not in TIMES]
+    return [timeless(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vqa", "stages", "mixed"])
+def test_a_resumed_folder_is_the_uninterrupted_one(
+    kind: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = embedding_recipe(tiny, tmp_path, "llama") if kind == "mixed" else values(tiny, tmp_path)
+    training = {"steps": 9, "save_every": 2, "log_every": 5, "batch_size": 2}
+    given["training"] = {**given["training"], **training}
+    if kind == "vqa":
+        rows = given["objectives"]["vqa"]
+        rows["validation"] = rows["train"]
+        given["training"] |= {"validate_every": 2, "patience": 8}
+    if kind == "stages":
+        given["stages"] = [
+            {"name": "first", "train": ["projector"], "steps": 3},
+            {"name": "second", "train": ["projector", "lora"], "steps": 9},
+        ]
+    recipe = load_recipe(None, (), given).recipe
+    train(recipe, tmp_path / "whole", QUIET)
+    interrupted(recipe, tmp_path / "other", 7, monkeypatch)
+    torn = tmp_path / "other" / "metrics.jsonl"
+    torn.write_bytes(torn.read_bytes() + b'{"stage": "tr')
+    train(recipe, tmp_path / "other", QUIET, resume=True)
+    whole, other = contents(tmp_path / "whole"), contents(tmp_path / "other")
+    assert list(whole) == list(other)
+    assert [name for name in whole if whole[name] != other[name]] == []
+    targets = json.loads((tmp_path / "other" / "adapter" / "adapter_config.json").read_text())[
+        "target_modules"
+    ]
+    assert targets == sorted(targets)
+
+
+def test_another_recipe_says_which_keys_differ(tiny: Path, tmp_path: Path) -> None:
+    given = values(tiny, tmp_path)
+    recipe = load_recipe(None, (), given).recipe
+    train(load_recipe(None, ("training.steps=5",), given).recipe, tmp_path / "run", QUIET)
+    changed = load_recipe(None, ("training.seed=7", "lora.rank=8"), given).recipe
+    with pytest.raises(RecipeError, match="training.seed was 0, is 7") as error:
+        train(changed, tmp_path / "run", QUIET, resume=True)
+    assert "lora.rank was 4, is 8" in error.value.message
+    assert "steps" not in error.value.message
+    assert recipe.training.steps == 5
+
+
+def _hold(place: Path, ready: Any, done: Any) -> None:
+    with Claims(place) as claims:
+        claims.take(0)
+        ready.set()
+        done.wait()
+
+
+def test_two_trainings_in_one_folder_are_refused(tiny: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
+    train(recipe, tmp_path / "run", QUIET)
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "run" / LOCK, ready, done))
+    other.start()
+    try:
+        ready.wait()
+        with pytest.raises(RecipeError, match="another process is training"):
+            train(recipe, tmp_path / "run", QUIET, resume=True)
+    finally:
+        done.set()
+        other.join()
+    shutil.rmtree(tmp_path / "run" / "processor")
+    train(recipe, tmp_path / "run", QUIET, resume=True)
+
+
+def test_a_torn_last_line_of_metrics_is_left_out_and_others_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    lines = [{"stage": "a", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    file.write_text(whole + '{"stage": "a", "st')
+    assert read_metrics(file) == lines
+    forget_after(file, "a", tmp_path / "checkpoint-2")
+    assert read_metrics(file) == lines[:2]
+    assert list(tmp_path.iterdir()) == [file]
+    file.write_text("[]\n" + whole)
+    with pytest.raises(VerificationError, match="no line of metrics") as error:
+        forget_after(file, "a", None)
+    assert error.value.where == f"{file}:1"
