@@ -1,4 +1,4 @@
-"""What of a training loop is neither weights nor optimizer and goes on when it is resumed: sums, counts, seconds."""
+"""What a resumed training loop goes on from beside weights and optimizer: sums, counts, seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROGRESS = "progress"
 
 
 class LoopState(TrainerCallback):
-    """Keeps in checkpoints, and restores, what makes the outputs of a resumed run those of an uninterrupted one.
+    """Keeps in checkpoints what makes the outputs of a resumed run those of an uninterrupted one.
 
     Hugging Face's Trainer starts its sum of losses, and early stopping its patience, anew when it resumes.
 
