@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from lockadapt.recipe.schema import Recipe
 from lockadapt.recipe.sections import KeyPath
 
+MAX_PARTS, MAX_NAME = 20, 100
+"""Of a key path for which a near one is looked for."""
 FREE = "<name>"
 """Stands in a key path for a name that the user chooses."""
 POSITION = "<n>"
@@ -123,6 +125,8 @@ def suggestion(path: KeyPath) -> str:
     A key that exists under the same name elsewhere was probably put in the wrong section, so that comes
     first; then a neighbour that is spelt alike; then a key anywhere that is spelt alike.
     """
+    if len(path) > MAX_PARTS or any(len(str(part)) > MAX_NAME for part in path):
+        return ""
     known = next(n for n in range(len(path), -1, -1) if at(path[:n]) is not None)
     parent, wrong, rest = path[:known], str(path[known]), path[known + 1 :]
     neighbours = child_names(at(parent))

@@ -12,6 +12,9 @@ from lockadapt.recipe.keys import at, child, dotted, holds_keys, holds_positions
 from lockadapt.recipe.schema import Recipe
 from lockadapt.recipe.sections import KeyPath
 
+_SHOWN = 300
+"""Characters of an override that a message repeats."""
+
 
 def apply_override(document: Document, text: str, number: int) -> None:
     """Set one value in place, `key.path=value`; what is wrong with it joins the document's problems.
@@ -21,7 +24,8 @@ def apply_override(document: Document, text: str, number: int) -> None:
     key, separator, value_text = text.partition("=")
     given_path = key_path(key)
     path = present_path(given_path)
-    origin = Origin(f"override {text!r}", "override", (2, number), path)
+    shown = repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
+    origin = Origin(f"override {shown}", "override", (2, number), path)
     if path != given_path:
         document.note_former_key(given_path[: _first_difference(given_path, path) + 1], origin)
     if not separator or "" in path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def csv_rows(path: Path, columns: Mapping[str, str | int]) -> Generator[tuple[st
 
 def _header(values: list[str], where: str) -> list[str]:
     names = [value.strip() for value in values]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(
             f"the header names {quote(twice[0])} more than once",

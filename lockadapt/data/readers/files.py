@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import gzip
 import itertools
 import json
@@ -109,6 +110,13 @@ def text_lines(path: Path) -> Generator[tuple[int, str | DataError], None, None]
 def _reading(path: Path) -> Iterator[None]:
     """Block that reads a file of rows: what may go wrong with it becomes a typed error."""
     where = str(path)
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise DataError(
+                f"cannot be a file: {error.strerror}", where=where, fix="correct `path`"
+            ) from error
     if path.is_dir():
         raise DataError("this is a folder, not a file", where=where, fix="name the file with the rows")
     if not path.exists():

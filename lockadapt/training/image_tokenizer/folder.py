@@ -19,7 +19,7 @@ from lockadapt.data.paths import DataRoot
 from lockadapt.data.readers.files import read_rows
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.sample import ImageRef
-from lockadapt.errors import DataError, LockadaptError
+from lockadapt.errors import DataError, LockadaptError, RecipeError
 from lockadapt.files import new_folder, write_json
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.quiet import quiet
@@ -75,6 +75,8 @@ def train_folder(
     """
     started = time.monotonic()
     shape.widths()
+    if not 0 <= held_out < 1:  # NaN is never in bounds
+        raise RecipeError(f"{held_out} is out of bounds", where="--held-out", fix="give 0 to below 1")
     chosen = _device(device)
     with new_folder(output, what="training an image tokenizer") as folder:
         model, processor = new_image_tokenizer(shape, settings.seed)
