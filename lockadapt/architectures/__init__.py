@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from lockadapt.architectures.aya_vision import AYA_VISION
-from lockadapt.architectures.base import Architecture, Inputs, ModelLayout, unwrap_model
+from lockadapt.architectures.base import Architecture, Generation, Inputs, ModelLayout, unwrap_model
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
 from lockadapt.architectures.generic import describe_config, describe_model, describes
@@ -75,6 +75,27 @@ def inputs_of(processor: Any) -> Inputs:
             return one.inputs
     marked = bool(getattr(processor, "image_token", None))
     return Inputs(type(processor), None, stock=marked)
+
+
+def generation_of(model: nn.Module) -> Generation:
+    """How this stock model, or the one inside wrappers, generates images.
+
+    Args:
+        model: a stock model, possibly wrapped.
+
+    Returns:
+        Its class's `Generation`.
+
+    Raises:
+        AssemblyError: it does not generate images, or is of no class that lockadapt trains.
+    """
+    generation = architecture_of(model).generation
+    if generation is None:
+        raise AssemblyError(
+            f"{type(unwrap_model(model)).__name__} does not generate images",
+            fix="give model.image_tokenizer, or start from a Janus checkpoint",
+        )
+    return generation
 
 
 def layout_of(model: nn.Module) -> ModelLayout:

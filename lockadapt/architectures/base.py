@@ -227,6 +227,41 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
+class ImageCodec:
+    """An image tokenizer: images become image tokens, and back.
+
+    Attributes:
+        side: of its images in pixels.
+        codebook_size: how many image tokens there are.
+        encode: pixel values (images, 3, side, side) -> image token ids, int64 (images, tokens), on the CPU.
+        decode: image token ids, int64 (images, tokens) -> pixel values (images, 3, side, side), on its device.
+        digest: gives a SHA-256 (hex) of all that the ids depend on beside the pixel values.
+    """
+
+    side: int
+    codebook_size: int
+    encode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]
+    digest: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a class that generates images writes them, token by token.
+
+    Attributes:
+        codec: a stock model -> the image tokenizer inside it.
+        embed: a stock model, image token ids int64 (rows, tokens) -> what the LLM reads, (rows, tokens,
+            hidden), with graph.
+        logits: a stock model, hidden states (positions, hidden) -> (positions, codebook size), with graph.
+    """
+
+    codec: Callable[[Any], ImageCodec]
+    embed: Callable[[Any, Tensor], Tensor]
+    logits: Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """All that lockadapt knows of one stock class.
 
@@ -241,6 +276,7 @@ class Architecture:
             names, and these; None: Transformers' own keys are read everywhere.
         clients: which exports can hold it.
         apart: how it embeds images and texts each through a model of its own; None: they go through one.
+        generation: how it generates images; None: it does not.
         settings: what of the config decides how the frozen parts are joined: an adapter belongs to these values.
         unit_rows: matrices whose rows are brought to length 1 as a folder is loaded; whoever else loads it does not.
     """
@@ -255,6 +291,7 @@ class Architecture:
     keys: Callable[[Any, Mapping[str, str]], Mapping[str, str]] | None = None
     clients: Clients = field(default_factory=Clients)
     apart: Apart | None = None
+    generation: Generation | None = None
     settings: tuple[str, ...] = SETTINGS
     unit_rows: tuple[str, ...] = ()
 
@@ -271,7 +308,7 @@ class Architecture:
     @property
     def generates_images(self) -> bool:
         """Whether it has what writes image tokens."""
-        return bool(self.layout.generation)
+        return self.generation is not None
 
     def frozen_layers(self, config: Any) -> tuple[str, ...]:
         """Full paths of what lies in a part that trains but never trains itself."""

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from lockadapt.architectures import generation_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.janus.image_tokenizer import image_side
 from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
 from lockadapt.data.pixels import ImageInputs
@@ -97,7 +97,7 @@ class EvaluationBench:
         """
         if self.training is None:
             return None
-        side = image_side(unwrap_model(self.model).config.vq_config)
+        side = generation_of(self.model).codec(unwrap_model(self.model)).side
 
         def real(rows: Sequence[Sample]) -> list[Image.Image]:
             return at_side([open_image(row.images[0], self.max_pixels) for row in rows], side)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lockadapt.architectures.base import ImageCodec
 from lockadapt.data.image_bytes import content_keys
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef
@@ -152,7 +153,7 @@ class ImageTokenInputs:
 
 
 def image_token_inputs(
-    vqmodel: Any,
+    codec: ImageCodec,
     image_processor: Any,
     max_pixels: int,
     *,
@@ -160,11 +161,11 @@ def image_token_inputs(
     batch_size: int = 64,
     crops: bool = False,
 ) -> ImageTokenInputs:
-    """Image token ids of a stock `JanusVQVAE`; images are prepared as by the model's own image processor.
+    """Image token ids of an image tokenizer; images are prepared as by the model's own image processor.
 
     Args:
-        vqmodel: the image tokenizer, or the one inside a Janus (`model.model.vqmodel`).
-        image_processor: of the Janus processor.
+        codec: the image tokenizer.
+        image_processor: the model's.
         max_pixels: as `ImageTokenInputs`.
         folder: as `ImageTokenInputs`.
         batch_size: as `ImageTokenInputs`.
@@ -173,21 +174,16 @@ def image_token_inputs(
     Returns:
         Image inputs, not filled yet.
     """
-    from lockadapt.architectures.janus.image_tokenizer import encode_pixels, image_side, tokenizer_digest
-
-    side = image_side(vqmodel.config)
 
     def pixels(pictures: list[Image.Image]) -> torch.Tensor:
-        size = {"height": side, "width": side}
+        size = {"height": codec.side, "width": codec.side}
         return image_processor(images=pictures, size=size, return_tensors="pt")["pixel_values"]
 
     digest = ""
     if folder is not None:
-        settings = f"{tokenizer_digest(vqmodel)} {sorted(image_processor.to_dict().items(), key=str)}"
+        settings = f"{codec.digest()} {sorted(image_processor.to_dict().items(), key=str)}"
         digest = hashlib.sha256(settings.encode()).hexdigest()
-    steps = TokenizerSteps(
-        pixels, lambda values: encode_pixels(vqmodel, values), vqmodel.config.num_embeddings, digest
-    )
+    steps = TokenizerSteps(pixels, codec.encode, codec.codebook_size, digest)
     return ImageTokenInputs(steps, max_pixels, batch_size=batch_size, folder=folder, crops=crops)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lockadapt.architectures import architecture_of, inputs_of, layout_of
+from lockadapt.architectures import architecture_of, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.encode import Encoded, distinct_images
@@ -157,7 +157,8 @@ def token_inputs(
         AssemblyError: the model has no image tokenizer.
     """
     base = unwrap_model(model)
-    if not layout_of(base).image_tokenizer:
+    generation = architecture_of(base).generation
+    if generation is None:
         raise AssemblyError(
             f"{type(base).__name__} has no image tokenizer",
             fix="give model.image_tokenizer, or start from a Janus checkpoint",
@@ -165,7 +166,7 @@ def token_inputs(
     settings = policy.settings
     folder = settings.cache.expanduser() if settings.choice == "disk" else None
     tokens = image_token_inputs(
-        base.model.vqmodel, processor.image_processor, policy.max_pixels, folder=folder, crops=crops
+        generation.codec(base), processor.image_processor, policy.max_pixels, folder=folder, crops=crops
     )
     count = tokens.fill(images.values(), policy.progress)
     policy.note(f"images: image tokens of {len(images):,} images kept ({count:,} computed)")

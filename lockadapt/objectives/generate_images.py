@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from lockadapt.architectures import generation_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import left_padded
 from lockadapt.models.quiet import quiet
@@ -69,11 +70,9 @@ def pictures(
     model: nn.Module, processor: Any, image_token_ids: Tensor, batch_size: int = 64
 ) -> list[Image.Image]:
     """Decodes image token ids, int64 (images, tokens), by the stock class and processor."""
-    base, made = unwrap_model(model), list[Image.Image]()
+    codec, made = generation_of(model).codec(unwrap_model(model)), list[Image.Image]()
     for part in image_token_ids.split(batch_size) if len(image_token_ids) else ():
-        # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last, which
-        # it cannot take.
-        values = base.model.vqmodel.decode(part.to(base.device)).float().cpu()
+        values = codec.decode(part).float().cpu()
         # As tensors: where torchvision is installed, the stock processor fails at making Pillow's images
         # itself.
         levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
-from lockadapt.architectures import layout_of
-from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures import generation_of, layout_of
+from lockadapt.architectures.base import ImageCodec, unwrap_model
 from lockadapt.data.batch import Batch, left_padded, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import Frozen, ImageInputs
@@ -181,7 +182,7 @@ class TextToImage(Objective):
             image_token_ids = views[torch.arange(len(image_token_ids), device=image_token_ids.device), chosen]
         read = image_token_ids
         if model.training and self.image_token_noise:
-            codebook_size = unwrap_model(model).config.vq_config.num_embeddings
+            codebook_size = _codec(model).codebook_size
             wrong = torch.rand(image_token_ids.shape) < self.image_token_noise
             read = torch.where(
                 wrong.to(image_token_ids.device),
@@ -209,7 +210,7 @@ class TextToImage(Objective):
             `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codebook size),
             what guessing gives, and `"probe"` where there is one; and each row's generated tokens.
         """
-        codebook_size = unwrap_model(bench.model).config.vq_config.num_embeddings
+        codebook_size = _codec(bench.model).codebook_size
         generated = bench.generate_images([sample.answer for sample in samples], self.generation_config())
         used = torch.bincount(generated.flatten(), minlength=codebook_size).double()
         share = used / used.sum().clamp_min(1)
@@ -270,15 +271,10 @@ def image_token_losses(
         float32 (rows * image tokens,) with graph, and how many tokens were the likeliest, int64 without.
     """
     base = unwrap_model(model)
-    body, head = base.model, base.get_submodule(layout_of(base).head)
+    generation, head = generation_of(base), base.get_submodule(layout_of(base).head)
     prompt = base.get_input_embeddings()(input_ids)
-    aligner = body.generation_aligner
     # What stands before the first image token is the prompt, so the last one is predicted but never read.
-    embeddings = aligner(
-        body.generation_embeddings((image_token_ids if read is None else read)[:, :-1]).to(
-            aligner.fc1.weight.dtype
-        )
-    )
+    embeddings = generation.embed(base, (image_token_ids if read is None else read)[:, :-1])
     places = torch.zeros(
         len(image_token_ids), prompt.shape[1] + embeddings.shape[1], dtype=torch.bool, device=prompt.device
     )
@@ -288,17 +284,25 @@ def image_token_losses(
         "attention_mask": torch.cat([attention_mask, attention_mask.new_ones(embeddings.shape[:2])], dim=1),
     }
     hidden = head_input(model, head, inputs, places)
-    return _chunked(body.generation_head, hidden, image_token_ids.flatten())
+    return _chunked(
+        partial(generation.logits, base), _codec(base).codebook_size, hidden, image_token_ids.flatten()
+    )
 
 
-def _chunked(head: Any, hidden: Tensor, image_token_ids: Tensor) -> tuple[Tensor, Tensor]:
+def _codec(model: nn.Module) -> ImageCodec:
+    return generation_of(model).codec(unwrap_model(model))
+
+
+def _chunked(
+    head: Callable[[Tensor], Tensor], codebook_size: int, hidden: Tensor, image_token_ids: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy in chunks; the logits of all but one chunk are computed again for the gradient."""
 
     def part(states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states.to(head.proj_out.weight.dtype)).float()
+        logits = head(states).float()
         return F.cross_entropy(logits, targets, reduction="none"), (logits.argmax(-1) == targets).sum()
 
-    rows = max(1, CHUNK_BYTES // (4 * head.vision_head.out_features))
+    rows = max(1, CHUNK_BYTES // (4 * codebook_size))
     if len(image_token_ids) <= rows:
         return part(hidden, image_token_ids)
     done = [

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lockadapt.architectures.assemble import Assembled
+from lockadapt.architectures.janus.image_tokenizer import image_codec
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, question_answer
 from lockadapt.evaluation.context import EvaluationBench
@@ -30,7 +31,7 @@ def test_scores(drawing: Assembled, tmp_path: Path) -> None:
         )
         for colour in colours
     ]
-    images = image_token_inputs(model.model.vqmodel, processor.image_processor, 10**6)
+    images = image_token_inputs(image_codec(model.model.vqmodel), processor.image_processor, 10**6)
     bench = EvaluationBench(model, Encoder(processor, 64), images, 3, None, training=lambda: samples * 5)
     objective = TextToImage(probe=str(tiny_tower("mobilenet-v2", tmp_path / "tower")))
     scores, rows = objective.evaluate(bench, samples)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lockadapt.architectures.janus.image_tokenizer import encode_pixels, load_image_tokenizer
+from lockadapt.architectures.janus.image_tokenizer import encode_pixels, image_codec, load_image_tokenizer
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
 from lockadapt.features.image_tokens import (
@@ -120,14 +120,18 @@ def test_disk(tmp_path: Path) -> None:
 def test_is_what_the_stock_tokenizer_says(tmp_path: Path) -> None:
     tokenizer = load_image_tokenizer(tiny_image_tokenizer(tmp_path / "vq"))
     images = files(tmp_path, 6)
-    inputs = image_token_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
+    inputs = image_token_inputs(
+        image_codec(tokenizer.model), tokenizer.image_processor, 10_000, folder=tmp_path / "cache"
+    )
     found = inputs(images)["image_token_ids"]
     pictures = [Image.open(image.path) for image in images if image.path]
     pixels = tokenizer.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
     assert torch.equal(found, encode_pixels(tokenizer.model, pixels))
     assert found.shape == (6, 16)
     tokenizer.model.quant_conv.bias.data += 1.0
-    other = image_token_inputs(tokenizer.model, tokenizer.image_processor, 10_000, folder=tmp_path / "cache")
+    other = image_token_inputs(
+        image_codec(tokenizer.model), tokenizer.image_processor, 10_000, folder=tmp_path / "cache"
+    )
     assert other.file != inputs.file
 
 

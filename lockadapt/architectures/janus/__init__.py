@@ -13,6 +13,7 @@ from lockadapt.architectures.base import (
     Assembly,
     Clients,
     Fusion,
+    Generation,
     ImageSpan,
     Inputs,
     ModelLayout,
@@ -21,6 +22,7 @@ from lockadapt.architectures.base import (
 from lockadapt.architectures.bridge import projector_features
 from lockadapt.architectures.inputs import count_image_tokens
 from lockadapt.architectures.janus.graft import DRAWING_TOKENS, graft, janus_processor, set_drawing, tower
+from lockadapt.architectures.janus.image_tokenizer import image_codec
 from lockadapt.architectures.projectors import normal_
 from lockadapt.models.towers import TowerFacts
 
@@ -67,6 +69,18 @@ def framed_span(processor: Any) -> ImageSpan:
     )
 
 
+def embed_image_tokens(model: Any, image_token_ids: Tensor) -> Tensor:
+    """Aligned embeddings of image tokens, as the stock `generate` feeds them back."""
+    aligner = model.model.generation_aligner
+    return aligner(model.model.generation_embeddings(image_token_ids).to(aligner.fc1.weight.dtype))
+
+
+def image_token_logits(model: Any, hidden: Tensor) -> Tensor:
+    """What the image-generation head says of hidden states."""
+    head = model.model.generation_head
+    return head(hidden.to(head.proj_out.weight.dtype))
+
+
 JANUS = Architecture(
     model_class=JanusForConditionalGeneration,
     config_class=JanusConfig,
@@ -91,6 +105,11 @@ JANUS = Architecture(
             "gguf": "llama.cpp cannot generate images, so the image tokenizer and the image-generation head "
             "would be lost"
         }
+    ),
+    generation=Generation(
+        codec=lambda model: image_codec(model.model.vqmodel),
+        embed=embed_image_tokens,
+        logits=image_token_logits,
     ),
     unit_rows=("model.vqmodel.quantize.embedding.weight",),
 )

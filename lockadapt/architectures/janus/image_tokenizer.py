@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, JanusImageProcessorPil, JanusVQVAE, JanusVQVAEConfig
 
+from lockadapt.architectures.base import ImageCodec
 from lockadapt.errors import AssemblyError, RecipeError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import Source, find, loading, some
@@ -230,6 +231,18 @@ def _quiet_branches(model: Any) -> None:
 
 
 @torch.no_grad()
+def image_codec(model: Any) -> ImageCodec:
+    """How a `JanusVQVAE` turns images into image tokens and back."""
+    return ImageCodec(
+        image_side(model.config),
+        model.config.num_embeddings,
+        lambda values: encode_pixels(model, values),
+        # Channels first, as Pillow's Janus processor wants them; `decode_image_tokens` puts them last.
+        lambda ids: model.decode(ids.to(model.quantize.embedding.weight.device)),
+        lambda: tokenizer_digest(model),
+    )
+
+
 def encode_pixels(model: Any, values: Tensor) -> Tensor:
     """Pixel values (images, 3, side, side) -> codes int64 (images, grid squared), row by row, on the CPU."""
     weight = model.quantize.embedding.weight
