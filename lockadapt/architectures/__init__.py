@@ -1,4 +1,4 @@
-"""The stock classes that lockadapt trains, each described in one file, and how the one of a model is found."""
+"""The stock classes that lockadapt trains, each described in one file, and how a model's one is found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 
 def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
-    """The architecture of a stock model, the one inside wrappers, or a config.
+    """Finds the architecture of a stock model, the one inside wrappers, or a config.
+
+    Args:
+        thing: the model or the config.
+
+    Returns:
+        The architecture.
 
     Raises:
         AssemblyError: it is of no class that lockadapt trains.
@@ -50,6 +56,12 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
 
 def find_architecture(config: Any) -> Architecture | None:
     """The architecture of a config; None: it is of no class that lockadapt trains.
+
+    Args:
+        config: of a stock class, or any other.
+
+    Returns:
+        The architecture, or None.
 
     Raises:
         AssemblyError: it is of a class whose parts cannot be told.
@@ -99,7 +111,13 @@ def generation_of(model: nn.Module) -> Generation:
 
 
 def layout_of(model: nn.Module) -> ModelLayout:
-    """Where this stock model, or the one inside wrappers, keeps its parts.
+    """Finds where this stock model, or the one inside wrappers, keeps its parts.
+
+    Args:
+        model: a stock model, possibly wrapped.
+
+    Returns:
+        Paths of its parts.
 
     Raises:
         AssemblyError: it is of no class that lockadapt trains.

@@ -1,4 +1,4 @@
-"""The shape that every stock class is described in: one frozen dataclass of small parts, each with one question to answer."""
+"""The shape that every stock class is described in: a frozen dataclass of small parts, a question each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class ModelLayout:
     Attributes:
         tower: the frozen vision tower.
         llm: the frozen LLM.
-        projector: all that lies between them and is trained as one; the module that reads the tower's outputs first.
+        projector: all that lies between them and is trained as one; the module that reads the tower's outputs
+            first.
         head: the LLM's; None where the class has none, so that it answers nothing.
-        blocks: the lists of the LLM's transformer blocks; empty: the one list that is as long as the LLM's config says.
+        blocks: the lists of the LLM's transformer blocks; empty: the one list that is as long as the LLM's
+            config says.
         retrieval: what embeds images and texts.
         generation: what generates images.
         image_tokenizer: what turns images into image tokens and back; frozen. The tokenizer itself first.
@@ -50,12 +52,14 @@ class Fusion:
     Attributes:
         activation: what the class's config calls it, where it has a field for it.
         initialise: fills a fresh projector (the first path of `ModelLayout.projector`) in place.
-        first: the layer that standardisation is folded into: the first linear one, as a path below the projector.
+        first: the layer that standardisation is folded into: the first linear one, as a path below the
+            projector.
         scaled: the layer whose weights set the size of the projected tokens.
         depth: how many layers learn.
         frozen: layers of it that never train, as they only stand in for nothing.
         tokenwise: whether each token is projected by itself. If not, calibration looks at whole images only.
-        factor: into how many patches a side the grid is divided where `model.factor` does not say; None: no such fusion.
+        factor: into how many patches a side the grid is divided where `model.factor` does not say; None: no
+            such fusion.
     """
 
     name: str
@@ -71,7 +75,9 @@ class Fusion:
 
 @dataclass(frozen=True)
 class Ingredients:
-    """An LLM and a tower on their way into one model: loaded and measured. Their modules move into the result.
+    """An LLM and a tower on their way into one model: loaded and measured.
+
+    Their modules move into the result.
 
     Attributes:
         llm: the causal LM, its vocabulary widened by the time that the model is built; its config changes.
@@ -110,14 +116,16 @@ class Assembly:
         fusions: the projectors that it offers by name.
         fusion_of: the one that a model of this class has, by its config.
         towers: the kinds of outputs (`TowerFacts.kind`) that it takes.
-        projected: what the tower returns, with hidden states -> what the projector is fed, (images, tokens, channels):
-            the reloaded folder is compared with it.
-        build: the stock model around the very modules of the ingredients, in evaluation mode; fresh weights from a seed.
+        projected: what the tower returns, with hidden states -> what the projector is fed, (images, tokens,
+            channels): the reloaded folder is compared with it.
+        build: the stock model around the very modules of the ingredients, in evaluation mode; fresh weights
+            from a seed.
         processor: the stock processor, given the chat template.
-        tower: the tower as the class holds it. With pixel values (images, channels, side, side) it is run and compared with
-            the one given; without, only its structure is.
+        tower: the tower as the class holds it. With pixel values (images, channels, side, side) it is run and
+            compared with the one given; without, only its structure is.
         finish: last changes to a built model's generation settings, by the tokenizer. In place.
-        special_tokens: what the tokenizer gets beside `<image>`, by the names that the processor knows them under.
+        special_tokens: what the tokenizer gets beside `<image>`, by the names that the processor knows them
+            under.
         image_tokenizer: whether it is built around one.
     """
 
@@ -156,7 +164,8 @@ class Inputs:
         processor_class: of the stock processor.
         span: a processor -> what one image becomes in the text; None: images and texts stay apart.
         extra: keys of the processor's output that forward needs beside ids, mask and pixels.
-        stock: whether an image's text depends on its size, so that the stock processor is asked for every row.
+        stock: whether an image's text depends on its size, so that the stock processor is asked for every
+            row.
     """
 
     processor_class: type[Any]
@@ -170,11 +179,11 @@ class Features:
     """What may be kept of a frozen tower, and the door through which it comes back.
 
     Attributes:
-        take: a stock model and the image part of a batch -> (images, tokens, channels), without gradient, on the model's
-            device: all that the frozen part computes of an image.
-        give: a stock model, features, and what int8 ones are multiplied with (float32 (images, 1, channels) or None) -> the
-            arguments of forward and `generate` that stand for pixels, with gradient to what trains; None: features
-            do not enter the class's forward.
+        take: a stock model and the image part of a batch -> (images, tokens, channels), without gradient, on
+            the model's device: all that the frozen part computes of an image.
+        give: a stock model, features, and what int8 ones are multiplied with (float32 (images, 1, channels)
+            or None) -> the arguments of forward and `generate` that stand for pixels, with gradient to what
+            trains; None: features do not enter the class's forward.
     """
 
     take: Callable[[Any, Mapping[str, Tensor]], Tensor]
@@ -183,7 +192,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Positions:
-    """Under which names forward takes the mask (rows, 1, tokens, tokens) and the positions of rows with shared prefixes."""
+    """Forward's names for the mask (rows, 1, tokens, tokens) and the positions of rows with shared prefixes."""
 
     mask: str = "attention_mask"
     positions: str = "position_ids"
@@ -194,7 +203,8 @@ class Apart:
     """How images and texts are embedded where each goes through a model of its own.
 
     Attributes:
-        images: a model, and features (images, 1, channels) as `Features.take` gives them -> L2-normalised embeddings.
+        images: a model, and features (images, 1, channels) as `Features.take` gives them -> L2-normalised
+            embeddings.
         texts: a model, ids and mask (texts, tokens), pooling -> the same; both with graph.
     """
 
@@ -207,9 +217,11 @@ class Clients:
     """Which exports can hold the class, and why others cannot.
 
     Attributes:
-        refused: export target -> why it cannot hold the class. A target that is not named looks at the model itself.
+        refused: export target -> why it cannot hold the class. A target that is not named looks at the model
+            itself.
         servers: of `vllm` and `sglang`, those that have the class.
-        llava_graph: whether llama.cpp's LLaVA graph computes tower and projector; else it is left to llama.cpp's converter.
+        llava_graph: whether llama.cpp's LLaVA graph computes tower and projector; else it is left to
+            llama.cpp's converter.
     """
 
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -234,7 +246,8 @@ class ImageCodec:
         side: of its images in pixels.
         codebook_size: how many image tokens there are.
         encode: pixel values (images, 3, side, side) -> image token ids, int64 (images, tokens), on the CPU.
-        decode: image token ids, int64 (images, tokens) -> pixel values (images, 3, side, side), on its device.
+        decode: image token ids, int64 (images, tokens) -> pixel values (images, 3, side, side), on its
+            device.
         digest: gives a SHA-256 (hex) of all that the ids depend on beside the pixel values.
     """
 
@@ -269,16 +282,19 @@ class Architecture:
         model_class, config_class: of Transformers.
         layout: where its parts are.
         inputs: what images and text become in a batch.
-        assemble: how it is made; None: it can only be started from, or it is made beside the way of most (`embeds_apart`).
+        assemble: how it is made; None: it can only be started from, or it is made beside the way of most
+            (`embeds_apart`).
         features: what may be kept of a frozen tower; None: no feature cache.
         positions: what makes shared-prefix packing exact; None: plain rows.
-        keys: the stock model on the meta device, and key on the disk -> stock name -> those keys that clients know under other
-            names, and these; None: Transformers' own keys are read everywhere.
+        keys: the stock model on the meta device, and key on the disk -> stock name -> those keys that clients
+            know under other names, and these; None: Transformers' own keys are read everywhere.
         clients: which exports can hold it.
         apart: how it embeds images and texts each through a model of its own; None: they go through one.
         generation: how it generates images; None: it does not.
-        settings: what of the config decides how the frozen parts are joined: an adapter belongs to these values.
-        unit_rows: matrices whose rows are brought to length 1 as a folder is loaded; whoever else loads it does not.
+        settings: what of the config decides how the frozen parts are joined: an adapter belongs to these
+            values.
+        unit_rows: matrices whose rows are brought to length 1 as a folder is loaded; whoever else loads it
+            does not.
     """
 
     model_class: type[PreTrainedModel]
@@ -318,7 +334,10 @@ class Architecture:
 
 
 def unwrap_model(model: nn.Module) -> Any:
-    """The stock Transformers object inside wrappers. PEFT injects adapters in place, so it is the same object."""
+    """The stock Transformers object inside wrappers.
+
+    PEFT injects adapters in place, so it is the same object.
+    """
     if isinstance(getattr(model, "module", None), nn.Module):
         model = model.module  # type: ignore[assignment]
     if hasattr(model, "get_base_model"):
@@ -332,7 +351,8 @@ def component_of(name: str, layout: ModelLayout) -> str:
         return "lora"
     if ".trainable_tokens_" in name:
         return "retrieval"
-    # The head first: some classes keep it inside the LLM. The projector before the tower: some keep it in there.
+    # The head first: some classes keep it inside the LLM. The projector before the tower: some keep it in
+    # there.
     places = {
         "head": (layout.head,),
         "projector": layout.projector,

@@ -101,12 +101,15 @@ class ProcessorInputs:
 def pixel_inputs(
     processor: Any, max_pixels: int, replacement: Image.Image | None = None
 ) -> PixelInputs | ProcessorInputs:
-    """Images as pixels, by any stock processor.
+    """Makes images pixels, by any stock processor.
 
     Args:
         processor: the model's.
         max_pixels: larger images are refused before decoding.
         replacement: shown instead of every image (blind runs).
+
+    Returns:
+        Image inputs.
     """
     if inputs_of(processor).stock:
         return ProcessorInputs(StockInputs(processor), max_pixels, replacement)
@@ -116,12 +119,15 @@ def pixel_inputs(
 def image_part(
     images: ImageInputs, rows: Sequence[Sequence[ImageRef]], input_ids: torch.Tensor
 ) -> dict[str, Any]:
-    """What a batch has of its images, beside their tokens.
+    """Makes what a batch has of its images, beside their tokens.
 
     Args:
         images: where they come from.
         rows: the images of each row.
         input_ids: int64 (rows, tokens).
+
+    Returns:
+        Arguments of forward.
     """
     if isinstance(images, ProcessorInputs):
         return {**images.of_rows(rows), **images.of_tokens(input_ids)}

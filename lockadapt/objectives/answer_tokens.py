@@ -122,6 +122,9 @@ def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: tor
         model: a stock model, possibly wrapped.
         inputs: see `model_inputs`.
         predicting: bool (rows, tokens), the positions that are looked at.
+
+    Returns:
+        True if they are.
     """
     base = unwrap_model(model)
     if not architecture_of(base).inputs.stock:

@@ -115,6 +115,9 @@ def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], pred
         head: of the stock model in it.
         inputs: of its forward.
         predicting: bool (rows, tokens), the positions that are looked at.
+
+    Returns:
+        True if it does.
     """
     seen: list[Tensor] = []
     handle = head.register_forward_hook(lambda module, given, made: seen.append(made))

@@ -88,7 +88,13 @@ class StockInputs:
             self._learn_keys(sizes)
 
     def expansions(self, sizes: Sizes) -> tuple[str, ...]:
-        """The text that stands for each picture of a row, in order; remembered by their sizes.
+        """Gives the text that stands for each picture of a row, in order; remembered by their sizes.
+
+        Args:
+            sizes: (width, height) of each picture, in pixels.
+
+        Returns:
+            A text a picture.
 
         Raises:
             AssemblyError: the processor changes the text around its pictures.
@@ -114,17 +120,26 @@ class StockInputs:
     def make(
         self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]], **settings: Any
     ) -> dict[str, Any]:
-        """All that the stock processor makes of rows: texts with a marker for each of their pictures.
+        """Makes all that the stock processor does of rows: texts with a marker for each of their pictures.
 
         Args:
             texts: one a row.
             pictures: of each row; none at all, or some in every row.
-            settings: of the tokenizer.
+            **settings: of the tokenizer.
+
+        Returns:
+            What the processor returns, in its order.
         """
         return _call(self.processor, texts, pictures, **settings)
 
     def image_keys(self, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
-        """All keys that say something of pictures, those of the rows that have some.
+        """Gives all keys that say something of pictures, those of the rows that have some.
+
+        Args:
+            pictures: of each row.
+
+        Returns:
+            Tensors by key; none without pictures.
 
         Raises:
             AssemblyError: a key is no tensor.
