@@ -192,7 +192,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Positions:
-    """Forward's names for the mask (rows, 1, tokens, tokens) and the positions of rows with shared prefixes."""
+    """Forward's names for mask (rows, 1, tokens, tokens) and positions of rows with shared prefixes."""
 
     mask: str = "attention_mask"
     positions: str = "position_ids"
