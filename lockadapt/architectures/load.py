@@ -13,6 +13,7 @@ from lockadapt.architectures import class_name, find_architecture
 from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
+from lockadapt.models.finite import require_finite
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.models.sources import find, loading, resolve_dtype, some
 
@@ -79,6 +80,7 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
+    require_finite(model, source.name)
     with torch.no_grad():
         for name in architecture.unit_rows:
             table = model.get_parameter(name)

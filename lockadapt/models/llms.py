@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lockadapt.errors import AssemblyError
+from lockadapt.models.finite import require_finite
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some, tolerance
 
 PROBE_SHAPE = (2, 12)
@@ -72,6 +73,7 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
     Raises:
         SetupError: it does not exist or cannot be read.
         AssemblyError: it is no causal LM, or its checkpoint and its config do not belong together.
+        VerificationError: a weight is not finite.
     """
     source = find(llm, "LLM")
     llm_config(source)
@@ -87,6 +89,7 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
             fix="use a complete causal language model checkpoint",
         )
     unexpected = check_unexpected(model, info["unexpected_keys"], "LLM", source)
+    require_finite(model, source.name)
     return LoadedLlm(model.eval().requires_grad_(False), source, unexpected)
 
 

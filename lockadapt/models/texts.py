@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from lockadapt.errors import AssemblyError
+from lockadapt.models.finite import require_finite
 from lockadapt.models.llms import load_llm, probe_ids
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
 
@@ -96,6 +97,7 @@ def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
     Raises:
         SetupError: it does not exist or cannot be read.
         AssemblyError: it does not take texts, its weights are incomplete, or it is stored quantized.
+        VerificationError: a weight is not finite.
     """
     source = find(text, "LLM")
     with loading(source, "LLM"):
@@ -132,6 +134,7 @@ def load_text(text: str | Path, dtype: torch.dtype) -> LoadedText:
         raise AssemblyError(
             f"{type(model).__name__} does not take texts", where=source.name, fix="give a text model"
         )
+    require_finite(model, source.name)
     return LoadedText(model.eval().requires_grad_(False), source, unexpected)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from lockadapt.errors import AssemblyError
+from lockadapt.models.finite import require_finite
 from lockadapt.models.preprocessing import load_image_processor, pixels
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
@@ -60,6 +61,7 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
     Raises:
         SetupError: it does not exist or cannot be read.
         AssemblyError: it has no vision model.
+        VerificationError: a weight is not finite.
     """
     source = find(tower, "tower")
     with loading(source, "tower"):
@@ -68,6 +70,7 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )
     unexpected = check_unexpected(model, info["unexpected_keys"], "tower", source)
+    require_finite(model, source.name)
     missing, prefix = sorted(info["missing_keys"]), ""
     if getattr(config, "vision_config", None) is not None:
         prefix, model = _vision_part(model, source)
