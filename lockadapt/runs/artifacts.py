@@ -1,4 +1,4 @@
-"""What training leaves as plain files: a PEFT adapter (LoRA, query tokens), one file for each other part, the processor."""
+"""What training leaves as plain files: a PEFT adapter (LoRA, query tokens), other parts, the processor."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ PART_FILES = {part: f"{part}.safetensors" for part in ("projector", "retrieval",
 
 
 def save_artifacts(model: nn.Module, processor: Any, folder: Path, base: str | None = None) -> None:
-    """Writes `adapter/` (if there is one), a file for each part that the model has, and `processor/` below a folder.
+    """Writes `adapter/` (if there is one), a file for each other part, and `processor/` below a folder.
 
     Args:
+        model: trained, possibly wrapped by PEFT.
+        processor: the model's.
+        folder: of the run.
         base: what `base_model_name_or_path` of the adapter says; default: where the model was loaded from.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +65,10 @@ def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
 
 def load_parts(model: nn.Module, folder: Path) -> None:
     """Reads every trained part into a stock model; every tensor must be there and nothing else.
+
+    Args:
+        model: a stock model, possibly wrapped by PEFT.
+        folder: of the run.
 
     Raises:
         VerificationError: names the tensors that are missing, unexpected or of another shape.

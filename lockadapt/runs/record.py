@@ -53,7 +53,8 @@ class StageRecord(_Record):
     Attributes:
         components: the component table at its start.
         locked: frozen tensors whose digests were compared.
-        samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were recorded.
+        samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were
+            recorded.
     """
 
     name: str
@@ -88,7 +89,8 @@ class RunRecord(_Record):
         base_identity: taken before the first step; None where none, or one of another format, was recorded.
         base_fingerprint: SHA-256 over the digests of all frozen tensors.
         base_files: `folder_digest` of the base before the first step; None where it was not recorded.
-        artifacts: `artifact_digests` of what training left, by file; None in runs of before they were recorded.
+        artifacts: `artifact_digests` of what training left, by file; None in runs of before they were
+            recorded.
     """
 
     version: int = VERSION
@@ -125,7 +127,13 @@ class RunRecord(_Record):
 
 
 def read_record(folder: Path) -> RunRecord:
-    """`run.json` of a run folder; one that was written before versions is read as version 0.
+    """Reads `run.json` of a run folder; one that was written before versions is read as version 0.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The record.
 
     Raises:
         RecipeError: there is none, so the run is not finished.
@@ -150,7 +158,14 @@ Kept = TypeVar("Kept", RunRecord, StageRecord)
 
 
 def read_as(kind: type[Kept], file: Path) -> Kept:
-    """A `RunRecord` or `StageRecord` from a JSON file.
+    """Reads a `RunRecord` or `StageRecord` from a JSON file.
+
+    Args:
+        kind: the class.
+        file: JSON.
+
+    Returns:
+        An object of the class.
 
     Raises:
         VerificationError: the file is damaged, and which value; or a newer lockadapt wrote it.

@@ -53,7 +53,15 @@ def is_run(folder: Path) -> bool:
 
 
 def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
-    """Make the run folder, or check that the one to resume belongs to this recipe.
+    """Makes the run folder, or checks that the one to resume belongs to this recipe.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        resume: whether it may exist.
+
+    Returns:
+        The folder.
 
     Raises:
         RecipeError: it is not empty, or belongs to another recipe.
@@ -130,13 +138,13 @@ def fingerprint(digests: Mapping[str, str]) -> str:
 
 
 def base_of(folder: Path, recorded: str) -> str:
-    """Where the stock base of a run is: its own folder, or the one recorded, from which its recipe started."""
+    """Where the stock base of a run is: its own folder, or the recorded one that its recipe started from."""
     own = folder / BASE
     return str(own) if own.is_dir() else recorded
 
 
 def write_probe(folder: Path, samples: Sequence[Sample], max_pixels: int) -> None:
-    """Keeps a few real samples with their images, so that a merge can be proved where the data is not at hand."""
+    """Keeps a few real samples with their images, so that a merge can be proved without the data."""
     target = folder / PROBE
     target.mkdir(exist_ok=True)
     lines: list[str] = []

@@ -28,6 +28,10 @@ def save_trainable(model: nn.Module, folder: Path) -> None:
 def load_trainable(model: nn.Module, folder: Path) -> None:
     """Reads them back.
 
+    Args:
+        model: the one that trains.
+        folder: of the checkpoint.
+
     Raises:
         VerificationError: the checkpoint's tensors are not exactly those that train.
     """

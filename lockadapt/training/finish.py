@@ -52,7 +52,12 @@ class Training:
 
 
 def write_run(session: Session, training: Training, samples: Samples) -> None:
-    """Write all that makes the folder of a session a finished run.
+    """Writes all that makes the folder of a session a finished run.
+
+    Args:
+        session: of the run.
+        training: its stages' results.
+        samples: of the run.
 
     Raises:
         DiskError: the disk is full.

@@ -18,8 +18,9 @@ SHARED = ("lora", "projector")
 class GradientNotes:
     """One gradient an objective between two lines of metrics, on trained LoRA and projector.
 
-    A gradient is what one micro-batch adds to `.grad`, divided as accumulation divides it. Those of several objectives
-    come from different micro-batches, the latest of each, so cosines are of slightly different weights.
+    A gradient is what one micro-batch adds to `.grad`, divided as accumulation divides it. Those of several
+    objectives come from different micro-batches, the latest of each, so cosines are of slightly different
+    weights.
     """
 
     def __init__(self) -> None:

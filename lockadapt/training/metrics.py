@@ -1,4 +1,4 @@
-"""What a line of training metrics says beside the loss: each objective's own numbers, its gradient, speed, and waiting."""
+"""What a line of metrics says beside the loss: each objective's own numbers, its gradient, speed, waiting."""
 
 from __future__ import annotations
 
@@ -72,8 +72,10 @@ class TrainingMetrics:
         self._started, self._before = self._since, plain["seconds"]
 
     def take(self, step: int, processes: int) -> dict[str, float]:
-        """The numbers since the last call: means of reports, gradients, samples a second over all processes, and the share
-        of the time that was spent waiting for data.
+        """The numbers since the last call.
+
+        Means of reports, gradients, samples a second over all processes, and the share of the time that was
+        spent waiting for data.
         """
         logs = {key: float(torch.stack(values).float().mean()) for key, values in self._reports.items()}
         logs.update(self.gradients.take())

@@ -22,8 +22,8 @@ class ProgressCallback(TrainerCallback):
         reporter: where lines go.
         metrics: the `metrics.jsonl` that every log is appended to.
         stage: its name.
-        epochs_per_step: share of the training rows that an optimiser step sees. The trainer itself takes the whole
-            run for one epoch.
+        epochs_per_step: share of the training rows that an optimiser step sees. The trainer itself takes the
+            whole run for one epoch.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ProgressCallback(TrainerCallback):
 
 
 def forget_after(metrics: Path, stage: str, last: Path | None) -> None:
-    """Drop the metric lines of steps that will be taken again: those after the checkpoint `last`, or all of a stage."""
+    """Drops the metric lines of steps that are taken again: after checkpoint `last`, or a whole stage's."""
     if not metrics.is_file():
         return
     step = int(last.name.removeprefix("checkpoint-")) if last else 0
@@ -134,7 +134,13 @@ def forget_after(metrics: Path, stage: str, last: Path | None) -> None:
 
 
 def read_metrics(metrics: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last one that a killed process did not finish is left out.
+    """Reads the lines of `metrics.jsonl`; a last one that a killed process did not finish is left out.
+
+    Args:
+        metrics: the file.
+
+    Returns:
+        A mapping a line.
 
     Raises:
         VerificationError: another line is none that training writes.

@@ -38,7 +38,10 @@ class LoopState(TrainerCallback):
         """The checkpoint that the next loop goes on from."""
 
     def save(self, folder: Path) -> None:
-        """Write it into a checkpoint folder.
+        """Writes it into a checkpoint folder.
+
+        Args:
+            folder: of the checkpoint.
 
         Raises:
             DiskError: the disk is full.

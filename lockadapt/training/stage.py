@@ -66,7 +66,14 @@ class TrainedStage:
 
 
 def run_stage(session: Session, stage: Stage) -> TrainedStage:
-    """Train one stage, or load its end where `--resume` finds it finished; prove the lock.
+    """Trains one stage, or loads its end where `--resume` finds it finished; proves the lock.
+
+    Args:
+        session: of the run.
+        stage: which is trained.
+
+    Returns:
+        The stage's result.
 
     Raises:
         LockadaptError: the stage cannot learn, does not fit, or moved what is frozen.

@@ -1,4 +1,4 @@
-"""GroundingTrainer: Hugging Face's Trainer over objectives, with locks, checks and pickle-free checkpoints."""
+"""GroundingTrainer: Hugging Face's Trainer over objectives, with locks, checks, pickle-free checkpoints."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ from lockadapt.tuning.locks import frozen_digests, prove_locked
 
 class GroundingTrainer(Trainer):
     """
-    Trains projector, LoRA and heads of a stock LLaVA, FastVLM, Janus or dual encoder on one objective or several.
+    Trains projector, LoRA and heads of a stock LLaVA, FastVLM, Janus or dual encoder on one objective or
+    several.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -55,8 +56,9 @@ class GroundingTrainer(Trainer):
         args ([`GroundingConfig`], *optional*):
             Arguments of this trainer.
         train_dataset:
-            [`~datasets.Dataset`] in TRL's formats (`messages` + `images`, or `prompt` + `completion` + `images`), a list of
-            `Sample`, a list of `Encoded`, or a mapping from objective names to any of these.
+            [`~datasets.Dataset`] in TRL's formats (`messages` + `images`, or `prompt` + `completion` +
+            `images`), a list of `Sample`, a list of `Encoded`, or a mapping from objective names to any of
+            these.
         eval_dataset:
             The same.
         processing_class ([`~transformers.ProcessorMixin`], *optional*):
@@ -66,7 +68,8 @@ class GroundingTrainer(Trainer):
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
         image_inputs (`ImageInputs` or a mapping, *optional*):
-            Where pixels, features or codes come from, for all objectives or by name; defaults to what `args.features` says.
+            Where pixels, features or codes come from, for all objectives or by name; defaults to what
+            `args.features` says.
         callbacks, optimizers:
             As in [`~transformers.Trainer`].
 
@@ -151,7 +154,7 @@ class GroundingTrainer(Trainer):
         return self.collate(name, [item for _, item in items], self.packing.max_row_tokens)
 
     def collate(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
-        """Make the batch of an objective from rows, packed into rows of up to `max_row_tokens`, if that is given."""
+        """Makes an objective's batch from rows, packed into rows of up to `max_row_tokens` if given."""
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
         return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
 
@@ -165,7 +168,7 @@ class GroundingTrainer(Trainer):
 
     @cached_property
     def packing(self) -> Packing:
-        """How rows are made: decided once, on the training rows and on this model; see `lockadapt.planning.packing`."""
+        """How rows are made: decided once, on training rows and model; see `lockadapt.planning.packing`."""
         return decide_packing(self)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -205,7 +208,7 @@ class GroundingTrainer(Trainer):
         )
 
     def planned_steps(self) -> int:
-        """Optimiser steps of the run: `max_steps`, or as many as `num_train_epochs` passes over all rows take."""
+        """Optimiser steps of the run: `max_steps`, or as many as `num_train_epochs` passes over rows take."""
         if self.args.max_steps > 0:
             return self.args.max_steps
         per_step = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
@@ -243,7 +246,7 @@ class GroundingTrainer(Trainer):
         return (loss * objective.weight, None) if return_outputs else loss * objective.weight
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Also measures, once an objective between two lines of metrics, its gradient on what all objectives share."""
+        """Also measures, once an objective between two lines of metrics, its gradient on shared parts."""
         if len(self.objectives) == 1 or not self.measures.gradients.wants(inputs["objective"]):
             return super().training_step(model, inputs, num_items_in_batch)
         before = self.measures.gradients.snapshot(model)
@@ -291,8 +294,10 @@ class GroundingTrainer(Trainer):
     # --- optimiser and metrics
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Groups with a rate each: LoRA's A (and what DoRA adds) and B, whose rates differ by the LoRA+ ratio, projector,
-        retrieval, generation; and the temperature, which weight decay would pull to 1.
+        """Groups with a rate each, made once.
+
+        LoRA's A (and what DoRA adds) and B, whose rates differ by the LoRA+ ratio, projector, retrieval,
+        generation; and the temperature, which weight decay would pull to 1.
         """
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)  # type: ignore[arg-type]
@@ -300,7 +305,7 @@ class GroundingTrainer(Trainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each objective's own numbers, the projector's rate, samples a second and the share of time spent on data."""
+        """Adds each objective's own numbers, the projector's rate, samples a second, the data's time."""
         if "loss" in logs:
             logs.update(learning_rates(self.optimizer.param_groups))  # type: ignore[union-attr]
             logs.update(self.measures.take(self.state.global_step, self.args.world_size))
