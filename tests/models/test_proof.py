@@ -80,7 +80,7 @@ def test_nothing_is_left_after_a_failed_proof(
 
     def saboteur(*arguments: object) -> object:
         built = honest(*arguments)  # type: ignore[arg-type]
-        file = Path(arguments[2]) / "model.safetensors"  # type: ignore[arg-type]
+        file = Path(arguments[1]) / "model.safetensors"  # type: ignore[arg-type]
         tensors = load_file(file)
         name = next(key for key in tensors if key.endswith("norm.weight"))
         tensors[name] = tensors[name] * 1.01
