@@ -9,6 +9,7 @@ from torch import nn
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.errors import AssemblyError
+from lockadapt.models.llms import context_of
 
 
 def blocks_path(model: nn.Module) -> str:
@@ -66,16 +67,21 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A dense layer of any kind that LoRA can adapt: its weight is a matrix and it is no embedding."""
+    """A dense layer of any kind that LoRA can adapt: its weight is a matrix, and it gives the product with it.
+
+    Some routers of experts are linear layers with a forward of their own, which gives choices beside the product
+    (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but so is its weight.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, (nn.Linear, Conv1D))
+    if not isinstance(module, nn.Linear):
+        return isinstance(module, Conv1D)
+    return type(module).forward is nn.Linear.forward or type(module.weight) is not nn.Parameter
 
 
 def context_length(model: nn.Module) -> int:
     """The LLM's context in tokens."""
-    config = llm_of(model).config
-    return int(getattr(config, "max_position_embeddings", None) or 2048)  # type: ignore[arg-type]
+    return context_of(llm_of(model).config) or 2048
 
 
 def _linears(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:

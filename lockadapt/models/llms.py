@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import MultimodalBaseModelOutputWithPast
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.finite import require_finite
@@ -117,11 +118,13 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         raise _cannot(
             llm, f"an embedding of {table.weight.shape[1]} dimensions beside hidden states of {hidden_size}"
         )
-    context = getattr(config, "max_position_embeddings", None)
-    ids = probe_ids(table.weight.shape[0], seed, context).to(table.weight.device)
+    ids = probe_ids(table.weight.shape[0], seed, context_of(config)).to(table.weight.device)
 
     hidden = body(input_ids=ids, use_cache=False).last_hidden_state
     allowed = tolerance(hidden.dtype, hidden)
+    others = body(input_ids=ids).keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
+    if others:
+        raise _cannot(llm, f"{', '.join(sorted(others))} beside hidden states and a cache")
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
     if not _close(hidden, embedded, allowed):
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
@@ -142,8 +145,14 @@ def llm_structure(llm: PreTrainedModel) -> LlmFacts:
     body, table, head = _parts(llm)
     tied = head.weight is table.weight
     keeps = tied and "embed_tokens.weight" in dict(body.named_parameters())
-    context = getattr(llm.config, "max_position_embeddings", None)
+    context = context_of(llm.config)
     return LlmFacts(int(llm.config.hidden_size), table.weight.shape[0], context, tied, keeps)
+
+
+def context_of(config: Any) -> int | None:
+    """The context in tokens that an LLM's config names; None: unlimited, also where it says so by 0 or -1 (XLNet)."""
+    context = getattr(config, "max_position_embeddings", None)
+    return int(context) if context is not None and context > 0 else None
 
 
 def beside_attention(llm: nn.Module) -> str | None:

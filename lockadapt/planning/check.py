@@ -16,7 +16,7 @@ from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
 from lockadapt.recipe.schema import Recipe
-from lockadapt.tuning.adapters import default_parts, set_trainable
+from lockadapt.tuning.adapters import default_parts, experts_note, set_trainable
 from lockadapt.tuning.locks import component_table, component_text, table_json
 
 
@@ -48,6 +48,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         reporter.note(f"bad image, its samples are left out: {entry.where}: {entry.reason}")
     model, processor = draft_model(experiment)
     model, objectives = add_adapters(experiment, model, processor), experiment.objectives
+    experts = experts_note(model) if experiment.lora is not None else None
+    if experts:
+        reporter.note(experts)
     for objective in objectives.values():
         objective.prepare(model)
     set_trainable(model, default_parts(model, [objective.parts for objective in objectives.values()]))
@@ -82,6 +85,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         "objectives": counts,
         "bad_images": len(scan.bad),
         "dialogue": dialogue,
+        "experts": experts,
         "steps": sum(stage.steps for stage in stages),
     }
 

@@ -21,6 +21,7 @@ from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import blocks_path
 from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
+from lockadapt.errors import LockadaptError
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives.answer_tokens import model_inputs
 from lockadapt.objectives.head import head_input
@@ -45,6 +46,7 @@ class Trial:
     """What was measured; all are largest relative L2 differences of a token's last hidden state.
 
     Attributes:
+        failure: what the LLM says of rows with a mask and positions of their own, if it cannot compute them.
         leak: of tokens that do not see a branch, when that branch becomes noise; nan where no row has two branches.
         difference: of predicting tokens, packed and alone.
         wrong_positions: of predicting tokens, packed, when positions count along the row instead of along the branch.
@@ -53,6 +55,7 @@ class Trial:
     leak: float
     difference: float
     wrong_positions: float
+    failure: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -61,6 +64,8 @@ class Trial:
         A small difference says little where positions matter little (small weights): it must also be small beside what
         wrong positions do.
         """
+        if self.failure is not None:
+            return f"the LLM cannot compute rows with a mask of their own ({self.failure})"
         if self.leak > LEAK:
             return f"changing one sample changes others in its row by up to {self.leak:.1e}, so that they are mixed"
         limit = min(SAME, max(UNTOUCHED, self.wrong_positions / 10))
@@ -94,6 +99,14 @@ def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, ma
             leak = torch.tensor(float("nan"))
             if blind.any():
                 leak = _relative(_run(llm, {**rows, "inputs_embeds": noise})[blind], before[blind])
+    except (torch.OutOfMemoryError, LockadaptError):
+        raise
+    # Forwards that were not written for such rows (GPT-1) fail in as many ways as there are.
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        nothing = float("nan")
+        return Trial(
+            nothing, nothing, nothing, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        )
     finally:
         model.train(training)
     return Trial(float(leak), float(_relative(ours, theirs)), float(_relative(wrong, ours)))

@@ -76,7 +76,7 @@ class LearningCheck(TrainerCallback):
                 raise NoGradientError(
                     f"{len(dry)} of {len(names)} tensors that should train got no gradient: {', '.join(dry[:3])}",
                     where=f"step {state.global_step}",
-                    fix="train only parts that the loss depends on (lora.targets, stages[].train)",
+                    fix=_without(dry, names),
                 )
             if still:
                 raise _not_moving(still, names, state.global_step)
@@ -154,6 +154,16 @@ def freeze_unreached(model: nn.Module, losses: Callable[[], Iterator[torch.Tenso
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _without(dry: list[str], names: Mapping[str, nn.Parameter]) -> str:
+    """What to train instead: layers that got no gradient are never called (Mamba reads some weights itself)."""
+    layers = {name: name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name}
+    unused = sorted({layers[name] for name in dry if name in layers})
+    used = sorted(set(layers.values()) - set(unused))
+    if not unused or not used or len(dry) > sum(layer in unused for layer in layers.values()):
+        return "train only parts that the loss depends on (lora.targets, stages[].train)"
+    return f"the LLM does not call {', '.join(unused)}: adapt the others, lora.targets: [{', '.join(used)}]"
 
 
 def _not_moving(still: list[str], names: Mapping[str, nn.Parameter], step: int) -> NotMovingError:

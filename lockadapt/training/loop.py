@@ -23,6 +23,7 @@ from lockadapt.runs.integrity import base_digest
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_of, load_samples
 from lockadapt.training.stage import Session, run_stage
+from lockadapt.tuning.adapters import experts_note
 from lockadapt.tuning.base_identity import base_identity
 
 LOCK = ".lock"
@@ -94,6 +95,8 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> Tr
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     model = add_adapters(experiment, model, processor)
+    if experiment.lora is not None and (note := experts_note(model)):
+        reporter.note(note)
     for objective in experiment.objectives.values():
         objective.prepare(model)
     if torch.cuda.is_available():

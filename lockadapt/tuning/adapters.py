@@ -5,14 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import component_of, is_below, unwrap_model
-from lockadapt.architectures.blocks import attention_linears, block_linears, is_linear
+from lockadapt.architectures.blocks import (
+    attention_linears,
+    block_linears,
+    blocks_path,
+    is_linear,
+)
 from lockadapt.errors import AdapterError
 from lockadapt.tuning.query_rows import embedding_path
 
@@ -177,6 +182,39 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
 def adapted_paths(model: nn.Module) -> list[str]:
     """Full stock paths of the modules that carry LoRA."""
     return [name for name, module in unwrap_model(model).named_modules() if hasattr(module, "lora_A")]
+
+
+def experts_note(model: nn.Module) -> str | None:
+    """Say what LoRA and quantization leave out of an LLM with experts.
+
+    Transformers holds the experts of a block in one tensor (experts, out, in), which is no linear layer.
+
+    Args:
+        model: with or without LoRA.
+
+    Returns:
+        One sentence for the user; None: it has no stacked experts.
+    """
+    base, linears = unwrap_model(model), block_linears(model)
+    blocks = base.get_submodule(blocks_path(base))
+    stacked = sum(
+        parameter.numel()
+        for module in blocks.modules()
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        for parameter in module.parameters(recurse=False)
+        if parameter.ndim == 3
+    )
+    if not stacked:
+        return None
+    # A 4-bit layer's tensor holds fewer numbers than the layer has weights.
+    layers: list[Any] = [base.get_submodule(path) for path in linears]
+    dense = sum(layer.in_features * layer.out_features for layer in layers)
+    share = dense / (dense + stacked)
+    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linears}))
+    return (
+        f"mixture of experts: {1 - share:.0%} of the weights in the LLM's blocks are stacked experts, which "
+        f"are no linear layers. LoRA can adapt {names}; nf4 and int8 quantize {share:.0%} of these weights"
+    )
 
 
 def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str]:

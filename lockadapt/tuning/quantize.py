@@ -11,7 +11,7 @@ from torch import nn
 
 from lockadapt.architectures.absent_tower import TowerRecord
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.blocks import block_linears, blocks_path
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import VerificationError
 from lockadapt.models.bitsandbytes import require_bitsandbytes
@@ -79,12 +79,11 @@ def check_types(model: nn.Module, quantization: Quantization) -> None:
     Raises:
         VerificationError: names the first modules that break this.
     """
-    path = blocks_path(model)
+    inside = set(block_linears(model))
     wrong = []
     for name, module in unwrap_model(model).named_modules():
         quantized = is_quantized(module)
-        expected = name.startswith(path + ".") and isinstance(module, nn.Linear)
-        if quantized != expected:
+        if quantized != (name in inside):
             wrong.append(f"{name} is {type(module).__name__}")
     if wrong:
         raise VerificationError(
