@@ -164,7 +164,9 @@ FAMILIES = {
         },
     ),
     "jetmoe": Family("JetMoeConfig", {**PLAIN, "num_key_value_heads": 2, "kv_channels": 16, **LOCAL}),
-    "kimi_linear": Family("KimiLinearConfig", PLAIN),
+    "kimi_linear": Family(
+        "KimiLinearConfig", {**PLAIN, "layer_types": ["linear_attention", "full_attention"]}
+    ),
     "lfm2": Family(
         "Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention"], "block_multiple_of": 8}
     ),
@@ -193,8 +195,8 @@ FAMILIES = {
         "MiniMaxConfig", {**HEADS, **LOCAL, "layer_types": ["full_attention", "linear_attention"]}
     ),
     "minimax_m2": Family("MiniMaxM2Config", {**HEADS, **LOCAL}),
-    "ministral": Family("MinistralConfig", {**HEADS, "sliding_window": None}),
-    "ministral3": Family("Ministral3Config", {**HEADS, **ROPE}),
+    "ministral": Family("MinistralConfig", {**HEADS, "sliding_window": 128}),
+    "ministral3": Family("Ministral3Config", HEADS),
     "mistral": Family("MistralConfig", {**HEADS, "sliding_window": None}),
     "mixtral": Family("MixtralConfig", {**GROUPED, **LOCAL}),
     "modernbert-decoder": Family("ModernBertDecoderConfig", {**PLAIN, "cls_token_id": 1, "sep_token_id": 2}),

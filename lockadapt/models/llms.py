@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import MultimodalBaseModelOutputWithPast
 
-from lockadapt.errors import AssemblyError
+from lockadapt.errors import AssemblyError, memory_ran_out
 from lockadapt.models.finite import require_finite
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some, tolerance
 
@@ -120,9 +120,20 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         )
     ids = probe_ids(table.weight.shape[0], seed, context_of(config)).to(table.weight.device)
 
-    hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+    try:
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
+        output = body(input_ids=ids)
+    except Exception as error:
+        if memory_ran_out(error):
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise AssemblyError(
+            f"{type(llm).__name__} cannot read {ids.shape[1]} tokens: {type(error).__name__}: {first}",
+            where=str(config.name_or_path) or None,
+            fix="check its config.json: Transformers itself cannot run it",
+        ) from error
     allowed = tolerance(hidden.dtype, hidden)
-    others = body(input_ids=ids).keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
+    others = output.keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
     if others:
         raise _cannot(llm, f"{', '.join(sorted(others))} beside hidden states and a cache")
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state

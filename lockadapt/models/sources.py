@@ -89,6 +89,13 @@ def loading(source: Source, what: str) -> Iterator[None]:
             yield
     except LockadaptError:
         raise
+    except ImportError as error:
+        package = _package(error)
+        raise SetupError(
+            f"the {what} needs a package that is not installed: {package}",
+            where=source.name,
+            fix=f"pip install {package}",
+        ) from error
     except Exception as error:
         if memory_ran_out(error):
             raise
@@ -113,6 +120,13 @@ def loading(source: Source, what: str) -> Iterator[None]:
                 "or .pt"
             )
         raise SetupError(message, where=source.name, fix=fix) from error
+
+
+def _package(error: ImportError) -> str:
+    """What is missing: Transformers writes how to install it, Python names the module."""
+    told = re.search(r"pip install (?:-\S+ )*([\w.-]+)", str(error))
+    needs = re.search(r"requires the (\w+) library", str(error))
+    return needs[1].lower() if needs else told[1].strip(".") if told else str(error.name or error)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

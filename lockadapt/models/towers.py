@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.finite import require_finite
@@ -66,6 +66,8 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
     source = find(tower, "tower")
     with loading(source, "tower"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    _check_known(getattr(config, "vision_config", None) or config, source)
+    with loading(source, "tower"):
         model, info = AutoModel.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )
@@ -108,6 +110,13 @@ def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) ->
     """
     values = probe_pixels(image_processor).to(next(tower.model.parameters()).dtype)
     facts, features = tower_facts(tower, values, feature_layer)
+    if not torch.equal(features, tower_facts(tower, values, feature_layer)[1]):
+        raise AssemblyError(
+            f"{type(tower.model).__name__} returns other features each time it sees an image: masked "
+            "autoencoders hide patches at random",
+            where=tower.source.name,
+            fix="give the encoder's weights as a plain ViT, or another tower",
+        )
     _check_missing(tower, values, features, facts)
     return facts
 
@@ -146,6 +155,8 @@ def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: int) -> tuple
         for hook in hooks:
             hook.remove()
     last = getattr(output, "last_hidden_state", None)
+    if isinstance(last, Tensor) and len(last) != len(values):
+        raise _unreadable(model, f"the features of {len(values)} images as {len(last)}, in one row", where)
     if isinstance(last, Tensor) and last.ndim == 4:
         return _map_facts(model, last, side, where), last
     if isinstance(last, Tensor) and last.ndim == 3:
@@ -160,13 +171,33 @@ def probe_pixels(image_processor: Any, seed: int = 0) -> Tensor:
     return pixels(image_processor, [Image.fromarray(picture) for picture in noise])
 
 
+def _check_known(config: Any, source: Source) -> None:
+    """The stock classes build their tower from its config by `AutoModel`, which does not know all vision models."""
+    if type(config) not in MODEL_MAPPING:
+        raise AssemblyError(
+            f"Transformers' AutoModel builds no model from a {type(config).__name__}, and the stock classes "
+            "build their tower with it",
+            where=source.name,
+            fix="choose another tower (CLIP, SigLIP, DINOv2 …)",
+        )
+
+
 def _vision_part(full: PreTrainedModel, source: Source) -> tuple[str, PreTrainedModel]:
+    config = full.config.vision_config
     with torch.device("meta"), loading(source, "tower's vision part"):
-        kind = type(AutoModel.from_config(full.config.vision_config))
+        kind = type(AutoModel.from_config(config))
     for name, module in full.named_modules():
         if type(module) is kind:
             return (f"{name}." if name else ""), module
-    raise AssemblyError(f"{type(full).__name__} has no {kind.__name__} inside", where=source.name)
+    held = next(
+        (type(part).__name__ for part in full.modules() if getattr(part, "config", None) is config), ""
+    )
+    raise AssemblyError(
+        f"{type(full).__name__} has no {kind.__name__} inside, which is what AutoModel builds from its "
+        f"vision_config, but {held or 'another class'}",
+        where=source.name,
+        fix=f"save the vision part alone, as {kind.__name__}, or choose another tower",
+    )
 
 
 def _map_facts(model: PreTrainedModel, last: Tensor, side: int, where: str) -> TowerFacts:
@@ -201,6 +232,12 @@ def _token_facts(
         raise _unreadable(model, f"no hidden layer {layer} (it has {len(states or ())})", where)
     features = states[layer]
     width = getattr(model.config, "hidden_size", None)
+    if features.ndim == 4:
+        maps = tuple(features.shape[1:])
+        raise _unreadable(model, f"tokens as its last state, but feature maps {maps} before it", where)
+    if width is None:
+        channels = int(features.shape[-1])
+        raise _unreadable(model, f"tokens of {channels} channels, and its config names no hidden_size", where)
     if features.ndim != 3 or features.shape[-1] != width:
         raise _unreadable(
             model,
