@@ -67,10 +67,11 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A dense layer of any kind that LoRA can adapt: its weight is a matrix, and it gives the product with it.
+    """A dense layer of any kind that LoRA can adapt: its weight is a matrix that it multiplies with.
 
-    Some routers of experts are linear layers with a forward of their own, which gives choices beside the product
-    (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but so is its weight.
+    Some routers of experts are linear layers with a forward of their own, which gives choices beside the
+    product (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but so is
+    its weight.
     """
     from transformers.pytorch_utils import Conv1D
 

@@ -172,7 +172,7 @@ def probe_pixels(image_processor: Any, seed: int = 0) -> Tensor:
 
 
 def _check_known(config: Any, source: Source) -> None:
-    """The stock classes build their tower from its config by `AutoModel`, which does not know all vision models."""
+    """Refuse what `AutoModel` does not know: the stock classes build their tower from its config with it."""
     if type(config) not in MODEL_MAPPING:
         raise AssemblyError(
             f"Transformers' AutoModel builds no model from a {type(config).__name__}, and the stock classes "
