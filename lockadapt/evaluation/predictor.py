@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from lockadapt.architectures import inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.predict import SamplePredictor
@@ -144,7 +144,8 @@ class Predictor:
 
 
 def _require_answers(processor: Any, where: str) -> None:
-    if inputs_of(processor).span is None:
+    inputs = inputs_of(processor)
+    if inputs.span is None and not inputs.stock:
         raise RecipeError(
             "a dual encoder embeds and answers nothing", where=where, fix="search with `lockadapt search`"
         )
@@ -154,7 +155,7 @@ def _sample_predictor(
     model: Any, processor: Any, batch_size: int, allow_special_tokens: bool
 ) -> SamplePredictor:
     encoder = Encoder(processor, context_length(model), allow_special_tokens)
-    return SamplePredictor(model, encoder, PixelInputs(processor.image_processor, MAX_PIXELS), batch_size)
+    return SamplePredictor(model, encoder, pixel_inputs(processor, MAX_PIXELS), batch_size)
 
 
 def _reference(picture: Picture, where: str) -> ImageRef:

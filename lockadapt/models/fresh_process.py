@@ -69,7 +69,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
     keys = {f"{kind}_keys": names(info.get(f"{kind}_keys", ())) for kind in KINDS}
     image_token_id = model.config.image_token_id
-    written = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    written = written_token(processor, image_token_id)
     sound = not any(keys.values()) and image_token_id == written
     outputs: dict[str, torch.Tensor] = {}
     if sound and request.get("tensors"):
@@ -86,7 +86,7 @@ def main() -> None:
     answer = {
         "model_class": full_name(model),
         "tower_class": full_name(part(model, TOWERS)),
-        "llm_class": full_name(model.model.language_model),
+        "llm_class": full_name(getattr(model.model, "language_model", None)),
         **keys,
         "texts": texts,
         "prompt_ids": prompts,
@@ -144,7 +144,10 @@ def converse(
     # add.
     special = bos is None or not prompt.startswith(bos)
     inputs = processor(
-        text=[prompt], images=pictures or None, add_special_tokens=special, return_tensors="pt"
+        text=[prompt],
+        images=[pictures] if len(pictures) > 1 else pictures or None,  # of one conversation
+        add_special_tokens=special,
+        return_tensors="pt",
     ).to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
@@ -163,14 +166,24 @@ def converse(
     return inputs["input_ids"][0].tolist(), made.sequences[0, length:].tolist(), outputs
 
 
+def written_token(processor: Any, image_token_id: int) -> int:
+    """The id that the processor writes for image features, which need not be its template's marker."""
+    marker = int(processor.tokenizer.convert_tokens_to_ids(str(processor.image_token)))
+    if marker == image_token_id:
+        return marker
+    blank = Image.new("RGB", (64, 64), "white")
+    ids = processor(text=[str(processor.image_token)], images=[[blank]], return_tensors="pt")["input_ids"]
+    return image_token_id if image_token_id in ids[0].tolist() else marker
+
+
 def names(keys: Any) -> list[str]:
     """Names of weights in order; those of another shape come with their shapes."""
     return sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
 
 
 def part(model: Any, names: tuple[str, str]) -> Any:
-    """A part of the body, called one way in LLaVA and FastVLM and another in Janus."""
-    return next(getattr(model.model, name) for name in names if hasattr(model.model, name))
+    """A part of the body, called one way in LLaVA and FastVLM and another in Janus; None in other classes."""
+    return next((getattr(model.model, name) for name in names if hasattr(model.model, name)), None)
 
 
 def full_name(thing: object) -> str:

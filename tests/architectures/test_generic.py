@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.load import load_model
@@ -16,6 +17,8 @@ from lockadapt.data.batch import collate
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.errors import LockadaptError
+from lockadapt.exports.merge import merge_run
+from lockadapt.exports.verify import verify_folder
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
@@ -101,3 +104,16 @@ def test_what_would_be_trained_wrongly_is_refused(name: str, tmp_path: Path) -> 
     with pytest.raises(LockadaptError) as error:
         train(recipe_for(vlm, tmp_path), tmp_path / "run", QUIET)
     assert error.value.fix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "idefics3", "llava_next", "qwen2_5_vl", "internvl"])
+def test_a_merge_keeps_the_bases_keys_and_is_proved(name: str, tmp_path: Path) -> None:
+    vlm, run, merged = written(name, tmp_path / "vlm"), tmp_path / "run", tmp_path / "merged"
+    train(recipe_for(vlm, tmp_path), run, QUIET)
+    proof = merge_run(run, merged, QUIET)
+    assert proof["missing_keys"] == proof["unexpected_keys"] == []
+    assert proof["max_abs_logit_diff"] < 1e-4
+    assert load_file(merged / "model.safetensors").keys() == load_file(vlm / "model.safetensors").keys()
+    assert verify_folder(merged, run, QUIET)["answers_equal"] == proof["answers"]
+    assert verify_folder(merged, None, QUIET)["image_effect"] > 0

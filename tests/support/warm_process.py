@@ -16,8 +16,10 @@ import tempfile
 import traceback
 from typing import Any, NoReturn
 
-import peft  # noqa: F401
 import torch
+
+import torchvision_operators  # noqa: F401  # isort: skip  # beside this script; before Transformers
+import peft  # noqa: F401
 import transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
 

@@ -8,7 +8,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from lockadapt.architectures.base import Architecture, Clients, Inputs
 from lockadapt.architectures.generic.layout import find_layout
@@ -23,6 +26,11 @@ _FOUND: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
 def describes(config: Any) -> bool:
     """Whether Transformers maps a config to a class that answers questions about images, with a tower."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config")
+
+
+def answers_images(model_type: str) -> bool:
+    """Whether Transformers maps this type to a class that answers questions about images."""
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 
 def describe_model(model: PreTrainedModel) -> Architecture:

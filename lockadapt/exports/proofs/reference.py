@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from lockadapt.architectures.blocks import context_length
+from lockadapt.data.batch import on_device
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.pixels import PixelInputs, ProcessorInputs, image_part, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.models.quiet import quiet
@@ -118,17 +119,19 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         raise DataError(
             "no probe sample fits into the model's context, so nothing can be compared", fix="train again"
         )
-    pixels = PixelInputs(processor.image_processor, MAX_PIXELS)
+    pixels = pixel_inputs(processor, MAX_PIXELS)
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     alone = [without_images(sample) for sample in samples]
     tensors: dict[str, Tensor] = {}
     for number, (sample, text) in enumerate(zip(samples, alone, strict=True)):
         shown = _ids(encoder, sample)
         if sample.images:
-            pictures = {"pixel_values": pixels(sample.images)["pixel_values"].to(dtype)}
-            tensors |= _case(f"sample{number}", shown | pictures)
-            others = {"pixel_values": pixels.values(_others(sample, samples, pixels)).to(dtype)}
-            tensors |= _case(f"swapped{number}", shown | others)
+            own = [pixels.picture(image) for image in sample.images]
+            tensors |= _case(f"sample{number}", shown | _image_keys(pixels, own, dtype))
+            others = _others(sample, samples, pixels)
+            if isinstance(pixels, ProcessorInputs):  # the tokens stay those of the sample's own sizes
+                others = [one.resize(mine.size) for one, mine in zip(others, own, strict=True)]
+            tensors |= _case(f"swapped{number}", shown | _image_keys(pixels, others, dtype))
         tensors |= _case(f"text{number}", _ids(encoder, text))
     logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
     conversations = (*(sample for sample in samples if sample.images), *alone)
@@ -180,7 +183,20 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
 def _ids(encoder: Encoder, sample: Sample) -> dict[str, Tensor]:
     ids = torch.from_numpy(encoder.encode([sample]).encoded[0].input_ids.astype("int64"))[None]
     kept = (ids[0] != encoder.image_token_id).nonzero().flatten()[-POSITIONS:]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "logits_to_keep": kept}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "logits_to_keep": kept}
+    if encoder.stock is not None:
+        given |= {name: key.of(ids) for name, key in encoder.stock.token_keys.items()}
+    return given
+
+
+def _image_keys(
+    pixels: PixelInputs | ProcessorInputs, pictures: list[Image.Image], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    if isinstance(pixels, ProcessorInputs):
+        made = pixels.stock.image_keys([pictures])
+    else:
+        made = {"pixel_values": pixels.values(pictures)}
+    return {name: one.to(dtype) if one.is_floating_point() else one for name, one in made.items()}
 
 
 def _case(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,7 +204,9 @@ def _case(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{argument}": value.clone() for argument, value in inputs.items()}
 
 
-def _others(sample: Sample, samples: Sequence[Sample], pixels: PixelInputs) -> list[Image.Image]:
+def _others(
+    sample: Sample, samples: Sequence[Sample], pixels: PixelInputs | ProcessorInputs
+) -> list[Image.Image]:
     """Swaps each image of a sample for the next of the probe; for its negative where there is only one."""
     known: dict[str, ImageRef] = {image.key: image for one in samples for image in one.images}
     keys = list(known)
@@ -198,15 +216,19 @@ def _others(sample: Sample, samples: Sequence[Sample], pixels: PixelInputs) -> l
 
 
 def _answer(
-    model: nn.Module, encoder: Encoder, pixels: PixelInputs, sample: Sample, dtype: torch.dtype
+    model: nn.Module,
+    encoder: Encoder,
+    pixels: PixelInputs | ProcessorInputs,
+    sample: Sample,
+    dtype: torch.dtype,
 ) -> Answer:
     prompt = encoder.prompt_ids(sample)
     ids = torch.tensor([prompt])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels(sample.images)}
-    device = next(model.parameters()).device
+    shown = image_part(pixels, [sample.images], ids)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
     inputs = {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-        for name, value in given.items()
+        name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+        for name, value in on_device(given, next(model.parameters()).device).items()
     }
     with quiet():  # Janus says at every call which of two lengths counts
         made: Any = model.generate(  # type: ignore[operator]
@@ -219,9 +241,9 @@ def _answer(
             output_scores=True,
         )
     best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
-    shown = inputs["pixel_values"].cpu() if sample.images else None
+    values = inputs["pixel_values"].cpu() if sample.images else None
     tokens = tuple(made.sequences[0, len(prompt) :].tolist())
-    return Answer(tuple(prompt), tokens, shown, best.indices.cpu(), best.values.cpu())
+    return Answer(tuple(prompt), tokens, values, best.indices.cpu(), best.values.cpu())
 
 
 def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor]) -> float | None:

@@ -128,12 +128,16 @@ def _reader(folder: Path) -> str:
         return EMBEDDERS[kind]
     # Here, because it imports Transformers' models, and a folder that is none should be refused at once.
     from lockadapt.architectures import ARCHITECTURES
+    from lockadapt.architectures.generic import answers_images
 
+    if answers_images(kind):
+        return "answers"
     if kind not in (known := sorted(one.config_class.model_type for one in ARCHITECTURES if one.answers)):
         raise RecipeError(
             f"holds a model of the type {kind!r}, which cannot be verified",
             where=str(folder),
-            fix=f"there is a proof for {', '.join([*known, *EMBEDDERS])} and sentence-transformers folders",
+            fix="there is a proof for models that answer questions about images, and for "
+            f"{', '.join([*known, *EMBEDDERS])} and sentence-transformers folders",
         )
     return "answers"
 
