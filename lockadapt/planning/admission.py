@@ -1,0 +1,157 @@
+"""Measures whether a stock VLM that nobody described can be trained rightly, and what has to be switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from lockadapt.architectures import architecture_of, class_name
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.blocks import block_linears, context_length
+from lockadapt.architectures.load import load_model
+from lockadapt.console import Reporter, table_text
+from lockadapt.data.batch import collate, on_device
+from lockadapt.data.encode import IGNORED, Encoder
+from lockadapt.data.pixels import pixel_inputs
+from lockadapt.data.sample import ImageRef, Sample, question_answer
+from lockadapt.errors import AssemblyError
+from lockadapt.models.sources import resolve_dtype
+from lockadapt.objectives.answer_tokens import answer_loss, ends_with_its_head, model_inputs
+
+MAX_PIXELS = 50_000_000
+SEES_AHEAD = 1e-3
+"""Change of a logit, relative to the largest, from which a later token has changed it and not rounding."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table: what was looked at, `ok`, `off` or what was measured, and the reason or the detail."""
+
+    probe: str
+    result: str
+    detail: str
+
+
+def check_vlm(source: str, reporter: Reporter) -> dict[str, Any]:
+    """Measures a checkpoint alone, with drawn pictures.
+
+    Args:
+        source: folder or Hub id.
+        reporter: shown the table.
+
+    Returns:
+        `{"ok": True, "class", "findings": [{"probe", "result", "detail"}]}`.
+
+    Raises:
+        LockadaptError: it cannot be read, or would be trained wrongly.
+    """
+    model, processor = load_model(source, resolve_dtype("auto"))
+    findings = admit(model, processor, drawn_samples())
+    reporter.note(findings_text(findings))
+    return {"ok": True, "class": class_name(model), "findings": [asdict(one) for one in findings]}
+
+
+def drawn_samples() -> list[Sample]:
+    """Two questions about two pictures of other shapes and colours."""
+    pictures = {"red and round": ((220, 30, 30), (64, 48)), "blue and flat": ((40, 60, 220), (40, 56))}
+    return [
+        question_answer(
+            "What is in the picture?",
+            answer,
+            [ImageRef(answer, picture=Image.new("RGB", size, colour))],
+            f"drawn picture {number}",
+        )
+        for number, (answer, (colour, size)) in enumerate(pictures.items(), start=1)
+    ]
+
+
+@torch.no_grad()
+def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[Finding]:
+    """Measures a model on rows.
+
+    Args:
+        model: a stock model, possibly wrapped; in eval mode.
+        processor: the model's.
+        samples: some with images, with answers of two tokens or more.
+
+    Returns:
+        What was found, in the order of the table.
+
+    Raises:
+        LockadaptError: training would be wrong, and why.
+    """
+    base, architecture = unwrap_model(model), architecture_of(model)
+    name, layout = class_name(base), architecture.layout
+    rows = Encoder(processor, context_length(model)).encode(samples).encoded
+    images, pad = pixel_inputs(processor, MAX_PIXELS), processor.tokenizer.pad_token_id
+    device = next(model.parameters()).device
+    batch = on_device(collate(rows, images, pad, "admission"), device)
+    inputs = model_inputs(model, batch)
+    learned = processor.tokenizer.decode(rows[0].labels[rows[0].labels != IGNORED])
+    placeholder = getattr(base.config, "image_token_id", None)
+    if placeholder is not None and not bool((batch["input_ids"] == placeholder).any()):
+        raise AssemblyError(
+            f"the config of {name} names {placeholder} as the image token, which its processor never writes",
+            fix="correct config.json or the processor's files",
+        )
+    loss = float(answer_loss(model, batch)[0])
+    swapped = float(answer_loss(model, {**batch, "pixel_values": -batch["pixel_values"]})[0])
+    if swapped == loss:
+        raise AssemblyError(f"images change nothing in {name}", fix="start from another checkpoint")
+    _check_causal(model, {**inputs}, rows[0].labels, name)
+    tail = ends_with_its_head(model, inputs, batch["predicting"])
+    packs, keeps = architecture.positions is not None, architecture.features is not None
+    stock = architecture.inputs.stock or "processor_keys" in batch
+    built = "not yet built for this class"
+    keys = [key for key in inputs if key != "mm_encoder_outputs"]
+    return [
+        Finding("parts", "ok", f"{layout.tower}, {', '.join(layout.projector)}, {layout.llm}, {layout.head}"),
+        Finding("labels", "ok", f"decode to {learned!r}"),
+        Finding("keys", "ok", ", ".join(keys)),
+        Finding("images", "ok", f"others change the loss by {abs(swapped - loss):.3g}"),
+        Finding("answers", "ok", "no token sees what follows it"),
+        Finding(
+            "tail", "head" if tail else "logits", "" if tail else "the class changes them behind its head"
+        ),
+        Finding("packing", "tried on rows" if packs else "off", "" if packs else built),
+        Finding("cache", "kept" if keeps and not stock else "off", "" if keeps and not stock else built),
+        Finding("nf4", f"{nf4_share(base):.3f}", "share of the LLM's parameters that quantization takes"),
+    ]
+
+
+def nf4_share(model: nn.Module) -> float:
+    """The share of the LLM's parameters that lie in linear layers of its blocks: fused experts do not."""
+    base = unwrap_model(model)
+    llm: Any = base.get_submodule(architecture_of(base).layout.llm)
+    inside = sum(one.weight.numel() for one in block_linears(base).values())  # type: ignore[operator,union-attr]
+    return float(inside / sum(parameter.numel() for parameter in llm.parameters()))
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """The table as aligned plain text."""
+    cells = [(one.probe, one.result, one.detail) for one in findings]
+    return table_text(("probe", "result", "detail"), cells)
+
+
+def _check_causal(model: nn.Module, inputs: dict[str, Any], labels: Any, name: str) -> None:
+    """Another last answer token may change no logit before it.
+
+    Raises:
+        AssemblyError: it does, so the answer would be seen while it is learned.
+    """
+    last = int((labels != IGNORED).nonzero()[0].max())
+    ids = inputs["input_ids"].clone()
+    ids[0, last] = ids[0, last - 1]
+    before = model(**inputs).logits[0, :last].float()
+    after = model(**{**inputs, "input_ids": ids}).logits[0, :last].float()
+    change = float((before - after).abs().max() / before.abs().max())
+    if change > SEES_AHEAD:
+        raise AssemblyError(
+            f"{name} lets answers see their later tokens (logits before a token change by {change:.2g} with it)",
+            fix="start from a class whose answers are causal",
+        )
