@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test test-gpu families lint types check bench assets clean
+.PHONY: quickstart test test-gpu families compatibility lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
 	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
 	@echo "make families    try every decoder family that Transformers builds, in half an hour"
+	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
 	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
@@ -29,6 +30,9 @@ test-gpu: $(VENV)/.installed-dev
 
 families: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/decoder_families.py
+
+compatibility: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/compatibility.py --markdown docs/compatibility.md
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Measures whether a stock VLM that nobody described can be trained rightly, and what has to be switched off."""
+"""Measures whether a stock VLM that nobody described can be trained rightly, and what is switched off."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name
+from lockadapt.architectures import architecture_of, class_name, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import block_linears, context_length
 from lockadapt.architectures.load import load_model
@@ -30,7 +30,7 @@ SEES_AHEAD = 1e-3
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table: what was looked at, `ok`, `off` or what was measured, and the reason or the detail."""
+    """One line of the table: what was looked at, what was found (`ok`, `off` …), and the detail."""
 
     probe: str
     result: str
@@ -54,6 +54,34 @@ def check_vlm(source: str, reporter: Reporter) -> dict[str, Any]:
     findings = admit(model, processor, drawn_samples())
     reporter.note(findings_text(findings))
     return {"ok": True, "class": class_name(model), "findings": [asdict(one) for one in findings]}
+
+
+def admit_rows(
+    model: nn.Module, processor: Any, samples: Sequence[Sample], reporter: Reporter
+) -> list[Finding]:
+    """Measures a run's model on its own rows, where nobody described its class or its processor.
+
+    Args:
+        model: as it trains.
+        processor: the model's.
+        samples: with images; none: nothing is measured.
+        reporter: shown the table.
+
+    Returns:
+        See `admit`; empty where there is nothing to measure.
+
+    Raises:
+        LockadaptError: training would be wrong, and why.
+    """
+    stock = architecture_of(model).inputs.stock or inputs_of(processor).stock
+    if not stock or not samples:
+        return []
+    training = model.training
+    model.eval()
+    findings = admit(model, processor, samples)
+    model.train(training)
+    reporter.note(findings_text(findings))
+    return findings
 
 
 def drawn_samples() -> list[Sample]:
@@ -99,7 +127,13 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
             f"the config of {name} names {placeholder} as the image token, which its processor never writes",
             fix="correct config.json or the processor's files",
         )
-    loss = float(answer_loss(model, batch)[0])
+    try:
+        loss = float(answer_loss(model, batch)[0])
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise AssemblyError(
+            f"the forward of {name} fails: {type(error).__name__}: {error}",
+            fix="start from another class, or with another version of Transformers",
+        ) from error
     swapped = float(answer_loss(model, {**batch, "pixel_values": -batch["pixel_values"]})[0])
     if swapped == loss:
         raise AssemblyError(f"images change nothing in {name}", fix="start from another checkpoint")
@@ -116,7 +150,7 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
         Finding("images", "ok", f"others change the loss by {abs(swapped - loss):.3g}"),
         Finding("answers", "ok", "no token sees what follows it"),
         Finding(
-            "tail", "head" if tail else "logits", "" if tail else "the class changes them behind its head"
+            "tail", "head" if tail else "logits", "" if tail else "the class changes what its head gives"
         ),
         Finding("packing", "tried on rows" if packs else "off", "" if packs else built),
         Finding("cache", "kept" if keeps and not stock else "off", "" if keeps and not stock else built),
@@ -128,7 +162,7 @@ def nf4_share(model: nn.Module) -> float:
     """The share of the LLM's parameters that lie in linear layers of its blocks: fused experts do not."""
     base = unwrap_model(model)
     llm: Any = base.get_submodule(architecture_of(base).layout.llm)
-    inside = sum(one.weight.numel() for one in block_linears(base).values())  # type: ignore[operator,union-attr]
+    inside = sum(one.weight.numel() for one in block_linears(base).values())  # type: ignore[operator,union-attr,misc]
     return float(inside / sum(parameter.numel() for parameter in llm.parameters()))
 
 
@@ -152,6 +186,6 @@ def _check_causal(model: nn.Module, inputs: dict[str, Any], labels: Any, name: s
     change = float((before - after).abs().max() / before.abs().max())
     if change > SEES_AHEAD:
         raise AssemblyError(
-            f"{name} lets answers see their later tokens (logits before a token change by {change:.2g} with it)",
+            f"{name} lets answers see their later tokens (they change earlier logits by {change:.2g})",
             fix="start from a class whose answers are causal",
         )

@@ -40,7 +40,7 @@ class ModelSection(Section):
     tower: Text | None = Field(default=None, description="folder or Hub id of a vision model (CNN or ViT)")
     vlm: Text | None = Field(
         default=None,
-        description="instead of llm and tower: folder or Hub id of a LLaVA, FastVLM or Janus model",
+        description="instead of llm and tower: folder or Hub id of a vision-language model",
     )
     image_tokenizer: Text | None = Field(
         default=None,

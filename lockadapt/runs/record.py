@@ -89,6 +89,7 @@ class RunRecord(_Record):
         base_identity: taken before the first step; None where none, or one of another format, was recorded.
         base_fingerprint: SHA-256 over the digests of all frozen tensors.
         base_files: `folder_digest` of the base before the first step; None where it was not recorded.
+        admission: what was measured of a class without a description of its own; None of others.
         artifacts: `artifact_digests` of what training left, by file; None in runs of before they were
             recorded.
     """
@@ -109,6 +110,7 @@ class RunRecord(_Record):
     base_fingerprint: str
     base_files: str | None = None
     artifacts: dict[str, str] | None = None
+    admission: tuple[dict[str, str], ...] | None = None
     steps: Count
     seconds: Seconds
     samples_per_second: Seconds

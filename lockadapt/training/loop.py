@@ -17,11 +17,12 @@ from lockadapt.errors import RecipeError
 from lockadapt.features.towerless import cached_tower, remember_towers
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
+from lockadapt.planning.admission import admit_rows
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
 from lockadapt.training.finish import Training, write_run
-from lockadapt.training.rows import encode_rows, image_policy, images_of, load_samples
+from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
 from lockadapt.training.stage import Session, run_stage
 from lockadapt.tuning.adapters import experts_note
 from lockadapt.tuning.base_identity import base_identity
@@ -105,7 +106,8 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> Tr
     remember_towers(start, dtype, model, rows.images.values())
 
     # Lock, train, prove: stage by stage.
-    session = Session(experiment, folder, model, processor, rows, reporter, resume)
+    admission = admit_rows(model, processor, images_first(samples), reporter)
+    session = Session(experiment, folder, model, processor, rows, reporter, resume, admission)
     stages = experiment.stages(rows.counts)
     trained = [run_stage(session, stage) for stage in stages]
     steps = sum(stage.steps for stage in stages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,12 @@ def images_of(samples: Samples) -> dict[str, ImageRef]:
         for sample in rows
         for image in sample.images
     }
+
+
+def images_first(samples: Samples, count: int = 2) -> list[Sample]:
+    """A few training samples that show images."""
+    shown = (one for rows in samples["train"].values() for one in rows if one.images)
+    return list(itertools.islice(shown, count))
 
 
 def encode_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lockadapt.console import Reporter
 from lockadapt.files import write_json
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype, some
+from lockadapt.planning.admission import Finding
 from lockadapt.runs import run_folder
 from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
@@ -40,6 +42,7 @@ class Session:
         rows: of all objectives.
         reporter: is told how it goes.
         resume: whether to go on from the last complete checkpoint.
+        admission: what was measured of a class without a description of its own.
     """
 
     experiment: Experiment
@@ -49,6 +52,7 @@ class Session:
     rows: Rows
     reporter: Reporter
     resume: bool
+    admission: Sequence[Finding] = ()
 
     @property
     def base(self) -> str:

@@ -16,10 +16,11 @@ from lockadapt.console import Reporter
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import pixel_inputs
-from lockadapt.errors import LockadaptError
+from lockadapt.errors import AssemblyError, LockadaptError
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
+from lockadapt.planning.admission import check_vlm
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.run import open_run
@@ -76,6 +77,7 @@ def test_a_run_trains_connector_and_lora_and_proves_the_lock(name: str, tmp_path
     vlm = written(name, tmp_path / "vlm")
     train(recipe_for(vlm, tmp_path), tmp_path / "run", QUIET)
     record = open_run(tmp_path / "run").record
+    assert {one["probe"] for one in record.admission or ()} >= {"parts", "labels", "images", "tail"}
     assert record.locked
     states = {(row.component, row.state) for row in record.stages[0].components}
     assert {("projector", "trained"), ("lora", "trained"), ("tower", "frozen"), ("llm", "frozen")} <= states
@@ -117,3 +119,18 @@ def test_a_merge_keeps_the_bases_keys_and_is_proved(name: str, tmp_path: Path) -
     assert load_file(merged / "model.safetensors").keys() == load_file(vlm / "model.safetensors").keys()
     assert verify_folder(merged, run, QUIET)["answers_equal"] == proof["answers"]
     assert verify_folder(merged, None, QUIET)["image_effect"] > 0
+
+
+@pytest.mark.parametrize("name", ["gemma3", "idefics3", "qwen2_5_vl"])
+def test_a_checkpoint_alone_is_measured(name: str, tmp_path: Path) -> None:
+    measured = check_vlm(str(written(name, tmp_path)), QUIET)
+    found = {one["probe"]: (one["result"], one["detail"]) for one in measured["findings"]}
+    assert "red and round" in found["labels"][1]
+    assert found["images"][0] == found["answers"][0] == "ok"
+    assert found["packing"] == found["cache"] == ("off", "not yet built for this class")
+    assert 0.5 < float(found["nf4"][0]) < 0.7
+
+
+def test_a_forward_that_fails_is_an_error_of_the_class(tmp_path: Path) -> None:
+    with pytest.raises(AssemblyError, match="forward of Llama4ForConditionalGeneration fails"):
+        check_vlm(str(written("llama4", tmp_path)), QUIET)

@@ -23,6 +23,7 @@ KEYS = [
         "base_fingerprint",
         "base_files",
         "artifacts",
+        "admission",
         "steps",
         "seconds",
         "samples_per_second",
