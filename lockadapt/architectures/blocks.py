@@ -70,14 +70,14 @@ def is_linear(module: nn.Module) -> bool:
     """A dense layer of any kind that LoRA can adapt: its weight is a matrix that it multiplies with.
 
     Some routers of experts are linear layers with a forward of their own, which gives choices beside the
-    product (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but so is
-    its weight.
+    product (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but it
+    keeps what bitsandbytes knows of its weight beside it, also on the meta device.
     """
     from transformers.pytorch_utils import Conv1D
 
     if not isinstance(module, nn.Linear):
         return isinstance(module, Conv1D)
-    return type(module).forward is nn.Linear.forward or type(module.weight) is not nn.Parameter
+    return type(module).forward is nn.Linear.forward or not {"quant_state", "state"}.isdisjoint(vars(module))
 
 
 def context_length(model: nn.Module) -> int:
