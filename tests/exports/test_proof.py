@@ -139,7 +139,7 @@ def test_limits_from_both_sides() -> None:
         ("max_abs_logit_diff", 0.0012, "logits differ by 0.0012 (allowed 0.0011)"),
         ("kl", 1.1e-4, "KL divergence is 0.00011 nats (allowed 0.0001)"),
         ("kl", float("nan"), "KL divergence is nan"),
-        ("decided_agreement", 0.99, "only 0.9900 of the likeliest"),
+        ("decided_agreement", 0.99, "only 0.9900 of the most likely"),
         ("prompts_equal", False, "other prompts"),
         ("pixels_equal", False, "other pixels"),
         ("answer_gap", 0.0025, "greedy answers differ"),

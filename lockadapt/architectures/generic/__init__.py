@@ -17,7 +17,7 @@ from lockadapt.architectures.base import Architecture, Clients, Inputs
 from lockadapt.architectures.generic.layout import find_layout
 
 NOT_BUILT = "is not built for classes without a description of their own"
-REFUSED = dict.fromkeys(("gguf", "bridge", "colpali", "sentence-transformers"), f"this export {NOT_BUILT}")
+REFUSED = dict.fromkeys(("bridge", "colpali", "sentence-transformers"), f"this export {NOT_BUILT}")
 
 _FOUND: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
 """Looked for once a model: its parts do not move, and every loss asks where they are."""

@@ -243,7 +243,7 @@ def files_of_a_run(recipe: dict[str, Any], folder: Path, *components: ComponentR
     write_record(folder, kept)
     (folder / "processor").mkdir()
     for part in PART_FILES.keys() & kept.components:
-        (folder / PART_FILES[part]).touch()
+        save_file({"empty": torch.zeros(0)}, folder / PART_FILES[part])
     return folder
 
 
