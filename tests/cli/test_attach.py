@@ -69,6 +69,11 @@ def test_does_not_fit(run: Path, tiny: Path, tmp_path: Path) -> None:
     lost, _ = tensors.popitem()
     save_file(tensors, broken / "projector.safetensors")
     done = lockadapt("attach", run / "base", broken, "--check", "--json", "--force-base")
+    assert (done.returncode, done.stdout) == (8, "")
+    assert "is not what this run wrote" in done.stderr
+    record = json.loads((broken / "run.json").read_text())
+    (broken / "run.json").write_text(json.dumps({**record, "artifacts": None}))  # as older versions wrote it
+    done = lockadapt("attach", run / "base", broken, "--check", "--json", "--force-base")
     assert done.returncode == 8
     assert lost in json.loads(done.stdout)["tensors"][0]
 

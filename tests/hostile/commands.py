@@ -21,7 +21,7 @@ def command(arguments: tuple[str, ...], code: int, *words: str) -> Case:
 def cases() -> Iterator[Case]:
     odd = "\udcff\udcfe"
     for verb in ("train", "check", "plan", "cache"):
-        yield command((verb,), 2, "Missing argument")
+        yield command((verb,), 2, "--vlm" if verb == "check" else "Missing argument")
         yield command((verb, "nowhere.yaml"), 2, "no such file")
         yield command((verb, odd), 2, "UTF-8")
         yield command((verb, "\x1b[31m"), 2, "\\x1b")
