@@ -142,10 +142,10 @@ def memory_ran_out(error: BaseException) -> bool:
     Libraries have no type for it: torch raises RuntimeError, the loader of shared objects ImportError.
     """
     return any(
-        isinstance(one, MemoryError)
-        or (isinstance(one, OSError) and one.errno == errno.ENOMEM)
-        or _says(one, _MEMORY_WORDS)
-        for one in _chain(error)
+        isinstance(cause, MemoryError)
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or _says(cause, _MEMORY_WORDS)
+        for cause in _chain(error)
     )
 
 
@@ -156,7 +156,8 @@ def disk_ran_out(error: BaseException) -> bool:
     """
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return any(
-        (isinstance(one, OSError) and one.errno in full) or _says(one, _DISK_WORDS) for one in _chain(error)
+        (isinstance(cause, OSError) and cause.errno in full) or _says(cause, _DISK_WORDS)
+        for cause in _chain(error)
     )
 
 
@@ -175,9 +176,9 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     """The exception and its causes."""
-    one: BaseException | None = error
+    cause: BaseException | None = error
     seen: set[int] = set()
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)

@@ -45,15 +45,15 @@ class MergeResult:
     details: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> MergeResult:
+    def of(cls, result: Mapping[str, Any]) -> MergeResult:
         """Take the fields from what a merge found."""
         return cls(
-            Path(found["output"]),
-            found["model_class"],
-            found["max_abs_logit_diff"],
-            found["kl"],
-            found["top1_agreement"],
-            found,
+            Path(result["output"]),
+            result["model_class"],
+            result["max_abs_logit_diff"],
+            result["kl"],
+            result["top1_agreement"],
+            result,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -76,9 +76,9 @@ class ExportResult:
     details: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> ExportResult:
+    def of(cls, result: Mapping[str, Any]) -> ExportResult:
         """Take the fields from what an export found."""
-        return cls(found["target"], Path(found["output"]), found)
+        return cls(result["target"], Path(result["output"]), result)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `lockadapt export --json` prints."""
@@ -104,14 +104,14 @@ class VerifyResult:
     details: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, found: Mapping[str, Any]) -> VerifyResult:
+    def of(cls, result: Mapping[str, Any]) -> VerifyResult:
         """Take the fields from what verifying found."""
         return cls(
-            Path(found["output"]),
-            found["model_class"],
-            found["image_effect"],
-            found.get("max_abs_logit_diff"),
-            found,
+            Path(result["output"]),
+            result["model_class"],
+            result["image_effect"],
+            result.get("max_abs_logit_diff"),
+            result,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -41,17 +41,19 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
     """
     if isinstance(thing, nn.Module):
         base = unwrap_model(thing)
-        found = next((one for one in ARCHITECTURES if isinstance(base, one.model_class)), None)
-        if found is None and describes(getattr(base, "config", None)):
-            found = describe_model(base)
+        architecture = next(
+            (listed for listed in ARCHITECTURES if isinstance(base, listed.model_class)), None
+        )
+        if architecture is None and describes(getattr(base, "config", None)):
+            architecture = describe_model(base)
     else:
-        base, found = thing, find_architecture(thing)
-    if found is None:
+        base, architecture = thing, find_architecture(thing)
+    if architecture is None:
         raise AssemblyError(
             f"{class_name(base)} is not one of the classes that lockadapt trains",
             fix="start from a checkpoint that answers questions about images, or from an LLM and a tower",
         )
-    return found
+    return architecture
 
 
 def find_architecture(config: Any) -> Architecture | None:
@@ -66,7 +68,9 @@ def find_architecture(config: Any) -> Architecture | None:
     Raises:
         AssemblyError: it is of a class whose parts cannot be told.
     """
-    known = next((one for one in ARCHITECTURES if type(config) is one.config_class), None)
+    known = next(
+        (architecture for architecture in ARCHITECTURES if type(config) is architecture.config_class), None
+    )
     return describe_config(config) if known is None and describes(config) else known
 
 
@@ -82,9 +86,9 @@ def inputs_of(processor: Any) -> Inputs:
 
     Of a processor that is not known the answer is asked for every row, if it has an image token.
     """
-    for one in ARCHITECTURES:
-        if type(processor) is one.inputs.processor_class:
-            return one.inputs
+    for architecture in ARCHITECTURES:
+        if type(processor) is architecture.inputs.processor_class:
+            return architecture.inputs
     marked = bool(getattr(processor, "image_token", None))
     return Inputs(type(processor), None, stock=marked)
 

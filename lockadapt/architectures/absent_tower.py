@@ -123,10 +123,10 @@ def _leaf(path: str) -> str:
 def _tower_files(folder: Path) -> list[Path]:
     from safetensors import safe_open
 
-    names = {_leaf(one.layout.tower) for one in ARCHITECTURES}
-    found = []
+    names = {_leaf(architecture.layout.tower) for architecture in ARCHITECTURES}
+    files = []
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             if any(f"{tower}." in name for tower in names for name in tensors.keys()):  # noqa: SIM118 (no mapping)
-                found.append(file)
-    return found
+                files.append(file)
+    return files

@@ -214,7 +214,9 @@ def load_parts(
 
 def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
     """What the tokenizer gets beside `<image>`, whichever of these it will be."""
-    return {name: token for one in candidates for name, token in one.assembly.special_tokens.items()}
+    return {
+        name: token for candidate in candidates for name, token in candidate.assembly.special_tokens.items()
+    }
 
 
 def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -> None:

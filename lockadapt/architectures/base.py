@@ -330,7 +330,9 @@ class Architecture:
         """Full paths of what lies in a part that trains but never trains itself."""
         if self.assemble is None:
             return ()
-        return tuple(f"{self.layout.projector[0]}.{one}" for one in self.assemble.fusion_of(config).frozen)
+        return tuple(
+            f"{self.layout.projector[0]}.{layer}" for layer in self.assemble.fusion_of(config).frozen
+        )
 
 
 def unwrap_model(model: nn.Module) -> Any:
@@ -376,5 +378,5 @@ def is_below(name: str, path: str) -> bool:
 def parameters_at(model: nn.Module, path: str) -> list[nn.Parameter]:
     """Those of the module at a path, or the bare parameter there."""
     parent, _, leaf = path.rpartition(".")
-    found = getattr(model.get_submodule(parent), leaf)
-    return [found] if isinstance(found, nn.Parameter) else list(found.parameters())
+    trained = getattr(model.get_submodule(parent), leaf)
+    return [trained] if isinstance(trained, nn.Parameter) else list(trained.parameters())

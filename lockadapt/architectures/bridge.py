@@ -109,11 +109,11 @@ def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts, layout: ModelLayou
 
 def make_room(module: nn.Module, llm: PreTrainedModel) -> None:
     """Gives a module that was built without weights tensors of the LLM's dtype, on its device; in place."""
-    room = {
+    uninitialized = {
         name: torch.empty(tensor.shape, dtype=llm.dtype, device=llm.device)
         for name, tensor in module.state_dict().items()
     }
-    module.load_state_dict(room, assign=True)
+    module.load_state_dict(uninitialized, assign=True)
 
 
 def forget_origin(dtype: torch.dtype, *configs: Any) -> None:

@@ -32,7 +32,12 @@ class Choice:
 def fusion_names() -> tuple[str, ...]:
     """The names of all fusions."""
     return tuple(
-        dict.fromkeys(name for one in ARCHITECTURES if one.assemble for name in one.assemble.fusions)
+        dict.fromkeys(
+            name
+            for architecture in ARCHITECTURES
+            if architecture.assemble
+            for name in architecture.assemble.fusions
+        )
     )
 
 
@@ -54,11 +59,11 @@ def choices(wish: Wish) -> list[Choice]:
             f"no fusion {wish.fusion!r}", where="model.fusion", fix=f"use one of {', '.join(fusion_names())}"
         )
     fitting = [
-        (one, one.assemble)
-        for one in ARCHITECTURES
-        if one.assemble and one.assemble.image_tokenizer == wish.generates_images
+        (architecture, architecture.assemble)
+        for architecture in ARCHITECTURES
+        if architecture.assemble and architecture.assemble.image_tokenizer == wish.generates_images
     ]
-    found = []
+    possible = []
     for architecture, assembly in fitting:
         if fusion := assembly.fusions.get(wish.fusion):
             if wish.factor is not None and fusion.factor is None:
@@ -67,15 +72,15 @@ def choices(wish: Wish) -> list[Choice]:
                     where="model.factor",
                     fix="leave it out, or choose another fusion",
                 )
-            found.append(Choice(architecture, assembly, fusion, wish.factor or fusion.factor or 1))
-    if not found:
+            possible.append(Choice(architecture, assembly, fusion, wish.factor or fusion.factor or 1))
+    if not possible:
         names = dict.fromkeys(name for _, assembly in fitting for name in assembly.fusions)
         raise RecipeError(
             f"the fusion {wish.fusion} is in no class that generates images",
             where="model.fusion",
             fix=f"use one of {', '.join(names)}, or leave model.image_tokenizer out",
         )
-    return found
+    return possible
 
 
 def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
@@ -92,9 +97,11 @@ def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
     Raises:
         AssemblyError: none does.
     """
-    chosen = next((one for one in candidates if kind in one.assembly.towers), None)
+    chosen = next((candidate for candidate in candidates if kind in candidate.assembly.towers), None)
     if chosen is None:
-        taken = " or ".join(dict.fromkeys(kind for one in candidates for kind in one.assembly.towers))
+        taken = " or ".join(
+            dict.fromkeys(kind for candidate in candidates for kind in candidate.assembly.towers)
+        )
         raise AssemblyError(
             f"the fusion {candidates[0].fusion.name} takes towers that return {taken}, and this one "
             f"returns a {kind}",

@@ -172,7 +172,9 @@ def _ready(model: Any, name: str) -> _State:
 
 
 def _same_kind(kind: str | None, state: _State, source: Source) -> None:
-    other = next((one for one in state.kinds.values() if one != kind and one and kind), None)
+    other = next(
+        (attached for attached in state.kinds.values() if attached != kind and attached and kind), None
+    )
     if other is not None:
         raise AdapterError(
             f"an adapter of the kind {kind} cannot stand beside one of the kind {other}",

@@ -55,16 +55,16 @@ def judge(
     base = unwrap_model(model)
     name, recorded = type(base).__name__, source.identity
     if recorded is None:
-        said = (
+        difference = (
             "nothing in the folder says which base it was trained on (written by an older lockadapt, or "
             "by others)"
         )
-        return Fit(name, (), (said,), (), ())
+        return Fit(name, (), (difference,), (), ())
     if recorded.model_class != name:
-        said = f"the adapter was trained on {recorded.model_class}, the model is {name}"
-        return Fit(name, (said,), (), (), ())
-    found = base_identity(base, _tokenizer(base, tokenizer), recorded.trained_rows, modules)
-    result = compare(recorded, found)
+        difference = f"the adapter was trained on {recorded.model_class}, the model is {name}"
+        return Fit(name, (difference,), (), (), ())
+    identity = base_identity(base, _tokenizer(base, tokenizer), recorded.trained_rows, modules)
+    result = compare(recorded, identity)
     bridge = _bridge(base, source)
     return Fit(name, (), (*result.base, *bridge), result.tokenizer, result.not_compared)
 
@@ -104,13 +104,13 @@ def refusal(fit: Fit, source: Source) -> LockadaptError | None:
 def _tokenizer(model: Any, given: Any) -> Any:
     if given is not None:
         return getattr(given, "tokenizer", given)
-    place = str(model.name_or_path or "")
-    if not place:
+    source = str(model.name_or_path or "")
+    if not source:
         return None
     try:
         with quiet():
             # Never the network: a folder, or what an earlier download left.
-            return AutoTokenizer.from_pretrained(Path(place).expanduser(), local_files_only=True)
+            return AutoTokenizer.from_pretrained(Path(source).expanduser(), local_files_only=True)
     except Exception:
         return None  # `compare` reports that there was none
 

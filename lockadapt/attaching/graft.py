@@ -70,11 +70,11 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         _wrap(model, path, name, others)
     _add_retrieval(model, source, name, others, RETRIEVAL in brought)
     for layer in _layers(model, TrainableTokensLayer):
-        for one in (*others, name):
-            if one not in layer.token_indices:
+        for adapter in (*others, name):
+            if adapter not in layer.token_indices:
                 # PEFT looks every active adapter up in it, and an empty list of rows fails: the base's own
                 # first row.
-                layer.update_layer(one, token_indices=[0])
+                layer.update_layer(adapter, token_indices=[0])
     _fill(model, source, name, places, brought)
     _follow_mode(model)
     switch(model, name)
@@ -118,7 +118,7 @@ def _own(model: nn.Module) -> Iterator[nn.Parameter]:
 
 def _part_paths(model: Any, places: ModelLayout) -> list[str]:
     """Parts of the stock class that train; every adapter has its own, so that PEFT can switch them."""
-    paths = [*places.projector, *places.generation, *(one for one in places.retrieval if one != RETRIEVAL)]
+    paths = [*places.projector, *places.generation, *(path for path in places.retrieval if path != RETRIEVAL)]
     return paths
 
 
@@ -130,17 +130,17 @@ def _wrap(model: Any, path: str, name: str, others: Sequence[str]) -> None:
         dtype = llm_of(model).get_input_embeddings().weight.dtype
         part = ModulesToSaveWrapper(_floating(part, dtype), name)
         setattr(holder, leaf, part)
-    for one in (*others, name):
-        part.update(one)
+    for adapter in (*others, name):
+        part.update(adapter)
 
 
 def _floating(part: nn.Module, dtype: torch.dtype) -> nn.Module:
-    quantized = [one for one in part.modules() if is_quantized(one)]
+    quantized = [module for module in part.modules() if is_quantized(module)]
     if not quantized:
         return part
     memo: dict[int, Any] = {}
-    for one in quantized:
-        layer: Any = one
+    for module in quantized:
+        layer: Any = module
         weight = dequantized_weight(layer, dtype)
         plain = nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, weight.device, dtype)
         plain.weight.data = weight
@@ -164,8 +164,8 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
         module = model._modules.pop(RETRIEVAL).requires_grad_(False)
     if wrapper is None:
         wrapper = ModulesToSaveWrapper(NoRetrieval(), name)
-        for one in others:
-            wrapper.update(one)
+        for adapter in others:
+            wrapper.update(adapter)
     wrapper.update(name)
     wrapper.modules_to_save[name] = module
     model.add_module(RETRIEVAL, wrapper)
@@ -177,13 +177,13 @@ def _fill(model: Any, source: Source, name: str, places: ModelLayout, brought: s
     own = _slots(model, name, places, brought, source.trained_rows)
     missing, unexpected = sorted(set(own) - set(source.tensors)), sorted(set(source.tensors) - set(own))
     if missing or unexpected:
-        said = [
+        mismatches = [
             f"{word} {some(keys)}"
             for word, keys in (("lacks", missing), ("has no place for", unexpected))
             if keys
         ]
         raise VerificationError(
-            f"the adapter does not fit the model: it {' and '.join(said)}".replace(
+            f"the adapter does not fit the model: it {' and '.join(mismatches)}".replace(
                 "it has no place", "there is no place"
             ),
             where=str(source.folder),
@@ -203,7 +203,7 @@ def _slots(
     model: Any, name: str, places: ModelLayout, brought: set[str], rows: Sequence[int]
 ) -> dict[str, Tensor]:
     """Storage of everything that an adapter of this kind brings, by the key that its files have."""
-    found = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    slots = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     parts = tuple(f"{part}." for part in (*places.projector, *places.generation, *places.retrieval))
 
     def wanted(key: str) -> bool:
@@ -212,7 +212,7 @@ def _slots(
             return bool(rows)
         return not key.startswith(parts) or component_of(key, places) in brought
 
-    return {key: tensor for key, tensor in found.items() if wanted(key)}
+    return {key: tensor for key, tensor in slots.items() if wanted(key)}
 
 
 def _is_row(key: str) -> bool:

@@ -40,7 +40,7 @@ class Snapshot:
         del modules[""]
         children = {name: dict(module._modules) for name, module in modules.items()}
         children[""] = dict(model._modules)
-        flags = tuple((one, one.requires_grad) for one in model.parameters())
+        flags = tuple((parameter, parameter.requires_grad) for parameter in model.parameters())
         return Snapshot(modules, children, flags, switches(model))
 
     def restore(self, model: Any) -> None:

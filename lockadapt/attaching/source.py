@@ -72,7 +72,7 @@ class Source:
         by_layer = getattr(self.config, "trainable_token_indices", None)
         rows = getattr(self.config, "token_indices", None) or by_layer or ()
         return tuple(
-            sorted({row for one in rows.values() for row in one} if isinstance(rows, dict) else rows)
+            sorted({row for numbers in rows.values() for row in numbers} if isinstance(rows, dict) else rows)
         )
 
 
@@ -110,17 +110,17 @@ def read_source(path_or_id: str | Path) -> Source:
     config = _config(inner) if has_adapter else None
     tensors = {k.removeprefix(_PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
     for file in parts:
-        found = _load(file)
-        if twice := sorted(set(found) & set(tensors)):
+        loaded = _load(file)
+        if twice := sorted(set(loaded) & set(tensors)):
             raise VerificationError(f"{twice[0]} is there twice", where=str(file))
-        tensors |= found
+        tensors |= loaded
     if run is not None:
         return Source(folder, config, tensors, run.record.base_identity, None, run.experiment)
-    said = _sidecar(folder) or _sidecar(inner)
-    recorded = said.get(BASE_IDENTITY)
+    sidecar = _sidecar(folder) or _sidecar(inner)
+    recorded = sidecar.get(BASE_IDENTITY)
     identity = BaseIdentity.from_dict(recorded) if recorded else None
-    experiment = recorded_experiment(said["recipe"]) if said.get("recipe") else None
-    return Source(folder, config, tensors, identity, said.get(PROJECTOR_DIGEST), experiment)
+    experiment = recorded_experiment(sidecar["recipe"]) if sidecar.get("recipe") else None
+    return Source(folder, config, tensors, identity, sidecar.get(PROJECTOR_DIGEST), experiment)
 
 
 def _find(path_or_id: str | Path) -> Path:

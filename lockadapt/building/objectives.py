@@ -50,15 +50,19 @@ def stage_objectives(
 ) -> dict[str, Objective]:
     """The objectives of a stage, with the shares of micro-batches that the stage gives them."""
     return {
-        name: dataclasses.replace(one, sampling_weight=sampling_weights.get(name, one.sampling_weight))
-        for name, one in objectives.items()
+        name: dataclasses.replace(
+            objective, sampling_weight=sampling_weights.get(name, objective.sampling_weight)
+        )
+        for name, objective in objectives.items()
         if name in names
     }
 
 
 def embeds_apart(recipe: Recipe) -> bool:
     """Whether a recipe trains a dual encoder: so it is where it only retrieves and does not say otherwise."""
-    return all(isinstance(one, ItcSection) and one.mode != "vlm" for one in recipe.objectives.values())
+    return all(
+        isinstance(section, ItcSection) and section.mode != "vlm" for section in recipe.objectives.values()
+    )
 
 
 def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> int | None:
@@ -76,7 +80,9 @@ def embedding_dimension(recipe: Recipe, objectives: Mapping[str, Objective]) -> 
     """
     if not embeds_apart(recipe):
         return None
-    dimensions = {one.dimension for one in objectives.values() if isinstance(one, ImageText)}
+    dimensions = {
+        objective.dimension for objective in objectives.values() if isinstance(objective, ImageText)
+    }
     if len(dimensions) > 1:
         raise RecipeError("a dual encoder has one dimension", where="objectives.….dimension", fix="give one")
     return dimensions.pop()

@@ -34,7 +34,7 @@ def build_samples(
     Raises:
         DataError: a file holds no rows, or wrong ones.
     """
-    found: dict[str, list[Sample]] = {}
+    samples: dict[str, list[Sample]] = {}
     bad_rows = (
         BadRows(recipe.data.max_bad_row_fraction, note or partial(emit, error=True))
         if recipe.data.on_bad_row == "skip"
@@ -46,12 +46,12 @@ def build_samples(
             continue
         prompt = getattr(section, "prompt", None)  # not every kind has one
         rows = section.rows or section.kind
-        found[name] = read_samples(source.format, row_source(source, rows, prompt, part, bad_rows))
+        samples[name] = read_samples(source.format, row_source(source, rows, prompt, part, bad_rows))
         if part == "validation":
-            found[name] = found[name][: recipe.training.validation_samples]
-        if not found[name]:
+            samples[name] = samples[name][: recipe.training.validation_samples]
+        if not samples[name]:
             raise DataError("holds no rows", where=f"objectives.{name}.{part}", fix="name a file with rows")
-    return found
+    return samples
 
 
 def row_source(

@@ -100,5 +100,5 @@ def _micro_batch(
 
 def _parts(recipe: Recipe, objectives: Mapping[str, Objective], names: Sequence[str]) -> list[str]:
     """LoRA if there is any, and what these objectives need."""
-    needed = [part for name, one in objectives.items() if name in names for part in one.parts]
+    needed = [part for name, objective in objectives.items() if name in names for part in objective.parts]
     return list(dict.fromkeys([*needed, *(["lora"] if recipe.lora else [])]))

@@ -147,10 +147,10 @@ def told_to_users(error: Exception) -> LockadaptError | None:
             "smaller LLM, or raise the limit (ulimit -v) if there is one",
         )
     if disk_ran_out(error):
-        place = error.where if isinstance(error, LockadaptError) else getattr(error, "filename", None)
+        where = error.where if isinstance(error, LockadaptError) else getattr(error, "filename", None)
         return DiskError(
             f"the disk is full, or a limit on file sizes is reached: {first_line(_root(error))}",
-            where=None if place is None else str(place),
+            where=None if where is None else str(where),
             fix="free space, choose another --output, or let TMPDIR name a folder on a larger disk",
         )
     if isinstance(error, LockadaptError):
@@ -183,7 +183,7 @@ def _refuse_odd_arguments(arguments: Sequence[str]) -> None:
 
 
 def _how_to_go_on(arguments: Sequence[str]) -> str:
-    verb = next((one for one in arguments if not one.startswith("-")), "")
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     if verb == "train":
         again = (
             "run the same command again" if "--resume" in arguments else "add --resume to the same command"

@@ -30,13 +30,13 @@ def attach(
         )
     from lockadapt.attaching.check import check as look
 
-    found = look(model, adapter, force_base=force_base)
+    fit = look(model, adapter, force_base=force_base)
     if as_json:
-        emit(json.dumps(found.report))
-    elif found.error is None:
+        emit(json.dumps(fit.report))
+    elif fit.error is None:
         emit("fits")
         for key in ("base", "tokenizer", "not_compared"):
-            for line in found.report[key]:
+            for line in fit.report[key]:
                 emit(f"  {key.replace('_', ' ')}: {line}")
-    if found.error is not None:
-        raise found.error
+    if fit.error is not None:
+        raise fit.error

@@ -28,13 +28,13 @@ def cache(
     from lockadapt.building.cache import cache_recipe
     from lockadapt.console import Reporter
 
-    found = cache_recipe(loaded.recipe, Reporter(quiet))
+    report = cache_recipe(loaded.recipe, Reporter(quiet))
     if as_json:
-        emit(json.dumps(found))
+        emit(json.dumps(report))
         return
-    drift = found["drift"]
+    drift = report["drift"]
     emit(
-        f"{found['folder']}: {found['images']:,} images ({found['computed']:,} computed now), "
-        f"{found['bytes'] / 2**20:,.1f} MiB, {found['seconds']:.0f} s; {found['stored']}: "
+        f"{report['folder']}: {report['images']:,} images ({report['computed']:,} computed now), "
+        f"{report['bytes'] / 2**20:,.1f} MiB, {report['seconds']:.0f} s; {report['stored']}: "
         f"largest difference {drift['largest']:.2g}, relative {drift['relative']:.2g}"
     )

@@ -43,5 +43,5 @@ def check(
     from lockadapt.console import Reporter
     from lockadapt.planning.check import check_recipe
 
-    found = check_recipe(loaded.recipe, Reporter(), samples)
-    emit(json.dumps(found) if as_json else f"{recipe}: ready to train")
+    report = check_recipe(loaded.recipe, Reporter(), samples)
+    emit(json.dumps(report) if as_json else f"{recipe}: ready to train")

@@ -15,17 +15,17 @@ from lockadapt.console import emit
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout.")) -> None:
     """Check this machine. Exit code 4 if a requirement of every run is missing."""
-    found = _look()
+    report = _look()
     if as_json:
-        emit(json.dumps(found))
+        emit(json.dumps(report))
     else:
-        for name, value in found["facts"].items():
+        for name, value in report["facts"].items():
             emit(f"{name}: {value}")
-        for problem in found["problems"]:
+        for problem in report["problems"]:
             emit(f"will not work: {problem['what']}\n  fix: {problem['fix']}")
-        if not found["problems"]:
+        if not report["problems"]:
             emit("no problems found")
-    if any(problem["fatal"] for problem in found["problems"]):
+    if any(problem["fatal"] for problem in report["problems"]):
         sys.exit(4)
 
 

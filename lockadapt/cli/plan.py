@@ -33,7 +33,7 @@ def plan(
     from lockadapt.planning.text import plan_text
 
     limit = None if memory is None else parse_size(memory)
-    found = plan_recipe(loaded.recipe, Reporter(quiet), limit)
-    emit(json.dumps(found) if as_json else plan_text(found))
+    estimate = plan_recipe(loaded.recipe, Reporter(quiet), limit)
+    emit(json.dumps(estimate) if as_json else plan_text(estimate))
     if limit is not None:
-        refuse_unless_fits(found, limit)
+        refuse_unless_fits(estimate, limit)

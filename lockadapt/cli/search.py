@@ -29,14 +29,14 @@ def search(
     from lockadapt.console import Reporter
     from lockadapt.evaluation.search import search as find
 
-    found = find(target, images, query, image, index, top, Reporter(quiet))
-    searches = found["searches"]
+    report = find(target, images, query, image, index, top, Reporter(quiet))
+    searches = report["searches"]
     if as_json:
         # The results of a single query also appear at the top level, where scripts expect them.
-        emit(json.dumps({**(searches[0] if len(searches) == 1 else {}), **found}))
+        emit(json.dumps({**(searches[0] if len(searches) == 1 else {}), **report}))
         return
-    for one in searches:
+    for search_result in searches:
         if len(searches) > 1:
-            emit(one["query"])
-        for hit in one["results"]:
+            emit(search_result["query"])
+        for hit in search_result["results"]:
             emit(f"{hit['score']:.4f}  {images / hit['file']}")

@@ -26,12 +26,12 @@ class ControlTokens:
 
     def spelled(self, text: str, spans: Sequence[tuple[int, int]] | None = None) -> list[tuple[int, str]]:
         """Where parts of a text (default: all of it) spell control tokens out, and which."""
-        found = []
+        spelled = []
         for begin, end in spans if spans is not None else [(0, len(text))]:
             while match := self._pattern.search(text, begin, end):
-                found.append((match.start(), match[0]))
+                spelled.append((match.start(), match[0]))
                 begin = match.start() + 1
-        return found
+        return spelled
 
     def refuse(self, text: str, where: str) -> None:
         """Refuse control tokens in a text that a stock processor tokenises itself.

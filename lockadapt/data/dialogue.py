@@ -198,7 +198,9 @@ class Dialogue:
             elif text.startswith(until := self.render(named, number + 1)):
                 end = len(until)
             else:
-                end = behind + len(next((one for one in self.controls if text.startswith(one, behind)), ""))
+                end = behind + len(
+                    next((control for control in self.controls if text.startswith(control, behind)), "")
+                )
             # The line break that templates put behind the end-of-turn marker teaches nothing.
             tails[position] = len(text[behind:end].rstrip())
         before = None if lead is None else self._literals(sample, lead, order[:-1])
@@ -216,14 +218,14 @@ class Dialogue:
             raise _hidden(
                 sample, min((sample.turns[number] for number in hidden), key=lambda turn: turn.role)
             )
-        literals, place = [], 0
+        literals, position = [], 0
         for number in sorted(marked):
-            begin = text.find(_name(number), place)
+            begin = text.find(_name(number), position)
             if begin < 0:
                 raise _hidden(sample, sample.turns[number])
-            literals.append(text[place:begin])
-            place = begin + len(_name(number))
-        return (*literals, text[place:])
+            literals.append(text[position:begin])
+            position = begin + len(_name(number))
+        return (*literals, text[position:])
 
     def _lead(self, sample: Sample, before: str, prompt: str) -> str:
         """What is trained before the last answer where the generation prompt begins no finished turn.
@@ -262,14 +264,14 @@ class _Layout:
     def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
         """What is trained on, with `end` behind the last answer; `whole`: all turns stand between them."""
         literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
-        said = [texts[number] for number in self.turns]
+        turns = [texts[number] for number in self.turns]
         if end:
-            literals[-1] = literals[-1][: self.tails[len(said) - 1]] + end
-        text, spans = _joined(literals, said), _spans(literals, said)
+            literals[-1] = literals[-1][: self.tails[len(turns) - 1]] + end
+        text, spans = _joined(literals, turns), _spans(literals, turns)
         answers = []
         for position, head in self.heads.items():
             begin, behind = spans[position]
-            tail = self.tails[position] + (len(end) if position + 1 == len(said) else 0)
+            tail = self.tails[position] + (len(end) if position + 1 == len(turns) else 0)
             start = begin - head
             answers.append((start, start + len(text[start : behind + tail].rstrip())))
         return Written(text, tuple(answers), spans if whole else None)
@@ -299,11 +301,11 @@ def _joined(literals: Sequence[str], texts: Sequence[str]) -> str:
 
 
 def _spans(literals: Sequence[str], texts: Sequence[str]) -> tuple[Span, ...]:
-    spans, place = [], 0
+    spans, position = [], 0
     for literal, text in zip(literals, texts, strict=False):
-        place += len(literal)
-        spans.append((place, place + len(text)))
-        place += len(text)
+        position += len(literal)
+        spans.append((position, position + len(text)))
+        position += len(text)
     return tuple(spans)
 
 
@@ -312,7 +314,7 @@ def _name(number: int) -> str:
 
 
 def _hidden(sample: Sample, turn: Turn) -> DataError:
-    number = next(place for place, one in enumerate(sample.turns, start=1) if one is turn)
+    number = next(position for position, candidate in enumerate(sample.turns, start=1) if candidate is turn)
     if turn.role == "assistant" and not turn.text:
         return NoLabelError(
             "the answer has no token to learn from", where=sample.where, fix="give it an answer"

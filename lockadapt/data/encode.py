@@ -155,21 +155,21 @@ class Encoder:
         return self.stock.expansions(tuple(self._sizes[image.key] for image in sample.images))
 
     def text_ids(
-        self, text: str, where: str, said: str | None = None, *, special: bool | None = None
+        self, text: str, where: str, content: str | None = None, *, special: bool | None = None
     ) -> list[int]:
         """Token ids of a text outside of a conversation.
 
         Args:
             text: as the model reads it.
             where: its row, for the error.
-            said: the part of it that came from the row; default: all.
+            content: the part of it that came from the row; default: all.
             special: whether the tokenizer adds its special tokens; default: as for a conversation.
 
         Raises:
             DataError: what was said spells a control token out that cannot be taken as plain text.
         """
-        begin = 0 if said is None else text.index(said)
-        written = Written(text, (), ((begin, begin + len(text if said is None else said)),))
+        begin = 0 if content is None else text.index(content)
+        written = Written(text, (), ((begin, begin + len(text if content is None else content)),))
         return self._tokens([written], [where], special)[0][0]
 
     def prompt_ids(self, sample: Sample) -> list[int]:
@@ -295,9 +295,9 @@ class Encoder:
     ) -> None:
         """No answer may be learned as the token for unknown pieces."""
         unknown = self.tokenizer.unk_token_id
-        if unknown is None or not (found := np.flatnonzero(labels == unknown)).size:
+        if unknown is None or not (positions := np.flatnonzero(labels == unknown)).size:
             return
-        for begin, end in offsets[found].tolist():
+        for begin, end in offsets[positions].tolist():
             piece = written.text[begin:end]
             if piece != str(self.tokenizer.unk_token):
                 raise DataError(
@@ -313,7 +313,7 @@ class Encoder:
         learned = _squeezed(self.tokenizer.decode(labels[labels != IGNORED].tolist()))
         # Tokenizers that lower or compose characters spell the same answer otherwise.
         expected = {_squeezed(answers.replace(self.image_token, "")), _squeezed(self.tokenizer.decode(again))}
-        if learned in expected or (merged and any(learned.endswith(one) for one in expected)):
+        if learned in expected or (merged and any(learned.endswith(answer) for answer in expected)):
             return
         raise DataError(
             f"the labels spell {quote(learned)}, the answer is {quote(answers)}",
@@ -335,9 +335,11 @@ class Encoder:
         else:
             theirs = stock_prompt_ids(self.processor, messages, len(sample.images))
         if mine != theirs:
-            place = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), -1)
+            difference = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), -1)
             shown = [
-                self.tokenizer.convert_ids_to_tokens(ids[place : place + 4] if place >= 0 else ids[-4:])
+                self.tokenizer.convert_ids_to_tokens(
+                    ids[difference : difference + 4] if difference >= 0 else ids[-4:]
+                )
                 for ids in (mine, theirs)
             ]
             raise DataError(

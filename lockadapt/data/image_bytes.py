@@ -43,15 +43,15 @@ def content_keys(
     images: Mapping[str, ImageRef], max_pixels: int, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, str]:
     """`content_key` of many images by their own keys, every image read once, on several threads."""
-    names, found = list(images), dict[str, str]()
+    names, key_of = list(images), dict[str, str]()
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
             keys = pool.map(lambda name: content_key(images[name], max_pixels), part)
-            found.update(zip(part, keys, strict=True))
+            key_of.update(zip(part, keys, strict=True))
             if progress:
-                progress(len(found), len(names))
-    return found
+                progress(len(key_of), len(names))
+    return key_of
 
 
 def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
@@ -71,12 +71,12 @@ def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
     if image.picture is not None:
         return open_image(image, max_pixels)
     data = _bytes(image)
-    place = str(image.path or image.key)
+    source = str(image.path or image.key)
     if hashlib.sha256(data).hexdigest() != key:
         raise DataError(
-            "the image changed during the run", where=place, fix="leave images alone while they are read"
+            "the image changed during the run", where=source, fix="leave images alone while they are read"
         )
-    return open_image(ImageRef(image.key, data=data), max_pixels, place)
+    return open_image(ImageRef(image.key, data=data), max_pixels, source)
 
 
 def _bytes(image: ImageRef) -> bytes:

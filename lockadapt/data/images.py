@@ -78,24 +78,24 @@ T = TypeVar("T")
 
 def _read(ref: ImageRef, where: str | None, look: Callable[[Image.Image], T]) -> T:
     """What is seen in an opened picture; whatever goes wrong with it is a typed error."""
-    place = where or ref.key
+    source = where or ref.key
     try:
         if ref.picture is not None:
             return look(ref.picture)
         with opened(ref) as file, _header(ref, file) as picture:
             return look(picture)
     except LockadaptError as error:
-        raise type(error)(f"{_name(ref)} {error.message}", where=place, fix=error.fix) from error
+        raise type(error)(f"{_name(ref)} {error.message}", where=source, fix=error.fix) from error
     except Image.DecompressionBombError as error:
         raise SafetyError(
-            f"{_name(ref)} has more pixels than Pillow opens", where=place, fix="scale it down, or remove it"
+            f"{_name(ref)} has more pixels than Pillow opens", where=source, fix="scale it down, or remove it"
         ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         if memory_ran_out(error):
             raise
         raise DataError(
             f"{_name(ref)} is damaged or cut off ({_reason(error)})",
-            where=place,
+            where=source,
             fix="fetch it again, remove its rows, or let `data.on_bad_image: skip` drop them",
         ) from error
 

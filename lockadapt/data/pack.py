@@ -121,11 +121,11 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
 
 def groups(items: Sequence[Encoded]) -> list[list[int]]:
     """Group the positions of samples that show the same images behind the same text, in order."""
-    found: dict[tuple[object, ...], list[int]] = {}
+    members: dict[tuple[object, ...], list[int]] = {}
     for number, item in enumerate(items):
         key = (tuple(image.key for image in item.images), item.input_ids[: item.image_end].tobytes())
-        found.setdefault(key, []).append(number)
-    return list(found.values())
+        members.setdefault(key, []).append(number)
+    return list(members.values())
 
 
 def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
@@ -196,15 +196,15 @@ def _best_fit(sizes: Sequence[int]) -> list[list[int]]:
     """Pack sizes into rows by best fit decreasing, with the rows in stable order."""
     capacity = max(sizes)
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for number in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        fitting = [row for row in range(len(rows)) if room[row] >= sizes[number]]
+        fitting = [row for row in range(len(rows)) if free[row] >= sizes[number]]
         if fitting:
-            best = min(fitting, key=lambda row: room[row])
+            best = min(fitting, key=lambda row: free[row])
         else:
             best = len(rows)
             rows.append([])
-            room.append(capacity)
+            free.append(capacity)
         rows[best].append(number)
-        room[best] -= sizes[number]
+        free[best] -= sizes[number]
     return rows

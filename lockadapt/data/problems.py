@@ -73,7 +73,11 @@ class Problems:
             SafetyError: if one of the problems is one.
             DataError: rows may not be left out, more than the largest share of them is bad, or none is good.
         """
-        if not self.errors or self.skip is None or any(isinstance(one, SafetyError) for one in self.errors):
+        if (
+            not self.errors
+            or self.skip is None
+            or any(isinstance(error, SafetyError) for error in self.errors)
+        ):
             self.raise_any()
             return
         share = self.count / (self.count + good)
@@ -117,8 +121,8 @@ def merged(
         kind = SafetyError
     if len(errors) == 1:
         (only,) = errors
-        place = "" if file is None or file in (only.where or "") else f" (in {file})"
-        return kind(only.message + place, where=only.where, fix=only.fix)
+        suffix = "" if file is None or file in (only.where or "") else f" (in {file})"
+        return kind(only.message + suffix, where=only.where, fix=only.fix)
     count = f"{len(errors)} {things} cannot be used"
     if len(errors) >= MOST_PROBLEMS:
         count = f"the first {len(errors)} {things} that cannot be used (there may be more)"

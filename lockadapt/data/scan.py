@@ -66,8 +66,8 @@ def scan_images(
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(wanted), _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
-            found = pool.map(lambda row: _error(row[0], row[1], max_pixels), batch)
-            for (ref, _), error in zip(batch, found, strict=True):
+            outcomes = pool.map(lambda row: _error(row[0], row[1], max_pixels), batch)
+            for (ref, _), error in zip(batch, outcomes, strict=True):
                 done += 1
                 if error is not None:
                     errors[ref.key] = error

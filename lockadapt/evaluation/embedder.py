@@ -119,4 +119,4 @@ class Embedder:
 
 def contrastive(objectives: Mapping[str, Objective]) -> ImageText | None:
     """The first contrastive objective of a run, or None; those of one run share what embeds."""
-    return next((one for one in objectives.values() if isinstance(one, ImageText)), None)
+    return next((objective for objective in objectives.values() if isinstance(objective, ImageText)), None)

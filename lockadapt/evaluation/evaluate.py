@@ -93,10 +93,10 @@ def evaluate(
     """
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    found = experiment.samples("test", note=reporter.note)
-    if not found:
+    samples_of = experiment.samples("test", note=reporter.note)
+    if not samples_of:
         raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
-    for name, samples in found.items():
+    for name, samples in samples_of.items():
         samples = samples[: experiment.evaluation.samples]
         scan = scan_images(
             samples,

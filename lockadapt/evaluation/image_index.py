@@ -63,12 +63,12 @@ def read_index(folder: Path, model: str, width: int | None = None) -> ImageIndex
         return ImageIndex()
     fix = "name another --index, or remove this one"
     try:
-        found = _read(folder)
-        files = tuple(IndexedFile(**file) for file in found["files"])
-        embeddings = load((folder / found["embeddings"]).read_bytes())["embeddings"] if files else None
+        index = _read(folder)
+        files = tuple(IndexedFile(**file) for file in index["files"])
+        embeddings = load((folder / index["embeddings"]).read_bytes())["embeddings"] if files else None
     except (ValueError, KeyError, TypeError, SafetensorError, FileNotFoundError) as error:
         raise DataError("the index is damaged, or none", where=str(folder), fix=fix) from error
-    if found["model"] != model:
+    if index["model"] != model:
         raise RecipeError("another model made the index", where=f"--index {folder}", fix=fix)
     if embeddings is None:
         return ImageIndex()
@@ -114,9 +114,9 @@ def write_index(folder: Path, model: str, index: ImageIndex) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    index = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError("another format")
-    if not _MATRIX.fullmatch(found["embeddings"]):
+    if not _MATRIX.fullmatch(index["embeddings"]):
         raise ValueError("another file")
-    return found
+    return index

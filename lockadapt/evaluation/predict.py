@@ -98,9 +98,9 @@ class SamplePredictor:
         candidates.
         """
         self.model.eval()
-        found = torch.zeros(len(samples), len(candidates))
+        scores = torch.zeros(len(samples), len(candidates))
         if not samples:
-            return found
+            return scores
         tails = [self._tail(samples[0], candidate) for candidate in candidates]
         prompts = [self._prompt(sample) for sample in samples]
         order = [number for group in groups(prompts) for number in group]
@@ -111,11 +111,11 @@ class SamplePredictor:
             if not done:
                 max_row_tokens = self._exact_row_tokens(prompts, tails, items)
             losses = sample_losses(self.model, self._batch(items, max_row_tokens), len(items))
-            found[part] = -losses.view(len(part), len(tails)).cpu()
+            scores[part] = -losses.view(len(part), len(tails)).cpu()
             done += len(part)
             if progress:
                 progress(done, len(samples))
-        return found
+        return scores
 
     def _exact_row_tokens(
         self, prompts: Sequence[Encoded], tails: Sequence[Sequence[int]], items: Sequence[Encoded]

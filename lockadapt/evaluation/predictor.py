@@ -140,7 +140,7 @@ class Predictor:
         elif isinstance(shown, Picture):
             shown = [shown]
         # The empty answer only marks whose turn it is; what stands before it is the prompt.
-        return question_answer(question, "", [_reference(one, where) for one in shown], where)
+        return question_answer(question, "", [_reference(image, where) for image in shown], where)
 
 
 def _require_answers(processor: Any, where: str) -> None:

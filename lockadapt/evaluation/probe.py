@@ -60,7 +60,7 @@ class TowerFeatures:
                 output = self.model(values, output_hidden_states=True, return_dict=True)
             layers = [*output.hidden_states, output.last_hidden_state]
             flat = [layer.transpose(1, 2) if layer.ndim == 3 else layer.flatten(2) for layer in layers]
-            pooled = [(one.mean(2), one.amax(2), one.amin(2)) for one in flat]
+            pooled = [(features.mean(2), features.amax(2), features.amin(2)) for features in flat]
             rows.append(torch.cat([part for parts in pooled for part in parts], dim=1).float())
         return torch.cat(rows)
 
@@ -96,9 +96,9 @@ class Probe:
         standard = (features - self.mean) / self.deviation
         columns = []
         for number, (known, layer) in enumerate(zip(self.values, self.layers, strict=True)):
-            place = {value: index for index, value in enumerate(known)}
+            index_of = {value: index for index, value in enumerate(known)}
             wanted = torch.tensor(
-                [place.get(_value(caption, self.positions, number), -1) for caption in captions]
+                [index_of.get(_value(caption, self.positions, number), -1) for caption in captions]
             )
             columns.append(layer(standard).argmax(1) == wanted)
         return torch.stack(columns, dim=1)

@@ -68,10 +68,11 @@ def search(
         wanted.append(embedder.images([ImageRef(str(path), path=path) for path in pictures]))
     fingerprint = model_fingerprint(opened, embedder)
     folder = index or _own_place(images, fingerprint)
-    found, report = _up_to_date(embedder, images, folder, (fingerprint, wanted[0].shape[-1]), reporter)
+    searchable, report = _up_to_date(embedder, images, folder, (fingerprint, wanted[0].shape[-1]), reporter)
     rows = [row for part in wanted for row in part]
     searches = [
-        {"query": query, "results": _best(found, row, top)} for query, row in zip(queries, rows, strict=True)
+        {"query": query, "results": _best(searchable, row, top)}
+        for query, row in zip(queries, rows, strict=True)
     ]
     return {"searches": searches, "index": report}
 
@@ -113,23 +114,23 @@ def _up_to_date(
             reporter.note(f"waiting for another process that has the index {folder}")
             claims.take(0, wait=True)
         before = read_index(folder, fingerprint, width)
-        found, changes = refresh(
+        index, changes = refresh(
             before,
             images,
             lambda some: embedder.readable(some, progress),
             lambda part: write_index(folder, fingerprint, part),
         )
-        if found.files != before.files:
-            write_index(folder, fingerprint, found)
+        if index.files != before.files:
+            write_index(folder, fingerprint, index)
     for name, reason in changes.bad.items():
         reporter.note(f"left out {name}: {reason}")
     reporter.note(
-        f"{len(found.files):,} images in {folder}: {changes.embedded:,} embedded now, "
+        f"{len(index.files):,} images in {folder}: {changes.embedded:,} embedded now, "
         f"{changes.dropped:,} dropped"
     )
     bad = [{"file": name, "reason": reason} for name, reason in changes.bad.items()]
-    report = {"folder": str(folder), "images": len(found.files)}
-    return found, {**report, "embedded": changes.embedded, "dropped": changes.dropped, "bad": bad}
+    report = {"folder": str(folder), "images": len(index.files)}
+    return index, {**report, "embedded": changes.embedded, "dropped": changes.dropped, "bad": bad}
 
 
 def _best(index: ImageIndex, query: Tensor, top: int) -> list[dict[str, Any]]:

@@ -70,9 +70,9 @@ def open_target(source: str | Path | Run | LoadedRun) -> Target:
     sidecar = folder / SIDECAR
     experiment = None
     if sidecar.is_file():
-        said = json.loads(sidecar.read_text(encoding="utf-8"))
+        recorded = json.loads(sidecar.read_text(encoding="utf-8"))
         # A folder that was only put together has sources, but no recipe.
-        experiment = recorded_experiment(said["recipe"]) if "recipe" in said else None
+        experiment = recorded_experiment(recorded["recipe"]) if "recipe" in recorded else None
     return Target(model, processor, experiment, None, None, folder)
 
 

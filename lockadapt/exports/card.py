@@ -145,9 +145,9 @@ def _proved(result: Mapping[str, Any]) -> list[str]:
         "load_adapter": "`load_adapter`",
         "alone": "its Transformers class",
     }
-    said = " and by ".join(ways[way] for way in result["clients"])
+    clients = " and by ".join(ways[way] for way in result["clients"])
     return [
-        f"Loaded in a fresh process without lockadapt by {said}, and compared with the trained model: "
+        f"Loaded in a fresh process without lockadapt by {clients}, and compared with the trained model: "
         "largest logit "
         f"difference {result['max_abs_logit_diff']:.3g}, KL {result['kl']:.3g} nats, top-1 agreement "
         f"{result['top1_agreement']:.4f}, {result['answers_equal']} of {result['answers']} greedy "
@@ -159,8 +159,8 @@ def _proved(result: Mapping[str, Any]) -> list[str]:
 
 def _servers(result: Mapping[str, Any]) -> list[str]:
     lines = ["| client | takes it, by its published rules (servers are not run here) |", "| --- | --- |"]
-    for name, said in result["servable"].items():
-        lines.append(f"| {name} | {'yes' if said is True else f'no: {said}'} |")
+    for name, verdict in result["servable"].items():
+        lines.append(f"| {name} | {'yes' if verdict is True else f'no: {verdict}'} |")
     command = result.get("serve")
     return [*lines, "", *(["```bash", command, "```", ""] if command else [])]
 
@@ -171,15 +171,19 @@ def _retrieval_beside(run: Run) -> list[str]:
     return [f"What embeds images and texts lies in `{RETRIEVAL}/`, which only lockadapt reads.", ""]
 
 
-def _loading(place: str, quantization: Mapping[str, Any] | None) -> list[str]:
+def _loading(folder: str, quantization: Mapping[str, Any] | None) -> list[str]:
     """Lines of Python that load a stock folder as it was trained on."""
     names = "AutoModelForImageTextToText, AutoProcessor" + (", BitsAndBytesConfig" if quantization else "")
     how = ', dtype="auto"' + (", quantization_config=quantization" if quantization else "")
-    lines = [f"from transformers import {names}", "", f'processor = AutoProcessor.from_pretrained("{place}")']
+    lines = [
+        f"from transformers import {names}",
+        "",
+        f'processor = AutoProcessor.from_pretrained("{folder}")',
+    ]
     if quantization:
         given = ", ".join(f"{key}={value!r}" for key, value in quantization.items())
         lines += [
             "# The adapter was trained on a quantized base, so that is what it belongs on.",
             f"quantization = BitsAndBytesConfig({given})",
         ]
-    return [*lines, f'model = AutoModelForImageTextToText.from_pretrained("{place}"{how})']
+    return [*lines, f'model = AutoModelForImageTextToText.from_pretrained("{folder}"{how})']

@@ -54,11 +54,11 @@ def compare_merges(source: Path | Run, samples: int | None, reporter: Reporter) 
     reporter.note("scoring the run")
     target = target_of(run)
     mean = target.mean
-    found: dict[str, Any] = {UNMERGED: {"scores": _scores(target, experiment, reporter)}}
+    report: dict[str, Any] = {UNMERGED: {"scores": _scores(target, experiment, reporter)}}
     del target  # before the next model is loaded
     for mode in MODES:
-        with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-            folder = Path(room) / "merged"
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+            folder = Path(scratch) / "merged"
             folder.mkdir()
             reporter.note(f"merging, base {mode}")
             write_stock(run, folder, base=mode)
@@ -66,22 +66,24 @@ def compare_merges(source: Path | Run, samples: int | None, reporter: Reporter) 
             model.to(choose_device(stored_bytes(folder)))
             logits = reference_answers(model, processor, probe).logits
             target = Target(model, processor, run.experiment, None, mean, folder)
-            found[mode] = {
+            report[mode] = {
                 **compare_logits(expected, logits, run.dtype),
                 "scores": _scores(target, experiment, reporter),
             }
-    return found
+    return report
 
 
-def comparison_text(found: Mapping[str, Any]) -> str:
+def comparison_text(report: Mapping[str, Any]) -> str:
     """A table for the terminal: a line a way."""
-    names = sorted({f"{name} {key}" for one in found.values() for name, key, _ in _numbers(one["scores"])})
+    names = sorted(
+        {f"{name} {key}" for entry in report.values() for name, key, _ in _numbers(entry["scores"])}
+    )
     lines = [f"{'base':<12} {'KL':>9} {'top-1':>7} {'max |d|':>9}  " + "  ".join(names)]
-    for mode, one in found.items():
-        scores = {f"{name} {key}": value for name, key, value in _numbers(one["scores"])}
+    for mode, entry in report.items():
+        scores = {f"{name} {key}": value for name, key, value in _numbers(entry["scores"])}
         numbers = (
-            f"{one['kl']:9.2e} {one['top1_agreement']:7.4f} {one['max_abs_logit_diff']:9.2e}"
-            if "kl" in one
+            f"{entry['kl']:9.2e} {entry['top1_agreement']:7.4f} {entry['max_abs_logit_diff']:9.2e}"
+            if "kl" in entry
             else f"{'-':>9} {'-':>7} {'-':>9}"
         )
         values = "  ".join(f"{scores.get(name, float('nan')):>{len(name)}.4f}" for name in names)
@@ -92,9 +94,9 @@ def comparison_text(found: Mapping[str, Any]) -> str:
 def _numbers(scores: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     return [
         (name, key, float(value))
-        for name, one in scores.items()
-        if isinstance(one, Mapping)
-        for key, value in one.items()
+        for name, values in scores.items()
+        if isinstance(values, Mapping)
+        for key, value in values.items()
         if isinstance(value, (int, float)) and key != "n"
     ]
 

@@ -107,7 +107,7 @@ def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image
         float(own.temperature.scale().detach()),
     )
     images, texts = shown_and_said(samples)
-    pictures = [open_image(one, run.recipe.data.max_pixels) for one in images]
+    pictures = [open_image(image, run.recipe.data.max_pixels) for image in images]
     _same(trained, reference, pictures, texts, str(run.folder))
     return trained, pictures, texts
 
@@ -147,10 +147,10 @@ def _same(
     texts: Sequence[str],
     where: str,
 ) -> None:
-    found = Embedded(
+    embedded = Embedded(
         reference.objective, reference.samples, embed_images(trained, pictures), embed_texts(trained, texts)
     )
-    compare(reference, found, next(trained.model.parameters()).dtype, where)
+    compare(reference, embedded, next(trained.model.parameters()).dtype, where)
 
 
 def _embed_sequence(trained: EmbeddingModel, text: str, image: Image.Image | None) -> Tensor:

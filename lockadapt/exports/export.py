@@ -45,7 +45,7 @@ def export_run(
     require_new(output, what="exporting")
     opened = as_run(run)
     if reason := target.refusal(opened):
-        others = [one.name for one in TARGETS.values() if one.refusal(opened) is None]
+        others = [candidate.name for candidate in TARGETS.values() if candidate.refusal(opened) is None]
         raise RecipeError(
             f"no export to {name}: {reason}",
             where="--to",

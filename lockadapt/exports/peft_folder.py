@@ -36,7 +36,7 @@ def write_lora(run: Run, folder: Path, base: str) -> None:
         folder: exists.
         base: what `base_model_name_or_path` says.
     """
-    tensors = {name: one for name, one in _adapter(run).items() if not is_vocabulary(name)}
+    tensors = {name: tensor for name, tensor in _adapter(run).items() if not is_vocabulary(name)}
     config = _config(run, base)
     config.trainable_token_indices = None
     _write(folder, config, tensors)

@@ -21,7 +21,7 @@ def sidecar(run: Run, folder: Path) -> dict[str, Any]:
         "run": run.folder.name,
         "recipe": run.recipe.model_dump(mode="json"),
         **base_facts(run),
-        "sources": [asdict(one) for one in run.origins()],
+        "sources": [asdict(origin) for origin in run.origins()],
         "versions": run.record.versions,
         "evaluation": run.scores() or None,
         "files": {path.relative_to(folder).as_posix(): sha256_of(path) for path in weights},

@@ -92,9 +92,13 @@ def merge_stack(
     require_new(output, what="merging")
     source = local_folder(base)
     model, processor = load_model(source, torch.float32)
-    for one in () if force_base else adapters:
+    for adapter in () if force_base else adapters:
         check_base(
-            one.identity, model, processor.tokenizer, f"{base} under {one.folder or 'a run'}", fix=_FORCE
+            adapter.identity,
+            model,
+            processor.tokenizer,
+            f"{base} under {adapter.folder or 'a run'}",
+            fix=_FORCE,
         )
     reference = reference_answers(added(model, source, adapters), processor, _probe(adapters))
     del model
@@ -140,7 +144,7 @@ def _exported_identity(folder: Path) -> BaseIdentity | None:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The coarsest floating-point dtype that weights of a folder are kept in."""
-    dtypes = {place.dtype for _, place in read_layout(folder).places().values()}
+    dtypes = {tensor.dtype for _, tensor in read_layout(folder).places().values()}
     for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         if name in dtypes:
             return dtype
@@ -165,7 +169,7 @@ def _probe(adapters: Sequence[Weighted]) -> list[Sample]:
 def _origin(source: Path, adapters: Sequence[Weighted], folder: Path) -> dict[str, Any]:
     return {
         "base": str(source),
-        "adapters": [{"folder": str(one.folder or ""), "weight": one.weight} for one in adapters],
+        "adapters": [{"folder": str(adapter.folder or ""), "weight": adapter.weight} for adapter in adapters],
         "versions": versions(),
         "files": {p.name: sha256_of(p) for p in sorted(folder.glob("*.safetensors"))},
     }

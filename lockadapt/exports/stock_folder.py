@@ -63,7 +63,7 @@ def write_stock(
     adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
     changes = all_changes(source, adapters, {**trained_parts(run), **_unit_rows(model, names, source)})
     if not lora:
-        changes = {name: kept for name, found in changes.items() if (kept := _without_sums(found))}
+        changes = {name: kept for name, updates in changes.items() if (kept := _without_sums(updates))}
     requantized: dict[str, QuantizationRoundTrip] = {}
     quantization = run.record.quantization
     if quantization != "none" and base == "dequantized":
@@ -113,44 +113,44 @@ def local_folder(source: str) -> Path:
     Raises:
         SetupError: it is neither here nor on the Hub.
     """
-    found = find(source, "base")
-    if found.local:
-        return Path(found.name)
+    origin = find(source, "base")
+    if origin.local:
+        return Path(origin.name)
     from huggingface_hub import snapshot_download
 
-    with loading(found, "base"):
-        return Path(snapshot_download(found.name, allow_patterns=[*CONFIGS, "*.safetensors"]))
+    with loading(origin, "base"):
+        return Path(snapshot_download(origin.name, allow_patterns=[*CONFIGS, "*.safetensors"]))
 
 
 def _without_sums(changes: Sequence[WeightUpdate]) -> list[WeightUpdate]:
-    return [one for one in changes if not isinstance(one, LowRank)]
+    return [change for change in changes if not isinstance(change, LowRank)]
 
 
 def _name_text_class(folder: Path) -> None:
     """Older checkpoints do not say which class their LLM is, and converters take it for a Llama then."""
     file = folder / "config.json"
-    said = json.loads(file.read_text(encoding="utf-8"))
+    settings = json.loads(file.read_text(encoding="utf-8"))
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     name_text_class(config)
-    text = said.get("text_config")
+    text = settings.get("text_config")
     if isinstance(text, dict) and not text.get("architectures"):
         text["architectures"] = config.get_text_config().architectures
-        write_json(file, said)
+        write_json(file, settings)
 
 
 def _unit_rows(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
     """Matrices that the folder does not keep with rows of length 1, as `load_model` trained with them."""
     from safetensors import safe_open
 
-    found = {}
+    unit_rows = {}
     architecture = find_architecture(model.config)
     for name in architecture.unit_rows if architecture is not None else ():
         if not (keys := names.keys_of(name)):
             continue
-        shard, place = read_layout(source).places()[keys[0]]
+        shard, stored = read_layout(source).places()[keys[0]]
         with safe_open(shard.path, "pt") as file:
-            table = file.get_tensor(place.key)
+            table = file.get_tensor(stored.key)
         rows = F.normalize(table.double(), dim=-1).to(table.dtype)
         if not torch.equal(rows, table):
-            found[name] = rows
-    return found
+            unit_rows[name] = rows
+    return unit_rows

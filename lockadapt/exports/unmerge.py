@@ -41,9 +41,9 @@ class _Weights:
 
     def slice_of(self, name: str) -> Any:
         """What safetensors reads parts of."""
-        shard, place = self.layout.places()[self.keys[name]]
+        shard, stored = self.layout.places()[self.keys[name]]
         with safe_open(shard.path, "pt") as file:
-            return file.get_slice(place.key)
+            return file.get_slice(stored.key)
 
 
 def unmerge(
@@ -73,8 +73,8 @@ def unmerge(
     source = local_folder(base)
     original = _Weights.of(source)
     changes = {
-        name: [_undone(name, one, original) for one in found]
-        for name, found in all_changes(source, adapters, {}).items()
+        name: [_undone(name, change, original) for change in changes_of]
+        for name, changes_of in all_changes(source, adapters, {}).items()
     }
     with new_folder(output, what="unmerging") as folder:
         reporter.note("subtracting")
@@ -82,8 +82,8 @@ def unmerge(
         copy_configs(merged, folder)
         ordinary_permissions(folder)
         reporter.note("comparing with the base")
-        found = _compare(_Weights.of(folder), original, _Weights.of(merged), changes, str(folder))
-    return {"output": str(output), **found}
+        report = _compare(_Weights.of(folder), original, _Weights.of(merged), changes, str(folder))
+    return {"output": str(output), **report}
 
 
 def _undone(name: str, change: WeightUpdate, original: _Weights) -> WeightUpdate:
@@ -96,19 +96,19 @@ def _undone(name: str, change: WeightUpdate, original: _Weights) -> WeightUpdate
 
 
 def _compare(
-    found: _Weights,
+    restored: _Weights,
     original: _Weights,
     merged: _Weights,
     changes: Mapping[str, Sequence[WeightUpdate]],
     where: str,
 ) -> dict[str, Any]:
-    if found.keys.keys() != original.keys.keys():
+    if restored.keys.keys() != original.keys.keys():
         raise VerificationError("base and merged folder have other tensors", where=where, fix=_FIX)
     identical, largest, roundings = 0, 0.0, 0.0
     for name in original.keys:
         difference, steps = 0.0, 0.0
         for mine, wanted, between in zip(
-            *(_pieces(one, name) for one in (found, original, merged)), strict=True
+            *(_pieces(weights, name) for weights in (restored, original, merged)), strict=True
         ):
             if mine.shape != wanted.shape or mine.dtype != wanted.dtype:
                 raise VerificationError("has another shape or dtype in the base", where=name, fix=_FIX)

@@ -91,8 +91,8 @@ def _answers(stored: Stored) -> dict[str, Any]:
     """Shows two pictures and none: the outputs must be finite, and the pictures must matter."""
     question = {"type": "text", "text": QUESTION}
     shown = [{"role": "user", "content": [{"type": "image"}, question]}]
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-        asked = [{"messages": shown, "images": [path]} for path in pictures(Path(room))]
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        asked = [{"messages": shown, "images": [path]} for path in pictures(Path(scratch))]
         asked.append({"messages": [{"role": "user", "content": [question]}], "images": []})
         fresh = run_fresh(
             stored.folder, dtype=stored.dtype, conversations=asked, max_new_tokens=NEW_TOKENS, fix=FIX
@@ -111,12 +111,12 @@ def _answers(stored: Stored) -> dict[str, Any]:
 def _embeds(stored: Stored) -> dict[str, Any]:
     """Embeds two pictures and two texts by the client's own code."""
     image_text = load_processor(stored.folder).image_token if stored.reader == "colpali" else ""
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         request = {
             "reader": stored.reader,
             "dtype": str(stored.dtype).removeprefix("torch."),
             "texts": [QUESTION, "a picture"],
-            "images": [str(path) for path in pictures(Path(room))],
+            "images": [str(path) for path in pictures(Path(scratch))],
             "image_text": image_text,
         }
         outputs, answer = run_script(EMBEDDINGS, stored.folder, request, {}, fix=FIX)
@@ -140,7 +140,7 @@ def _effect(folder: Path, first: torch.Tensor, second: torch.Tensor, *outputs: t
     Raises:
         VerificationError: it is 0, or an output is not finite.
     """
-    if not all(bool(one.isfinite().all()) for one in outputs):
+    if not all(bool(output.isfinite().all()) for output in outputs):
         raise VerificationError("an output is not finite", where=str(folder), fix=FIX)
     change = float((first - second).abs().max())
     if change == 0.0 and not _known_blind(folder):
@@ -153,8 +153,8 @@ def _effect(folder: Path, first: torch.Tensor, second: torch.Tensor, *outputs: t
 def _base(folder: Path) -> str | None:
     """Which base of a quantized run a folder says that it was merged on."""
     file = folder / RECORD
-    said = read_json(file).get("base") if file.is_file() else None
-    return said if isinstance(said, str) else None
+    base = read_json(file).get("base") if file.is_file() else None
+    return base if isinstance(base, str) else None
 
 
 def _known_blind(folder: Path) -> bool:
@@ -163,7 +163,7 @@ def _known_blind(folder: Path) -> bool:
     return file.is_file() and read_json(file).get("looks_at_images") is False
 
 
-def pictures(room: Path) -> list[Path]:
+def pictures(folder: Path) -> list[Path]:
     """Two pictures that no model should take for one another: a red ramp and a blue one across it."""
     ramp = Image.linear_gradient("L").resize((SIDE, SIDE))
     none = Image.new("L", (SIDE, SIDE))
@@ -172,5 +172,5 @@ def pictures(room: Path) -> list[Path]:
         "second.png": (none, none, ramp.rotate(90)),
     }
     for name, channels in made.items():
-        Image.merge("RGB", channels).save(room / name)
-    return [room / name for name in made]
+        Image.merge("RGB", channels).save(folder / name)
+    return [folder / name for name in made]

@@ -135,14 +135,19 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
         raise VerificationError(error.message, where=str(path), fix=_FIX) from error
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
-    stored = {place.key: (place.dtype, list(place.shape)) for place in file.places}
+    stored = {
+        stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.places
+    }
     wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
         wanted["scales"] = ("F32", [len(keys), layout.channels])
     if meta["fingerprint"] != fingerprint or stored != wanted:
         raise VerificationError("it holds other features", where=str(path), fix=_FIX)
     raw = np.memmap(path, mode="r")
-    bodies = {place.key: np.asarray(raw)[place.begin : place.end] for place in file.places}
+    bodies = {
+        stored_tensor.key: np.asarray(raw)[stored_tensor.begin : stored_tensor.end]
+        for stored_tensor in file.places
+    }
     if thorough and _digest([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
         raise VerificationError("its bytes are not those that were written", where=str(path), fix=_FIX)
     scales = None

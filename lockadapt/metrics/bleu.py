@@ -39,7 +39,9 @@ def corpus_bleu(
     length = reference_length = 0
     for candidate, accepted in zip(candidates, references, strict=True):
         length += len(candidate)
-        reference_length += min((abs(len(one) - len(candidate)), len(one)) for one in accepted)[1]
+        reference_length += min(
+            (abs(len(reference) - len(candidate)), len(reference)) for reference in accepted
+        )[1]
         for n in range(order):
             counts = count_ngrams(candidate, n + 1)
             matched[n] += (counts & _most_often(accepted, n + 1)).total()

@@ -49,7 +49,12 @@ class _Rarity:
         self.items: NGrams = Counter()
         for accepted in references:
             self.items.update(
-                {ngram for one in accepted for n in range(ORDER) for ngram in count_ngrams(one, n + 1)}
+                {
+                    ngram
+                    for reference in accepted
+                    for n in range(ORDER)
+                    for ngram in count_ngrams(reference, n + 1)
+                }
             )
         self.log_count = math.log(len(references))
 

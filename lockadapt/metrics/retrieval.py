@@ -120,15 +120,15 @@ def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None =
     queries, candidates = F.normalize(queries.float(), dim=-1), F.normalize(candidates.float(), dim=-1)
     rows = rows or max(1, BLOCK_BYTES // (4 * len(candidates)))
     wanted, query = pairs[:, 0].unique(return_inverse=True)
-    found = []
+    parts = []
     for start in range(0, len(wanted), rows):
         scores = queries[wanted[start : start + rows]] @ candidates.T
         here = (query >= start) & (query < start + rows)
         right = torch.zeros_like(scores, dtype=torch.bool)
         right[query[here] - start, pairs[here, 1]] = True
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        found.append(1 + ((scores > best - TIE) & ~right).sum(1))
-    return torch.cat(found)
+        parts.append(1 + ((scores > best - TIE) & ~right).sum(1))
+    return torch.cat(parts)
 
 
 def _summary(ranks: Tensor) -> dict[str, float]:

@@ -35,7 +35,9 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 def _score(candidate: Tokens, references: Sequence[Tokens]) -> float:
     # The official code splits "" into one empty word: nothing against nothing is a match.
     candidate = candidate or [""]
-    common = [(_common_length(candidate, one or [""]), len(one or [""])) for one in references]
+    common = [
+        (_common_length(candidate, reference or [""]), len(reference or [""])) for reference in references
+    ]
     precision = max(length for length, _ in common) / len(candidate)
     recall = max(length / size for length, size in common)
     if not precision:

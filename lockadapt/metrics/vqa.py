@@ -126,11 +126,11 @@ def normalize_answer(text: str) -> str:
 
 
 def _accuracy(answer: str, people: Sequence[str]) -> float:
-    answer, people = _flat(answer), [_flat(one) for one in people]
+    answer, people = _flat(answer), [_flat(given) for given in people]
     if len(set(people)) > 1:
-        answer, people = normalize_answer(answer), [normalize_answer(one) for one in people]
+        answer, people = normalize_answer(answer), [normalize_answer(given) for given in people]
     same = Counter(people)[answer]
-    credit = [min(1.0, (same - (one == answer)) / 3) for one in people]
+    credit = [min(1.0, (same - (given == answer)) / 3) for given in people]
     return sum(credit) / len(credit)
 
 

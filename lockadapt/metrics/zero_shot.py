@@ -86,9 +86,9 @@ def zero_shot_scores(
         )
     labels = labels.to(images.device)
     pairs = torch.stack([torch.arange(len(labels), device=labels.device), labels], dim=1)
-    found = ranks(images, classes, pairs, rows)
+    rank = ranks(images, classes, pairs, rows)
     return {
-        "accuracy": float((found <= 1).double().mean()),
-        "top5": float((found <= 5).double().mean()),
+        "accuracy": float((rank <= 1).double().mean()),
+        "top5": float((rank <= 5).double().mean()),
         "n": len(labels),
     }

@@ -83,7 +83,10 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     check_syntax(tokenizer, template)
     question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
     if "enable_thinking" in template and not template.startswith(_SWITCH):
-        prompts = [_tried(tokenizer, one, [question], prompt=True) for one in (template, _SWITCH + template)]
+        prompts = [
+            _tried(tokenizer, candidate, [question], prompt=True)
+            for candidate in (template, _SWITCH + template)
+        ]
         if None not in prompts and prompts[0] != prompts[1]:
             template = _SWITCH + template
     prompt = _tried(tokenizer, template, [question], prompt=True)
@@ -142,8 +145,8 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str | None = No
         question, answer = _message("user", _name("q")), _message("assistant", _name("a"))
         shown = _tried(tokenizer, template, [question, answer, question], prompt=True) or ""
         special |= {str(token) for token in added if str(token) in shown}
-    found = (token for token in special if len(token.strip()) > 1 and not token.isalnum())
-    return tuple(sorted(found, key=lambda token: (-len(token), token)))
+    controls = (token for token in special if len(token.strip()) > 1 and not token.isalnum())
+    return tuple(sorted(controls, key=lambda token: (-len(token), token)))
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
@@ -152,16 +155,16 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, 
     finished = _tried(tokenizer, template, [question, answer])
     tail = (finished or "").partition(_name("a"))[2]
     tokens = control_tokens(tokenizer, template)
-    found = re.findall("|".join(map(re.escape, tokens)), tail) if tokens else []
-    return tuple(dict.fromkeys(found))
+    controls = re.findall("|".join(map(re.escape, tokens)), tail) if tokens else []
+    return tuple(dict.fromkeys(controls))
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: str) -> list[int]:
     """Ids of `end_tokens`, or eos alone where the template writes none: what ends a trained answer."""
-    found: Any = tokenizer.convert_tokens_to_ids(list(end_tokens(tokenizer, template)))
-    if not found and tokenizer.eos_token_id is not None:
-        found = [tokenizer.eos_token_id]
-    return [int(token) for token in found]
+    ids: Any = tokenizer.convert_tokens_to_ids(list(end_tokens(tokenizer, template)))
+    if not ids and tokenizer.eos_token_id is not None:
+        ids = [tokenizer.eos_token_id]
+    return [int(token) for token in ids]
 
 
 def add_end_tokens(generation_config: Any, ids: Sequence[int]) -> None:

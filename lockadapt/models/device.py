@@ -33,5 +33,5 @@ def stored_bytes(folder: Path) -> int:
 
 def held_bytes(model: nn.Module) -> int:
     """Of a model's parameters and buffers as they are held now; a tied tensor counts once."""
-    held = {one.data_ptr(): one.nbytes for one in (*model.parameters(), *model.buffers())}
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     return sum(held.values())

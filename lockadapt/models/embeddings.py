@@ -61,8 +61,8 @@ def load_tokenizer(
 
 def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of `<image>`."""
-    found: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    return int(found)
+    token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    return int(token_id)
 
 
 @torch.no_grad()

@@ -36,11 +36,13 @@ def _values(parameter: Any) -> list[torch.Tensor]:
     state = getattr(parameter, "quant_state", None)
     if state is not None:
         second = getattr(state, "state2", None)
-        found = [state.absmax, state.offset, second.absmax if second is not None else None]
+        tensors = [state.absmax, state.offset, second.absmax if second is not None else None]
     else:
-        found = [parameter.detach(), getattr(parameter, "SCB", None)]
+        tensors = [parameter.detach(), getattr(parameter, "SCB", None)]
     return [
-        one for one in found if isinstance(one, torch.Tensor) and one.is_floating_point() and not one.is_meta
+        tensor
+        for tensor in tensors
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not tensor.is_meta
     ]
 
 

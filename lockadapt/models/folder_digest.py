@@ -52,9 +52,9 @@ def folder_digest(folder: Path) -> str:
             raise DataError("is missing", where=str(file), fix=AGAIN)
         shard = read_shard(file)
         with opened(file, os.O_RDONLY) as handle:
-            for place in sorted(shard.places, key=lambda one: one.key):
-                digest.update(f"{place.key} {place.dtype} {place.shape}\n".encode())
-                for begin, size in _pieces(place):
+            for tensor in sorted(shard.places, key=lambda entry: entry.key):
+                digest.update(f"{tensor.key} {tensor.dtype} {tensor.shape}\n".encode())
+                for begin, size in _pieces(tensor):
                     digest.update(os.pread(handle, size, begin))
     return digest.hexdigest()
 
@@ -74,10 +74,10 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _pieces(place: Place) -> Iterator[tuple[int, int]]:
-    size = place.end - place.begin
+def _pieces(tensor: Place) -> Iterator[tuple[int, int]]:
+    size = tensor.end - tensor.begin
     if size <= PIECES * PIECE:
-        yield place.begin, size
+        yield tensor.begin, size
         return
     for number in range(PIECES):
-        yield place.begin + (size - PIECE) * number // (PIECES - 1), PIECE
+        yield tensor.begin + (size - PIECE) * number // (PIECES - 1), PIECE

@@ -52,7 +52,9 @@ def keep_as_trained(model: nn.Module) -> None:
 
 def switches(model: nn.Module) -> tuple[tuple[nn.Module, bool], ...]:
     """The layers that `keep_as_trained` changes, and whether bitsandbytes may repack them now."""
-    return tuple((one, bool(getattr(one, _SWITCH))) for one in model.modules() if hasattr(one, _SWITCH))
+    return tuple(
+        (module, bool(getattr(module, _SWITCH))) for module in model.modules() if hasattr(module, _SWITCH)
+    )
 
 
 def restore_switches(before: tuple[tuple[nn.Module, bool], ...]) -> None:

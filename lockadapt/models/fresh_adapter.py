@@ -60,7 +60,7 @@ def main() -> None:
         answer["missing_keys"] |= {*info["missing_keys"], *missing}
         answer["unexpected_keys"] |= {*info["unexpected_keys"], *unexpected}
         model.eval().to(request["device"])
-        outputs |= {f"{way}:{name}": one for name, one in alone.run_cases(model, given).items()}
+        outputs |= {f"{way}:{name}": output for name, output in alone.run_cases(model, given).items()}
         for conversation in request["conversations"] if number == 0 else ():
             prompt, new, _ = alone.converse(model, processor, conversation, request["max_new_tokens"])
             answer["answer_ids"].append(new)
@@ -74,13 +74,13 @@ def main() -> None:
 
 def neighbour() -> Any:
     """`fresh_process.py`, which runs a stock folder by itself: the same cases and conversations."""
-    place = importlib.util.spec_from_file_location(
+    spec = importlib.util.spec_from_file_location(
         "fresh_process", Path(__file__).with_name("fresh_process.py")
     )
-    assert place is not None
-    assert place.loader is not None
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

@@ -184,8 +184,8 @@ def beside_attention(llm: nn.Module) -> str | None:
     if getattr(llm, "_is_stateful", False):
         return "recurrent layers"
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
-    found = next((type(module).__name__ for module in llm.modules() if isinstance(module, kinds)), None)
-    return f"{found} layers" if found else None
+    beside = next((type(module).__name__ for module in llm.modules() if isinstance(module, kinds)), None)
+    return f"{beside} layers" if beside else None
 
 
 def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:

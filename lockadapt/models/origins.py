@@ -54,8 +54,8 @@ def read_origin(part: str, source: str, kind: str = "model") -> Origin:
         return Origin(part, source_name(source), None, *_of_folder(folder))
     if HUB_ID.fullmatch(source):
         readme = _hub_readme(source, kind)
-        found = _of_readme(readme) if readme is not None else None
-        return Origin(part, source, source, *(found or (None, UNKNOWN)))
+        licence = _of_readme(readme) if readme is not None else None
+        return Origin(part, source, source, *(licence or (None, UNKNOWN)))
     return Origin(part, source_name(source), None, None, UNKNOWN)
 
 
@@ -69,7 +69,7 @@ def source_name(source: str) -> str:
 
 def write_origins(folder: Path, origins: list[Origin]) -> None:
     """Writes them into the sidecar of a stock folder that was put together from these sources."""
-    text = json.dumps({"sources": [asdict(one) for one in origins]}, indent=1, ensure_ascii=False)
+    text = json.dumps({"sources": [asdict(origin) for origin in origins]}, indent=1, ensure_ascii=False)
     (folder / SIDECAR).write_text(text + "\n", encoding="utf-8")
 
 
@@ -78,21 +78,21 @@ def inherited(source: str) -> list[Origin]:
     file = Path(source).expanduser() / SIDECAR
     if not file.is_file():
         return []
-    return [Origin(**one) for one in json.loads(file.read_text(encoding="utf-8")).get("sources") or []]
+    return [Origin(**origin) for origin in json.loads(file.read_text(encoding="utf-8")).get("sources") or []]
 
 
 def _of_folder(folder: Path) -> tuple[str | None, str]:
     readme = folder / "README.md"
-    found = _of_readme(readme) if readme.is_file() else None
-    if found:
-        return found
+    licence = _of_readme(readme) if readme.is_file() else None
+    if licence:
+        return licence
     texts = sorted(p for p in folder.iterdir() if p.is_file() and p.stem.upper() in ("LICENSE", "LICENCE"))
     if texts:
         lines = texts[0].read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip()]
-        start = " ".join(said[:2])
+        words = [line.strip() for line in lines if line.strip()]
+        start = " ".join(words[:2])
         known = next((name for heading, name in _HEADINGS.items() if start.startswith(heading)), None)
-        return known, f"{texts[0].name}: {said[0][:80] if said else 'empty'}"
+        return known, f"{texts[0].name}: {words[0][:80] if words else 'empty'}"
     config = folder / "config.json"
     if config.is_file():
         name = json.loads(config.read_text(encoding="utf-8")).get("license")
@@ -114,11 +114,11 @@ def _of_readme(readme: Path) -> tuple[str | None, str] | None:
         return None
     name = card.get("license")
     names = name if isinstance(name, list) else [name]
-    if not all(isinstance(one, str) for one in names):
+    if not all(isinstance(name, str) for name in names):
         return None
     named = [card[key] for key in ("license_name", "license_link") if isinstance(card.get(key), str)]
-    said = f"README.md: {', '.join([*names, *named])}"
-    return names[0] if len(names) == 1 else None, said
+    source = f"README.md: {', '.join([*names, *named])}"
+    return names[0] if len(names) == 1 else None, source
 
 
 def _hub_readme(source: str, kind: str) -> Path | None:

@@ -116,7 +116,7 @@ def _same_colours(own: Any, processor: Any) -> bool:
     """Whether plain images come out in the same colours, whatever the sizes."""
     for colour in PROBE_COLOURS:
         image = Image.new("RGB", (PROBE_SIDES[1], PROBE_SIDES[1]), colour)
-        first, second = (pixels(one, [image]).mean(dim=(0, 2, 3)) for one in (own, processor))
+        first, second = (pixels(candidate, [image]).mean(dim=(0, 2, 3)) for candidate in (own, processor))
         if first.shape != second.shape or not torch.allclose(first, second, atol=1e-4):
             return False
     return True

@@ -105,8 +105,11 @@ def run_fresh(
         "dtype": str(dtype).removeprefix("torch."),
         "device": device or choose_device(stored_bytes(Path(folder))),
         "conversations": [
-            {"messages": list(one["messages"]), "images": [str(path) for path in one["images"]]}
-            for one in conversations
+            {
+                "messages": list(conversation["messages"]),
+                "images": [str(path) for path in conversation["images"]],
+            }
+            for conversation in conversations
         ],
         "max_new_tokens": max_new_tokens,
     }
@@ -138,17 +141,17 @@ def run_script(
         VerificationError: the process fails.
     """
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
-        room = Path(scratch)
+        working = Path(scratch)
         places = {
             "folder": str(Path(folder).resolve()),
-            "tensors": str(room / "inputs.safetensors") if tensors else None,
-            "output": str(room / "outputs.safetensors"),
-            "answer": str(room / "answer.json"),
+            "tensors": str(working / "inputs.safetensors") if tensors else None,
+            "output": str(working / "outputs.safetensors"),
+            "answer": str(working / "answer.json"),
         }
         if tensors:
             inputs = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-            save_file(inputs, room / "inputs.safetensors")
-        (room / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
+            save_file(inputs, working / "inputs.safetensors")
+        (working / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
         # Offline, whatever the user's settings: a stock folder must need nothing but itself.
         settings = {
             **os.environ,
@@ -156,13 +159,13 @@ def run_script(
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
-        code, errors = run_python([str(script), str(room / "request.json")], room, settings)
+        code, errors = run_python([str(script), str(working / "request.json")], working, settings)
         if code != 0:
             last = (errors.strip().splitlines() or ["no message"])[-1]
             if disk_ran_out(OSError(last)):
                 raise DiskError(
                     f"the disk is full: {last}",
-                    where=str(room),
+                    where=str(working),
                     fix="let TMPDIR name a folder on a larger disk",
                 )
             if memory_ran_out(OSError(last)) or code == -signal.SIGKILL:
@@ -176,9 +179,11 @@ def run_script(
                 where=str(folder),
                 fix=fix,
             )
-        answer = json.loads((room / "answer.json").read_text(encoding="utf-8"))
+        answer = json.loads((working / "answer.json").read_text(encoding="utf-8"))
         # Clones, because the file that the tensors are mapped from goes away with the folder.
-        outputs = {name: tensor.clone() for name, tensor in load_file(room / "outputs.safetensors").items()}
+        outputs = {
+            name: tensor.clone() for name, tensor in load_file(working / "outputs.safetensors").items()
+        }
     return outputs, answer
 
 
@@ -251,7 +256,7 @@ def compare(
         "text-only logits": (expected.logits, logits[..., : expected.logits.shape[-1]]),
         "tower features": (expected.features, features),
     }
-    found = {}
+    differences = {}
     for name, (first, second) in pairs.items():
         allowed = tolerance(dtype, first)
         shapes = tuple(first.shape) == tuple(second.shape)
@@ -263,5 +268,7 @@ def compare(
                 else f"in shape {tuple(second.shape)}"
             )
             raise VerificationError(f"the assembled model's {name} differ from the source's {what}")
-        found[name] = (difference, allowed)
-    return ProofReport(*found["text-only logits"], *found["tower features"], (), (), fresh_process)
+        differences[name] = (difference, allowed)
+    return ProofReport(
+        *differences["text-only logits"], *differences["tower features"], (), (), fresh_process
+    )

@@ -84,13 +84,13 @@ def read_shard(path: Path) -> Shard:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DataError("its metadata is no table of texts", where=where, fix=AGAIN)
-    places = sorted((_place(key, said, 8 + length, where) for key, said in header.items()), key=_order)
+    places = sorted((_place(key, entry, 8 + length, where) for key, entry in header.items()), key=_order)
     end = 8 + length
-    for place in places:
-        if place.begin != end:
-            kind = "overlaps the tensor before it" if place.begin < end else "leaves a hole before it"
-            raise DataError(kind, where=f"{where}: {place.key}", fix=AGAIN)
-        end = place.end
+    for tensor in places:
+        if tensor.begin != end:
+            kind = "overlaps the tensor before it" if tensor.begin < end else "leaves a hole before it"
+            raise DataError(kind, where=f"{where}: {tensor.key}", fix=AGAIN)
+        end = tensor.end
     if end != size:
         problem = (
             f"{end - size} bytes are missing at its end"
@@ -103,15 +103,15 @@ def read_shard(path: Path) -> Shard:
 
 def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
     """Length and header of a shard whose tensors get new keys in their order; the original's if none does."""
-    if all(keys[place.key] == place.key for place in shard.places):
+    if all(keys[tensor.key] == tensor.key for tensor in shard.places):
         with open(shard.path, "rb") as file:
             return file.read(shard.data_start)
     table: dict[str, Any] = {"__metadata__": dict(shard.metadata)} if shard.metadata else {}
-    for place in shard.places:
-        offsets = [place.begin - shard.data_start, place.end - shard.data_start]
-        table[keys[place.key]] = {
-            "dtype": place.dtype,
-            "shape": list(place.shape),
+    for tensor in shard.places:
+        offsets = [tensor.begin - shard.data_start, tensor.end - shard.data_start]
+        table[keys[tensor.key]] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
             "data_offsets": offsets,
         }
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
@@ -119,14 +119,14 @@ def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _order(place: Place) -> tuple[int, int]:
-    return place.begin, place.end
+def _order(tensor: Place) -> tuple[int, int]:
+    return tensor.begin, tensor.end
 
 
-def _place(key: str, said: Any, start: int, where: str) -> Place:
+def _place(key: str, entry: Any, start: int, where: str) -> Place:
     where = f"{where}: {key}"
     try:
-        dtype, shape, (begin, end) = said["dtype"], said["shape"], said["data_offsets"]
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise DataError("its entry in the header is broken", where=where, fix=AGAIN) from error

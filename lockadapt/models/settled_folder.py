@@ -58,12 +58,12 @@ def unsettled(folder: str | Path) -> Unsettled:
 
 def settle_folder(folder: Path) -> None:
     """Writes what `unsettled` finds into a stock folder; one that says the same keeps every byte."""
-    found = unsettled(folder)
-    if found.template is not None:
-        write_text(folder / "chat_template.jinja", found.template)
+    files = unsettled(folder)
+    if files.template is not None:
+        write_text(folder / "chat_template.jinja", files.template)
         (folder / "chat_template.json").unlink(missing_ok=True)
-    if found.generation is not None:
-        settings = found.generation
+    if files.generation is not None:
+        settings = files.generation
         try:
             settings.validate(strict=True)
         except (

@@ -57,8 +57,8 @@ def at_size(vision: LoadedTower, side: int, seed: int = 0) -> LoadedTower:
     embeddings.num_patches = embeddings.num_positions = count
     embeddings.position_ids = torch.arange(count, device=rows.device).expand(1, -1)
     with quiet():
-        found = tower(values).last_hidden_state
-    difference = float((found - expected).abs().max())
+        features = tower(values).last_hidden_state
+    difference = float((features - expected).abs().max())
     if not difference <= tolerance(tower.dtype, expected):
         raise AssemblyError(
             f"at {side} pixels the tower differs by {difference:.3g} from itself with interpolated positions",

@@ -94,7 +94,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     elif "processor_keys" in batch:
         dtype = next(tower_of(model).parameters()).dtype
         shown = {name: batch[name] for name in batch["processor_keys"]}
-        inputs |= {name: one.to(dtype) if one.is_floating_point() else one for name, one in shown.items()}
+        inputs |= {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in shown.items()
+        }
     elif "pixel_values" in batch:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)

@@ -56,7 +56,9 @@ def average_gradients(parameters: list[Tensor], group: dist.ProcessGroup | None 
         return
     if not parameters:
         return
-    present = torch.tensor([float(one.grad is not None) for one in parameters], device=parameters[0].device)
+    present = torch.tensor(
+        [float(parameter.grad is not None) for parameter in parameters], device=parameters[0].device
+    )
     dist.all_reduce(present, group=group)
     for parameter, some in zip(parameters, present.tolist(), strict=True):
         if some:

@@ -76,7 +76,7 @@ def pictures(
         # As tensors: where torchvision is installed, the stock processor fails at making Pillow's images
         # itself.
         levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
-        made += [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
+        made += [Image.fromarray(array) for array in levels.permute(0, 2, 3, 1).numpy()]
     return made
 
 

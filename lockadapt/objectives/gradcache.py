@@ -79,11 +79,13 @@ class _Embed(torch.autograd.Function):
                 _check(embedded, ctx.parameters)
             if not embedded.requires_grad:
                 continue
-            found = torch.autograd.grad(embedded, ctx.parameters, part.to(embedded.dtype), allow_unused=True)
+            gradients = torch.autograd.grad(
+                embedded, ctx.parameters, part.to(embedded.dtype), allow_unused=True
+            )
             # Not in place: autograd may give one tensor to two parameters.
             sums = [
-                one if more is None else more if one is None else one + more
-                for one, more in zip(sums, found, strict=True)
+                total if more is None else more if total is None else total + more
+                for total, more in zip(sums, gradients, strict=True)
             ]
         return None, *sums
 
@@ -103,7 +105,7 @@ class _Start:
         elsewhere = {
             parameter.device: parameter for parameter in parameters if parameter.device.type != "cpu"
         }
-        device = next((place.type for place in elsewhere), "cpu")
+        device = next((tensor.type for tensor in elsewhere), "cpu")
         devices, states = get_device_states(*elsewhere.values()) if elsewhere else ([], [])
         casts = {
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
@@ -136,7 +138,7 @@ class _Start:
 
 def _check(embedded: Tensor, parameters: Sequence[Tensor]) -> None:
     """Every leaf of the graph is a parameter."""
-    known, seen, waiting = {id(one) for one in parameters}, set(), [embedded.grad_fn]
+    known, seen, waiting = {id(parameter) for parameter in parameters}, set(), [embedded.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:

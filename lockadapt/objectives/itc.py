@@ -168,14 +168,14 @@ class ImageText(Objective):
         """Every distinct image and every distinct text once, and which of them make pairs."""
         first: Any = items[0]
         shown = {item.images[0].key: item.images[0] for item in items}
-        said = {item.input_ids.tobytes(): item.input_ids for item in items}
+        distinct = {item.input_ids.tobytes(): item.input_ids for item in items}
         image_of = [list(shown).index(item.images[0].key) for item in items]
-        text_of = _places(said, [item.input_ids.tobytes() for item in items])
+        text_of = _places(distinct, [item.input_ids.tobytes() for item in items])
         keys = [(_key(item.images[0].key), _key(item.sample.answer.strip())) for item in items]
         return {
             "objective": name,
             "image_ids": torch.from_numpy(first.image_ids.astype(np.int64))[None],
-            **_texts(list(said.values()), pad_id),
+            **_texts(list(distinct.values()), pad_id),
             **images(list(shown.values())),
             "image_of": torch.tensor(image_of),
             "text_of": torch.tensor(text_of),
@@ -241,26 +241,26 @@ class ImageText(Objective):
         """
         bench.model.eval()
         shown = {sample.images[0].key: sample.images[0] for sample in samples}
-        said = [(s.images[0].key, text) for s in samples for text in (s.references or (s.answer,))]
-        found = candidates([key for key, _ in said], [text for _, text in said])
-        images = self.image_embeddings(bench, [shown[str(key)] for key in found.images])
-        texts = self.text_embeddings(bench, found.texts)
-        scores = retrieval_scores(images, texts, found.pairs)
+        pairs = [(s.images[0].key, text) for s in samples for text in (s.references or (s.answer,))]
+        pool = candidates([key for key, _ in pairs], [text for _, text in pairs])
+        images = self.image_embeddings(bench, [shown[str(key)] for key in pool.images])
+        texts = self.text_embeddings(bench, pool.texts)
+        scores = retrieval_scores(images, texts, pool.pairs)
         if self.templates:
             classes = class_embeddings(
-                lambda some: self.text_embeddings(bench, some), list(found.texts), self.templates
+                lambda some: self.text_embeddings(bench, some), list(pool.texts), self.templates
             )
-            labels = torch.tensor([found.texts.index(s.answer.strip()) for s in samples])
-            of_sample = torch.tensor([found.images.index(s.images[0].key) for s in samples])
+            labels = torch.tensor([pool.texts.index(s.answer.strip()) for s in samples])
+            of_sample = torch.tensor([pool.images.index(s.images[0].key) for s in samples])
             scores["zero_shot"] = zero_shot_scores(images[of_sample], classes, labels)
         best = (texts @ images.T).topk(min(SHOWN, len(images)), 1).indices.tolist()
         right: dict[int, list[Any]] = {}
-        for image, text in found.pairs.tolist():
-            right.setdefault(text, []).append(found.images[image])
+        for image, text in pool.pairs.tolist():
+            right.setdefault(text, []).append(pool.images[image])
         rows = [
-            {"where": "retrieval", "images": [found.images[i] for i in best[number]], "question": text}
+            {"where": "retrieval", "images": [pool.images[i] for i in best[number]], "question": text}
             | {"answer": "", "truth": right[number]}
-            for number, text in enumerate(found.texts)
+            for number, text in enumerate(pool.texts)
         ]
         return scores, rows
 
@@ -305,8 +305,8 @@ class ImageText(Objective):
         if self.mode == "dual":
             return before, after, ""
         queries = "".join(self._queries(encoder))
-        said = Sample((), (Turn("user", f"{before}{_CAPTION}{after}"),), "text")
-        before, after = _around(encoder.render(said, prompt=True), _CAPTION)
+        prompt = Sample((), (Turn("user", f"{before}{_CAPTION}{after}"),), "text")
+        before, after = _around(encoder.render(prompt, prompt=True), _CAPTION)
         return before, after + queries, encoder.render(self._shown(), prompt=True) + queries
 
     def _shown(self) -> Sample:
@@ -331,8 +331,8 @@ class ImageText(Objective):
             if any(marker in turn.text for turn in sample.turns):
                 raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
         text = encoder.expand(encoder.render(sample, prompt=True)) + "".join(queries)
-        said = sample.turns[0].text if not sample.images else ""
-        return _within(encoder, encoder.text_ids(text, where, said, special=False), where)
+        text_only = sample.turns[0].text if not sample.images else ""
+        return _within(encoder, encoder.text_ids(text, where, text_only, special=False), where)
 
 
 def _within(encoder: Encoder, ids: Sequence[int], where: str) -> np.ndarray:

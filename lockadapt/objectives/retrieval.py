@@ -56,15 +56,15 @@ def add_retrieval(
     base = unwrap_model(model)
     if hasattr(base, RETRIEVAL):
         return
-    hidden, found = None, pooling or "last"
+    hidden, pooled = None, pooling or "last"
     if architecture_of(base).embeds_apart:
-        found = probe_text(llm_of(base), layout_of(base).llm).pooling(pooling)
+        pooled = probe_text(llm_of(base), layout_of(base).llm).pooling(pooling)
     else:
         hidden = int(llm_of(base).config.hidden_size)
     # Drawn beside the stream of random numbers, so that a run without it has the same order of samples.
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        module = Retrieval(hidden, dimension, temperature, found)
+        module = Retrieval(hidden, dimension, temperature, pooled)
     base.add_module(RETRIEVAL, module.to(next(base.parameters()).device))
 
 

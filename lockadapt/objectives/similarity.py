@@ -72,10 +72,10 @@ def contrastive_loss(
 
 def belonging(image_keys: Tensor, text_keys: Tensor) -> Tensor:
     """Which pairs match, bool (images, texts): any column of (images, columns), (texts, columns) is equal."""
-    found = torch.zeros(len(image_keys), len(text_keys), dtype=torch.bool, device=image_keys.device)
+    positives = torch.zeros(len(image_keys), len(text_keys), dtype=torch.bool, device=image_keys.device)
     for ours, theirs in zip(image_keys.unbind(1), text_keys.unbind(1), strict=True):
-        found |= (ours[:, None] == theirs) & (ours >= 0)[:, None]
-    return found
+        positives |= (ours[:, None] == theirs) & (ours >= 0)[:, None]
+    return positives
 
 
 class _InfoNCE(torch.autograd.Function):

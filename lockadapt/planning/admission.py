@@ -53,7 +53,7 @@ def check_vlm(source: str, reporter: Reporter) -> dict[str, Any]:
     model, processor = load_model(source, resolve_dtype("auto"))
     findings = admit(model, processor, drawn_samples())
     reporter.note(findings_text(findings))
-    return {"ok": True, "class": class_name(model), "findings": [asdict(one) for one in findings]}
+    return {"ok": True, "class": class_name(model), "findings": [asdict(finding) for finding in findings]}
 
 
 def admit_rows(
@@ -162,13 +162,13 @@ def nf4_share(model: nn.Module) -> float:
     """The share of the LLM's parameters that lie in linear layers of its blocks: fused experts do not."""
     base = unwrap_model(model)
     llm: Any = base.get_submodule(architecture_of(base).layout.llm)
-    inside = sum(one.weight.numel() for one in block_linears(base).values())  # type: ignore[operator,union-attr,misc]
+    inside = sum(layer.weight.numel() for layer in block_linears(base).values())  # type: ignore[operator,union-attr,misc]
     return float(inside / sum(parameter.numel() for parameter in llm.parameters()))
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
     """The table as aligned plain text."""
-    cells = [(one.probe, one.result, one.detail) for one in findings]
+    cells = [(finding.probe, finding.result, finding.detail) for finding in findings]
     return table_text(("probe", "result", "detail"), cells)
 
 

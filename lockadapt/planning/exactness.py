@@ -202,8 +202,8 @@ def _positions_name(call: dict[str, Any]) -> str:
 
 def _run(llm: Any, call: dict[str, Any]) -> Tensor:
     """Last hidden states, float32 (rows, tokens, hidden)."""
-    found: Tensor = llm(**{**call, "use_cache": False}).last_hidden_state
-    return found.float()
+    states: Tensor = llm(**{**call, "use_cache": False}).last_hidden_state
+    return states.float()
 
 
 def _by_sample(hidden: Tensor, predicting: Tensor, batch: Batch) -> Tensor:
@@ -238,5 +238,5 @@ def _noise(embeddings: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
     return changed, blind
 
 
-def _relative(found: Tensor, reference: Tensor) -> Tensor:
-    return ((found - reference).norm(dim=-1) / reference.norm(dim=-1).clamp(min=1e-12)).max()
+def _relative(states: Tensor, reference: Tensor) -> Tensor:
+    return ((states - reference).norm(dim=-1) / reference.norm(dim=-1).clamp(min=1e-12)).max()

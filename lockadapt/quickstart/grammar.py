@@ -90,10 +90,10 @@ def _relations(scene: Scene) -> Iterator[Question]:
     if len({pair(thing) for thing in scene.things}) != 2:
         return
     for thing, other in permutations(scene.things):
-        place = relation(thing, other)
-        if place is not None:
-            yield Question(f"Which shape is {SIDES[place]}?", thing.shape, "relation")
-            yield Question(f"What colour is the thing {SIDES[place]}?", thing.colour, "relation")
+        side = relation(thing, other)
+        if side is not None:
+            yield Question(f"Which shape is {SIDES[side]}?", thing.shape, "relation")
+            yield Question(f"What colour is the thing {SIDES[side]}?", thing.colour, "relation")
 
 
 def _numbers(scene: Scene, random: Random) -> Iterator[Question]:

@@ -134,13 +134,13 @@ def choose_questions(
     for kind, share in SHARES.items():
         of_kind = [item for item in asked if item[1].kind == kind]
         random.shuffle(of_kind)
-        room = total * share // 100
-        chosen += _balanced(of_kind, room, random) if kind in ("number", "yes/no") else of_kind[:room]
+        quota = total * share // 100
+        chosen += _balanced(of_kind, quota, random) if kind in ("number", "yes/no") else of_kind[:quota]
     random.shuffle(chosen)
     return chosen
 
 
-def _balanced(items: list[tuple[str, Question]], room: int, random: Random) -> list[tuple[str, Question]]:
+def _balanced(items: list[tuple[str, Question]], quota: int, random: Random) -> list[tuple[str, Question]]:
     """Sets of one item per answer of the same wording, as many sets as there is room for."""
     answers: dict[str, dict[str, list[tuple[str, Question]]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
@@ -154,7 +154,7 @@ def _balanced(items: list[tuple[str, Question]], room: int, random: Random) -> l
     random.shuffle(sets)
     chosen: list[tuple[str, Question]] = []
     for group in sets:
-        if len(chosen) + len(group) <= room:
+        if len(chosen) + len(group) <= quota:
             chosen += group
     return chosen
 

@@ -63,8 +63,8 @@ def _plainest(rows: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any
 
 
 def _query(row: dict[str, Any], data: Path) -> Query:
-    found = [Shown(_open(data, name), right=name in row["truth"]) for name in row["images"][:FOUND]]
-    return Query(row["question"], found)
+    hits = [Shown(_open(data, name), right=name in row["truth"]) for name in row["images"][:FOUND]]
+    return Query(row["question"], hits)
 
 
 def _right_captions(file: Path) -> dict[str, list[str]]:

@@ -115,7 +115,10 @@ def _show(output: Path, temperature: float) -> None:
     made = generate_pictures(
         output / "run", prompts, output / "drawn", ImageGenerationConfig(temperature=temperature), 1
     )
-    drawn = [(one["prompt"], Image.open(output / "drawn" / one["file"])) for one in made["images"]]
+    drawn = [
+        (generated["prompt"], Image.open(output / "drawn" / generated["file"]))
+        for generated in made["images"]
+    ]
     lines = (output / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     show([json.loads(line) for line in lines], drawn, output / "data", output / "unseen.png")
 
@@ -123,7 +126,7 @@ def _show(output: Path, temperature: float) -> None:
 def _summary(result: dict[str, Any], output: Path) -> list[str]:
     types = ", ".join(f"{name} {value:.2f}" for name, value in result["vqa"]["by_answer_type"].items())
     caption, merge = result["caption"], result["merge"]
-    found, drawn = result["retrieval"]["text_to_image"], result["t2i"]
+    retrieval, drawn = result["retrieval"]["text_to_image"], result["t2i"]
     return [
         f"VQA accuracy on unseen combinations: {result['vqa']['accuracy']:.3f} ({types}; n = "
         f"{result['vqa']['n']})",
@@ -132,8 +135,8 @@ def _summary(result: dict[str, Any], output: Path) -> list[str]:
         f"{result['wording_alone']:.3f}",
         f"captions of unseen combinations: CIDEr {caption['cider']:.2f}, BLEU-4 {caption['bleu4']:.2f}, "
         f"ROUGE-L {caption['rouge_l']:.2f} (n = {caption['n']})",
-        f"text-to-image retrieval, R@1 / R@5 / R@10: {found['r1']:.2f} / {found['r5']:.2f} / "
-        f"{found['r10']:.2f} (n = {result['retrieval']['n']})",
+        f"text-to-image retrieval, R@1 / R@5 / R@10: {retrieval['r1']:.2f} / {retrieval['r5']:.2f} / "
+        f"{retrieval['r10']:.2f} (n = {result['retrieval']['n']})",
         f"images generated for seen combinations: probe accuracy {drawn['probe']['accuracy']:.2f}, on "
         "real images "
         f"{drawn['probe']['probe_accuracy_on_real']:.2f} (n = {drawn['n']})",

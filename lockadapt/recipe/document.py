@@ -213,5 +213,5 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, line: int) -> str:
 
 def _recipes_in(folder: Path) -> str:
     """Which recipes a folder holds, as advice."""
-    found = sorted(path.name for path in folder.glob("*.y*ml"))[:12] if folder.is_dir() else []
-    return f"recipes in {folder}: {', '.join(found)}" if found else "name a YAML file"
+    names = sorted(path.name for path in folder.glob("*.y*ml"))[:12] if folder.is_dir() else []
+    return f"recipes in {folder}: {', '.join(names)}" if names else "name a YAML file"

@@ -53,8 +53,8 @@ def _renamed(value: Any, path: KeyPath) -> Any:
         return [_renamed(item, (*path, number)) for number, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
-    found = {}
+    renamed = {}
     for key, inner in value.items():
         now = present_path((*path, key))[-1]
-        found[key if now in value else now] = _renamed(inner, (*path, key))
-    return found
+        renamed[key if now in value else now] = _renamed(inner, (*path, key))
+    return renamed

@@ -131,18 +131,18 @@ def suggestion(path: KeyPath) -> str:
     parent, wrong, rest = path[:known], str(path[known]), path[known + 1 :]
     neighbours = child_names(at(parent))
     elsewhere = {str(key[-1]): key for key in reversed(list(every_key())) if key[-2:-1] != ("columns",)}
-    found: KeyPath | None = None
+    guess: KeyPath | None = None
     if near := get_close_matches(wrong, neighbours, n=1, cutoff=0.75):
-        found = (*parent, near[0])
+        guess = (*parent, near[0])
     elif wrong in elsewhere:
-        found = elsewhere[wrong]
+        guess = elsewhere[wrong]
     elif near := get_close_matches(wrong, neighbours, n=1):
-        found = (*parent, near[0])
+        guess = (*parent, near[0])
     elif near := get_close_matches(wrong, list(elsewhere), n=1, cutoff=0.75):
-        found = elsewhere[near[0]]
-    if found is None:
+        guess = elsewhere[near[0]]
+    if guess is None:
         return f" Known here: {', '.join(neighbours)}." if neighbours else ""
-    return f" Did you mean {dotted((*found, *rest) if at((*found, *rest)) is not None else found)}?"
+    return f" Did you mean {dotted((*guess, *rest) if at((*guess, *rest)) is not None else guess)}?"
 
 
 def expected(annotation: Any) -> str:

@@ -64,8 +64,8 @@ def lay_over(document: Document, values: Mapping[str, Any], origin: Origin, belo
             document.rename_former_keys()
 
 
-def _first_difference(one: KeyPath, other: KeyPath) -> int:
-    return next(n for n, (ours, theirs) in enumerate(zip(one, other, strict=True)) if ours != theirs)
+def _first_difference(first: KeyPath, other: KeyPath) -> int:
+    return next(n for n, (ours, theirs) in enumerate(zip(first, other, strict=True)) if ours != theirs)
 
 
 def _no_such_place(value: Any, path: KeyPath) -> str:
@@ -111,7 +111,7 @@ def _put(document: Document, path: KeyPath, value: Any, origins: Mapping[KeyPath
     for part in path[:-1]:
         here = here[part]
     here[path[-1]] = value
-    for old in [place for place in document.origins if place[: len(path)] == path]:
+    for old in [origin for origin in document.origins if origin[: len(path)] == path]:
         del document.origins[old]
     document.origins.update(origins)
 

@@ -79,11 +79,11 @@ _BOUNDS = {
 }
 
 
-def _key_path(place: tuple[str | int, ...], unknown: bool) -> KeyPath:
+def _key_path(location: tuple[str | int, ...], unknown: bool) -> KeyPath:
     """Pydantic's place without the names of union branches, which it puts between the keys."""
     path: KeyPath = ()
     annotation: Any = Recipe
-    keys = [part for part in place if part != "[key]"]
+    keys = [part for part in location if part != "[key]"]
     for number, part in enumerate(keys):
         below = child(annotation, part)
         if below is not None:

@@ -384,7 +384,10 @@ class Recipe(Section):
         problems: list[tuple[KeyPath, str]] = [
             ((name,), NAME_RULE) for name in objectives if not NAME.fullmatch(name)
         ]
-        modes = [one.mode if isinstance(one, ItcSection) else "vlm" for one in objectives.values()]
+        modes = [
+            objective.mode if isinstance(objective, ItcSection) else "vlm"
+            for objective in objectives.values()
+        ]
         dual = [name for name, mode in zip(objectives, modes, strict=True) if mode == "dual"]
         if dual and "vlm" in modes:
             text = "a dual encoder can only retrieve: use `mode: vlm` to combine itc with other objectives"
@@ -422,7 +425,10 @@ class Recipe(Section):
         if (
             evaluation.method == "rank"
             and objectives is not None
-            and not any(isinstance(one, AnswerSection) and one.answers for one in objectives.values())
+            and not any(
+                isinstance(objective, AnswerSection) and objective.answers
+                for objective in objectives.values()
+            )
         ):
             raise InconsistentError([(("method",), "rank needs a closed list: no objective has `answers`")])
         return evaluation

@@ -47,8 +47,8 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
     for name, digest in artifact_digests(folder).items():
         if record.artifacts is not None and record.artifacts.get(name) != digest:
             raise VerificationError("is not what this run wrote", where=str(folder / name), fix=_AGAIN)
-    found = base_digest(folder, record.base) if record.base_files is not None else None
-    if found is not None and found != record.base_files:
+    base = base_digest(folder, record.base) if record.base_files is not None else None
+    if base is not None and base != record.base_files:
         raise VerificationError(
             "is not the base that the run was trained on: its config, tokenizer or weights changed since",
             where=base_of(folder, record.base),
@@ -94,8 +94,8 @@ def refuse_pickle_files(folder: Path) -> None:
     Raises:
         SafetyError: names the file.
     """
-    for place in (folder, folder / ADAPTER, folder / PROCESSOR, folder / BASE):
-        for file in sorted(place.iterdir()) if place.is_dir() else ():
+    for part in (folder, folder / ADAPTER, folder / PROCESSOR, folder / BASE):
+        for file in sorted(part.iterdir()) if part.is_dir() else ():
             if file.suffix.lower() in PICKLE_SUFFIXES:
                 raise SafetyError(
                     "is or may hold pickle, and reading pickle can run any code",
@@ -141,14 +141,14 @@ def base_digest(folder: Path, recorded: str) -> str | None:
     Raises:
         VerificationError: its files are damaged.
     """
-    place = Path(base_of(folder, recorded)).expanduser()
-    if not place.is_dir():
+    base = Path(base_of(folder, recorded)).expanduser()
+    if not base.is_dir():
         cached = _cached(recorded)
         if cached is None:
             return None  # whoever loads it says that it is gone, and compares what was loaded
-        place = cached
+        base = cached
     try:
-        return folder_digest(place)
+        return folder_digest(base)
     except DataError as error:
         raise VerificationError(error.message, where=error.where, fix=_BASE_AGAIN) from error
 
@@ -173,8 +173,8 @@ def check_base(
     if recorded.model_class != type(model).__name__:
         differ: tuple[str, ...] = (f"it is {type(model).__name__}, was {recorded.model_class}",)
     else:
-        found = compare(recorded, base_identity(model, tokenizer, recorded.trained_rows))
-        differ = (*found.base, *found.tokenizer)
+        comparison = compare(recorded, base_identity(model, tokenizer, recorded.trained_rows))
+        differ = (*comparison.base, *comparison.tokenizer)
     if differ:
         raise VerificationError(
             f"is not the base that the run was trained on: {'; '.join(differ)}",
@@ -183,11 +183,11 @@ def check_base(
         )
 
 
-def _compare(place: Path, recorded: bool, there: bool) -> None:
+def _compare(path: Path, recorded: bool, there: bool) -> None:
     if there == recorded:
         return
-    said = "is not what the run wrote: it trained nothing of the kind" if there else "is missing"
-    raise VerificationError(said, where=str(place), fix=_AGAIN)
+    problem = "is not what the run wrote: it trained nothing of the kind" if there else "is missing"
+    raise VerificationError(problem, where=str(path), fix=_AGAIN)
 
 
 def _tensors_digest(file: Path) -> str:
@@ -208,5 +208,5 @@ def _cached(base: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(base, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    cached = try_to_load_from_cache(base, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None

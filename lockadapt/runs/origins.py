@@ -21,13 +21,15 @@ def recipe_origins(recipe: Recipe) -> list[Origin]:
         "image tokenizer": section.image_tokenizer,
         "VLM": section.vlm,
     }
-    found = []
+    origins = []
     for part, source in parts.items():
         if source is not None:
-            found.append(read_origin(part, source))
-            found += inherited(source) if part == "VLM" else []
-    rows = dict.fromkeys(one.train.path for one in recipe.objectives.values() if one.train is not None)
-    return [*found, *(read_origin(DATA, path, "dataset") for path in rows)]
+            origins.append(read_origin(part, source))
+            origins += inherited(source) if part == "VLM" else []
+    rows = dict.fromkeys(
+        section.train.path for section in recipe.objectives.values() if section.train is not None
+    )
+    return [*origins, *(read_origin(DATA, path, "dataset") for path in rows)]
 
 
 def card_data(origins: Sequence[Origin], relation: str, library: str, task: str) -> ModelCardData:
@@ -62,11 +64,11 @@ def card_data(origins: Sequence[Origin], relation: str, library: str, task: str)
 def sources_section(origins: Sequence[Origin], relation: str) -> list[str]:
     """The same for readers: every source, its licence, and where that stands."""
     rows = []
-    for one in origins:
-        licence = one.licence or ("see the source" if one.said != UNKNOWN else UNKNOWN)
-        where = one.said if one.said != UNKNOWN else "-"
-        rows.append(f"| {one.part} | `{one.source}` | {licence} | {where} |")
-        if one.part == "LLM":
+    for origin in origins:
+        licence = origin.licence or ("see the source" if origin.said != UNKNOWN else UNKNOWN)
+        where = origin.said if origin.said != UNKNOWN else "-"
+        rows.append(f"| {origin.part} | `{origin.source}` | {licence} | {where} |")
+        if origin.part == "LLM":
             rows.append(f"| tokenizer | of the LLM, with `<image>` added | {licence} | {where} |")
     return [
         "## Sources and licences",
@@ -80,9 +82,9 @@ def sources_section(origins: Sequence[Origin], relation: str) -> list[str]:
     ]
 
 
-def _licence(found: set[str | None]) -> tuple[str, str | None]:
+def _licence(licences: set[str | None]) -> tuple[str, str | None]:
     """The licence as the Hub calls it, and the file to read where there are several."""
-    licence = next(iter(found)) if len(found) == 1 else None
-    if None in found or (licence is None and not found):
+    licence = next(iter(licences)) if len(licences) == 1 else None
+    if None in licences or (licence is None and not licences):
         return "unknown", None
     return (licence, None) if licence is not None else ("other", "README.md")

@@ -208,14 +208,14 @@ def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def _problems(error: ValidationError) -> str:
     """The first few, each with its key."""
-    found = error.errors(include_url=False, include_context=False)
-    lines = [f"`{_key(one['loc'])}`: {_said(one)}" for one in found[:3]]
-    more = [f"and {len(found) - 3} more"] if len(found) > 3 else []
+    errors = error.errors(include_url=False, include_context=False)
+    lines = [f"`{_key(detail['loc'])}`: {_said(detail)}" for detail in errors[:3]]
+    more = [f"and {len(errors) - 3} more"] if len(errors) > 3 else []
     return "is damaged: " + "; ".join(lines + more)
 
 
-def _key(place: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+def _key(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
 
 
 def _said(problem: ErrorDetails) -> str:

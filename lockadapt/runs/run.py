@@ -146,18 +146,18 @@ class Run:
         quantization = "none" if base == "original" else self.record.quantization
         model, processor = load_quantized(self.base, quantization, self.dtype)
         check_base(self.record.base_identity, model, processor.tokenizer, self.base)
-        place = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
         if base == "dequantized" and quantization != "none":
             # What fits a card in 4 bits can be too large for it in 16.
             values_in_a_byte = {"nf4": 2, "int8": 1}[quantization]
-            place = choose_device(values_in_a_byte * self.dtype.itemsize * held_bytes(model))
-            model = dequantize(model.to(place), self.dtype)
+            device = choose_device(values_in_a_byte * self.dtype.itemsize * held_bytes(model))
+            model = dequantize(model.to(device), self.dtype)
         if self.adapter is not None:
             model = load_adapter(model, self.folder / ADAPTER)
         for objective in self.objectives.values():
             objective.prepare(model)
         load_parts(model, self.folder)
-        return LoadedRun(self, model.to(place).eval(), processor)
+        return LoadedRun(self, model.to(device).eval(), processor)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
 
 def _differences(before: Recipe, now: Recipe) -> str:
     """The first few keys whose values differ, with both."""
-    first, second = (dict(_leaves("", one.model_dump(mode="json"))) for one in (before, now))
+    first, second = (dict(_leaves("", recipe.model_dump(mode="json"))) for recipe in (before, now))
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
     shown = [f"{key} was {_short(first.get(key))}, is {_short(second.get(key))}" for key in keys[:5]]
     return "; ".join(shown + ([f"and {len(keys) - 5} more"] if len(keys) > 5 else []))
@@ -122,14 +122,14 @@ def read_recipe(folder: Path) -> Recipe:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a result may depend on."""
-    found = {"lockadapt": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    known = {"lockadapt": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            known[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return found
+            known[package] = "absent"
+    known["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return known
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:

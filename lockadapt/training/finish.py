@@ -92,7 +92,7 @@ def _record(session: Session, training: Training) -> dict[str, Any]:
         "base_identity": training.base_identity.to_dict(),
         "base_fingerprint": training.stages[-1].fingerprint,
         "base_files": training.base_files,
-        "admission": [dataclasses.asdict(one) for one in session.admission] or None,
+        "admission": [dataclasses.asdict(finding) for finding in session.admission] or None,
         "artifacts": artifact_digests(session.folder),
         "steps": training.steps,
         "seconds": round(training.seconds, 2),

@@ -48,12 +48,16 @@ class GradientNotes:
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[str]]:
         """The latest gradients by `gradient.NAME`, and whose are new since the last line."""
-        return {f"gradient.{name}": one.cpu() for name, one in self._latest.items()}, sorted(self._new)
+        return {f"gradient.{name}": gradient.cpu() for name, gradient in self._latest.items()}, sorted(
+            self._new
+        )
 
     def restore(self, tensors: Mapping[str, torch.Tensor], new: Sequence[str]) -> None:
         """Goes on from what `state` gave."""
         prefix = "gradient."
-        self._latest = {k.removeprefix(prefix): one for k, one in tensors.items() if k.startswith(prefix)}
+        self._latest = {
+            k.removeprefix(prefix): gradient for k, gradient in tensors.items() if k.startswith(prefix)
+        }
         self._new = set(new)
 
     def take(self) -> dict[str, float]:

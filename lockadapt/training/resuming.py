@@ -56,7 +56,7 @@ class LoopState(TrainerCallback):
             "total_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
             "image_sensitivity": trainer.image_sensitivity,
-            "patience": [one.early_stopping_patience_counter for one in self._stoppers()],
+            "patience": [callback.early_stopping_patience_counter for callback in self._stoppers()],
         }
         write_json(folder / f"{PROGRESS}.json", kept)
 
@@ -75,7 +75,7 @@ class LoopState(TrainerCallback):
         trainer._initial_global_step = 0  # the mean loss is of all steps
         trainer.image_sensitivity.update(kept["image_sensitivity"])
         trainer.measures.restore(
-            {name: one.to(args.device) for name, one in tensors.items()}, kept["measures"]
+            {name: tensor.to(args.device) for name, tensor in tensors.items()}, kept["measures"]
         )
         for callback, patience in zip(self._stoppers(), kept["patience"], strict=True):
             callback.early_stopping_patience_counter = patience
@@ -83,5 +83,7 @@ class LoopState(TrainerCallback):
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
         return [
-            one for one in self.trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)
+            callback
+            for callback in self.trainer.callback_handler.callbacks
+            if isinstance(callback, EarlyStoppingCallback)
         ]

@@ -87,7 +87,7 @@ def images_of(samples: Samples) -> dict[str, ImageRef]:
 
 def images_first(samples: Samples, count: int = 2) -> list[Sample]:
     """A few training samples that show images."""
-    shown = (one for rows in samples["train"].values() for one in rows if one.images)
+    shown = (sample for rows in samples["train"].values() for sample in rows if sample.images)
     return list(itertools.islice(shown, count))
 
 

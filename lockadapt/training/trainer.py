@@ -161,7 +161,7 @@ class GroundingTrainer(Trainer):
     def _some_losses(self) -> Iterator[torch.Tensor]:
         """The loss of a row of each objective, one with an image where there is one."""
         for name, rows in self.train_dataset.rows.items():  # type: ignore[union-attr]
-            row = next((one for one in rows if one.images), rows[0])
+            row = next((candidate for candidate in rows if candidate.images), rows[0])
             batch = self._prepare_inputs(self.collate(name, [row], None))
             with self.compute_loss_context_manager():
                 yield self.objectives[name].loss(self.model, batch)[0]  # type: ignore[arg-type]

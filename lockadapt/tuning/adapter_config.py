@@ -153,9 +153,9 @@ def refuse_endless_patterns(values: Mapping[str, Any], names: Iterable[str], whe
             fix="list the modules in target_modules by their names",
         ) from error
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it cannot be tried"])[-1]
+        message = (done.stderr.strip().splitlines() or ["it cannot be tried"])[-1]
         raise VerificationError(
-            f"a regular expression in it is wrong: {said[:200]}",
+            f"a regular expression in it is wrong: {message[:200]}",
             where=where,
             fix="list the modules in target_modules by their names",
         )
@@ -173,18 +173,22 @@ for pattern in asked["patterns"]:
 
 def _patterns(values: Mapping[str, Any]) -> list[str]:
     """What PEFT makes regular expressions of."""
-    found = [values[key] for key in ("target_modules", "exclude_modules") if isinstance(values.get(key), str)]
-    layers = values.get("layers_pattern") or []
-    found += [rf".*\.{one}\.(\d+)\..*" for one in ([layers] if isinstance(layers, str) else layers)]
-    found += [
-        rf"(.*\.)?({one})" for key in ("rank_pattern", "alpha_pattern") for one in (values.get(key) or {})
+    patterns = [
+        values[key] for key in ("target_modules", "exclude_modules") if isinstance(values.get(key), str)
     ]
-    return found
+    layers = values.get("layers_pattern") or []
+    patterns += [rf".*\.{layer}\.(\d+)\..*" for layer in ([layers] if isinstance(layers, str) else layers)]
+    patterns += [
+        rf"(.*\.)?({pattern})"
+        for key in ("rank_pattern", "alpha_pattern")
+        for pattern in (values.get(key) or {})
+    ]
+    return patterns
 
 
 def _require_ranks(config: _AdapterConfig, values: Mapping[str, Any], folder: Path) -> None:
     check_header(folder / WEIGHTS)
-    shapes = [place.shape for place in read_shard(folder / WEIGHTS).places if "lora_" in place.key]
+    shapes = [tensor.shape for tensor in read_shard(folder / WEIGHTS).places if "lora_" in tensor.key]
     most = max((math.prod(shape[-2:]) if len(shape) < 2 else max(shape) for shape in shapes), default=0)
     asked = max([config.r, *(config.rank_pattern or {}).values()])
     if shapes and asked > most:

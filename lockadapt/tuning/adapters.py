@@ -81,10 +81,10 @@ def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
         return list(attention_linears(model))
     chosen: dict[str, None] = {}
     for target in targets:
-        found = [path for path in allowed if path == target or path.endswith("." + target)]
-        if not found:
+        matching = [path for path in allowed if path == target or path.endswith("." + target)]
+        if not matching:
             raise _unmatched(model, target, allowed)
-        chosen.update(dict.fromkeys(found))
+        chosen.update(dict.fromkeys(matching))
     return list(chosen)
 
 
@@ -241,14 +241,14 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
     """
     base, architecture = unwrap_model(model), architecture_of(model)
     places, frozen = architecture.layout, architecture.frozen_layers(base.config)
-    found = set()
+    trainable_parts = set()
     for name, parameter in base.named_parameters():
         part = component_of(name, places)
         trains = part in parts and part in TRAINABLE and not any(is_below(name, path) for path in frozen)
         parameter.requires_grad_(trains)
-        found.update([part] if trains else [])
+        trainable_parts.update([part] if trains else [])
     for part in parts:
-        if part not in found:
+        if part not in trainable_parts:
             raise AdapterError(f"nothing of {part} can be trained", where="train", fix=_MISSING[part])
     return [name for name, parameter in base.named_parameters() if parameter.requires_grad]
 

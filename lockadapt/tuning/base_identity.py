@@ -89,7 +89,10 @@ class BaseIdentity:
         return BaseIdentity(
             values["model_class"],
             dict(values["settings"]),
-            {name: Component(**one) if one else None for name, one in values["components"].items()},
+            {
+                name: Component(**component) if component else None
+                for name, component in values["components"].items()
+            },
             tuple(values["trained_rows"]),
             Tokenisation(**tokenizer) if tokenizer else None,
         )
@@ -128,12 +131,12 @@ def base_identity(
     """
     base, architecture = unwrap_model(model), architecture_of(model)
     parts = architecture.layout
-    found = modules if modules is not None else dict(base.named_modules())
-    tables = _tables(base, parts, found)
+    by_path = modules if modules is not None else dict(base.named_modules())
+    tables = _tables(base, parts, by_path)
     # lockadapt brings their rows to length 1 as it loads; whoever else loads the model does not.
     changed = architecture.unit_rows
     grouped: dict[str, list[_Entry]] = {}
-    for entry in _entries(found, parts):
+    for entry in _entries(by_path, parts):
         if entry.name in changed:
             continue
         grouped.setdefault(component_of(entry.name, parts), []).append(entry)
@@ -187,7 +190,9 @@ def part_digest(model: nn.Module, part: str) -> str:
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Digests a file of the part's tensors by stock name in the same way: a run's `projector.safetensors`."""
-    entries = [_Entry(name, one, tuple(one.shape), False, False) for name, one in sorted(tensors.items())]
+    entries = [
+        _Entry(name, tensor, tuple(tensor.shape), False, False) for name, tensor in sorted(tensors.items())
+    ]
     return _hash([_line(entry, (), ()) for entry in entries])
 
 
@@ -202,12 +207,12 @@ def tokenisation(tokenizer: Any) -> Tokenisation:
     )
 
 
-def compare(recorded: BaseIdentity, found: BaseIdentity) -> Comparison:
+def compare(recorded: BaseIdentity, current: BaseIdentity) -> Comparison:
     """The bases of training and of now. A difference of class is for the caller, who knows it before."""
     differ: list[str] = []
     blind: list[str] = []
-    for name in sorted({*recorded.components, *found.components}):
-        before, now = recorded.components.get(name), found.components.get(name)
+    for name in sorted({*recorded.components, *current.components}):
+        before, now = recorded.components.get(name), current.components.get(name)
         if before is None and name in recorded.components:
             blind.append(f"{name} (was not loaded at training)")
         elif before is None or now is None:
@@ -223,14 +228,14 @@ def compare(recorded: BaseIdentity, found: BaseIdentity) -> Comparison:
         elif before.matrices != now.matrices:
             differ.append(f"{name} has other weights in its linear layers")
     for key, value in recorded.settings.items():
-        if value != found.settings.get(key):
-            differ.append(f"config.{key} is {found.settings.get(key)}, was {value}")
+        if value != current.settings.get(key):
+            differ.append(f"config.{key} is {current.settings.get(key)}, was {value}")
     tokens: list[str] = []
-    if recorded.tokenizer is None or found.tokenizer is None:
+    if recorded.tokenizer is None or current.tokenizer is None:
         when = "at training" if recorded.tokenizer is None else "now"
         blind.append(f"tokenizer (not at hand {when})")
     else:
-        first, second = asdict(recorded.tokenizer), asdict(found.tokenizer)
+        first, second = asdict(recorded.tokenizer), asdict(current.tokenizer)
         words = {
             "vocabulary": "another vocabulary",
             "special_tokens": "other special tokens",
@@ -253,7 +258,7 @@ class _Entry:
 
 def _entries(modules: Mapping[str, nn.Module], parts: ModelLayout) -> list[_Entry]:
     seen: set[int] = set()
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     for path, module in modules.items():
         kept = dict(module.named_buffers(recurse=False))
         for name in module._non_persistent_buffers_set:
@@ -265,8 +270,8 @@ def _entries(modules: Mapping[str, nn.Module], parts: ModelLayout) -> list[_Entr
             matrix = leaf == "weight" and is_linear(module) and path != parts.head
             name = f"{path}.{leaf}" if path else leaf
             shape = _shape(module, tensor) if matrix else tuple(tensor.shape)
-            found.append(_Entry(name, tensor, shape, matrix, leaf == "weight" and is_quantized(module)))
-    return sorted(found, key=lambda entry: entry.name)
+            entries.append(_Entry(name, tensor, shape, matrix, leaf == "weight" and is_quantized(module)))
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _shape(module: Any, weight: Tensor) -> tuple[int, ...]:
@@ -316,9 +321,13 @@ def _tables(base: Any, parts: ModelLayout, modules: Mapping[str, nn.Module]) -> 
     """The weights that have a row for every token."""
     config = modules[parts.llm].config
     rows = getattr(config, "vocab_size", None)
-    inside = [one for path, one in modules.items() if path.startswith(parts.llm + ".") or path == parts.head]
+    inside = [
+        module for path, module in modules.items() if path.startswith(parts.llm + ".") or path == parts.head
+    ]
     weights: list[Any] = [
-        one.weight for one in inside if isinstance(one, (nn.Embedding, nn.Linear)) and hasattr(one, "weight")
+        module.weight
+        for module in inside
+        if isinstance(module, (nn.Embedding, nn.Linear)) and hasattr(module, "weight")
     ]
     return [weight for weight in weights if weight.dim() == 2 and weight.shape[0] == rows]
 

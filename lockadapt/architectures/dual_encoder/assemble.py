@@ -317,11 +317,11 @@ def _fresh_states(
 
 def _compare(
     expected: _Expected,
-    found: tuple[dict[str, Tensor], tuple[str, ...]],
+    computed: tuple[dict[str, Tensor], tuple[str, ...]],
     dtype: torch.dtype,
     folder: Path,
 ) -> dict[str, float]:
-    states, parts = found
+    states, parts = computed
     if parts != expected.parts:
         raise VerificationError(f"came back as {parts}, not {expected.parts}", where=str(folder))
     differences = {}

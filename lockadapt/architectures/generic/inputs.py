@@ -103,7 +103,7 @@ class StockInputs:
             marks = [f"[{number}]" for number in range(len(sizes) + 1)]
             text = self.marker.join(marks)
             spoken = self._spoken(text, [Image.new("RGB", size, "white") for size in sizes])
-            found = []
+            expansions = []
             start = spoken.find(marks[0])
             for mark, following in itertools.pairwise(marks):
                 begin = start + len(mark)
@@ -113,8 +113,8 @@ class StockInputs:
                         f"{type(self.processor).__name__} changes the text around its images",
                         fix="start from another checkpoint",
                     )
-                found.append(spoken[begin:start])
-            self._expansions[sizes] = tuple(found)
+                expansions.append(spoken[begin:start])
+            self._expansions[sizes] = tuple(expansions)
         return self._expansions[sizes]
 
     def make(

@@ -36,8 +36,8 @@ def find_layout(model: PreTrainedModel) -> ModelLayout:
     tower = None if vision is None else _outermost(model, vision)
     output = model.get_output_embeddings()
     head = None if output is None else _path_of(model, output)
-    for part, found in (("LLM", llm), ("vision tower", tower), ("head", head)):
-        if found is None:
+    for part, located in (("LLM", llm), ("vision tower", tower), ("head", head)):
+        if located is None:
             raise AssemblyError(
                 f"{name} has no {part} that its config describes",
                 fix="start from another class, or from an LLM and a tower",
@@ -66,14 +66,16 @@ def _outermost(model: nn.Module, config: Any) -> str | None:
 def _encoder(model: Any, modality: str) -> nn.Module | None:
     """What the class calls its encoder of a modality, if it has one."""
     try:
-        found = model.get_encoder(modality=modality)
+        encoder = model.get_encoder(modality=modality)
     except (AttributeError, NotImplementedError, TypeError, ValueError):
         return None
-    return found if found is not model and found is not getattr(model, "model", None) else None
+    return encoder if encoder is not model and encoder is not getattr(model, "model", None) else None
 
 
 def _path_of(model: nn.Module, module: nn.Module | None) -> str | None:
-    return None if module is None else next(n for n, one in model.named_modules() if one is module)
+    return (
+        None if module is None else next(n for n, submodule in model.named_modules() if submodule is module)
+    )
 
 
 def _whole(parent: nn.Module, path: str, others: list[str]) -> Iterator[str]:

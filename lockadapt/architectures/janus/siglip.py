@@ -75,11 +75,11 @@ def prove_tower(tower: Any, model: Any, values: Tensor, where: str) -> None:
     try:
         with quiet():
             expected = tower(values).last_hidden_state
-            found = model(values).last_hidden_state
+            features = model(values).last_hidden_state
     except Exception as error:
         reason = f"a forward pass that fails ({str(error).splitlines()[0]})"
         raise _cannot(type(tower).__name__, reason, where) from error
-    difference = float((expected - found).abs().max()) if expected.shape == found.shape else math.nan
+    difference = float((expected - features).abs().max()) if expected.shape == features.shape else math.nan
     if not difference <= tolerance(tower.dtype, expected):
         raise _cannot(type(tower).__name__, f"features that differ by up to {difference:.3g} in Janus", where)
 

@@ -51,14 +51,14 @@ def conversation(
             where=where,
             fix="write a list of messages, each with a role and its text",
         )
-    said = [_said(item, f"message {number}", rules, where) for number, item in enumerate(messages, start=1)]
-    said = [turn for turn in said if turn.role != "system" or turn.text]
-    _check_order(said, where)
-    places = [place for turn in said for place in turn.places]
+    turns = [_said(item, f"message {number}", rules, where) for number, item in enumerate(messages, start=1)]
+    turns = [turn for turn in turns if turn.role != "system" or turn.text]
+    _check_order(turns, where)
+    places = [number for turn in turns for number in turn.places]
     if images and not places and not rules.marks:
-        first = next(number for number, turn in enumerate(said) if turn.role == "user")
+        first = next(number for number, turn in enumerate(turns) if turn.role == "user")
         places = [None] * len(images)
-        said[first] = replace(said[first], places=tuple(places))
+        turns[first] = replace(turns[first], places=tuple(places))
     if places.count(None) != len(images):
         mark = f"{IMAGE_MARK} markers" if rules.marks else "parts of type image without an image of their own"
         raise DataError(
@@ -67,8 +67,8 @@ def conversation(
             fix="make both numbers equal",
         )
     rest = iter(images)
-    shown = tuple(next(rest) if place is None else place for place in places)
-    return shown, tuple(_turn(turn, where) for turn in said)
+    shown = tuple(next(rest) if number is None else number for number in places)
+    return shown, tuple(_turn(turn, where) for turn in turns)
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ def _in_the_midst(name: str, what: str, where: str) -> DataError:
     )
 
 
-def _check_order(said: Sequence[_Said], where: str) -> None:
+def _check_order(turns: Sequence[_Said], where: str) -> None:
     """At most one system turn, first; then user and assistant by turns; an assistant turn last."""
     wanted: Role = "user"
-    for number, turn in enumerate(said, start=1):
+    for number, turn in enumerate(turns, start=1):
         if turn.role == "system" and number == 1:
             continue
         if turn.role != wanted:
@@ -182,7 +182,7 @@ def _check_order(said: Sequence[_Said], where: str) -> None:
                 "join neighbouring turns of one role",
             )
         wanted = "assistant" if wanted == "user" else "user"
-    if not said or said[-1].role != "assistant":
+    if not turns or turns[-1].role != "assistant":
         raise DataError(
             "the conversation does not end with an assistant turn, so there is no answer to learn",
             where=where,
@@ -190,7 +190,9 @@ def _check_order(said: Sequence[_Said], where: str) -> None:
         )
 
 
-def _turn(said: _Said, where: str) -> Turn:
-    if not said.text and said.places:
-        return Turn(said.role, "", len(said.places))
-    return Turn(said.role, clean_text(said.text, f"text of a {said.role} turn", where), len(said.places))
+def _turn(message: _Said, where: str) -> Turn:
+    if not message.text and message.places:
+        return Turn(message.role, "", len(message.places))
+    return Turn(
+        message.role, clean_text(message.text, f"text of a {message.role} turn", where), len(message.places)
+    )

@@ -42,13 +42,13 @@ def read(source: Source) -> Iterator[Sample]:
 def _metadata(folder: Path) -> Path:
     if not folder.is_dir():
         raise DataError("no such folder", where=str(folder), fix="correct `path` (and `split`)")
-    found = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).exists()]
-    if len(found) != 1:
+    files = [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).exists()]
+    if len(files) != 1:
         raise DataError(
             "the folder has both metadata.jsonl and metadata.csv"
-            if found
+            if files
             else "the folder has neither metadata.jsonl nor metadata.csv",
             where=str(folder),
             fix="keep one of them, with a row for each image and its name in the column file_name",
         )
-    return found[0]
+    return files[0]

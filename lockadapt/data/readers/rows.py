@@ -199,8 +199,8 @@ def _with_system(row: Any, messages: Any, rules: RowRules, where: str) -> Any:
         return messages
     first = messages[0]
     if isinstance(first, Mapping) and first.get("role", first.get("from")) == "system":
-        said = first.get("content", first.get("value"))
-        if isinstance(said, str) and said.strip() in ("", system):
+        content = first.get("content", first.get("value"))
+        if isinstance(content, str) and content.strip() in ("", system):
             return [{"role": "system", "content": system}, *messages[1:]]
         raise DataError(
             "the row has a system text beside its messages, and another one in them",
@@ -235,15 +235,15 @@ def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
 def _accepted(row: Any, field: str, rules: RowRules, where: str) -> tuple[str, tuple[str, ...]]:
     """Return the text to learn and all accepted ones, from the columns `field`, `field`s, or both."""
-    one, several = (cell(row, name, rules, where) for name in (field, field + "s"))
+    single, several = (cell(row, name, rules, where) for name in (field, field + "s"))
     check = answer_text if field == "answer" else clean_text
-    if one is Absent and several is Absent:
+    if single is Absent and several is Absent:
         raise missing_column(row, field, field, where)
     if several is Absent or several is None:
-        text = check(one, field, where)
+        text = check(single, field, where)
         return text, (text,)
     references = text_list(several, field, where, check)
-    return main_answer(references) if one is Absent else check(one, field, where), references
+    return main_answer(references) if single is Absent else check(single, field, where), references
 
 
 def _images(row: Any, rules: RowRules, where: str, required: bool = True) -> tuple[ImageRef, ...]:

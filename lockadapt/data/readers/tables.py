@@ -38,21 +38,21 @@ def by_id(
     rows: Sequence[Any], key: str, file: str, problems: Problems
 ) -> dict[int, tuple[str, dict[str, Any]]]:
     """Index rows by their number under `key`, with their places; missing and repeated ones are problems."""
-    found: dict[int, tuple[str, dict[str, Any]]] = {}
+    rows_by_id: dict[int, tuple[str, dict[str, Any]]] = {}
     for index, row in enumerate(rows):
         where = f"{file}[{index}]"
         try:
             number = number_of(row, key, where)
-            if number in found:
+            if number in rows_by_id:
                 raise DataError(
-                    f"{key} {number} is also that of {found[number][0]}",
+                    f"{key} {number} is also that of {rows_by_id[number][0]}",
                     where=where,
                     fix="remove one of them",
                 )
-            found[number] = where, row
+            rows_by_id[number] = where, row
         except ROW_ERRORS as error:
             problems.add(error)
-    return found
+    return rows_by_id
 
 
 def number_of(row: Any, key: str, where: str) -> int:

@@ -130,9 +130,9 @@ def _split(source: Source, value: Any, pattern: str) -> str | None:
     )
 
 
-def _alone(one: str, other: str, number: int, where: str) -> DataError:
+def _alone(present: str, other: str, number: int, where: str) -> DataError:
     return DataError(
-        f"question_id {number} has the {one} but no {other}",
+        f"question_id {number} has the {present} but no {other}",
         where=where,
         fix="check that the questions file and the annotations file belong together",
     )

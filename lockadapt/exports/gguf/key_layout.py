@@ -20,7 +20,7 @@ IN_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head
 
 
 def write_eyes(
-    model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, room: Path
+    model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, scratch: Path
 ) -> dict[str, Any]:
     """Converts everything but the LLM by llama.cpp's own converter.
 
@@ -30,7 +30,7 @@ def write_eyes(
         path: of the file to write.
         outtype: as the converter names it.
         llama_cpp: whose converter is run.
-        room: a folder for temporary files.
+        scratch: a folder for temporary files.
 
     Returns:
         `{"projector": "llama.cpp's converter", "mmproj_tensors": how many it was given}`.
@@ -38,12 +38,16 @@ def write_eyes(
     Raises:
         VerificationError: the converter fails, or leaves a tensor out.
     """
-    folder = room / "eyes"
+    folder = scratch / "eyes"
     folder.mkdir()
     llm = {
-        id(one) for part in (model.get_decoder(), model.get_output_embeddings()) for one in part.parameters()
+        id(parameter)
+        for part in (model.get_decoder(), model.get_output_embeddings())
+        for parameter in part.parameters()
     }
-    eyes = {name: one for name, one in model.state_dict(keep_vars=True).items() if id(one) not in llm}
+    eyes = {
+        name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if id(tensor) not in llm
+    }
     with quiet():
         # Names on the disk are not those in memory; only Transformers knows both.
         model.save_pretrained(folder, state_dict=eyes)
@@ -73,7 +77,7 @@ def _require_all(path: Path, given: int) -> None:
 
 def nested(name: str) -> str:
     """A tensor's name with the level that Transformers took out."""
-    place = name.find(FLAT)
-    if place < 0 or not name[place + len(FLAT) :].startswith(IN_TOWER):
+    begin = name.find(FLAT)
+    if begin < 0 or not name[begin + len(FLAT) :].startswith(IN_TOWER):
         return name
-    return name[:place] + NESTED + name[place + len(FLAT) :]
+    return name[:begin] + NESTED + name[begin + len(FLAT) :]

@@ -66,11 +66,11 @@ def _tensors(model: Any, blocks: int) -> dict[str, Tensor]:
         raise AssemblyError(
             f"llama.cpp's LLaVA graph has no place for {some(unknown)}", fix="please report this"
         )
-    found = {places[name]: tower[name] for name in places} | {bridge[n]: projector[n] for n in bridge}
-    if len(found) != len(places) + len(bridge):
+    tensors = {places[name]: tower[name] for name in places} | {bridge[n]: projector[n] for n in bridge}
+    if len(tensors) != len(places) + len(bridge):
         raise AssemblyError("two tensors have one name in the mmproj file", fix="please report this")
-    rows = {name: tensor.shape[0] for name, tensor in found.items()}
-    return found | zero_biases(bridge, rows)
+    rows = {name: tensor.shape[0] for name, tensor in tensors.items()}
+    return tensors | zero_biases(bridge, rows)
 
 
 def _stored(name: str, tensor: Tensor, outtype: str) -> Tensor:
@@ -136,16 +136,16 @@ def _read_back(tensors: dict[str, Tensor], path: Path, outtype: str) -> None:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    found = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-    if set(found) != set(tensors):
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    if set(stored) != set(tensors):
         raise VerificationError(
-            f"the file lacks or adds {some(set(found) ^ set(tensors))}",
+            f"the file lacks or adds {some(set(stored) ^ set(tensors))}",
             where=path.name,
             fix="please report this",
         )
     for name, tensor in tensors.items():
         expected = _stored(name, tensor, outtype).float().numpy()
-        data = dequantize(found[name].data, found[name].tensor_type)
+        data = dequantize(stored[name].data, stored[name].tensor_type)
         if data.shape != expected.shape or not np.array_equal(data, expected):
             raise VerificationError(
                 f"{name} is not in the file as it was written", where=path.name, fix="please report this"

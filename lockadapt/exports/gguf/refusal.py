@@ -81,12 +81,12 @@ def _llm_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None
     """Tokenizer and config go through the converter as they will later, only without weights."""
     if causal_class(text := config.get_text_config()) is None:
         return f"{text.model_type} is no causal LM"
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-        folder = Path(room) / "text"
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        folder = Path(scratch) / "text"
         folder.mkdir()
         try:
             write_vocabulary(config, processor, folder)
         except AssemblyError as error:
             return error.message
-        reason = llama_cpp.refusal(folder, Path(room) / "vocabulary.gguf")
+        reason = llama_cpp.refusal(folder, Path(scratch) / "vocabulary.gguf")
     return reason and f"llama.cpp's converter does not take this LLM: {reason}"

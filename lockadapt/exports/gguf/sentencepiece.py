@@ -158,10 +158,10 @@ def _all_merges(model: dict[str, Any]) -> bool:
     """Whether every two pieces that make a third are joined, as llama.cpp will."""
     pairs, vocabulary = set(_merges(model)), model["vocab"]
     return all(
-        (piece[:place], piece[place:]) in pairs
+        (piece[:cut], piece[cut:]) in pairs
         for piece in {"".join(pair) for pair in pairs}
-        for place in range(1, len(piece))
-        if piece[:place] in vocabulary and piece[place:] in vocabulary
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
     )
 
 

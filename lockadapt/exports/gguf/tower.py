@@ -101,7 +101,7 @@ def measure_colours(image_processor: Any, side: int) -> Colours | str:
             f"llama.cpp shows this tower squares of {side} pixels, the processor makes {tuple(black.shape)}"
         )
     low, high = black.double().mean(dim=(0, 2, 3)), white.double().mean(dim=(0, 2, 3))
-    flat = all(float(one.std(dim=(2, 3)).max()) < 1e-5 for one in (black, white))
+    flat = all(float(colour.std(dim=(2, 3)).max()) < 1e-5 for colour in (black, white))
     if not flat or not bool((high - low > 1e-6).all()):
         return "the image processor does more than resize, scale and normalise"
     std = 1 / (high - low)
@@ -133,8 +133,8 @@ def tower_names(names: Any, blocks: int, *, square_ffn: bool) -> tuple[dict[str,
             if int(number) >= blocks:
                 left_out.add(name)
             elif module in IN_BLOCKS:
-                place = IN_BLOCKS[module]
-                places[name] = f"v.blk.{number}.{swap.get(place, place)}.{kind}"
+                role = IN_BLOCKS[module]
+                places[name] = f"v.blk.{number}.{swap.get(role, role)}.{kind}"
     return places, left_out
 
 
@@ -146,6 +146,6 @@ def projector_names(names: Any) -> dict[str, str]:
 
 def zero_biases(places: dict[str, str], rows: dict[str, int]) -> dict[str, torch.Tensor]:
     """Biases that the graph always adds and a projector without any lacks; `rows` by weight in the file."""
-    wanted = {f"{place}.bias": f"{place}.weight" for place in PROJECTOR.values()}
+    wanted = {f"{layer}.bias": f"{layer}.weight" for layer in PROJECTOR.values()}
     have = set(places.values())
     return {bias: torch.zeros(rows[weight]) for bias, weight in wanted.items() if bias not in have}

@@ -63,16 +63,16 @@ def write_gguf(
     kept = _kept(model.dtype) if outtype == AUTO else outtype
     names = {"model": f"model-{kept}.gguf", "mmproj": f"mmproj-model-{kept}.gguf"}
     with (
-        new_folder(output, what="exporting") as place,
-        tempfile.TemporaryDirectory(prefix="lockadapt-") as room,
+        new_folder(output, what="exporting") as destination,
+        tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch,
     ):
-        eyes = _write_mmproj(model, processor, place / names["mmproj"], kept, llama_cpp, Path(room))
-        text = Path(room) / "text"
+        eyes = _write_mmproj(model, processor, destination / names["mmproj"], kept, llama_cpp, Path(scratch))
+        text = Path(scratch) / "text"
         text.mkdir()
         llm_class = causal_class(model.config.get_text_config())
         notes = write_causal_lm(model, processor, text)
         del model  # its weights are on the disk, and the converter runs in a process of its own
-        llama_cpp.convert(text, place / names["model"], kept)
+        llama_cpp.convert(text, destination / names["model"], kept)
         result = {
             "output": str(output),
             **names,
@@ -82,7 +82,7 @@ def write_gguf(
             "notes": list(notes),
         }
         if finish is not None:
-            finish(place, result)
+            finish(destination, result)
     return result
 
 
@@ -102,17 +102,17 @@ def _load(folder: str | Path) -> tuple[Any, Any]:
 
 
 def _kept(dtype: torch.dtype) -> str:
-    for name, one in DTYPES.items():
-        if one == dtype:
+    for name, known in DTYPES.items():
+        if known == dtype:
             return name
     raise AssemblyError(f"weights in {dtype}", fix=f"merge to one of {', '.join(map(str, DTYPES.values()))}")
 
 
 def _write_mmproj(
-    model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, room: Path
+    model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, scratch: Path
 ) -> dict[str, Any]:
     if not has_llava_graph(model.config):
-        return write_eyes(model, processor, path, outtype, llama_cpp, room)
+        return write_eyes(model, processor, path, outtype, llama_cpp, scratch)
     colours = colours_of(model.config, processor)
     if isinstance(colours, str):
         raise AssemblyError(colours)

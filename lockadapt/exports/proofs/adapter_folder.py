@@ -98,7 +98,7 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
     """
     reference = trained.reference
     ways = ways_of(read_config(adapter) if adapter is not None else None)
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         request = {
             "adapter": str(adapter.resolve()) if adapter is not None else None,
             "ways": list(ways),
@@ -106,12 +106,13 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
             "device": choose_device(trained.size),
             "quantization": trained.quantization,
             "conversations": [
-                _conversation(sample, Path(room), number) for number, sample in enumerate(reference.samples)
+                _conversation(sample, Path(scratch), number)
+                for number, sample in enumerate(reference.samples)
             ],
             "max_new_tokens": NEW_TOKENS,
         }
         outputs, answer = run_script(SCRIPT, base, request, reference.tensors)
-    found = {
+    measures = {
         way: compare_logits(
             reference.logits,
             {case: outputs[f"{way}:{case}.logits"].float() for case in reference.logits},
@@ -121,27 +122,27 @@ def prove_adapter(base: Path, adapter: Path | None, trained: Trained) -> dict[st
     }
     pairs = list(zip(reference.answers, answer["answer_ids"], strict=True))
     result = {
-        **_worst(found.values()),
+        **_worst(measures.values()),
         "model_class": answer["model_class"].rsplit(".", 1)[-1],
         "missing_keys": answer["missing_keys"],
         "unexpected_keys": answer["unexpected_keys"],
         "answers_equal": sum(list(mine.tokens) == theirs for mine, theirs in pairs),
         "answers": len(pairs),
         "answer_gap": max((mine.gap(theirs) for mine, theirs in pairs), default=0.0),
-        "prompts_equal": [list(one.prompt) for one in reference.answers] == answer["prompt_ids"],
-        "clients": {way: one["max_abs_logit_diff"] for way, one in found.items()},
+        "prompts_equal": [list(expected.prompt) for expected in reference.answers] == answer["prompt_ids"],
+        "clients": {way: measured["max_abs_logit_diff"] for way, measured in measures.items()},
     }
     _judge(result, trained, str(adapter or base))
     return result
 
 
-def _worst(found: Any) -> dict[str, float]:
-    ways = list(found)
+def _worst(measures: Any) -> dict[str, float]:
+    ways = list(measures)
     return {
-        "max_abs_logit_diff": max(one["max_abs_logit_diff"] for one in ways),
-        "kl": max(one["kl"] for one in ways),
-        "top1_agreement": min(one["top1_agreement"] for one in ways),
-        "decided_agreement": min(one["decided_agreement"] for one in ways),
+        "max_abs_logit_diff": max(measured["max_abs_logit_diff"] for measured in ways),
+        "kl": max(measured["kl"] for measured in ways),
+        "top1_agreement": min(measured["top1_agreement"] for measured in ways),
+        "decided_agreement": min(measured["decided_agreement"] for measured in ways),
     }
 
 
@@ -168,11 +169,11 @@ def _judge(result: Mapping[str, Any], trained: Trained, where: str) -> None:
         )
 
 
-def _conversation(sample: Sample, room: Path, number: int) -> dict[str, Any]:
+def _conversation(sample: Sample, scratch: Path, number: int) -> dict[str, Any]:
     """A sample as the fresh process is asked it: everything before the last answer, images as files."""
-    last = max(place for place, turn in enumerate(sample.turns) if turn.role == "assistant")
+    last = max(index for index, turn in enumerate(sample.turns) if turn.role == "assistant")
     paths = []
-    for place, image in enumerate(sample.images):
-        paths.append(room / f"{number}-{place}.png")
+    for position, image in enumerate(sample.images):
+        paths.append(scratch / f"{number}-{position}.png")
         open_image(image, MAX_PIXELS).save(paths[-1])
     return {"messages": sample.messages()[:last], "images": [str(path) for path in paths]}

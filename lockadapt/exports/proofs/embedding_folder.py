@@ -60,8 +60,8 @@ def prove_embedding_folder(
     # sentence-transformers folders write the frames themselves; the others leave them to whoever calls the
     # processor.
     framed = [trained.frames.before + text + trained.frames.after for text in expected.texts]
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-        paths = [Path(room) / f"{number}.png" for number in range(len(expected.images))]
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        paths = [Path(scratch) / f"{number}.png" for number in range(len(expected.images))]
         for path, image in zip(paths, expected.images, strict=True):
             image.save(path)
         request = {
@@ -75,7 +75,7 @@ def prove_embedding_folder(
     for key in ("missing_keys", "unexpected_keys"):
         if answer[key]:
             raise VerificationError(f"{key.replace('_', ' ')}: {some(answer[key])}", where=str(folder))
-    found = {}
+    differences = {}
     for name, first in {"texts": expected.text_embeddings, "images": expected.image_embeddings}.items():
         second = outputs[name].float()
         difference = float((first - second).abs().max()) if first.shape == second.shape else float("nan")
@@ -85,5 +85,5 @@ def prove_embedding_folder(
                 where=str(folder),
                 fix="please report this",
             )
-        found[f"{name.removesuffix('s')}_difference"] = difference
-    return {"model_class": answer["model_class"].rsplit(".", 1)[-1], **found}
+        differences[f"{name.removesuffix('s')}_difference"] = difference
+    return {"model_class": answer["model_class"].rsplit(".", 1)[-1], **differences}

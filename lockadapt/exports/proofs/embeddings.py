@@ -61,20 +61,20 @@ def prove_embeddings(
     model, processor = load_model(folder, dtype)
     model.to(choose_device(stored_bytes(folder)))
     add_from_folder(model, reference.objective, folder)
-    found = _embed(Embedder.of(model, processor, reference.objective, run.experiment), reference.samples)
-    return {"max_abs_embedding_diff": compare(reference, found, dtype, str(folder))}
+    embedded = _embed(Embedder.of(model, processor, reference.objective, run.experiment), reference.samples)
+    return {"max_abs_embedding_diff": compare(reference, embedded, dtype, str(folder))}
 
 
 def compare(first: Embedded, second: Embedded, dtype: torch.dtype, where: str) -> float:
     """The largest difference of an entry; errors as `prove_embeddings`."""
     largest = 0.0
     for name in ("images", "texts"):
-        one, other = getattr(first, name), getattr(second, name)
-        difference = float((one - other).abs().max())
-        if not difference <= tolerance(dtype, one):
+        ours, other = getattr(first, name), getattr(second, name)
+        difference = float((ours - other).abs().max())
+        if not difference <= tolerance(dtype, ours):
             raise VerificationError(
                 f"this is not the trained model: embeddings of {name} differ by {difference:.3g} "
-                f"(allowed {tolerance(dtype, one):.3g})",
+                f"(allowed {tolerance(dtype, ours):.3g})",
                 where=where,
                 fix="please report this",
             )

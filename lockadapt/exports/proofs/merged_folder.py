@@ -74,8 +74,10 @@ def prove_merge(
     Raises:
         VerificationError: a key is missing or unexpected, or the outputs differ beyond rounding to `dtype`.
     """
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-        conversations = [_conversation(sample, Path(room), i) for i, sample in enumerate(reference.samples)]
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        conversations = [
+            _conversation(sample, Path(scratch), i) for i, sample in enumerate(reference.samples)
+        ]
         fresh = run_fresh(
             folder,
             dtype=dtype,
@@ -163,13 +165,16 @@ def unsound(fresh: FreshResult) -> list[str]:
 def _measure(fresh: FreshResult, reference: Reference, dtype: torch.dtype) -> dict[str, Any]:
     logits = {case: fresh.tensors[f"{case}.logits"].float() for case in reference.logits}
     shapes = {
-        case: (list(one.shape), list(logits[case].shape))
-        for case, one in reference.logits.items()
-        if one.shape != logits[case].shape
+        case: (list(expected.shape), list(logits[case].shape))
+        for case, expected in reference.logits.items()
+        if expected.shape != logits[case].shape
     }
     if shapes:
         return {"shapes": shapes}
-    gaps = [one.gap(other) for one, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)]
+    gaps = [
+        expected.gap(other)
+        for expected, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)
+    ]
     return {
         **compare_logits(reference.logits, logits, reference.coarse(dtype)),
         "model_class": fresh.answer["model_class"].rsplit(".", 1)[-1],
@@ -178,13 +183,14 @@ def _measure(fresh: FreshResult, reference: Reference, dtype: torch.dtype) -> di
         "samples": sum(1 for sample in reference.samples if sample.images),
         "text_samples": sum(1 for sample in reference.samples if not sample.images),
         "answers_equal": sum(
-            list(one.tokens) == other
-            for one, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)
+            list(expected.tokens) == other
+            for expected, other in zip(reference.answers, fresh.answer["answer_ids"], strict=True)
         ),
         "answers": len(gaps),
         "answer_gap": max(gaps, default=0.0),
-        "prompts_equal": [list(one.prompt) for one in reference.answers] == fresh.answer["prompt_ids"],
-        "pixels_equal": all(_same_pixels(fresh, n, one) for n, one in enumerate(reference.answers)),
+        "prompts_equal": [list(expected.prompt) for expected in reference.answers]
+        == fresh.answer["prompt_ids"],
+        "pixels_equal": all(_same_pixels(fresh, n, expected) for n, expected in enumerate(reference.answers)),
         "image_effect": image_effect(logits),
         "trained_image_effect": reference.image_effect,
         "looks_at_images": looks(reference, dtype),
@@ -246,11 +252,11 @@ def _same_pixels(fresh: FreshResult, number: int, answer: Answer) -> bool:
     return float((mine.float() - theirs.float()).abs().max()) <= share * float(mine.abs().max())
 
 
-def _conversation(sample: Sample, room: Path, number: int) -> dict[str, Any]:
+def _conversation(sample: Sample, scratch: Path, number: int) -> dict[str, Any]:
     last = max(i for i, turn in enumerate(sample.turns) if turn.role == "assistant")
     paths = []
-    for place, image in enumerate(sample.images):
-        path = room / f"{number}-{place}.png"
+    for position, image in enumerate(sample.images):
+        path = scratch / f"{number}-{position}.png"
         open_image(image, MAX_PIXELS).save(path)
         paths.append(path)
     return {"messages": sample.messages()[:last], "images": paths}

@@ -56,8 +56,8 @@ class Answer:
         for step, (mine, theirs) in enumerate(zip(self.tokens, other, strict=False)):
             if mine != theirs:
                 row = self.likeliest[step].tolist()
-                place = row.index(theirs) if theirs in row else -1
-                return float(self.scores[step, 0] - self.scores[step, place])
+                rank = row.index(theirs) if theirs in row else -1
+                return float(self.scores[step, 0] - self.scores[step, rank])
         return 0.0 if len(self.tokens) == len(other) else float("inf")
 
 
@@ -87,7 +87,7 @@ class Reference:
 
     def coarse(self, dtype: torch.dtype) -> torch.dtype:
         """The one of `dtype` and the model's with the larger roundings."""
-        return max((self.dtype, dtype), key=lambda one: torch.finfo(one).eps)
+        return max((self.dtype, dtype), key=lambda candidate: torch.finfo(candidate).eps)
 
     def allowed(self, dtype: torch.dtype) -> float:
         """How far a logit of a folder stored in `dtype` may lie from the trained model's."""
@@ -130,7 +130,7 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
             tensors |= _case(f"sample{number}", shown | _image_keys(pixels, own, dtype))
             others = _others(sample, samples, pixels)
             if isinstance(pixels, ProcessorInputs):  # the tokens stay those of the sample's own sizes
-                others = [one.resize(mine.size) for one, mine in zip(others, own, strict=True)]
+                others = [other.resize(mine.size) for other, mine in zip(others, own, strict=True)]
             tensors |= _case(f"swapped{number}", shown | _image_keys(pixels, others, dtype))
         tensors |= _case(f"text{number}", _ids(encoder, text))
     logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
@@ -155,12 +155,12 @@ def without_images(sample: Sample) -> Sample:
 
 def image_effect(logits: dict[str, Tensor]) -> float | None:
     """The largest change of a logit between `sample0` … and `swapped0` …; None if there are none."""
-    found = [
-        float((logits[f"swapped{case.removeprefix('sample')}"] - one).abs().max())
-        for case, one in logits.items()
+    effects = [
+        float((logits[f"swapped{case.removeprefix('sample')}"] - original).abs().max())
+        for case, original in logits.items()
         if case.startswith("sample")
     ]
-    return max(found) if found else None
+    return max(effects) if effects else None
 
 
 def cases(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -196,7 +196,7 @@ def _image_keys(
         made = pixels.stock.image_keys([pictures])
     else:
         made = {"pixel_values": pixels.values(pictures)}
-    return {name: one.to(dtype) if one.is_floating_point() else one for name, one in made.items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in made.items()}
 
 
 def _case(name: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -208,7 +208,7 @@ def _others(
     sample: Sample, samples: Sequence[Sample], pixels: PixelInputs | ProcessorInputs
 ) -> list[Image.Image]:
     """Swaps each image of a sample for the next of the probe; for its negative where there is only one."""
-    known: dict[str, ImageRef] = {image.key: image for one in samples for image in one.images}
+    known: dict[str, ImageRef] = {image.key: image for sample in samples for image in sample.images}
     keys = list(known)
     if len(keys) == 1:
         return [ImageOps.invert(pixels.picture(image)) for image in sample.images]
@@ -251,9 +251,9 @@ def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor
     if not hasattr(model, "disable_adapter"):
         return None
     with model.disable_adapter():
-        found = [
+        divergences = [
             kl_divergence(logits[case], model(**inputs).logits.float().cpu()).flatten()
             for case, inputs in cases(model, tensors)
             if not case.startswith("swapped")
         ]
-    return float(torch.cat(found).mean())
+    return float(torch.cat(divergences).mean())

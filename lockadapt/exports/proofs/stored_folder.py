@@ -132,7 +132,11 @@ def _reader(folder: Path) -> str:
 
     if answers_images(kind):
         return "answers"
-    if kind not in (known := sorted(one.config_class.model_type for one in ARCHITECTURES if one.answers)):
+    if kind not in (
+        known := sorted(
+            architecture.config_class.model_type for architecture in ARCHITECTURES if architecture.answers
+        )
+    ):
         raise RecipeError(
             f"holds a model of the type {kind!r}, which cannot be verified",
             where=str(folder),
@@ -152,12 +156,12 @@ def _check_weights(folder: Path, reader: str) -> torch.dtype:
     except (DataError, SetupError) as error:
         raise VerificationError(error.message, where=error.where, fix=_AGAIN) from error
     entries: Counter[str] = Counter()
-    for place in (place for shard in shards for place in shard.places):
-        entries[place.dtype] += math.prod(place.shape)
+    for tensor in (tensor for shard in shards for tensor in shard.places):
+        entries[tensor.dtype] += math.prod(tensor.shape)
     stored = [name for name, _ in entries.most_common() if name in DTYPES]
     if not stored:
         raise VerificationError(
-            f"holds no weights in {', '.join(str(one).removeprefix('torch.') for one in DTYPES.values())}",
+            f"holds no weights in {', '.join(str(kind).removeprefix('torch.') for kind in DTYPES.values())}",
             where=str(folder),
             fix=_AGAIN,
         )
@@ -177,12 +181,12 @@ def read_json(path: Path) -> dict[str, Any]:
         VerificationError: it holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise VerificationError(f"is no JSON: {error}", where=str(path), fix=_AGAIN) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise VerificationError("is no JSON object", where=str(path), fix=_AGAIN)
-    return found
+    return content
 
 
 _AGAIN = "merge or export the run again, or copy the folder again"

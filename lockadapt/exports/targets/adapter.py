@@ -36,18 +36,18 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     reporter.note("writing the adapter and what it belongs on, and proving both in a fresh process")
     with new_folder(output, what="exporting") as folder:
         if needs_bridge(run):
-            base, place = str(output.resolve() / BRIDGE_FOLDER), folder / BRIDGE_FOLDER
-            place.mkdir()
-            write_bridge(run, place)
+            base, base_folder = str(output.resolve() / BRIDGE_FOLDER), folder / BRIDGE_FOLDER
+            base_folder.mkdir()
+            write_bridge(run, base_folder)
         else:
-            base, place = run.base, local_folder(run.base)
+            base, base_folder = run.base, local_folder(run.base)
         adapter = folder / ADAPTER_FOLDER
         adapter.mkdir()
         write_lora(run, adapter, base)
-        proof = prove_adapter(place, adapter, trained)
+        proof = prove_adapter(base_folder, adapter, trained)
         config = read_config(adapter)
         served = Served(
-            run.config(), tensor_names(place), run.record.quantization, config, tensor_names(adapter)
+            run.config(), tensor_names(base_folder), run.record.quantization, config, tensor_names(adapter)
         )
         answers = servable(served)
         target = str(output.resolve() / ADAPTER_FOLDER)
@@ -55,7 +55,7 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
         serve = command if answers["vllm"] is True else None
         result = {**proof, "bridge": base, "adapter": target, "servable": answers, "serve": serve}
         if needs_bridge(run):
-            finish_bridge(run, place, result, trained.quantization)
+            finish_bridge(run, base_folder, result, trained.quantization)
         finish_adapter(run, adapter, result, trained.quantization)
     if serve is not None:
         reporter.note(serve)

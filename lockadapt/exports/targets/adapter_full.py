@@ -23,10 +23,10 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     reporter.note("writing the adapter, and proving it in a fresh process")
     with new_folder(output, what="exporting") as folder:
         write_full(run, folder, base)
-        place = local_folder(run.base)
-        proof = prove_adapter(place, folder, trained)
+        base_folder = local_folder(run.base)
+        proof = prove_adapter(base_folder, folder, trained)
         config, quantization = read_config(folder), run.record.quantization
-        served = Served(run.config(), tensor_names(place), quantization, config, tensor_names(folder))
+        served = Served(run.config(), tensor_names(base_folder), quantization, config, tensor_names(folder))
         result = {**proof, "base": base, "servable": servable(served)}
         finish_adapter(run, folder, result, trained.quantization)
     return result

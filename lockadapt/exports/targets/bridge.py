@@ -55,9 +55,9 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
     """The bridge; proved with the run's LoRA on it, which is not kept here. See `ExportTarget`."""
     trained = trained_answers(run)
     reporter.note("writing the bridge, and proving it in a fresh process")
-    with new_folder(output, what="exporting") as folder, tempfile.TemporaryDirectory() as room:
+    with new_folder(output, what="exporting") as folder, tempfile.TemporaryDirectory() as scratch:
         write_bridge(run, folder)
-        adapter = Path(room) if run.lora else None
+        adapter = Path(scratch) if run.lora else None
         if adapter is not None:
             write_lora(run, adapter, str(output))
         proof = prove_adapter(folder, adapter, trained)

@@ -36,8 +36,8 @@ def gguf_target(sources: Path | None) -> ExportTarget:
 
     def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
         assert sources is not None
-        with tempfile.TemporaryDirectory(prefix="lockadapt-") as room:
-            merged = Path(room) / "merged"
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+            merged = Path(scratch) / "merged"
             proof = merge_run(run, merged, reporter)
             reporter.note("writing GGUF files")
 

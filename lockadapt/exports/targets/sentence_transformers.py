@@ -43,8 +43,10 @@ def write(trained: EmbeddingModel, folder: Path) -> None:
     """
     from sentence_transformers import SentenceTransformer
 
-    with tempfile.TemporaryDirectory(prefix="lockadapt-") as room, quiet():
-        modules = _dual_modules(trained, Path(room)) if trained.dual else _vlm_modules(trained, Path(room))
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch, quiet():
+        modules = (
+            _dual_modules(trained, Path(scratch)) if trained.dual else _vlm_modules(trained, Path(scratch))
+        )
         prompts = {"text": trained.frames.before} if trained.dual and trained.frames.before else None
         client = SentenceTransformer(
             modules=modules,
@@ -56,12 +58,17 @@ def write(trained: EmbeddingModel, folder: Path) -> None:
         client.save(str(folder), create_model_card=False)
 
 
-def _dual_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
+def _dual_modules(trained: EmbeddingModel, scratch: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Router
 
     model, processor = trained.model, trained.processor
     texts = _route(
-        model.text_model, processor.tokenizer, "text", trained.pooling, model.text_projection, room / "text"
+        model.text_model,
+        processor.tokenizer,
+        "text",
+        trained.pooling,
+        model.text_projection,
+        scratch / "text",
     )
     images = _route(
         model.vision_model,
@@ -69,23 +76,23 @@ def _dual_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
         "image",
         _image_pooling(trained),
         model.visual_projection,
-        room / "image",
+        scratch / "image",
     )
     routes: dict[Any, str] = {(None, "text"): "text", (None, "image"): "image"}
     return [Router({"text": texts, "image": images}, default_route="text", route_mappings=routes)]
 
 
 def _route(
-    part: Any, processor: Any, modality: str, pooling: str, projection: nn.Linear, room: Path
+    part: Any, processor: Any, modality: str, pooling: str, projection: nn.Linear, folder: Path
 ) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
-    part.save_pretrained(room)
-    detached(processor).save_pretrained(room)
+    part.save_pretrained(folder)
+    detached(processor).save_pretrained(folder)
     pooled = pooling == "pooler"
     output = "pooler_output" if pooled else "last_hidden_state"
     transformer = Transformer(
-        str(room),
+        str(folder),
         model_kwargs=_loading(part),
         modality_config={modality: {"method": "forward", "method_output_name": output}},
         module_output_name="sentence_embedding" if pooled else "token_embeddings",
@@ -108,18 +115,18 @@ def _image_pooling(trained: EmbeddingModel) -> str:
     return "pooler" if isinstance(pooled, torch.Tensor) and pooled.ndim == 2 else "mean"
 
 
-def _vlm_modules(trained: EmbeddingModel, room: Path) -> list[Any]:
+def _vlm_modules(trained: EmbeddingModel, scratch: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
     projection: Any = trained.projection
     body = trained.model.model
-    body.save_pretrained(room)
+    body.save_pretrained(scratch)
     processor = with_tokenizer(trained.processor, detached(trained.processor.tokenizer))
     processor.chat_template = frames_template(trained.frames)
-    processor.save_pretrained(room)
+    processor.save_pretrained(scratch)
     forward = {"method": "forward", "method_output_name": "last_hidden_state"}
     transformer = Transformer(
-        str(room),
+        str(scratch),
         model_kwargs=_loading(body),
         # Frames hold whatever begins a sequence, and the tokenizer must not add it again. Transformers sees
         # to that itself where they begin with bos, and fails if it is told as well.

@@ -72,7 +72,7 @@ def serve_command(bridge: str, adapter: str, name: str, rank: int) -> str:
 
 def max_lora_rank(rank: int) -> int | None:
     """The smallest `--max-lora-rank` that holds a rank; None if none does."""
-    return next((one for one in VLLM_RANKS if one >= rank), None)
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def rank_of(adapter: Mapping[str, Any]) -> int:
@@ -96,7 +96,7 @@ def tensor_names(folder: Path) -> list[str]:
     if index.is_file():
         return sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     files = [folder / name for name in ("model.safetensors", "adapter_model.safetensors")]
-    file = next((one for one in files if one.is_file()), None)
+    file = next((candidate for candidate in files if candidate.is_file()), None)
     if file is None:
         raise VerificationError("holds no model.safetensors", where=str(folder))
     with safe_open(file, "pt") as opened:
@@ -114,40 +114,40 @@ def _vllm(served: Served) -> list[str]:
     text = config.get_text_config()
     llm = (text.architectures or ["unknown"])[0]
     tower = config.vision_config.model_type
-    found = []
+    problems = []
     if not _has(config, "vllm"):
         return [f"{VLLM} has no {class_name(config)}"]
     if tower not in VLLM_TOWERS:
-        found.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
+        problems.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
     elif tower in FLATTENED and not any(
         ".vision_model." in key or key.startswith("vision_model.") for key in served.keys
     ):
-        found.append(
+        problems.append(
             f"{VLLM} looks for the tower's tensors below `vision_model.`, and this folder has them above"
         )
     if llm not in VLLM_LLMS:
-        found.append(f"{VLLM} does not list {llm} as an LLM")
+        problems.append(f"{VLLM} does not list {llm} as an LLM")
     if served.quantization != "none":
-        found.append(
+        problems.append(
             f"trained on a base in {served.quantization}, which {VLLM} cannot load (it has no bitsandbytes): "
             "serve what `lockadapt merge` writes, or load the bridge quantized with Transformers"
         )
     if served.adapter is None:
-        return found
+        return problems
     adapter = served.adapter
-    found += _modules_and_dora(adapter, VLLM)
+    problems += _modules_and_dora(adapter, VLLM)
     if adapter.get("bias", "none") != "none" or adapter.get("lora_bias"):
-        found.append(f"{VLLM} takes no bias in an adapter")
+        problems.append(f"{VLLM} takes no bias in an adapter")
     if adapter.get("init_lora_weights", True) not in PLAIN_INITS:
-        found.append(
+        problems.append(
             f"{VLLM} takes no init_lora_weights={adapter['init_lora_weights']!r}, which changes the base"
         )
     for name in ("alora_invocation_tokens", "layer_replication"):
         if adapter.get(name):
-            found.append(f"{VLLM} takes no {name}")
+            problems.append(f"{VLLM} takes no {name}")
     if max_lora_rank(rank_of(adapter)) is None:
-        found.append(f"{VLLM} takes no rank above {VLLM_RANKS[-1]}, and this is {rank_of(adapter)}")
-    return [*found, *_keys(served.adapter_keys)]
+        problems.append(f"{VLLM} takes no rank above {VLLM_RANKS[-1]}, and this is {rank_of(adapter)}")
+    return [*problems, *_keys(served.adapter_keys)]
 
 
 def _keys(keys: Iterable[str]) -> list[str]:
@@ -166,26 +166,30 @@ def _sglang(served: Served) -> list[str]:
     config, tower = served.config, served.config.vision_config.model_type
     if not _has(config, "sglang"):
         return [f"{SGLANG} has no {class_name(config)}"]
-    found = []
+    problems = []
     if tower != "pixtral":
-        found.append(f"{SGLANG} builds a LLaVA in Transformers format with a Pixtral tower only, not {tower}")
+        problems.append(
+            f"{SGLANG} builds a LLaVA in Transformers format with a Pixtral tower only, not {tower}"
+        )
     if served.quantization != "none":
-        found.append(f"trained on a base in {served.quantization}: serve what `lockadapt merge` writes")
+        problems.append(f"trained on a base in {served.quantization}: serve what `lockadapt merge` writes")
     if served.adapter is None:
-        return found
-    found += _modules_and_dora(served.adapter, SGLANG)
+        return problems
+    problems += _modules_and_dora(served.adapter, SGLANG)
     if {key.rsplit(".", 3)[1] for key in served.adapter_keys} & set(ATTENTION):
-        found.append(f"{SGLANG} would put LLaVA's adapters on {', '.join(ATTENTION)} of the tower as well")
-    return found
+        problems.append(f"{SGLANG} would put LLaVA's adapters on {', '.join(ATTENTION)} of the tower as well")
+    return problems
 
 
 def _modules_and_dora(adapter: Mapping[str, Any], server: str) -> list[str]:
-    found = []
+    problems = []
     if adapter.get("modules_to_save"):
-        found.append(f"{server} takes no modules_to_save: use --to adapter, whose bridge holds the projector")
+        problems.append(
+            f"{server} takes no modules_to_save: use --to adapter, whose bridge holds the projector"
+        )
     if adapter.get("use_dora"):
-        found.append(f"{server} takes no DoRA")
-    return found
+        problems.append(f"{server} takes no DoRA")
+    return problems
 
 
 def _has(config: Any, server: str) -> bool:

@@ -93,7 +93,7 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
                 f"not a PEFT adapter: {name} not found", where=str(folder), fix="pass a PEFT folder"
             )
     read_shard(folder / WEIGHTS)
-    said = read_adapter_config(folder)
+    settings = read_adapter_config(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,14 +104,14 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
         ) from error
     _require_kind(config, str(folder / CONFIG))
     known = {field.name for field in dataclasses.fields(config)}
-    if unknown := sorted(key for key, value in said.items() if value and key not in known):
+    if unknown := sorted(key for key, value in settings.items() if value and key not in known):
         raise AdapterError(
             f"this version of PEFT does not know {some(unknown)}",
             where=str(folder / CONFIG),
             fix="pip install -U peft, or leave the key out",
         )
     _require_sum(config, weight, str(folder / CONFIG))
-    refuse_endless_patterns(said, [name for name, _ in model.named_modules()], str(folder / CONFIG))
+    refuse_endless_patterns(settings, [name for name, _ in model.named_modules()], str(folder / CONFIG))
     prepared: Any = dataclasses.replace(config, init_lora_weights=False) if _is_lora(config) else config
     try:
         with quiet(), torch.device("meta"):
@@ -121,8 +121,8 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
         raise VerificationError(
             f"the adapter does not fit the base: {error}", where=str(folder), fix=_FIX
         ) from error
-    found = _Found(tensors, weight, str(folder))
-    changes = found.changes(wrapped.get_base_model())
+    parts = _Found(tensors, weight, str(folder))
+    changes = parts.changes(wrapped.get_base_model())
     if tensors:
         raise VerificationError(f"the base has no place for {some(tensors)}", where=str(folder), fix=_FIX)
     if not changes:
@@ -224,11 +224,11 @@ def _tensors(wrapped: Any, config: Any, saved: Mapping[str, Tensor]) -> dict[str
     """What the file holds, by the names of today's Transformers and without PEFT's own endings."""
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
-    found = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(saved), NAME)
+    converted = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(saved), NAME)
     # Written before PEFT saved the vector by itself, it is called a layer's weight.
     return {
         key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key: tensor
-        for key, tensor in found.items()
+        for key, tensor in converted.items()
     }
 
 

@@ -127,21 +127,21 @@ def blended(changes: Sequence[WeightUpdate]) -> list[WeightUpdate]:
     Raises:
         AdapterError: weights of several cancel out.
     """
-    wholes = [one for one in changes if isinstance(one, Whole)]
-    found: list[WeightUpdate] = []
+    wholes = [change for change in changes if isinstance(change, Whole)]
+    updates: list[WeightUpdate] = []
     if wholes:
-        found.append(Whole(*_mean([(one.tensor, one.weight) for one in wholes])))
+        updates.append(Whole(*_mean([(whole.tensor, whole.weight) for whole in wholes])))
     by_row: dict[int, list[tuple[Tensor, float]]] = {}
-    for one in changes:
-        if isinstance(one, Rows):
-            for row, values in zip(one.ids, one.values, strict=True):
-                by_row.setdefault(row, []).append((values, one.weight))
+    for change in changes:
+        if isinstance(change, Rows):
+            for row, values in zip(change.ids, change.values, strict=True):
+                by_row.setdefault(row, []).append((values, change.weight))
     by_weight: dict[float, dict[int, Tensor]] = {}
     for row, goals in sorted(by_row.items()):
         goal, weight = _mean(goals)
         by_weight.setdefault(weight, {})[row] = goal
-    found += [Rows(tuple(rows), torch.stack(list(rows.values())), w) for w, rows in by_weight.items()]
-    return found + [one for one in changes if isinstance(one, LowRank)]
+    updates += [Rows(tuple(rows), torch.stack(list(rows.values())), w) for w, rows in by_weight.items()]
+    return updates + [change for change in changes if isinstance(change, LowRank)]
 
 
 def _mean(goals: Sequence[tuple[Tensor, float]]) -> tuple[Tensor, float]:

@@ -140,11 +140,11 @@ def _divided(first: int, last: int, step: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], last], strict=True))
 
 
-def require_fit(place: Place, changes: Sequence[WeightUpdate], shape: tuple[int, ...]) -> None:
+def require_fit(stored: Place, changes: Sequence[WeightUpdate], shape: tuple[int, ...]) -> None:
     """Checks a stored tensor against the stock parameter that changes are meant for.
 
     Args:
-        place: where the tensor is stored.
+        stored: where the tensor is stored.
         changes: what is to be done to it.
         shape: of the stock parameter.
 
@@ -152,16 +152,16 @@ def require_fit(place: Place, changes: Sequence[WeightUpdate], shape: tuple[int,
         VerificationError: it has another shape.
         AdapterError: it is stored in a dtype that nothing is added to.
     """
-    if place.shape != shape:
+    if stored.shape != shape:
         raise VerificationError(
-            f"has the shape {place.shape}, but its model class expects {shape}",
-            where=place.key,
+            f"has the shape {stored.shape}, but its model class expects {shape}",
+            where=stored.key,
             fix="config.json and the weights do not belong together",
         )
-    if place.dtype not in DTYPES:
+    if stored.dtype not in DTYPES:
         raise AdapterError(
-            f"is stored as {place.dtype}, which nothing can be added to",
-            where=place.key,
+            f"is stored as {stored.dtype}, which nothing can be added to",
+            where=stored.key,
             fix="merge into a copy in bfloat16 or float32",
         )
 

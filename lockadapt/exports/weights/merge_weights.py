@@ -121,16 +121,16 @@ def write_changes(
     edits: dict[str, TensorWrite] = {}
     for shard in layout.shards:
         shift = len(header_bytes(shard, keys)) - shard.data_start
-        for place in shard.places:
-            if place.key in steps:
-                found, requantize = steps[place.key]
-                edits[place.key] = TensorWrite(
-                    place, place.begin + shift, on_device(found, device), requantize, piece_bytes
+        for stored in shard.places:
+            if stored.key in steps:
+                updates, requantize = steps[stored.key]
+                edits[stored.key] = TensorWrite(
+                    stored, stored.begin + shift, on_device(updates, device), requantize, piece_bytes
                 )
     write_shards(layout, folder, edits, keys, device, threads or most)
     if layout.index is not None:
         _write_index(layout, keys, folder / INDEX)
-    size = sum(place.end - place.begin for _, place in places.values())
+    size = sum(stored.end - stored.begin for _, stored in places.values())
     return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(places) - len(edits), size)
 
 
@@ -141,29 +141,29 @@ def all_changes(
     gathered: dict[str, list[WeightUpdate]] = {name: [Whole(as_matrix(t))] for name, t in replaced.items()}
     for adapter in adapters:
         if adapter.folder is not None:
-            for name, found in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
-                gathered.setdefault(name, []).extend(found)
+            for name, updates in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
+                gathered.setdefault(name, []).extend(updates)
         for name, tensor in adapter.parts.items():
             gathered.setdefault(name, []).append(Whole(as_matrix(tensor), adapter.weight))
-    for name, found in gathered.items():
-        sums = [one for one in found if isinstance(one, LowRank)]
-        if sums and len(sums) < len(found):
+    for name, updates in gathered.items():
+        sums = [update for update in updates if isinstance(update, LowRank)]
+        if sums and len(sums) < len(updates):
             raise AdapterError(
                 "gets a low-rank sum and trained values of its own",
                 where=name,
                 fix="merge these adapters one after the other, the second with --force-base",
             )
-        if len(sums) > 1 and any(one.magnitude is not None for one in sums):
+        if len(sums) > 1 and any(update.magnitude is not None for update in sums):
             raise AdapterError(
                 "DoRA's magnitudes belong to one adapter's whole sum, and another adapter adds to it",
                 where=name,
                 fix="merge a DoRA adapter alone",
             )
-    return {name: blended(found) for name, found in gathered.items()}
+    return {name: blended(updates) for name, updates in gathered.items()}
 
 
 def _require_free(
-    name: str, held: list[str], names: Names, found: Sequence[WeightUpdate], where: str
+    name: str, held: list[str], names: Names, updates: Sequence[WeightUpdate], where: str
 ) -> None:
     """Requires changed parameters to lie in the folder as they are, and low-rank sums on no shared one."""
     if not held:
@@ -172,7 +172,7 @@ def _require_free(
             f"{name} {reason}", where=where, fix="save the base with today's Transformers first"
         )
     shared = name in names.ties or name in names.ties.values()
-    if shared and any(isinstance(one, LowRank) for one in found):
+    if shared and any(isinstance(update, LowRank) for update in updates):
         raise AdapterError(
             f"{name} is tied to {some(names.group(name) - {name})}: a merged sum would change both",
             where=where,
@@ -195,6 +195,6 @@ def _write_index(layout: Layout, keys: Mapping[str, str], file: Path) -> None:
     assert layout.index is not None
     places = layout.places()
     metadata: dict[str, Any] = dict(layout.index.get("metadata") or {})
-    metadata["total_size"] = sum(place.end - place.begin for _, place in places.values())
+    metadata["total_size"] = sum(stored.end - stored.begin for _, stored in places.values())
     weight_map = {keys[key]: layout.index["weight_map"][key] for key in layout.index["weight_map"]}
     write_json(file, {**layout.index, "metadata": metadata, "weight_map": weight_map})

@@ -89,8 +89,8 @@ def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     mapping = get_model_conversion_mapping(model)
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+    converters = [step for step in mapping if isinstance(step, WeightConverter)]
     own = model.state_dict()
     stock: dict[str, str] = {}
     converted, unexpected = set(), []

@@ -28,7 +28,7 @@ class Layout:
 
     def places(self) -> dict[str, tuple[Shard, Place]]:
         """The tensors by key, over all shards."""
-        return {place.key: (shard, place) for shard in self.shards for place in shard.places}
+        return {stored.key: (shard, stored) for shard in self.shards for stored in shard.places}
 
 
 def read_layout(folder: Path) -> Layout:
@@ -63,20 +63,20 @@ def read_layout(folder: Path) -> Layout:
     for key, name in weight_map.items():
         _require_plain(name, f"{file}: {key}")
     shards = tuple(_shard_of_index(folder, name, file) for name in dict.fromkeys(weight_map.values()))
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     for shard in shards:
-        for place in shard.places:
-            if place.key in found:
+        for stored in shard.places:
+            if stored.key in file_of:
                 raise DataError(
-                    f"{place.key} is in {found[place.key]} as well", where=str(shard.path), fix=AGAIN
+                    f"{stored.key} is in {file_of[stored.key]} as well", where=str(shard.path), fix=AGAIN
                 )
-            found[place.key] = shard.path.name
-    for key in sorted(found.keys() | weight_map.keys()):
-        said, there = weight_map.get(key), found.get(key)
-        if said != there:
+            file_of[stored.key] = shard.path.name
+    for key in sorted(file_of.keys() | weight_map.keys()):
+        listed, there = weight_map.get(key), file_of.get(key)
+        if listed != there:
             problem = (
-                f"{key} is said to be in {said}, and is in {there or 'none of the shards'}"
-                if said
+                f"{key} is said to be in {listed}, and is in {there or 'none of the shards'}"
+                if listed
                 else f"{key}, which is in {there}, is missing"
             )
             raise DataError(problem, where=str(file), fix=AGAIN)

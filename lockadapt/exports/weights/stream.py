@@ -65,23 +65,23 @@ def _jobs(
     shard: Shard, source: int, target: int, start: int, edits: Mapping[str, TensorWrite], device: torch.device
 ) -> list[Job]:
     """Everything to do for one shard, in the order of its bytes."""
-    copies, found = [], []
+    copies, pieces = [], []
     position = shard.data_start
-    for place in shard.places:
-        edit = edits.get(place.key)
+    for stored in shard.places:
+        edit = edits.get(stored.key)
         for first, last in edit.pieces() if edit else ():
             assert edit is not None
             row = edit.shape[1] * edit.item
-            begin, end = place.begin + first * row, place.begin + last * row
+            begin, end = stored.begin + first * row, stored.begin + last * row
             copies.append((position, begin))
             position = end
-            found.append((begin, _compute(edit, source, target, first, last, device)))
+            pieces.append((begin, _compute(edit, source, target, first, last, device)))
     copies.append((position, shard.size))
     shift = start - shard.data_start
     for begin, end in copies:
         for piece in range(begin, end, COPY_BYTES):
-            found.append((piece, _copy(source, target, piece, min(end, piece + COPY_BYTES), shift)))
-    return [job for _, job in sorted(found, key=lambda one: one[0])]
+            pieces.append((piece, _copy(source, target, piece, min(end, piece + COPY_BYTES), shift)))
+    return [job for _, job in sorted(pieces, key=lambda piece: piece[0])]
 
 
 def _compute(edit: TensorWrite, source: int, target: int, first: int, last: int, device: torch.device) -> Job:
