@@ -135,7 +135,12 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
     allowed = tolerance(hidden.dtype, hidden)
     others = output.keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
     if others:
-        raise _cannot(llm, f"{', '.join(sorted(others))} beside hidden states and a cache")
+        raise _cannot(
+            llm,
+            f"{', '.join(sorted(others))} beside hidden states and a cache",
+            fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the text side of "
+            "a dual encoder (objectives of the kind itc alone)",
+        )
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
     if not _close(hidden, embedded, allowed):
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
@@ -245,12 +250,17 @@ def _close(first: Tensor, second: Tensor, allowed: float) -> bool:
     return bool(((first - second).abs() <= allowed).all())
 
 
-def _cannot(llm: PreTrainedModel, what: str) -> AssemblyError:
+PLAIN_HEAD = (
+    "choose an LLM whose logits are a bias-free linear head over its last hidden state "
+    "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)"
+)
+
+
+def _cannot(llm: PreTrainedModel, what: str, fix: str = PLAIN_HEAD) -> AssemblyError:
     return AssemblyError(
         f"{type(llm).__name__} has {what}, which the Transformers VLM classes cannot represent",
         where=str(llm.config.name_or_path) or None,
-        fix="choose an LLM whose logits are a bias-free linear head over its last hidden state "
-        "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)",
+        fix=fix,
     )
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.finite import require_finite
-from lockadapt.models.llms import load_llm, probe_ids
+from lockadapt.models.llms import context_of, load_llm, probe_ids
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
 
 Pooling = Literal["pooler", "last", "mean"]
@@ -155,7 +155,7 @@ def probe_text(text: PreTrainedModel, where: str, seed: int = 0) -> TextFacts:
     """
     table: Any = text.get_input_embeddings()
     rows = int(table.weight.shape[0])
-    context = getattr(text.config, "max_position_embeddings", None)
+    context = context_of(text.config)
     ids = probe_ids(rows, seed, context).to(table.weight.device)
     mask = torch.ones_like(ids)
     try:

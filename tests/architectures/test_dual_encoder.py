@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lockadapt.architectures.dual_encoder.embeddings import (
 )
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.texts import pool
-from tests.support.texts import encoder
+from tests.support.texts import ENCODERS, encoder
 from tests.support.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
 
 NO_POOLER = ("vit-classifier",)
@@ -102,10 +103,13 @@ def test_pooling_does_not_see_padding(lengths: list[int], left: bool) -> None:
         assert torch.equal(pool(states, mask, "last")[row], own[-1])
 
 
-@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "opt", "bloom"])
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize(
+    ("kind", "pooling"),
+    [*itertools.product(["llama-tied", "gpt2", "opt", "bloom"], ["last", "mean"]), ("xlnet", "mean")],
+)
 def test_a_batch_of_texts_is_each_text_alone(tmp_path: Path, tiny: Path, kind: str, pooling: Any) -> None:
-    made = make(tiny_llm(kind, tmp_path / kind), tiny / "clip-vision")
+    make_text = encoder if kind in ENCODERS else tiny_llm
+    made = make(make_text(kind, tmp_path / kind), tiny / "clip-vision")
     texts = ["a dog", "once upon a time there was a little dog", "red"]
     together = made.processor.tokenizer(texts, padding=True, return_tensors="pt")
     found = text_embedding(made.model, together["input_ids"], together["attention_mask"], pooling)

@@ -9,9 +9,10 @@ import torch
 import transformers as hf
 
 from lockadapt.errors import AssemblyError
+from lockadapt.models.llms import load_llm, probe_llm
 from lockadapt.models.texts import load_text, load_text_tokenizer, probe_text
 from tests.support.texts import encoder
-from tests.support.tiny import ROWS, tiny_llm, tiny_tower
+from tests.support.tiny import ROWS, tiny_llm, tiny_tokenizer, tiny_tower
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,7 @@ from tests.support.tiny import ROWS, tiny_llm, tiny_tower
         ("clip-text", "pooler", "pooler"),
         ("masked-lm", "bidirectional", "mean"),
         ("distilbert", "bidirectional", "mean"),
+        ("xlnet", "bidirectional", "mean"),
     ],
 )
 def test_encoders_are_measured(tmp_path: Path, kind: str, found: str, pooling: str) -> None:
@@ -29,6 +31,23 @@ def test_encoders_are_measured(tmp_path: Path, kind: str, found: str, pooling: s
     facts = probe_text(loaded.model, "here")
     assert (facts.kind, facts.pooling(None), facts.hidden_size, facts.rows) == (found, pooling, 32, ROWS)
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_unlimited_positions_are_no_context(tmp_path: Path) -> None:
+    loaded = load_text(encoder("xlnet", tmp_path / "xlnet"), torch.float32)
+    assert loaded.model.config.max_position_embeddings == -1
+    assert probe_text(loaded.model, "here").context is None
+
+
+def test_xlnet_answers_about_no_images_and_the_reason_is_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = hf.XLNetConfig(vocab_size=ROWS, d_model=32, n_layer=2, n_head=4, d_inner=48)
+    hf.XLNetLMHeadModel(config).save_pretrained(tmp_path / "xlnet")
+    tiny_tokenizer().save_pretrained(tmp_path / "xlnet")
+    with pytest.raises(AssemblyError, match="mems beside hidden states") as refusal:
+        probe_llm(load_llm(tmp_path / "xlnet", torch.float32).model)
+    assert "no Transformers class lets such an LLM answer about images" in str(refusal.value.fix)
+    assert "dual encoder" in str(refusal.value.fix)
 
 
 @pytest.mark.parametrize("kind", ["llama", "llama-tied", "gpt2", "opt", "gpt-neox"])

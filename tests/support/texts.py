@@ -19,6 +19,9 @@ ENCODERS: dict[str, Callable[[], Any]] = {
     "distilbert": lambda: hf.DistilBertModel(
         hf.DistilBertConfig(vocab_size=ROWS, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
     ),
+    "xlnet": lambda: hf.XLNetModel(
+        hf.XLNetConfig(vocab_size=ROWS, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=2)
+    ),
     "t5": lambda: hf.T5Model(
         hf.T5Config(vocab_size=ROWS, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     ),

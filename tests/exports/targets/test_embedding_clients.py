@@ -166,6 +166,7 @@ def test_a_folder_that_embeds_otherwise_is_not_kept(
     [
         pytest.param("bert", "clip-vision", "pooler", marks=pytest.mark.cold),
         ("llama-tied", "mobilenet-v2", "mean"),
+        ("xlnet", "clip-vision", "mean"),
         pytest.param("bert", "resnet", "mean", marks=pytest.mark.slow),
         pytest.param("gpt2", "siglip-vision", "last", marks=pytest.mark.slow),
     ],
@@ -173,7 +174,9 @@ def test_a_folder_that_embeds_otherwise_is_not_kept(
 def test_sentence_transformers_encodes_both(
     tmp_path: Path, llm: str, tower: str, pooling: str, bert: Path
 ) -> None:
-    text = bert if llm == "bert" else tiny_llm(llm, tmp_path / llm)
+    text = {"bert": lambda folder: bert, "xlnet": lambda folder: encoder("xlnet", folder)}.get(
+        llm, lambda folder: tiny_llm(llm, folder)
+    )(tmp_path / llm)
     trained = two_towers(text, tiny_tower(tower, tmp_path / tower), pooling, frames=Frames("a photo of "))
     found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
     assert max(found["text_difference"], found["image_difference"]) < 1e-4
