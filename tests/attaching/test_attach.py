@@ -90,8 +90,8 @@ def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **ch
     """Adapter and projector of random values as `GroundingTrainer.save_model` writes them; it says nothing of the base."""
     torch.manual_seed(seed)
     folder.mkdir()
-    places = layout_of(model)
-    parts = {"projector": places.projector, "generation": places.generation}
+    layout = layout_of(model)
+    parts = {"projector": layout.projector, "generation": layout.generation}
     for part, paths in parts.items():
         tensors = {
             f"{path}.{name}": torch.randn_like(p.float()) * 0.1
