@@ -141,12 +141,17 @@ def memory_ran_out(error: BaseException) -> bool:
 
     Libraries have no type for it: torch raises RuntimeError, the loader of shared objects ImportError.
     """
-    return any(
-        isinstance(cause, MemoryError)
-        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
-        or _says(cause, _MEMORY_WORDS)
-        for cause in _chain(error)
-    )
+    return memory_cause(error) is not None
+
+
+def memory_cause(error: BaseException) -> BaseException | None:
+    """The one among an exception and what it was raised from that says that memory is used up, if any does."""
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError) or _says(cause, _MEMORY_WORDS):
+            return cause
+        if isinstance(cause, OSError) and cause.errno == errno.ENOMEM:
+            return cause
+    return None
 
 
 def disk_ran_out(error: BaseException) -> bool:

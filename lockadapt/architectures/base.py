@@ -355,7 +355,7 @@ def component_of(name: str, layout: ModelLayout) -> str:
         return "retrieval"
     # The head first: some classes keep it inside the LLM. The projector before the tower: some keep it in
     # there.
-    paths_of = {
+    places = {
         "head": (layout.head,),
         "projector": layout.projector,
         "tower": (layout.tower,),
@@ -364,7 +364,7 @@ def component_of(name: str, layout: ModelLayout) -> str:
         "generation": layout.generation,
         "image tokenizer": layout.image_tokenizer,
     }
-    for component, paths in paths_of.items():
+    for component, paths in places.items():
         if any(path and is_below(name, path) for path in paths):
             return component
     return "other"

@@ -38,7 +38,7 @@ from lockadapt.errors import (
     RecipeError,
     disk_ran_out,
     first_line,
-    memory_ran_out,
+    memory_cause,
 )
 from lockadapt.version import __version__
 
@@ -138,8 +138,7 @@ def told_to_users(error: Exception) -> LockadaptError | None:
     """
     if isinstance(error, (DoesNotFitError, DiskError)):
         return error
-    if memory_ran_out(error):
-        last = _root(error)
+    if (last := memory_cause(error)) is not None:
         return DoesNotFitError(
             f"out of memory: {first_line(last).split('. GPU ')[0].removesuffix('.')}",
             where=error.where if isinstance(error, LockadaptError) else None,

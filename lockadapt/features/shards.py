@@ -136,7 +136,7 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
     stored = {
-        stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.tensors
+        stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.places
     }
     wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
@@ -146,7 +146,7 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     raw = np.memmap(path, mode="r")
     bodies = {
         stored_tensor.key: np.asarray(raw)[stored_tensor.begin : stored_tensor.end]
-        for stored_tensor in file.tensors
+        for stored_tensor in file.places
     }
     if thorough and _digest([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
         raise VerificationError("its bytes are not those that were written", where=str(path), fix=_FIX)

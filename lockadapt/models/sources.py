@@ -13,6 +13,7 @@ import torch
 
 from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, memory_ran_out
 from lockadapt.models.hub import hub_is_reachable
+from lockadapt.models.model_folder import check_model_folder
 from lockadapt.models.quiet import quiet
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -43,7 +44,8 @@ def find(source: str | Path, what: str) -> Source:
         Where it is.
 
     Raises:
-        SetupError: it is neither. `what` ("LLM", "tower" …) names it in the message.
+        SetupError: it is neither, or what it says of itself cannot be.
+        SafetyError: its files name others outside of it, or code.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -53,6 +55,7 @@ def find(source: str | Path, what: str) -> Source:
                 where=str(path),
                 fix="name a folder in Hugging Face format (config.json and *.safetensors)",
             )
+        check_model_folder(path, what)
         return Source(str(path), local=True)
     if path.is_file():
         raise SetupError(
@@ -99,8 +102,7 @@ def loading(source: Source, what: str) -> Iterator[None]:
     except Exception as error:
         if memory_ran_out(error):
             raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        message = f"the {what} cannot be loaded: {type(error).__name__}: {first}"
+        message = f"the {what} cannot be loaded: {_reason(error)}"
         if "trust_remote_code" in str(error):
             raise SafetyError(
                 f"the {what} wants code from its own repository to be run",
@@ -120,6 +122,15 @@ def loading(source: Source, what: str) -> Iterator[None]:
                 "or .pt"
             )
         raise SetupError(message, where=source.name, fix=fix) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says in one line, which may end in a colon where its second line says what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("ignore_mismatched_sizes" in line for line in lines):
+        return "its tensors have other shapes than its config.json describes"
+    told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {told}"
 
 
 def _package(error: ImportError) -> str:

@@ -24,6 +24,7 @@ from lockadapt.training.arguments import grounding_config
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback, forget_after
 from lockadapt.training.rows import Rows
+from lockadapt.training.start import StageStart, rows_digest
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.locks import component_table, component_text, table_json
 
@@ -92,6 +93,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     if trainer.unreached:
         note(f"frozen, as no loss depends on them: {some(trainer.unreached)}")
     fingerprint = run_folder.fingerprint(trainer.locked)
+    rows = {name: rows_digest(session.rows.train[name]) for name in stage.objectives}
+    StageStart(trainer.locked, rows).keep_or_compare(folder, session.resume)
     finished = folder / FINISHED
     if session.resume and checkpoint.is_complete(finished):
         checkpoint.load_trainable(model, finished)

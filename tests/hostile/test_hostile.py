@@ -13,10 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.hostile import commands, formats, images, recipes, rows
+from tests.hostile import commands, formats, images, models, recipes, rows
 from tests.hostile.case import Case
 
-CASES: list[Case] = [*images.CASES, *rows.CASES, *formats.CASES, *recipes.CASES, *commands.CASES]
+CASES: list[Case] = [
+    *images.CASES,
+    *rows.CASES,
+    *formats.CASES,
+    *recipes.CASES,
+    *commands.CASES,
+    *models.CASES,
+]
 GROUPS = list(dict.fromkeys(case.group for case in CASES))
 MEMORY = 1536 * 1024**2
 """Bytes that a case may map on top of what the process has."""
@@ -78,19 +85,19 @@ def test_group(group: str, server: Server, tmp_path: Path, record_property: Any)
 
 def faults_of(case: Case, ended: dict[str, Any]) -> Iterator[str]:
     """What is wrong with how a case ended."""
-    output = ended["err"] + ended["out"]
+    said = ended["err"] + ended["out"]
     if ended["code"] != case.code:
         yield f"ended with {ended['code']}, not {case.code}"
-    if "Traceback" in output:
+    if "Traceback" in said:
         yield "a traceback"
-    if not all(c.isprintable() or c in "\n\t" for c in output):
+    if not all(c.isprintable() or c in "\n\t" for c in said):
         yield "control characters"
-    if len(output) > 20_000:
-        yield f"{len(output):,} characters of messages"
-    if case.code and not output.strip():
+    if len(said) > 20_000:
+        yield f"{len(said):,} characters of messages"
+    if case.code and not said.strip():
         yield "nothing is said"
     for word in case.words:
-        if word not in output:
+        if word not in said:
             yield f"does not say {word!r}"
 
 

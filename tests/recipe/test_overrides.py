@@ -46,17 +46,17 @@ def test_sets(file: Path, override: str, key: str, value: Any) -> None:
         file.write_text(RECIPE_TEXT + "    train: [projector]\n")
         value = ["lora"]
     loaded = load_recipe(file, [override])
-    actual: Any = loaded.recipe
+    found: Any = loaded.recipe
     for part in key.split("."):
-        actual = (
-            actual[int(part)]
+        found = (
+            found[int(part)]
             if part.isdigit()
-            else actual[part]
-            if isinstance(actual, dict)
-            else getattr(actual, part)
+            else found[part]
+            if isinstance(found, dict)
+            else getattr(found, part)
         )
-    assert actual == value
-    assert type(actual) is type(value)
+    assert found == value
+    assert type(found) is type(value)
     if key not in ("stages.1.train", "objectives.vqa.train.columns"):
         assert loaded.source_of(key) == "override"
 

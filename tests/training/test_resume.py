@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from lockadapt.console import Reporter
@@ -44,8 +45,8 @@ def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.Mon
     """Trains until a step of the last stage."""
     make = stage_module.stage_trainer
 
-    def with_interruption(session: Any, stage: Any, folder: Path) -> Any:
-        trainer = make(session, stage, folder)
+    def with_interruption(session: Any, stage: Any, place: Path) -> Any:
+        trainer = make(session, stage, place)
         if not stage.name.startswith("first"):
             trainer.add_callback(Interruption(step))
         return trainer
@@ -58,25 +59,25 @@ def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.Mon
 
 def contents(folder: Path) -> dict[str, Any]:
     """Every file: JSON without times, everything else as bytes. The folder's own name is left out of texts."""
-    content: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if not file.is_file() or name.endswith(("manifest.json", ".png", "README.md", "training_args.bin")):
             continue  # digests of the others, and what is drawn from them
         data = file.read_bytes().replace(str(folder).encode(), b"RUN")
         if file.suffix == ".json":
-            content[name] = timeless(json.loads(data))
+            found[name] = timeless(json.loads(data))
         elif file.suffix == ".jsonl":
-            content[name] = [timeless(json.loads(line)) for line in data.splitlines()]
+            found[name] = [timeless(json.loads(line)) for line in data.splitlines()]
         else:
-            content[name] = data
-    return content
+            found[name] = data
+    return found
 
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return [(key, timeless(inner)) for key, inner in value.items() if key not in TIMES]
-    return [timeless(inner) for inner in value] if isinstance(value, list) else value
+        return [(key, timeless(one)) for key, one in value.items() if key not in TIMES]
+    return [timeless(one) for one in value] if isinstance(value, list) else value
 
 
 @pytest.mark.slow
@@ -123,8 +124,8 @@ def test_another_recipe_says_which_keys_differ(tiny: Path, tmp_path: Path) -> No
     assert recipe.training.steps == 5
 
 
-def _hold(path: Path, ready: Any, done: Any) -> None:
-    with Claims(path) as claims:
+def _hold(place: Path, ready: Any, done: Any) -> None:
+    with Claims(place) as claims:
         claims.take(0)
         ready.set()
         done.wait()
@@ -161,3 +162,30 @@ def test_a_torn_last_line_of_metrics_is_left_out_and_others_are_named(tmp_path: 
     with pytest.raises(VerificationError, match="no line of metrics") as error:
         forget_after(file, "a", None)
     assert error.value.where == f"{file}:1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["one value of the base", "a row", "nothing"])
+def test_what_an_interrupted_run_began_with_is_compared(
+    change: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red before: a resumed run went on with another base, or other rows, and said nothing."""
+    given = values(tiny, tmp_path)
+    given["training"] = {**given["training"], "steps": 6, "save_every": 2}
+    recipe = load_recipe(None, (), given).recipe
+    interrupted(recipe, tmp_path / "run", 3, monkeypatch)
+    if change == "a row":
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text(rows.read_text().replace("what color", "which color", 1))
+    elif change != "nothing":
+        weights = tmp_path / "run" / "base" / "model.safetensors"
+        tensors = load_file(weights)
+        name = next(key for key in tensors if key.endswith("layers.1.mlp.up_proj.weight"))
+        tensors[name][7, 11] += 1e-4
+        save_file(tensors, weights, {"format": "pt"})
+    else:
+        train(recipe, tmp_path / "run", QUIET, resume=True)
+        return
+    words = "the rows of vqa" if change == "a row" else r"up_proj\S* changed"
+    with pytest.raises(VerificationError, match=words):
+        train(recipe, tmp_path / "run", QUIET, resume=True)

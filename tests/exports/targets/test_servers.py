@@ -40,7 +40,7 @@ def test_what_vllm_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "said"),
     [
         (
             {"config": config(kind=hf.FastVlmConfig, tower="timm_wrapper")},
@@ -65,10 +65,10 @@ def test_what_vllm_takes() -> None:
         ({"adapter_keys": ["x.layers.0.attn.c_attn.lora_A.weight"]}, "this has c_attn"),
     ],
 )
-def test_what_vllm_refuses(change: dict[str, Any], message: str) -> None:
+def test_what_vllm_refuses(change: dict[str, Any], said: str) -> None:
     answer = servable(dataclasses.replace(GOOD, **change))["vllm"]
     assert isinstance(answer, str)
-    assert message in answer
+    assert said in answer
     assert ";" not in answer, "one change, one reason"
 
 

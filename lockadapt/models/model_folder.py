@@ -1,0 +1,108 @@
+"""Checks what a model folder says of itself before a library acts on it: files outside, code, absurd sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from lockadapt.errors import SafetyError, SetupError
+from lockadapt.models.safetensors_file import AGAIN, read_shard
+
+MAX_JSON = 64 << 20
+"""Bytes of a config or an index; the largest indexes of the Hub have about 10 MB."""
+
+DEEP = 256
+"""Layers from which on a config must be borne out by as many tensors, which costs reading headers."""
+
+
+def check_model_folder(folder: Path, what: str) -> None:
+    """Checks config.json and the shard index of a folder before Transformers follows them.
+
+    Args:
+        folder: holds config.json; weights need not be there.
+        what: names it in messages.
+
+    Raises:
+        SetupError: a file is no JSON object, or the config describes more layers than there are tensors.
+        SafetyError: the index names files outside the folder, or the config asks for code of the Hub.
+    """
+    config = _json_object(folder / "config.json", what)
+    for key, value in _leaves(config):
+        # `org/name` in place of `sdpa` makes Transformers download a compiled kernel and load it.
+        if (
+            key.removesuffix("_internal").endswith("implementation")
+            and isinstance(value, str)
+            and "/" in value
+        ):
+            raise SafetyError(
+                f"the {what}'s config.json wants code from the Hub to be run: {key} is {value!r}",
+                where=str(folder),
+                fix=f"remove {key} from config.json",
+            )
+    names: set[str] = set()
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        table = _json_object(index, what).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+            raise SetupError("`weight_map` is no table of file names", where=str(index), fix=AGAIN)
+        names |= set(table.values())
+        outside = next((name for name in sorted(names) if _leads_out(name)), None)
+        if outside is not None:
+            raise SafetyError(
+                f"names a file outside of its folder: {outside!r}",
+                where=str(index),
+                fix="download the folder again from where you trust it",
+            )
+    layers = max((count for key, value in _leaves(config) for count in _layers(key, value)), default=0)
+    if layers > DEEP:
+        _check_depth(folder, layers, what)
+
+
+def _check_depth(folder: Path, layers: int, what: str) -> None:
+    """Refuses a config that would have a library build modules for hours."""
+    tensors = sum(len(read_shard(file).places) for file in sorted(folder.glob("*.safetensors")))
+    if layers > max(tensors, DEEP):
+        raise SetupError(
+            f"the {what}'s config.json describes {layers:,} layers, its weights are {tensors:,} tensors",
+            where=str(folder),
+            fix="use the config that belongs to the weights",
+        )
+
+
+def _leads_out(name: str) -> bool:
+    return name in ("", ".", "..") or "\0" in name or any(sign in name for sign in "/\\")
+
+
+def _layers(key: str, value: Any) -> Iterator[int]:
+    """Counts of layers, as configs of all families call them."""
+    if key.endswith(("layers", "n_layer", "depth", "depths")):
+        values = value if isinstance(value, list) else [value]
+        yield from (one for one in values if isinstance(one, int))
+
+
+def _leaves(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield key, value
+
+
+def _json_object(file: Path, what: str) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has more than {MAX_JSON >> 20} MiB")
+        values = from_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f"the {what} cannot be loaded: {file.name} is damaged: {error}", where=str(file.parent), fix=AGAIN
+        ) from error
+    if not isinstance(values, dict):
+        raise SetupError(
+            f"the {what} cannot be loaded: {file.name} holds no JSON object",
+            where=str(file.parent),
+            fix=AGAIN,
+        )
+    return values
