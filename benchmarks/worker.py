@@ -148,7 +148,7 @@ def run_lockadapt(job: Job) -> dict[str, Any]:
     start = time.perf_counter()
     images = FeatureInputs(
         PixelInputs(processor.image_processor, MAX_PIXELS),
-        lambda values: projector_input(model, values.to(model.device, model.dtype)),
+        lambda part: projector_input(model, part["pixel_values"].to(model.device, model.dtype)),
     )
     images.fill(distinct_images(items).values())
     filling = time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lockadapt.architectures.kept import ImageRecord
 from lockadapt.models.llms import LlmFacts
 from lockadapt.models.texts import Pooling
 from lockadapt.models.towers import TowerFacts
@@ -180,14 +181,17 @@ class Features:
 
     Attributes:
         take: a stock model and the image part of a batch -> (images, tokens, channels), without gradient, on
-            the model's device: all that the frozen part computes of an image.
+            the model's device: all that the frozen part computes of an image. Where images have different
+            numbers of tokens: a record for each.
         give: a stock model, features, and what int8 ones are multiplied with (float32 (images, 1, channels)
-            or None) -> the arguments of forward and `generate` that stand for pixels, with gradient to what
-            trains; None: features do not enter the class's forward.
+            or None; ragged features hold their own) -> the arguments of forward and `generate` that stand for
+            pixels, with gradient to what trains; None: features do not enter the class's forward.
+        ragged: whether `take` gives records, and `give` takes `RaggedFeatures`.
     """
 
-    take: Callable[[Any, Mapping[str, Tensor]], Tensor]
-    give: Callable[[Any, Tensor, Tensor | None], dict[str, Any]] | None
+    take: Callable[[Any, Mapping[str, Any]], Tensor | Sequence[ImageRecord]]
+    give: Callable[[Any, Any, Tensor | None], dict[str, Any]] | None
+    ragged: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Features, unwrap_model
+from lockadapt.architectures.kept import ImageRecord, RaggedFeatures
 from lockadapt.errors import AssemblyError
 
 
@@ -22,20 +24,41 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
         Of most classes exactly what the projector is fed, (images, tokens, channels); see `Features.take`.
 
     Raises:
+        AssemblyError: nothing of this class may be kept, or its images have different numbers of tokens.
+    """
+    kept = kept_outputs(model, {"pixel_values": pixel_values})
+    if not isinstance(kept, Tensor):
+        raise AssemblyError(
+            f"images of {type(unwrap_model(model)).__name__} have different numbers of tokens"
+        )
+    return kept
+
+
+def kept_outputs(model: nn.Module, images: Mapping[str, Any]) -> Tensor | Sequence[ImageRecord]:
+    """What may be kept of the image part of a batch: see `Features.take`.
+
+    Args:
+        model: a stock model, possibly wrapped.
+        images: tensors by the name of forward's argument, on the model's device.
+
+    Returns:
+        (images, tokens, channels), or a record an image.
+
+    Raises:
         AssemblyError: nothing of this class may be kept.
     """
     base = unwrap_model(model)
-    return _features(base).take(base, {"pixel_values": pixel_values})
+    return _features(base).take(base, images)
 
 
 def image_arguments(
-    model: nn.Module, image_features: Tensor, image_scales: Tensor | None = None
+    model: nn.Module, image_features: Tensor | RaggedFeatures, image_scales: Tensor | None = None
 ) -> dict[str, Any]:
     """The arguments of forward and of `generate` that stand for pixels.
 
     Args:
         model: a stock model, possibly wrapped.
-        image_features: from `projector_input`, in the order of the images in the text; in any dtype, on any
+        image_features: from `kept_outputs`, in the order of the images in the text; in any dtype, on any
             device.
         image_scales: what int8 features are multiplied with, float32 (images, 1, channels).
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.pack import pack
 from lockadapt.data.pixels import ImageInputs, image_part
@@ -18,9 +19,10 @@ Batch = dict[str, Any]
 - `objective`: its name.
 - `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens,
   tokens) with `position_ids` int64 (rows, tokens).
-- `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels), where there are
-  images; or, of processors that are asked for every row, all their keys; `processor_keys` and
-  `token_keys` are the names of those that say something of images and of tokens.
+- `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels; `RaggedFeatures` where
+  images have different numbers of tokens), where there are images; or, of processors that are asked for every
+  row, all their keys; `processor_keys` and `token_keys` are the names of those that say something of images
+  and of tokens.
 - `predicting` bool (rows, tokens): the positions whose logits are needed.
 - `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in
   reading order) predicts it, its id, and the sample that it belongs to.
@@ -98,7 +100,8 @@ def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    moved = (torch.Tensor, RaggedFeatures)
+    return {key: value.to(device) if isinstance(value, moved) else value for key, value in batch.items()}
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lockadapt.architectures import inputs_of
 from lockadapt.architectures.generic.inputs import StockInputs
-from lockadapt.data.images import open_image
+from lockadapt.data.images import image_size, open_image
 from lockadapt.data.sample import ImageRef
 
 MEAN_IMAGE = "<mean image>"
@@ -61,6 +61,14 @@ class PixelInputs:
             return {}
         return {"pixel_values": self.values([self.picture(image) for image in images])}
 
+    def shown(self, image: ImageRef) -> ImageRef:
+        """The image itself, or what is shown in its place, which has a key of its own."""
+        return image if self.replacement is None else ImageRef(MEAN_IMAGE, picture=self.replacement)
+
+    def of_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """The image part of a batch of RGB pictures."""
+        return {"pixel_values": self.values(pictures)}
+
     def values(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values (pictures, 3, side, side) of RGB pictures."""
         return self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
@@ -77,6 +85,7 @@ class ProcessorInputs:
 
     def __init__(self, stock: StockInputs, max_pixels: int, replacement: Image.Image | None = None) -> None:
         self.stock, self.max_pixels, self.replacement = stock, max_pixels, replacement
+        self._sizes: dict[str, tuple[int, int]] = {}
 
     def picture(self, image: ImageRef) -> Image.Image:
         """The RGB picture that the model will see, before resizing."""
@@ -86,6 +95,19 @@ class ProcessorInputs:
     def __call__(self, images: Sequence[ImageRef]) -> dict[str, Any]:
         """Preprocess images, each of which stands in a row of its own."""
         return self.of_rows([[image] for image in images])
+
+    def shown(self, image: ImageRef) -> ImageRef:
+        """The image itself, or what is shown in its place: one picture for all images of a size."""
+        if self.replacement is None:
+            return image
+        if image.key not in self._sizes:
+            self._sizes[image.key] = image_size(image, self.max_pixels)
+        width, height = size = self._sizes[image.key]
+        return ImageRef(f"{MEAN_IMAGE} {width} x {height}", picture=self.replacement.resize(size))
+
+    def of_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        """Every key that the processor makes of RGB pictures, each of which stands in a row of its own."""
+        return self.stock.image_keys([[picture] for picture in pictures])
 
     def of_rows(self, rows: Sequence[Sequence[ImageRef]]) -> dict[str, Any]:
         """Every key that the processor makes of the images of rows, and `processor_keys`, their names."""

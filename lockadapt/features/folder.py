@@ -13,13 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lockadapt.data.claims import Claims
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DiskError, VerificationError
 from lockadapt.features.identity import fingerprint_of
-from lockadapt.features.shards import Drift, Layout, Shard, open_shard, write_shard
+from lockadapt.features.ragged_shards import RaggedLayout, RaggedShard
+from lockadapt.features.shards import Drift, Layout, Shard
 from lockadapt.files import write_bytes
 
 SHARD_BYTES = 64 * 2**20
@@ -34,16 +33,18 @@ _FIX = (
 
 Images = Mapping[str, ImageRef]
 """Images by content key."""
-Tower = Callable[[Sequence[tuple[str, ImageRef]]], Iterable[torch.Tensor]]
-"""Images with their content keys -> their features in order, in batches (images, tokens, channels) on the
-CPU."""
+Tower = Callable[[Sequence[tuple[str, ImageRef]]], Iterable[Any]]
+"""Images with their content keys -> their features in order, in batches on the CPU: (images, tokens,
+channels), or a record an image."""
+AnyLayout = Layout | RaggedLayout
+AnyShard = Shard | RaggedShard
 
 
 @dataclass
 class _Index:
     """The plan, written before anything is built. A shard without keys was given up."""
 
-    layout: Layout
+    layout: AnyLayout
     shards: list[list[str]] = field(default_factory=list)
 
 
@@ -75,11 +76,11 @@ class FeatureFolder:
         self.identity, self.fingerprint = identity, fingerprint_of(identity)
         self.path = root.expanduser() / self.fingerprint
         self.disk_gib, self.note, self.shard_bytes, self.thorough = disk_gib, note, shard_bytes, thorough
-        self._open: dict[int, Shard] = {}
+        self._open: dict[int, AnyShard] = {}
         self._told: set[int] = set()
         self._known: tuple[tuple[int, ...], _Index] | None = None
 
-    def layout(self) -> Layout | None:
+    def layout(self) -> AnyLayout | None:
         """What an image takes, if the index is there."""
         index = self._read()
         return index.layout if index else None
@@ -93,14 +94,14 @@ class FeatureFolder:
         needed = {shard_of.get(key, -1) for key in keys}
         return -1 not in needed and all(self._complete(n, index.shards[n]) for n in sorted(needed))
 
-    def refusal(self, keys: Iterable[str], layout: Layout) -> DiskError | None:
+    def refusal(self, keys: Iterable[str], layout: AnyLayout) -> DiskError | None:
         """Why features of these images may not be stored, if so: beyond the limit, or no room on the disk."""
         index = self._read()
         shards = [part for n, part in enumerate(index.shards) if self._file(n).is_file()] if index else []
         there = {key for part in shards for key in part}
         new = [key for key in keys if key not in there]
         size = len(new) * (layout.image_bytes + 80)
-        held = sum(file.stat().st_size for file in self.path.glob("shard-*"))
+        held = self._held()
         nearest = next(folder for folder in (self.path, *self.path.parents) if folder.is_dir())
         free = shutil.disk_usage(nearest).free
         what = f"features of {len(new):,} images take {_gib(size)}"
@@ -118,7 +119,7 @@ class FeatureFolder:
     def fill(
         self,
         images: Images,
-        layout: Layout,
+        layout: AnyLayout,
         tower: Tower,
         progress: Callable[[int, int], None] | None = None,
     ) -> int:
@@ -148,7 +149,7 @@ class FeatureFolder:
                             progress(len(todo) - len(left), len(todo))
         return built
 
-    def rows(self, keys: Iterable[str]) -> dict[str, tuple[Shard, int]]:
+    def rows(self, keys: Iterable[str]) -> dict[str, tuple[AnyShard, int]]:
         """Shard and row of those images whose shards are open, which `fill` sees to."""
         wanted = set(keys)
         return {
@@ -162,7 +163,7 @@ class FeatureFolder:
         """The drift of the first shard that is open, as it was measured when it was computed."""
         return self._open[min(self._open)].drift if self._open else None
 
-    def _plan(self, claims: Claims, images: Images, layout: Layout) -> list[int]:
+    def _plan(self, claims: Claims, images: Images, layout: AnyLayout) -> list[int]:
         """Shards that are yet to be computed; new images are added to the index."""
         claims.take(_PLAN, wait=True)
         try:
@@ -202,12 +203,32 @@ class FeatureFolder:
         try:
             if not keys or any(key not in images for key in keys) or self._complete(number, keys):
                 return 0
-            features = _joined(tower([(key, images[key]) for key in keys]), len(keys))
-            write_shard(self._file(number), self.fingerprint, keys, features, self.identity["stored"])
+            assert index is not None
+            batches = tower([(key, images[key]) for key in keys])
+            index.layout.write(self._file(number), self.fingerprint, keys, batches)
+            if isinstance(index.layout, RaggedLayout):
+                self._check_limit(number)
             self._complete(number, keys)
             return len(keys)
         finally:
             claims.leave(number + 1)
+
+    def _check_limit(self, number: int) -> None:
+        """What images of different sizes take is known once they are computed.
+
+        Raises:
+            DiskError: with this shard, which is removed, the folder holds more than it may.
+        """
+        if self._held() > self.disk_gib * 2**30:
+            self._file(number).unlink()
+            raise DiskError(
+                f"the features take more than the {self.disk_gib:g} GiB that data.feature_disk_gib allows",
+                where=str(self.path),
+                fix=_FIX,
+            )
+
+    def _held(self) -> int:
+        return sum(file.stat().st_size for file in self.path.glob("shard-*"))
 
     def _complete(self, number: int, keys: Sequence[str]) -> bool:
         if number in self._open:
@@ -216,7 +237,7 @@ class FeatureFolder:
         if index is None:
             return False
         try:
-            shard = open_shard(self._file(number), self.fingerprint, index.layout, self.thorough)
+            shard = index.layout.open(self._file(number), self.fingerprint, self.thorough)
             if shard.keys != tuple(keys):
                 raise VerificationError("it holds other images", where=str(self._file(number)))
         except FileNotFoundError:
@@ -240,7 +261,7 @@ class FeatureFolder:
             state = (now.st_ino, now.st_mtime_ns, now.st_size)
             if self._known is None or self._known[0] != state:
                 values = json.loads(file.read_bytes())
-                self._known = (state, _Index(Layout(**values["layout"]), values["shards"]))
+                self._known = (state, _Index(_layout_of(values["layout"]), values["shards"]))
             return self._known[1]
         except FileNotFoundError:
             return None
@@ -255,16 +276,10 @@ class FeatureFolder:
         write_bytes(self.path / INDEX, data, fix="free space, or change data.cache")
 
 
-def _joined(batches: Iterable[torch.Tensor], count: int) -> torch.Tensor:
-    """Batches in one tensor, without holding all of them twice."""
-    whole, at = None, 0
-    for batch in batches:
-        if whole is None:
-            whole = batch.new_empty((count, *batch.shape[1:]))
-        whole[at : at + len(batch)] = batch
-        at += len(batch)
-    assert whole is not None
-    return whole
+def _layout_of(values: dict[str, Any]) -> AnyLayout:
+    if isinstance(values.get("channels"), dict):
+        return RaggedLayout(**values)
+    return Layout(**values)
 
 
 def _gib(size: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of, inputs_of
 from lockadapt.architectures.base import unwrap_model
@@ -110,7 +110,8 @@ def tower_inputs(
     def memory_bytes() -> int:
         # Not kept: images that go through the tower in the same batches as for the disk have the same
         # features to the bit.
-        first = kept.tower(pixels([next(iter(images.values()))])["pixel_values"])
+        first = kept.tower(pixels([next(iter(images.values()))]))
+        assert isinstance(first, Tensor)
         return first.nbytes * (1 if policy.blind else len(images))
 
     @cache
@@ -119,7 +120,7 @@ def tower_inputs(
 
     def disk_refusal() -> str | None:
         content = disk().content(images.values())
-        refused = disk().folder.refusal(content, disk().layout(next(iter(content.values()))))
+        refused = disk().folder.refusal(content, disk().layout(list(content.values())))
         return None if refused is None else refused.message
 
     store, why = choose_store(settings, len(images), reused, memory_bytes, disk_refusal)

@@ -10,14 +10,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lockadapt.data.image_bytes import content_keys, picture_of
-from lockadapt.data.pixels import MEAN_IMAGE, PixelInputs
+from lockadapt.data.images import open_image
+from lockadapt.data.pixels import PixelInputs, ProcessorInputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import LockadaptError
-from lockadapt.features.folder import FeatureFolder
+from lockadapt.features.folder import AnyLayout, AnyShard, FeatureFolder
+from lockadapt.features.ragged_shards import RaggedLayout, gather_ragged
 from lockadapt.features.shards import STORED, Layout, Shard
+from lockadapt.features.tower import Kept, Tower, on_cpu
 
-Tower = Callable[[torch.Tensor], torch.Tensor]
-"""Pixel values (n, 3, side, side) -> projector inputs (n, tokens, channels), without gradient."""
+TRIED = 8
+"""Images that are computed to learn what images of different sizes take."""
 
 
 class DiskFeatures:
@@ -25,7 +28,7 @@ class DiskFeatures:
 
     Args:
         pixels: how pictures become pixel values, and what replaces them in a blind run.
-        tower: pixel values -> projector inputs.
+        tower: the image part of a batch -> what is kept of its images.
         folder: where features are kept.
         workers: processes that decode and preprocess; the tower stays in this one.
         batch_size: images that the tower sees at a time.
@@ -33,7 +36,7 @@ class DiskFeatures:
 
     def __init__(
         self,
-        pixels: PixelInputs,
+        pixels: PixelInputs | ProcessorInputs,
         tower: Tower,
         folder: FeatureFolder,
         workers: int = 0,
@@ -43,12 +46,12 @@ class DiskFeatures:
         self.workers, self.batch_size = workers, batch_size
         self.replacement = pixels.replacement
         self._keys: dict[str, str] = {}
-        self._places: dict[str, tuple[Shard, int]] = {}
-        self._layout: Layout | None = None
+        self._places: dict[str, tuple[AnyShard, int]] = {}
+        self._layout: AnyLayout | None = None
 
     def content(self, images: Iterable[ImageRef]) -> dict[str, ImageRef]:
         """The distinct images by content key, in the order of their first use. Each is hashed once."""
-        shown = {image.key: image for image in map(self._shown, images)}
+        shown = {image.key: image for image in map(self.pixels.shown, images)}
         new = {key: image for key, image in shown.items() if key not in self._keys}
         self._keys.update(content_keys(new, self.pixels.max_pixels))
         content: dict[str, ImageRef] = {}
@@ -56,14 +59,17 @@ class DiskFeatures:
             content.setdefault(self._keys[key], image)
         return content
 
-    def layout(self, image: ImageRef) -> Layout:
-        """What every image takes: as the index says, else by running the tower on one."""
+    def layout(self, images: Sequence[ImageRef]) -> AnyLayout:
+        """What images take: as the index says, else by running the tower on one, or on some of every size.
+
+        Args:
+            images: all that are asked for, from `content`.
+
+        Returns:
+            The cache's layout.
+        """
         known = self.folder.layout()
-        if known is not None:
-            return known
-        picture = self.pixels.picture(image)
-        _, tokens, channels = self.tower(self.pixels.values([picture])).shape
-        return Layout(tokens, channels, self.folder.identity["stored"])
+        return known or tried_layout(self.pixels, self.tower, images, self.folder.identity["stored"])
 
     def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> int:
         """Computes what the folder lacks of these images.
@@ -82,33 +88,58 @@ class DiskFeatures:
         content = self.content(images)
         if not content:
             return 0
-        layout = self.layout(next(iter(content.values())))
+        layout = self.layout(list(content.values()))
         built = self.folder.fill(content, layout, self._computed, progress)
         self._places.update(self.folder.rows(content))
         self._layout = layout
         return built
 
-    def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
-        """The images' stored features, as `gather` gives them."""
+    def __call__(self, images: Sequence[ImageRef]) -> dict[str, Any]:
+        """The images' stored features, as `gather` or `gather_ragged` gives them."""
         if not images:
             return {}
-        shown = [self._shown(image) for image in images]
+        shown = [self.pixels.shown(image) for image in images]
         if any(self._keys.get(image.key) not in self._places for image in shown):
             self.fill(images)
+        positions: list[Any] = [self._places[self._keys[image.key]] for image in shown]
+        if isinstance(self._layout, RaggedLayout):
+            return gather_ragged(positions, self._layout).batch()
         assert self._layout is not None
-        return gather([self._places[self._keys[image.key]] for image in shown], self._layout)
+        return gather(positions, self._layout)
 
-    def _shown(self, image: ImageRef) -> ImageRef:
-        """The image itself, or what is shown in its place: that has its own bytes, and so its own key."""
-        return image if self.replacement is None else ImageRef(MEAN_IMAGE, picture=self.replacement)
-
-    def _computed(self, items: Sequence[tuple[str, ImageRef]]) -> Iterator[torch.Tensor]:
+    def _computed(self, items: Sequence[tuple[str, ImageRef]]) -> Iterator[Kept]:
         batches = [items[at : at + self.batch_size] for at in range(0, len(items), self.batch_size)]
         loader = DataLoader(_Preprocessed(batches, self.pixels), batch_size=None, num_workers=self.workers)
         for values in loader:
             if isinstance(values, LockadaptError):
                 raise values
-            yield self.tower(values).cpu()
+            yield on_cpu(self.tower(values))
+
+
+def tried_layout(
+    pixels: PixelInputs | ProcessorInputs, tower: Tower, images: Sequence[ImageRef], stored: str
+) -> AnyLayout:
+    """Learns what images take in the cache.
+
+    Args:
+        pixels: how pictures become the image part of a batch.
+        tower: computes what is kept of it.
+        images: all that will be stored. One is computed; where each takes another number of tokens, up to
+            `TRIED`.
+        stored: dtype on disk, one of `STORED`.
+
+    Returns:
+        The layout; a ragged one says how much an image takes on average.
+    """
+
+    def computed(image: ImageRef) -> Kept:
+        return tower(pixels.of_pictures([open_image(image, pixels.max_pixels)]))
+
+    first = computed(images[0])
+    if isinstance(first, torch.Tensor):
+        return Layout(first.shape[1], first.shape[2], stored)
+    others = images[1 :: max(1, len(images) // (TRIED - 1))][: TRIED - 1]
+    return RaggedLayout.tried([*first, *(record for image in others for record in computed(image))], stored)
 
 
 def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, torch.Tensor]:
@@ -138,17 +169,21 @@ def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, 
 
 
 class _Preprocessed(Dataset[Any]):
-    """Pixel values by batch; a bad image comes as its error, whose message no process boundary would keep."""
+    """The image part by batch; a bad image comes as its error, whose message no process boundary keeps."""
 
-    def __init__(self, batches: Sequence[Sequence[tuple[str, ImageRef]]], pixels: PixelInputs) -> None:
+    def __init__(
+        self, batches: Sequence[Sequence[tuple[str, ImageRef]]], pixels: PixelInputs | ProcessorInputs
+    ) -> None:
         self.batches, self.pixels = batches, pixels
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> torch.Tensor | LockadaptError:
+    def __getitem__(self, index: int) -> dict[str, Any] | LockadaptError:
         try:
             limit = self.pixels.max_pixels
-            return self.pixels.values([picture_of(image, key, limit) for key, image in self.batches[index]])
+            return self.pixels.of_pictures(
+                [picture_of(image, key, limit) for key, image in self.batches[index]]
+            )
         except LockadaptError as error:
             return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from lockadapt.files import write_bytes
 from lockadapt.models.safetensors_file import read_shard
 
 STORED = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
-_NAMES = {"bfloat16": "BF16", "float32": "F32", "int8": "I8"}
+NAMES = {"bfloat16": "BF16", "float32": "F32", "int8": "I8"}
 # One entry: safetensors writes several in no fixed order, and equal shards must be equal files.
-_META = "lockadapt"
-_FIX = "it is computed again"
+META = "lockadapt"
+FIX = "it is computed again"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Layout:
         """Bytes of an image in a shard."""
         scales = 4 * self.channels if self.stored == "int8" else 0
         return self.tokens * self.channels * STORED[self.stored].itemsize + scales
+
+    def write(
+        self, path: Path, fingerprint: str, keys: Sequence[str], batches: Iterable[torch.Tensor]
+    ) -> None:
+        """See `write_shard`; features come in batches, which are never held twice."""
+        write_shard(path, fingerprint, list(keys), _joined(batches, len(keys)), self.stored)
+
+    def open(self, path: Path, fingerprint: str, thorough: bool = False) -> Shard:
+        """See `open_shard`."""
+        return open_shard(path, fingerprint, self, thorough)
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,10 @@ def write_shard(path: Path, fingerprint: str, keys: list[str], features: torch.T
     meta = {
         "fingerprint": fingerprint,
         "drift": asdict(drift_of(features, parts)),
-        "sha256": _digest([parts[name].reshape(-1).view(torch.uint8).numpy() for name in sorted(parts)]),
+        "sha256": digest_of([parts[name].reshape(-1).view(torch.uint8).numpy() for name in sorted(parts)]),
         "keys": keys,
     }
-    write_bytes(path, save(parts, metadata={_META: json.dumps(meta)}), fix="free space, or change data.cache")
+    write_bytes(path, save(parts, metadata={META: json.dumps(meta)}), fix="free space, or change data.cache")
 
 
 def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = False) -> Shard:
@@ -129,35 +140,48 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     """
     try:
         file = read_shard(path)
-        meta = json.loads(file.metadata[_META])
+        meta = json.loads(file.metadata[META])
         keys, drift = tuple(meta["keys"]), Drift(**meta["drift"])
     except DataError as error:
-        raise VerificationError(error.message, where=str(path), fix=_FIX) from error
+        raise VerificationError(error.message, where=str(path), fix=FIX) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise VerificationError("the header is damaged", where=str(path), fix=_FIX) from error
+        raise VerificationError("the header is damaged", where=str(path), fix=FIX) from error
     stored = {
         stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.places
     }
-    wanted = {"features": (_NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
+    wanted = {"features": (NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
         wanted["scales"] = ("F32", [len(keys), layout.channels])
     if meta["fingerprint"] != fingerprint or stored != wanted:
-        raise VerificationError("it holds other features", where=str(path), fix=_FIX)
+        raise VerificationError("it holds other features", where=str(path), fix=FIX)
     raw = np.memmap(path, mode="r")
     bodies = {
         stored_tensor.key: np.asarray(raw)[stored_tensor.begin : stored_tensor.end]
         for stored_tensor in file.places
     }
-    if thorough and _digest([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
-        raise VerificationError("its bytes are not those that were written", where=str(path), fix=_FIX)
+    if thorough and digest_of([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
+        raise VerificationError("its bytes are not those that were written", where=str(path), fix=FIX)
     scales = None
     if "scales" in bodies:
         scales = bodies["scales"].view(np.float32).reshape(len(keys), layout.channels)
     return Shard(keys, drift, bodies["features"].reshape(len(keys), -1), scales)
 
 
-def _digest(parts: list[np.ndarray[Any, Any]]) -> str:
+def digest_of(parts: Sequence[np.ndarray[Any, Any]]) -> str:
+    """SHA-256 (hex) of arrays of bytes, one behind the other."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.data)
     return digest.hexdigest()
+
+
+def _joined(batches: Iterable[torch.Tensor], count: int) -> torch.Tensor:
+    """Batches in one tensor, without holding all of them twice."""
+    whole, at = None, 0
+    for batch in batches:
+        if whole is None:
+            whole = batch.new_empty((count, *batch.shape[1:]))
+        whole[at : at + len(batch)] = batch
+        at += len(batch)
+    assert whole is not None
+    return whole

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +11,13 @@ from PIL import Image
 from torch import nn
 
 from lockadapt.architectures import tower_of
-from lockadapt.architectures.features import projector_input
+from lockadapt.architectures.features import kept_outputs
+from lockadapt.architectures.kept import ImageRecord
+
+Kept = torch.Tensor | Sequence[ImageRecord]
+"""(images, tokens, channels), or a record an image."""
+Tower = Callable[[Mapping[str, Any]], Kept]
+"""The image part of a batch -> what is kept of its images, without gradient."""
 
 GPU_BATCH, CPU_BATCH = 64, 8
 """Images that the tower sees at a time.
@@ -19,16 +27,36 @@ system: MobileNetV2 at 128 pixels took 1.0 to 1.6 s for 128 images in eights, 4.
 thread)."""
 
 
-def tower_outputs(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Projector inputs (images, tokens, channels) for pixel values on any device, without gradient.
+def tower_outputs(model: nn.Module, images: Mapping[str, Any]) -> Kept:
+    """Runs what is frozen of a model on the image part of a batch, which may lie on any device.
 
-    Of a dual encoder, what its projection gets: (images, 1, channels).
+    Args:
+        model: a stock model; its tower is put into evaluation mode.
+        images: as image inputs give them; floating-point ones are cast to the tower's dtype.
+
+    Returns:
+        Projector inputs (images, tokens, channels) without gradient; of a dual encoder, what its projection
+        gets, (images, 1, channels); where images have different numbers of tokens, a record for each.
     """
     tower = tower_of(model)
     tower.eval()
     reference = next(tower.parameters())
-    values = pixel_values.to(reference.device, reference.dtype)
-    return projector_input(model, values)
+    moved = {
+        name: value.to(reference.device, reference.dtype if value.is_floating_point() else value.dtype)
+        for name, value in images.items()
+        if isinstance(value, torch.Tensor)
+    }
+    return kept_outputs(model, moved)
+
+
+def on_cpu(kept: Kept) -> Kept:
+    """What is kept of images, on the CPU."""
+    if isinstance(kept, torch.Tensor):
+        return kept.cpu()
+    return [
+        replace(record, levels={name: level.cpu() for name, level in record.levels.items()})
+        for record in kept
+    ]
 
 
 def tower_batch(model: nn.Module) -> int:

@@ -140,7 +140,7 @@ def _is_folder(start: Path | None) -> TypeGuard[Path]:
     return start is not None and (start / "config.json").is_file()
 
 
-def _no_tower(_: torch.Tensor) -> torch.Tensor:
+def _no_tower(_: Mapping[str, Any]) -> torch.Tensor:
     raise VerificationError(
         "an image is not in the feature cache, and the tower was not loaded",
         where="data.cache",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.batch import Batch
 from lockadapt.errors import ImageIgnoredError, NoGradientError, NonFiniteLossError, NotMovingError
 from lockadapt.objectives import Objective
@@ -112,9 +113,12 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
     model.eval()
     seen = other = float(loss(batch))
     # Images that are alike may change a mean by less than its last bit; negatives are unlike any of them.
-    for swapped in (images.roll(1, dims=0), -images):
-        if other == seen and not torch.equal(swapped, images):
-            other = float(loss({**batch, name: swapped}))
+    if isinstance(images, RaggedFeatures):
+        other = float(loss({**batch, name: images.negative()}))
+    else:
+        for swapped in (images.roll(1, dims=0), -images):
+            if other == seen and not torch.equal(swapped, images):
+                other = float(loss({**batch, name: swapped}))
     model.train(training)
     if seen == other:
         raise ImageIgnoredError(

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.features import projector_input
+from lockadapt.architectures.features import kept_outputs
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pack import count_tokens
@@ -37,7 +37,7 @@ def test_matrix_products_of_a_packed_step(assembled: Assembled, tmp_path: Path) 
 
     base = unwrap_model(model)
     images = FeatureInputs(
-        PixelInputs(assembled.processor.image_processor, 10**6), lambda values: projector_input(base, values)
+        PixelInputs(assembled.processor.image_processor, 10**6), lambda part: kept_outputs(base, part)
     )
     batch = collate(items, images, 2, "vqa", max_row_tokens=2048)
     with FlopCounterMode(display=False) as counter:

@@ -37,9 +37,9 @@ def processor(images: list[Image.Image], return_tensors: str) -> dict[str, torch
 WEIGHT = torch.randn(192, TOKENS * CHANNELS, generator=torch.Generator().manual_seed(0))
 
 
-def tower(values: torch.Tensor) -> torch.Tensor:
+def tower(part: dict[str, torch.Tensor]) -> torch.Tensor:
     # Image by image, so that a feature does not depend on its neighbours in the batch, not even by rounding.
-    return torch.stack([(v.flatten() @ WEIGHT).view(TOKENS, CHANNELS) for v in values])
+    return torch.stack([(v.flatten() @ WEIGHT).view(TOKENS, CHANNELS) for v in part["pixel_values"]])
 
 
 def refs(folder: Path, count: int, first: int = 0) -> list[ImageRef]:
@@ -61,7 +61,7 @@ def disk(
     each: int = 3,
     limit: float = 1.0,
     note: Callable[[str], None] = print,
-    seen: Callable[[torch.Tensor], torch.Tensor] = tower,
+    seen: Callable[[Any], torch.Tensor] = tower,
     replacement: Image.Image | None = None,
     workers: int = 0,
     thorough: bool = False,
@@ -73,7 +73,7 @@ def disk(
 
 
 def features(image: ImageRef) -> torch.Tensor:
-    return tower(PixelInputs(processor, 10_000)([image])["pixel_values"])[0]
+    return tower(PixelInputs(processor, 10_000)([image]))[0]
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -97,9 +97,9 @@ def test_float32_features_are_the_towers_in_order(tmp_path: Path) -> None:
 def test_nothing_is_computed_twice_and_new_images_are_added(tmp_path: Path) -> None:
     images, calls = refs(tmp_path / "images", 7), []
 
-    def counting(values: torch.Tensor) -> torch.Tensor:
-        calls.append(len(values))
-        return tower(values)
+    def counting(part: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append(len(part["pixel_values"]))
+        return tower(part)
 
     assert disk(tmp_path / "cache", seen=counting).fill(images[:4]) == 4
     calls.clear()
@@ -136,7 +136,7 @@ def test_the_mean_image_is_not_mixed_up_with_real_ones(tmp_path: Path) -> None:
     mean = Image.new("RGB", (8, 8), (90, 100, 110))
     seeing = disk(tmp_path / "cache")(images)["image_features"]
     blind = disk(tmp_path / "cache", replacement=mean)(images)["image_features"]
-    wanted = tower(processor([mean], "pt")["pixel_values"])[0]
+    wanted = tower(processor([mean], "pt"))[0]
     assert all(torch.equal(row, wanted) for row in blind)
     assert torch.equal(disk(tmp_path / "cache")(images)["image_features"], seeing)
     other = disk(tmp_path / "cache", replacement=Image.new("RGB", (8, 8), "red"))(images)["image_features"]
@@ -245,9 +245,9 @@ def test_what_does_not_fit_is_refused_before_it_starts(
 ) -> None:
     images, calls = refs(tmp_path / "images", 6), []
 
-    def counting(values: torch.Tensor) -> torch.Tensor:
-        calls.append(len(values))
-        return tower(values)
+    def counting(part: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append(len(part["pixel_values"]))
+        return tower(part)
 
     with pytest.raises(DiskError, match="6 images take .*feature_disk_gib allows 5e-07 GiB") as error:
         disk(tmp_path / "cache", limit=5e-7, seen=counting).fill(images)
@@ -276,7 +276,7 @@ def test_workers_change_nothing_and_their_errors_arrive(tmp_path: Path) -> None:
 def test_what_a_killed_run_planned_with_other_images_is_planned_anew(tmp_path: Path) -> None:
     images = refs(tmp_path / "images", 5)
 
-    def dying(values: torch.Tensor) -> torch.Tensor:
+    def dying(_: Any) -> torch.Tensor:
         raise KeyboardInterrupt
 
     disk(tmp_path / "cache").fill(images[:1])
@@ -291,10 +291,10 @@ def test_what_a_killed_run_planned_with_other_images_is_planned_anew(tmp_path: P
 def _build(root: Path, images: list[ImageRef], pipe: Any, leave: Any) -> None:
     """Says when it begins a batch, and waits there for leave to go on."""
 
-    def shown(values: torch.Tensor) -> torch.Tensor:
+    def shown(part: dict[str, torch.Tensor]) -> torch.Tensor:
         pipe.send_bytes(b"x")
         leave.recv_bytes()
-        return tower(values)
+        return tower(part)
 
     built = disk(root, each=2, seen=shown).fill(images)
     pipe.send_bytes(str(built).encode())
