@@ -11,6 +11,7 @@ from PIL import Image
 from lockadapt.architectures.absent_tower import TowerRecord
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.dual_encoder.assemble import DualAssembled, assemble_dual
+from lockadapt.architectures.generic.limits import limit_image_tokens
 from lockadapt.architectures.load import load_model
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
@@ -55,7 +56,8 @@ def build_model(
     if section.vlm is not None and experiment.query_tokens and not base.exists():
         with_query_tokens(section.vlm, base, experiment.query_tokens, dtype)
     start = str(base) if base.exists() else str(section.vlm)
-    return load_quantized(start, section.quantization, dtype, tower)
+    model, processor = load_quantized(start, section.quantization, dtype, tower)
+    return model, limited(processor, section.max_image_tokens)
 
 
 def draft_model(experiment: Experiment) -> tuple[Any, Any]:
@@ -73,7 +75,7 @@ def draft_model(experiment: Experiment) -> tuple[Any, Any]:
     if experiment.model.vlm is not None:
         model, processor = load_model(experiment.model.vlm, resolve_dtype(experiment.model.dtype))
         add_rows(model, processor, experiment.query_tokens)
-        return model, processor
+        return model, limited(processor, experiment.model.max_image_tokens)
     built = assemble_model(experiment, None, [], prove=False)
     return built.model, built.processor
 
@@ -122,6 +124,24 @@ def assemble_model(
         query_tokens=experiment.query_tokens,
         factor=section.factor,
     )
+
+
+def limited(processor: Any, max_image_tokens: int | None) -> Any:
+    """Limits what an image may become, as a recipe says.
+
+    Args:
+        processor: of a stock VLM; changed in place.
+        max_image_tokens: see `limit_image_tokens`; None: no limit.
+
+    Returns:
+        The processor itself.
+
+    Raises:
+        RecipeError: the processor has no setting that limits them so far.
+    """
+    if max_image_tokens is not None:
+        limit_image_tokens(processor, max_image_tokens)
+    return processor
 
 
 def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> list[Image.Image]:

@@ -17,6 +17,8 @@ from transformers import AutoConfig
 from lockadapt.architectures import find_architecture
 from lockadapt.architectures.base import RETRIEVAL
 from lockadapt.architectures.blocks import block_linears
+from lockadapt.architectures.generic.limits import limit_image_tokens, write_limits
+from lockadapt.architectures.load import load_processor
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.exports.weights.changes import LowRank, WeightUpdate
 from lockadapt.exports.weights.key_layouts import client_keys
@@ -73,6 +75,8 @@ def write_stock(
     report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)
     settle_folder(folder)
+    if (limit := run.recipe.model.max_image_tokens) is not None:
+        write_limits(folder, limit_image_tokens(load_processor(folder), limit))
     _name_text_class(folder)
     if (run.folder / PART_FILES[RETRIEVAL]).is_file():
         (folder / BESIDE).parent.mkdir()

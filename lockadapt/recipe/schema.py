@@ -62,6 +62,11 @@ class ModelSection(Section):
         description="side of the square to which images are resized, in pixels; default: the size in the "
         "tower's preprocessing config",
     )
+    max_image_tokens: Annotated[int, Field(gt=0, le=65_536)] | None = Field(
+        default=None,
+        description="with `vlm`: maximum number of tokens per image, by lowering the processor's own limit "
+        "on pixels or tiles; merged folders keep it; default: the processor's own",
+    )
     feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=-2,
         description="hidden layer of a token tower to project (feature-map towers always use the last)",
@@ -85,6 +90,9 @@ class ModelSection(Section):
             raise InconsistentError([(("vlm",), "give either `vlm`, or `llm` and `tower`, not both")])
         if not self.vlm and not (self.llm and self.tower):
             raise InconsistentError([((), "needs `llm` and `tower` (or `vlm`, an existing checkpoint)")])
+        if not self.vlm and self.max_image_tokens:
+            problem = "limits the images of a `vlm`; with `llm` and `tower`, set `image_size` instead"
+            raise InconsistentError([(("max_image_tokens",), problem)])
         return self
 
     @model_validator(mode="after")

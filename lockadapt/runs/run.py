@@ -13,6 +13,7 @@ from PIL import Image
 from torch import nn
 
 from lockadapt.building.experiment import Experiment, build_experiment
+from lockadapt.building.model import limited
 from lockadapt.data.sample import Sample
 from lockadapt.errors import VerificationError
 from lockadapt.models.device import choose_device, held_bytes
@@ -146,6 +147,7 @@ class Run:
         quantization = "none" if base == "original" else self.record.quantization
         model, processor = load_quantized(self.base, quantization, self.dtype)
         check_base(self.record.base_identity, model, processor.tokenizer, self.base)
+        limited(processor, self.experiment.model.max_image_tokens)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if base == "dequantized" and quantization != "none":
             # What fits a card in 4 bits can be too large for it in 16.

@@ -217,6 +217,7 @@ ELSEWHERE = {
     "model.factor": "tests/architectures/test_choose.py::test_what_is_not_offered",
     "model.fusion": "tests/architectures/test_assemble.py::test_linear_fusion_is_linear",
     "model.image_size": "tests/architectures/test_assemble.py::test_image_size_is_a_choice",
+    "model.max_image_tokens": "tests/architectures/test_limits.py::test_a_run_trains_and_merges_with_it",
     "model.feature_layer": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
     "model.calibration_images": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
     "model.dtype": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",

@@ -64,7 +64,9 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
 
 def needs_bridge(run: Run) -> bool:
     """Whether the adapter cannot be put on the model that the run started from, as it stands."""
-    return not (run.only_lora and run.base == str(run.recipe.model.vlm)) or bool(unsettled(run.base))
+    started = run.recipe.model
+    as_it_stands = run.only_lora and run.base == str(started.vlm) and started.max_image_tokens is None
+    return not as_it_stands or bool(unsettled(run.base))
 
 
 ADAPTER = ExportTarget("adapter", "LoRA as a PEFT folder, and the bridge that it belongs on", refusal, write)
