@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,12 +20,9 @@ from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
 from lockadapt.planning.admission import check_vlm
-from lockadapt.recipe.read import load_recipe
-from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.run import open_run
 from lockadapt.training.loop import train
-from tests.support.runs import values
-from tests.support.zoo import Entry, entry_of
+from tests.support.existing_vlm import recipe_for, written
 
 QUIET = Reporter(quiet=True)
 PLAIN = ("gemma3", "idefics3", "llava_next", "aya_vision", "deepseek_vl", "ovis2", "paddleocr_vl", "aria")
@@ -36,21 +32,6 @@ TORCHVISION = (
 )
 NAMES = (*PLAIN, *TORCHVISION, "granite4_vision", "smolvlm")
 TRAINED = ("gemma3", "idefics3", "llava_next", "qwen3_vl", "granite4_vision", "video_llama_3", "gemma4")
-
-
-def written(name: str, folder: Path) -> Path:
-    entry: Entry = entry_of(name)
-    if missing := entry.missing():
-        pytest.skip(f"its processor needs {' and '.join(missing)}")
-    entry.write(folder)
-    return folder
-
-
-def recipe_for(vlm: Path, folder: Path, **changes: Any) -> Recipe:
-    plain = values(folder, folder, **changes)
-    plain["model"] = {"vlm": str(vlm), "dtype": "float32", **changes.get("model", {})}
-    plain["training"] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2}
-    return load_recipe(None, (), plain).recipe
 
 
 @pytest.mark.parametrize("name", NAMES)

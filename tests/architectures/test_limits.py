@@ -8,12 +8,15 @@ import pytest
 from transformers import AutoProcessor
 
 from lockadapt.architectures.generic.limits import limit_image_tokens, most_image_tokens, write_limits
+from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
 from lockadapt.runs.run import open_run
 from lockadapt.training.loop import train
-from tests.architectures.test_generic import QUIET, recipe_for, written
+from tests.support.existing_vlm import recipe_for, written
+
+QUIET = Reporter(quiet=True)
 
 
 @pytest.mark.parametrize(
