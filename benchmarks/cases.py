@@ -96,13 +96,13 @@ def easy_vqa_rows(real: Path, count: int) -> list[Row]:
 
 
 def _question(random: Random) -> tuple[str, str]:
-    colour, thing, place = random.choice(COLOURS), random.choice(THINGS), random.choice(PLACES)
+    colour, thing, location = random.choice(COLOURS), random.choice(THINGS), random.choice(PLACES)
     return random.choice(
         (
-            (f"What color is the {thing} {place}?", colour),
-            (f"Is there a {colour} {thing} {place} of the picture?", random.choice(("yes", "no"))),
-            (f"How many {colour} things are there {place}?", str(random.randrange(10))),
-            (f"What stands {place} beside the {colour} {thing}?", f"a {thing}"),
+            (f"What color is the {thing} {location}?", colour),
+            (f"Is there a {colour} {thing} {location} of the picture?", random.choice(("yes", "no"))),
+            (f"How many {colour} things are there {location}?", str(random.randrange(10))),
+            (f"What stands {location} beside the {colour} {thing}?", f"a {thing}"),
         )
     )
 

@@ -58,23 +58,25 @@ def measure(entry: Entry) -> dict[str, Any]:
     return row
 
 
-def _measure(entry: Entry, room: Path, row: dict[str, Any]) -> None:
-    entry.write(room / "vlm")
+def _measure(entry: Entry, scratch: Path, row: dict[str, Any]) -> None:
+    entry.write(scratch / "vlm")
     row["built"] = True
-    found = {one["probe"]: one for one in check_vlm(str(room / "vlm"), QUIET)["findings"]}
-    row.update(checked=True, labels_ok=found["labels"]["result"] == "ok", tail=found["tail"]["result"])
-    row.update(image_sensitive=found["images"]["result"] == "ok", nf4_share=float(found["nf4"]["result"]))
-    row.update({name: _said(found[name]) for name in ("cache", "packing")})
-    recipe = values(room, room)
-    recipe["model"] = {"vlm": str(room / "vlm"), "dtype": "float32"}
+    findings = {finding["probe"]: finding for finding in check_vlm(str(scratch / "vlm"), QUIET)["findings"]}
+    row.update(checked=True, labels_ok=findings["labels"]["result"] == "ok", tail=findings["tail"]["result"])
+    row.update(
+        image_sensitive=findings["images"]["result"] == "ok", nf4_share=float(findings["nf4"]["result"])
+    )
+    row.update({name: _said(findings[name]) for name in ("cache", "packing")})
+    recipe = values(scratch, scratch)
+    recipe["model"] = {"vlm": str(scratch / "vlm"), "dtype": "float32"}
     recipe["training"] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2}
-    train(load_recipe(None, (), recipe).recipe, room / "run", QUIET)
-    row.update(trained=True, locked=open_run(room / "run").record.locked)
-    made = merge_run(room / "run", room / "merged", QUIET)
-    verify_folder(room / "merged", room / "run", QUIET)
+    train(load_recipe(None, (), recipe).recipe, scratch / "run", QUIET)
+    row.update(trained=True, locked=open_run(scratch / "run").record.locked)
+    made = merge_run(scratch / "run", scratch / "merged", QUIET)
+    verify_folder(scratch / "merged", scratch / "run", QUIET)
     row.update({name: made[name] for name in ("max_abs_logit_diff", "missing_keys", "unexpected_keys")})
     row["merged"] = True
-    export_run(room / "run", "adapter", room / "adapter", QUIET)
+    export_run(scratch / "run", "adapter", scratch / "adapter", QUIET)
     row["adapter_export"] = True
 
 
@@ -88,8 +90,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     cells = [[words.get(str(row[name]), str(row[name])) for name in COLUMNS] for row in rows]
     lines = ["| " + " | ".join(line) + " |" for line in [COLUMNS, ["---"] * len(COLUMNS), *cells]]
     good = sum(row["merged"] for row in rows)
-    said = f"{good} of {len(rows)} train, merge and verify."
-    head = f"# Compatibility\n\nMeasured by `make compatibility` on tiny random models: {said}\n\n"
+    summary = f"{good} of {len(rows)} train, merge and verify."
+    head = f"# Compatibility\n\nMeasured by `make compatibility` on tiny random models: {summary}\n\n"
     return head + "\n".join(lines) + "\n"
 
 

@@ -41,9 +41,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=None, help="a folder on the disk to measure")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=chosen.cache) as place:
+    with tempfile.TemporaryDirectory(dir=chosen.cache) as scratch:
         rows = [
-            {"tower": name, **measured(Path(place), Layout(*shape, stored), chosen.batch)}
+            {"tower": name, **measured(Path(scratch), Layout(*shape, stored), chosen.batch)}
             for name, shape in SHAPES.items()
             for stored in ("float32", "bfloat16", "int8")
         ]
@@ -58,9 +58,9 @@ def main() -> None:
         )
 
 
-def measured(place: Path, layout: Layout, batch: int) -> dict[str, Any]:
+def measured(folder: Path, layout: Layout, batch: int) -> dict[str, Any]:
     """Gathering and copying time per image in microseconds, the medians of `BATCHES`."""
-    shards = [_shard(place / f"{number}", layout, number) for number in range(SHARDS)]
+    shards = [_shard(folder / f"{number}", layout, number) for number in range(SHARDS)]
     dice = torch.Generator().manual_seed(0)
     picks = [
         [(shards[i % SHARDS], i // SHARDS) for i in _random(dice, batch, SHARDS * SHARD_IMAGES)]

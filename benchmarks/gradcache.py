@@ -133,15 +133,19 @@ def measure(case: str, arguments: argparse.Namespace, gradients: Path | None = N
         loss = _step(model, case, *inputs, arguments)
         loss.backward()
     seconds, peak = time.perf_counter() - start, _memory("VmHWM")
-    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    gradients_by_name = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     if gradients:
-        save_file(found, gradients)
+        save_file(gradients_by_name, gradients)
     return {
         "case": case,
         "batch": batch,
         "loss": float(loss.detach()),
-        "gradient_norm": math.sqrt(sum(float(one.square().sum()) for one in found.values())),
-        "tensors": len(found),
+        "gradient_norm": math.sqrt(
+            sum(float(gradient.square().sum()) for gradient in gradients_by_name.values())
+        ),
+        "tensors": len(gradients_by_name),
         "seconds": seconds,
         "live_mib": live.peak / 2**20,
         "rss_mib": peak - before,
@@ -200,7 +204,7 @@ def compare(rows: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
                 "loss_difference": abs(rows[ours]["loss"] - rows[whole]["loss"]),
                 "gradient_difference": max(worst.values()),
                 "tensor": max(worst, key=worst.__getitem__),
-                "largest_gradient": max(float(one.abs().max()) for one in theirs.values()),
+                "largest_gradient": max(float(gradient.abs().max()) for gradient in theirs.values()),
             }
         )
     ratios = {key: rows["gradcache"][key] / rows["step"][key] for key in ("live_mib", "rss_mib")}
@@ -210,7 +214,7 @@ def compare(rows: dict[str, dict[str, Any]], folder: Path) -> dict[str, Any]:
     return {"pairs": pairs, "memory_ratio": ratios, "passed": same and max(ratios.values()) <= MEMORY_LIMIT}
 
 
-def table(found: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
     """For people."""
     lines = [
         f"{'case':<16}  {'batch':>5}  {'loss':>10}  {'grad. norm':>10}  {'tensors, MiB':>12}  "
@@ -219,21 +223,21 @@ def table(found: dict[str, Any]) -> str:
     lines += [
         f"{row['case']:<16}  {row['batch']:>5}  {row['loss']:>10.6f}  {row['gradient_norm']:>10.6f}"
         f"  {row['live_mib']:>12.1f}  {row['rss_mib']:>12.1f}  {row['seconds']:>6.1f}"
-        for row in found["rows"]
+        for row in report["rows"]
     ]
     lines += [
         f"{pair['ours']} against {pair['whole']}: loss differs by {pair['loss_difference']:.1e}, "
         "gradients by at most "
         f"{pair['gradient_difference']:.1e} (the largest is {pair['largest_gradient']:.1e}); allowed "
         f"{DIFFERENCE_LIMIT:.0e}"
-        for pair in found["pairs"]
+        for pair in report["pairs"]
     ]
-    ratio = found["memory_ratio"]
+    ratio = report["memory_ratio"]
     lines.append(
         f"gradcache over step: tensors {ratio['live_mib']:.2f}, process {ratio['rss_mib']:.2f}; "
         f"allowed {MEMORY_LIMIT}"
     )
-    return "\n".join([*lines, "passed" if found["passed"] else "FAILED"])
+    return "\n".join([*lines, "passed" if report["passed"] else "FAILED"])
 
 
 def parse() -> argparse.Namespace:
@@ -269,7 +273,7 @@ def main() -> None:
                 sys.exit(f"{case}: exit code {done.returncode}\n{done.stderr[-2000:]}")
             rows[case] = json.loads(done.stdout.splitlines()[-1])
             print(case, file=sys.stderr, flush=True)
-        found = {
+        report = {
             "rows": list(rows.values()),
             **compare(rows, Path(folder)),
             "settings": {**settings, "threads": torch.get_num_threads()},
@@ -277,9 +281,9 @@ def main() -> None:
     if arguments.details:
         from lockadapt.files import write_json
 
-        write_json(arguments.details, found)
-    print(json.dumps(found, indent=1) if arguments.json else table(found))
-    if not found["passed"]:
+        write_json(arguments.details, report)
+    print(json.dumps(report, indent=1) if arguments.json else table(report))
+    if not report["passed"]:
         sys.exit(1)
 
 

@@ -167,7 +167,7 @@ def main() -> None:
             else:
                 rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"{way}, vocabulary {vocabulary}", file=sys.stderr, flush=True)
-    found = {
+    report = {
         "rows": rows,
         "settings": settings,
         "installed": {name: importlib.util.find_spec(name) is not None for name in OTHERS},
@@ -175,8 +175,8 @@ def main() -> None:
     if arguments.details:
         from lockadapt.files import write_json
 
-        write_json(arguments.details, found)
-    print(json.dumps(found, indent=1) if arguments.json else table(rows))
+        write_json(arguments.details, report)
+    print(json.dumps(report, indent=1) if arguments.json else table(rows))
 
 
 if __name__ == "__main__":

@@ -196,9 +196,9 @@ def copy(base: Path, output: Path) -> float:
     return time.perf_counter() - start
 
 
-def measure(arguments: argparse.Namespace, room: Path) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """All methods, in turns."""
-    base, adapter, output = room / "base", room / "adapter", room / "output"
+    base, adapter, output = scratch / "base", scratch / "adapter", scratch / "output"
     make_base(base, arguments.layers, arguments.shards)
     make_adapter(base, adapter)
     sync_folder(base)
@@ -210,9 +210,9 @@ def measure(arguments: argparse.Namespace, room: Path) -> dict[str, Any]:
         seconds["cp"].append(copy(base, output))
         shutil.rmtree(output)
         for name in methods:
-            found = _worker(name, base, adapter, output)
-            seconds[name].append(found["seconds"])
-            excess[name].append(found["rss_excess_mib"])
+            measured = _worker(name, base, adapter, output)
+            seconds[name].append(measured["seconds"])
+            excess[name].append(measured["rss_excess_mib"])
             if name == "lockadapt" and number == 0:
                 same = identical(base, adapter, output)
             shutil.rmtree(output)
@@ -232,18 +232,18 @@ def measure(arguments: argparse.Namespace, room: Path) -> dict[str, Any]:
 def _worker(name: str, base: Path, adapter: Path, output: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--worker", name, "--paths", str(base), str(adapter), str(output)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
 
 
 def _latest(seconds: dict[str, list[float]]) -> str:
     return ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def summary(report: dict[str, Any]) -> dict[str, Any]:
     """The contract's keys: ratios of the fastest rounds, and the largest excess."""
-    best = {name: min(values) for name, values in found["seconds"].items()}
-    worst = {name: max(values) for name, values in found["rss_excess_mib"].items()}
+    best = {name: min(values) for name, values in report["seconds"].items()}
+    worst = {name: max(values) for name, values in report["rss_excess_mib"].items()}
     over = {name: round(best[name] / best["cp"], 3) if name in best else None for name in METHODS}
     return {
         "merge_over_cp": over["lockadapt"],
@@ -251,18 +251,18 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
         "shard_dict_over_cp": over["shard_dict"],
         "rss_excess_mib": round(worst["lockadapt"]) if "lockadapt" in worst else None,
         "peft_rss_excess_mib": round(worst["peft"]) if "peft" in worst else None,
-        "bit_identical": found["bit_identical"],
+        "bit_identical": report["bit_identical"],
     }
 
 
-def table(found: dict[str, Any]) -> Iterable[str]:
+def table(report: dict[str, Any]) -> Iterable[str]:
     """For the terminal."""
-    yield f"{found['bytes'] / 1e9:.2f} GB in {found['shards']} files, rank {RANK}, {found['cores']} cores"
-    best = min(found["seconds"]["cp"])
-    for name, values in found["seconds"].items():
-        memory = f"{max(found['rss_excess_mib'][name]):6.0f} MiB" if name != "cp" else ""
+    yield f"{report['bytes'] / 1e9:.2f} GB in {report['shards']} files, rank {RANK}, {report['cores']} cores"
+    best = min(report["seconds"]["cp"])
+    for name, values in report["seconds"].items():
+        memory = f"{max(report['rss_excess_mib'][name]):6.0f} MiB" if name != "cp" else ""
         yield f"{name:<12} fastest {min(values):6.2f} s  {min(values) / best:5.2f} x cp  {memory}"
-    yield f"bit for bit what the plain way computes: {found['bit_identical']}"
+    yield f"bit for bit what the plain way computes: {report['bit_identical']}"
 
 
 def _peak() -> float:
@@ -289,13 +289,13 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(work(arguments.worker, *arguments.paths)))
         return
-    with tempfile.TemporaryDirectory(prefix="lockadapt-merge-", dir=arguments.room) as room:
-        found = measure(arguments, Path(room))
-    short = summary(found)
+    with tempfile.TemporaryDirectory(prefix="lockadapt-merge-", dir=arguments.room) as scratch:
+        report = measure(arguments, Path(scratch))
+    short = summary(report)
     if arguments.details:
         arguments.details.parent.mkdir(parents=True, exist_ok=True)
-        arguments.details.write_text(json.dumps({**found, "summary": short}, indent=1) + "\n")
-    print(json.dumps(short) if arguments.json else "\n".join(table(found)))
+        arguments.details.write_text(json.dumps({**report, "summary": short}, indent=1) + "\n")
+    print(json.dumps(short) if arguments.json else "\n".join(table(report)))
     if short["merge_over_cp"] is not None and (
         short["merge_over_cp"] > TIME_LIMIT
         or short["rss_excess_mib"] > RSS_LIMIT

@@ -30,9 +30,9 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def throughput_table(found: dict[str, Any] | None) -> str:
+def throughput_table(report: dict[str, Any] | None) -> str:
     """Cases as Markdown, and below it what they were measured on."""
-    if found is None:
+    if report is None:
         return NOTHING
     lines = [
         "| case | samples/s | TRL | speedup | first epoch | peak memory, MiB | TRL | ratio | first "
@@ -44,7 +44,7 @@ def throughput_table(found: dict[str, Any] | None) -> str:
         f"| {case['speedup']:.2f} | {case['speedup_first_epoch']:.2f} | {case['peak_mib']:,.0f} "
         f"| {case['peer_peak_mib']:,.0f} | {case['memory_ratio']:.2f} | {case['loss_difference']:.1e} "
         f"| {case['gemm_fraction']:.2f} |"
-        for case in found["cases"]
+        for case in report["cases"]
     ]
     lines += [
         "",
@@ -59,16 +59,16 @@ def throughput_table(found: dict[str, Any] | None) -> str:
         f"{case['seconds']['minimum']:.3f} "
         f"| {case['peer_seconds']['median']:.3f} | {case['peer_seconds']['minimum']:.3f} "
         f"| {case['speedup_of_minima']:.2f} | {case['memory_ratio_above_model']:.2f} |"
-        for case in found["cases"]
+        for case in report["cases"]
     ]
-    return "\n".join([*lines, "", measured_on(found)])
+    return "\n".join([*lines, "", measured_on(report)])
 
 
-def measured_on(found: dict[str, Any]) -> str:
+def measured_on(report: dict[str, Any]) -> str:
     """Machine, versions and settings in one paragraph."""
-    machine, settings = found["machine"], found["settings"]
+    machine, settings = report["machine"], report["settings"]
     versions = ", ".join(
-        f"{name} {found['versions'][name]}"
+        f"{name} {report['versions'][name]}"
         for name in ("lockadapt", "torch", "transformers", "peft", "trl", "accelerate", "python")
     )
     peak = machine["gemm_flops_per_second"]
@@ -82,15 +82,15 @@ def measured_on(found: dict[str, Any]) -> str:
     )
 
 
-def head_table(found: dict[str, Any] | None) -> str:
+def head_table(report: dict[str, Any] | None) -> str:
     """The head's ways as Markdown."""
-    if found is None:
+    if report is None:
         return NOTHING
     lines = [
         "| vocabulary | way | ms | MiB | loss | norm of the gradient |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in found["rows"]:
+    for row in report["rows"]:
         if "absent" in row:
             lines.append(f"| {row['vocabulary']:,} | {row['way']} | {row['absent']} | | | |")
         else:
@@ -99,9 +99,9 @@ def head_table(found: dict[str, Any] | None) -> str:
                 f"{row['peak_mib']:.0f} "
                 f"| {row['loss']:.6f} | {row['gradient_norm']:.6f} |"
             )
-    settings = found["settings"]
+    settings = report["settings"]
     others = "; ".join(
-        f"`{name}` is {'' if there else 'not '}installed" for name, there in found["installed"].items()
+        f"`{name}` is {'' if there else 'not '}installed" for name, there in report["installed"].items()
     )
     return "\n".join(
         [
@@ -113,9 +113,9 @@ def head_table(found: dict[str, Any] | None) -> str:
     )
 
 
-def gradcache_table(found: dict[str, Any] | None) -> str:
+def gradcache_table(report: dict[str, Any] | None) -> str:
     """GradCache's cases as Markdown, and below it the differences and the ratio of memory."""
-    if found is None:
+    if report is None:
         return NOTHING
     lines = [
         "| case | batch | loss | norm of the gradient | live tensors, MiB | process, MiB | s |",
@@ -125,7 +125,7 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
         f"| `{row['case']}` | {row['batch']:,} | {row['loss']:.6f} | {row['gradient_norm']:.6f} | "
         f"{row['live_mib']:.1f} "
         f"| {row['rss_mib']:.1f} | {row['seconds']:.1f} |"
-        for row in found["rows"]
+        for row in report["rows"]
     ]
     lines += [
         "",
@@ -136,9 +136,9 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
         f"| `{pair['ours']}` and `{pair['whole']}` | {pair['loss_difference']:.1e} | "
         f"{pair['gradient_difference']:.1e} "
         f"| {pair['largest_gradient']:.1e} |"
-        for pair in found["pairs"]
+        for pair in report["pairs"]
     ]
-    settings, ratio = found["settings"], found["memory_ratio"]
+    settings, ratio = report["settings"], report["memory_ratio"]
     return "\n".join(
         [
             *lines,
@@ -150,39 +150,39 @@ def gradcache_table(found: dict[str, Any] | None) -> str:
     )
 
 
-def merge_table(found: dict[str, Any] | None) -> str:
+def merge_table(report: dict[str, Any] | None) -> str:
     """Ways to merge as Markdown, beside `cp`."""
-    if found is None:
+    if report is None:
         return NOTHING
     lines = [
         "| | fastest, s | `cp` = 1 | memory beyond `import torch`, MiB |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, seconds in found["seconds"].items():
-        memory = f"{max(found['rss_excess_mib'][name]):,.0f}" if name in found["rss_excess_mib"] else ""
-        ratio = min(seconds) / min(found["seconds"]["cp"])
+    for name, seconds in report["seconds"].items():
+        memory = f"{max(report['rss_excess_mib'][name]):,.0f}" if name in report["rss_excess_mib"] else ""
+        ratio = min(seconds) / min(report["seconds"]["cp"])
         lines.append(f"| `{name}` | {min(seconds):.2f} | {ratio:.2f} | {memory} |")
-    rounds = len(found["seconds"]["cp"])
+    rounds = len(report["seconds"]["cp"])
     return "\n".join(
         [
             *lines,
             "",
-            f"{found['bytes'] / 1e9:.2f} GB of bfloat16 in {found['shards']} files, rank 16 on every "
+            f"{report['bytes'] / 1e9:.2f} GB of bfloat16 in {report['shards']} files, rank 16 on every "
             "linear layer, "
-            f"{found['cores']} cores, fastest of {rounds} rounds. Bit for bit what the plain way computes: "
-            f"{'yes' if found['bit_identical'] else 'no'}.",
+            f"{report['cores']} cores, fastest of {rounds} rounds. Bit for bit what the plain way computes: "
+            f"{'yes' if report['bit_identical'] else 'no'}.",
         ]
     )
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(report: dict[str, Any], path: Path) -> None:
     """Speedup and memory of every case beside TRL's."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    cases = found["cases"]
+    cases = report["cases"]
     names, places = [case["name"] for case in cases], range(len(cases))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 0.5 * len(cases) + 1.6), sharey=True)
     left.barh(places, [case["speedup"] for case in cases], color=OWN)
@@ -193,8 +193,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.axvline(1, color=PEER, zorder=0, linewidth=6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlim(0, 1.15 * max(1.0, *(case[key] for case in cases)))
-        for place, case in zip(places, cases, strict=True):
-            axes.text(case[key], place, f" {case[key]:.2f}", va="center")
+        for position, case in zip(places, cases, strict=True):
+            axes.text(case[key], position, f" {case[key]:.2f}", va="center")
     left.set_yticks(places, names)
     left.invert_yaxis()
     figure.tight_layout()
@@ -210,8 +210,8 @@ def replaced(text: str, name: str, content: str) -> str:
     """
     begin, end = f"<!-- {name}: written by benchmarks/report.py -->", f"<!-- /{name} -->"
     head, _, rest = text.partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
+    _, marker, tail = rest.partition(end)
+    if not marker:
         raise ValueError(f"the text lacks {begin} or {end}")
     return f"{head}{begin}\n\n{content}\n\n{end}{tail}"
 

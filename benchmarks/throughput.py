@@ -85,15 +85,15 @@ class EvaluationContext:
             rows = easy_vqa_rows(arguments.real, batch * batches)
         else:
             rows = drawn_rows(case, images, batches, self.folder / f"pictures-{case.name}")
-        place = self.folder / f"{case.name}.rows.json"
-        place.write_text(json.dumps(rows), encoding="utf-8")
+        rows_file = self.folder / f"{case.name}.rows.json"
+        rows_file.write_text(json.dumps(rows), encoding="utf-8")
         if case.rows == "easy-vqa":
             source = {"real": str(arguments.real), "model": str(self.folder / "model-easy-vqa")}
         else:
             source = {"shape": arguments.shape, "model": str(self.folder / "model")}
         common = {
             **source,
-            "rows": str(place),
+            "rows": str(rows_file),
             "batch": batch,
             "steps": steps,
             "packing": arguments.packing,

@@ -317,8 +317,8 @@ def _as_tokens(items: list[Encoded], tokens: list[dict[str, list[int]]]) -> list
     TRL tokenises prompt and completion separately, which some tokenizers do not support.
     """
     return [
-        dataclasses.replace(item, **{name: np.asarray(values, np.int32) for name, values in one.items()})
-        for item, one in zip(items, tokens, strict=True)
+        dataclasses.replace(item, **{name: np.asarray(values, np.int32) for name, values in fields.items()})
+        for item, fields in zip(items, tokens, strict=True)
     ]
 
 

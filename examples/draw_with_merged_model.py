@@ -55,7 +55,7 @@ def main() -> None:
         values = model.model.vqmodel.decode(codes)
     # As tensors, which the processor supports with and without torchvision.
     levels = processor.postprocess(list(values), return_tensors="pt")["pixel_values"]
-    pictures = [Image.fromarray(one) for one in levels.permute(0, 2, 3, 1).numpy()]
+    pictures = [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).numpy()]
     given.output.mkdir(parents=True, exist_ok=True)
     for number, picture in enumerate(pictures):
         picture.save(given.output / f"{number:04d}.png")

@@ -27,15 +27,15 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         questions = json.loads((given.easy_vqa / split / "questions.json").read_text(encoding="utf-8"))
-        found = captions(questions)
+        captions_of = captions(questions)
         images = {row[2] for row in questions}
         lines = [
             json.dumps({"image": f"{image}.png", "caption": caption})
-            for image, caption in sorted(found.items())
+            for image, caption in sorted(captions_of.items())
         ]
         file = given.output / f"captions_{split}.jsonl"
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(f"{file}: {len(found):,} captions, {len(images) - len(found):,} images left out")
+        print(f"{file}: {len(captions_of):,} captions, {len(images) - len(captions_of):,} images left out")
 
 
 def captions(questions: list[list[object]]) -> dict[int, str]:
@@ -54,14 +54,14 @@ def captions(questions: list[list[object]]) -> dict[int, str]:
 def told(question: str, answer: str) -> dict[str, str]:
     """Return what a question and its answer state about the only shape in the image."""
     words = set(re.findall(r"[a-z]+", question.lower()))
-    said = {"colour": words & set(COLOURS), "shape": words & set(SHAPES)}
+    facts = {"colour": words & set(COLOURS), "shape": words & set(SHAPES)}
     if answer in ("yes", "no"):
         # "is there not a circle?" — "no" means that there is one.
         if (answer == "yes") == bool(words & {"no", "not"}):
             return {}
     else:
-        said["colour" if answer in COLOURS else "shape"] = {answer}
-    return {name: values.pop() for name, values in said.items() if len(values) == 1}
+        facts["colour" if answer in COLOURS else "shape"] = {answer}
+    return {name: values.pop() for name, values in facts.items() if len(values) == 1}
 
 
 if __name__ == "__main__":

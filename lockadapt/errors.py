@@ -145,7 +145,7 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def memory_cause(error: BaseException) -> BaseException | None:
-    """The one among an exception and what it was raised from that says that memory is used up, if any does."""
+    """The exception, or the one behind it, that says that memory is used up; None if none does."""
     for cause in _chain(error):
         if isinstance(cause, MemoryError) or _says(cause, _MEMORY_WORDS):
             return cause

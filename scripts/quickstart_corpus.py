@@ -64,12 +64,12 @@ def description(random: Random) -> str:
 def story(random: Random) -> str:
     """A few sentences about people, animals and toys, and a question about one of them."""
     who, other = random.sample(NAMES, 2)
-    toy, place, animal = random.choice(TOYS), random.choice(PLACES), random.choice(ANIMALS)
+    toy, location, animal = random.choice(TOYS), random.choice(PLACES), random.choice(ANIMALS)
     colour, mood = random.choice(tuple(COLOURS)), random.choice(MOODS)
     sentences = [
         f"{who} has a {colour} {toy}.",
         f"{other} is {mood}.",
-        f"The {animal} {random.choice(DEEDS)} the {place}.",
+        f"The {animal} {random.choice(DEEDS)} the {location}.",
     ]
     random.shuffle(sentences)
     asked = [
@@ -98,9 +98,9 @@ def _sentences(scene: Scene, random: Random) -> str:
     names = {thing: " ".join(pair(thing)) for thing in scene.things}
     lines = [f"There is {'an' if name[0] == 'o' else 'a'} {name}." for name in names.values()]
     for thing, other in permutations(scene.things, 2):
-        place = relation(thing, other)
-        if place:
-            lines.append(f"The {names[thing]} is {RELATIONS[place]} the {names[other]}.")
+        side = relation(thing, other)
+        if side:
+            lines.append(f"The {names[thing]} is {RELATIONS[side]} the {names[other]}.")
     random.shuffle(lines)
     return " ".join(lines)
 

@@ -44,9 +44,9 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz towards the orthogonal factor of each matrix, (matrices, rows, columns)."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    found = matrices.mT if tall else matrices
-    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    result = matrices.mT if tall else matrices
+    result = result / result.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        square = found @ found.mT
-        found = a * found + (b * square + c * square @ square) @ found
-    return found.mT if tall else found
+        square = result @ result.mT
+        result = a * result + (b * square + c * square @ square) @ result
+    return result.mT if tall else result

@@ -107,6 +107,6 @@ def _optimizers(
 def _places(grid: int, width: int) -> Tensor:
     """Sines and cosines of row and column, (patches, width)."""
     waves = torch.outer(torch.arange(grid).float(), 1 / (10000 ** (torch.arange(width // 4) / (width // 4))))
-    one = torch.cat([waves.sin(), waves.cos()], 1)
-    both = torch.cat([one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)], -1)
+    axis = torch.cat([waves.sin(), waves.cos()], 1)
+    both = torch.cat([axis[:, None].expand(grid, grid, -1), axis[None].expand(grid, grid, -1)], -1)
     return both.reshape(grid * grid, width)

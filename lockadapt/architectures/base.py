@@ -359,7 +359,7 @@ def component_of(name: str, layout: ModelLayout) -> str:
         return "retrieval"
     # The head first: some classes keep it inside the LLM. The projector before the tower: some keep it in
     # there.
-    places = {
+    paths_of = {
         "head": (layout.head,),
         "projector": layout.projector,
         "tower": (layout.tower,),
@@ -368,7 +368,7 @@ def component_of(name: str, layout: ModelLayout) -> str:
         "generation": layout.generation,
         "image tokenizer": layout.image_tokenizer,
     }
-    for component, paths in places.items():
+    for component, paths in paths_of.items():
         if any(path and is_below(name, path) for path in paths):
             return component
     return "other"

@@ -117,8 +117,8 @@ def _tokenizer(model: Any, given: Any) -> Any:
 
 def _bridge(model: nn.Module, source: Source) -> tuple[str, ...]:
     """An adapter without a projector needs a base that has the trained one."""
-    places = layout_of(model)
-    if not places.projector or any(component_of(name, places) == "projector" for name in source.tensors):
+    layout = layout_of(model)
+    if not layout.projector or any(component_of(name, layout) == "projector" for name in source.tensors):
         return ()
     if source.projector is None:
         return ("the folder brings no projector, and does not say which one its base (the bridge) has",)

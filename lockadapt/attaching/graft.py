@@ -52,7 +52,7 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         VerificationError: a tensor is missing, left over, or of another shape; a pattern of the config never
             ends.
     """
-    places = layout_of(model)
+    layout = layout_of(model)
     config = source.config or LoraConfig(target_modules=DUMMY_TARGET_MODULES, inference_mode=True)
     names = [name for name, _ in model.named_modules()]
     refuse_endless_patterns(config.to_dict(), names, str(source.folder))
@@ -65,8 +65,8 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         ) from error
     model._hf_peft_config_loaded = True
     cast_adapter_dtype(model, name)  # LoRA in float32 on a bfloat16 model, as it was trained
-    brought = {component_of(key, places) for key in source.tensors if not _is_row(key)}
-    for path in _part_paths(model, places):
+    brought = {component_of(key, layout) for key in source.tensors if not _is_row(key)}
+    for path in _part_paths(model, layout):
         _wrap(model, path, name, others)
     _add_retrieval(model, source, name, others, RETRIEVAL in brought)
     for layer in _layers(model, TrainableTokensLayer):
@@ -75,7 +75,7 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
                 # PEFT looks every active adapter up in it, and an empty list of rows fails: the base's own
                 # first row.
                 layer.update_layer(adapter, token_indices=[0])
-    _fill(model, source, name, places, brought)
+    _fill(model, source, name, layout, brought)
     _follow_mode(model)
     switch(model, name)
 
@@ -116,9 +116,9 @@ def _own(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from getattr(layer, attribute).parameters()
 
 
-def _part_paths(model: Any, places: ModelLayout) -> list[str]:
+def _part_paths(model: Any, layout: ModelLayout) -> list[str]:
     """Parts of the stock class that train; every adapter has its own, so that PEFT can switch them."""
-    paths = [*places.projector, *places.generation, *(path for path in places.retrieval if path != RETRIEVAL)]
+    paths = [*layout.projector, *layout.generation, *(path for path in layout.retrieval if path != RETRIEVAL)]
     return paths
 
 
@@ -172,9 +172,9 @@ def _add_retrieval(model: Any, source: Source, name: str, others: Sequence[str],
 
 
 @torch.no_grad()
-def _fill(model: Any, source: Source, name: str, places: ModelLayout, brought: set[str]) -> None:
+def _fill(model: Any, source: Source, name: str, layout: ModelLayout, brought: set[str]) -> None:
     """Copies every tensor to its place; each exactly once, and none may be without one."""
-    own = _slots(model, name, places, brought, source.trained_rows)
+    own = _slots(model, name, layout, brought, source.trained_rows)
     missing, unexpected = sorted(set(own) - set(source.tensors)), sorted(set(source.tensors) - set(own))
     if missing or unexpected:
         mismatches = [
@@ -200,17 +200,17 @@ def _fill(model: Any, source: Source, name: str, places: ModelLayout, brought: s
 
 
 def _slots(
-    model: Any, name: str, places: ModelLayout, brought: set[str], rows: Sequence[int]
+    model: Any, name: str, layout: ModelLayout, brought: set[str], rows: Sequence[int]
 ) -> dict[str, Tensor]:
     """Storage of everything that an adapter of this kind brings, by the key that its files have."""
     slots = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    parts = tuple(f"{part}." for part in (*places.projector, *places.generation, *places.retrieval))
+    parts = tuple(f"{part}." for part in (*layout.projector, *layout.generation, *layout.retrieval))
 
     def wanted(key: str) -> bool:
         # Not what stands there for an adapter that leaves rows or a part as they are in the base.
         if _is_row(key):
             return bool(rows)
-        return not key.startswith(parts) or component_of(key, places) in brought
+        return not key.startswith(parts) or component_of(key, layout) in brought
 
     return {key: tensor for key, tensor in slots.items() if wanted(key)}
 

@@ -83,13 +83,13 @@ def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
         )
     predicting = np.zeros((len(items), longest), bool)
     predicting[:, :-1] = labels[:, 1:] != IGNORED
-    owners, places = np.nonzero(predicting)
+    owners, positions = np.nonzero(predicting)
     arrays = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "predicting": predicting,
         "logit_index": np.arange(len(owners)),
-        "targets": labels[owners, places + 1],
+        "targets": labels[owners, positions + 1],
         "owners": owners,
     }
     return {

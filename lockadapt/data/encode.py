@@ -229,12 +229,12 @@ class Encoder:
         return written.expanded(self.image_token, self.image_texts(sample))
 
     def _tokens(
-        self, written: Sequence[Written], places: Sequence[str], special: bool | None = None
+        self, written: Sequence[Written], origins: Sequence[str], special: bool | None = None
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
         """Ids and offsets; control tokens in what rows say are made of plain pieces."""
         made: dict[int, tuple[list[int], list[tuple[int, int]]]] = {}
         plain: dict[bool, list[int]] = {}
-        for number, (item, where) in enumerate(zip(written, places, strict=True)):
+        for number, (item, where) in enumerate(zip(written, origins, strict=True)):
             adds = adds_special_tokens(self.tokenizer, item.text) if special is None else special
             spelled = []
             if item.contents is not None and not self.allow_special_tokens:

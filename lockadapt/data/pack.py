@@ -89,7 +89,7 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
     position_ids = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros((len(rows), longest, longest), bool)
     mask[:, np.arange(longest), np.arange(longest)] = True
-    places, targets, owners = [], [], []
+    positions, targets, owners = [], [], []
     images: list[ImageRef] = []
     for row, members in enumerate(rows):
         start = 0
@@ -100,11 +100,11 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
             images.extend(tree.images)
             for number, path in zip(tree.items, tree.paths, strict=True):
                 learned = np.flatnonzero(items[number].labels[1:] != IGNORED)
-                places.append(row * longest + start + path[learned])
+                positions.append(row * longest + start + path[learned])
                 targets.append(items[number].labels[1:][learned])
                 owners.append(np.full(len(learned), number, np.int64))
             start = end
-    needed, logit_index = np.unique(np.concatenate(places), return_inverse=True)
+    needed, logit_index = np.unique(np.concatenate(positions), return_inverse=True)
     predicting = np.zeros(len(rows) * longest, bool)
     predicting[needed] = True
     return Packed(

@@ -105,7 +105,7 @@ def merge_stack(
     with new_folder(output, what="merging") as folder:
         reporter.note("merging")
         meta = meta_model(source)
-        names = read_names(meta, read_layout(source).places(), str(source))
+        names = read_names(meta, read_layout(source).by_key(), str(source))
         merge_weights(source, folder, adapters, rename=client_keys(meta, names))
         copy_configs(source, folder)
         settle_folder(folder)
@@ -144,7 +144,7 @@ def _exported_identity(folder: Path) -> BaseIdentity | None:
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The coarsest floating-point dtype that weights of a folder are kept in."""
-    dtypes = {tensor.dtype for _, tensor in read_layout(folder).places().values()}
+    dtypes = {tensor.dtype for _, tensor in read_layout(folder).by_key().values()}
     for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         if name in dtypes:
             return dtype

@@ -61,7 +61,7 @@ def write_stock(
     """
     source = local_folder(run.base)
     model = meta_model(source)
-    names = read_names(model, read_layout(source).places(), str(source))
+    names = read_names(model, read_layout(source).by_key(), str(source))
     adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
     changes = all_changes(source, adapters, {**trained_parts(run), **_unit_rows(model, names, source)})
     if not lora:
@@ -151,7 +151,7 @@ def _unit_rows(model: Any, names: Names, source: Path) -> Mapping[str, Tensor]:
     for name in architecture.unit_rows if architecture is not None else ():
         if not (keys := names.keys_of(name)):
             continue
-        shard, stored = read_layout(source).places()[keys[0]]
+        shard, stored = read_layout(source).by_key()[keys[0]]
         with safe_open(shard.path, "pt") as file:
             table = file.get_tensor(stored.key)
         rows = F.normalize(table.double(), dim=-1).to(table.dtype)

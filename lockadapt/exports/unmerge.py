@@ -36,12 +36,12 @@ class _Weights:
     @staticmethod
     def of(folder: Path) -> _Weights:
         layout = read_layout(folder)
-        names = read_names(meta_model(folder), layout.places(), str(folder))
+        names = read_names(meta_model(folder), layout.by_key(), str(folder))
         return _Weights(layout, {name: key for key, name in names.stock.items()})
 
     def slice_of(self, name: str) -> Any:
         """What safetensors reads parts of."""
-        shard, stored = self.layout.places()[self.keys[name]]
+        shard, stored = self.layout.by_key()[self.keys[name]]
         with safe_open(shard.path, "pt") as file:
             return file.get_slice(stored.key)
 

@@ -191,6 +191,6 @@ def ten_crops(picture: Image.Image) -> list[Image.Image]:
     """Four corners, the middle, and the five mirrored; each SHARE as wide and as high as the picture."""
     wide, high = max(1, round(picture.width * SHARE)), max(1, round(picture.height * SHARE))
     right, below = picture.width - wide, picture.height - high
-    places = [(0, 0), (right, 0), (0, below), (right, below), (right // 2, below // 2)]
-    crops = [picture.crop((x, y, x + wide, y + high)) for x, y in places]
+    corners = [(0, 0), (right, 0), (0, below), (right, below), (right // 2, below // 2)]
+    crops = [picture.crop((x, y, x + wide, y + high)) for x, y in corners]
     return [*crops, *(ImageOps.mirror(crop) for crop in crops)]

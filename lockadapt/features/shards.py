@@ -147,7 +147,7 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     except (ValueError, KeyError, TypeError) as error:
         raise VerificationError("the header is damaged", where=str(path), fix=FIX) from error
     stored = {
-        stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.places
+        stored_tensor.key: (stored_tensor.dtype, list(stored_tensor.shape)) for stored_tensor in file.tensors
     }
     wanted = {"features": (NAMES[layout.stored], [len(keys), layout.tokens, layout.channels])}
     if layout.stored == "int8":
@@ -157,7 +157,7 @@ def open_shard(path: Path, fingerprint: str, layout: Layout, thorough: bool = Fa
     raw = np.memmap(path, mode="r")
     bodies = {
         stored_tensor.key: np.asarray(raw)[stored_tensor.begin : stored_tensor.end]
-        for stored_tensor in file.places
+        for stored_tensor in file.tensors
     }
     if thorough and digest_of([bodies[name] for name in sorted(bodies)]) != meta["sha256"]:
         raise VerificationError("its bytes are not those that were written", where=str(path), fix=FIX)

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from lockadapt.errors import DataError
 from lockadapt.files import opened
-from lockadapt.models.safetensors_file import AGAIN, Place, read_shard
+from lockadapt.models.safetensors_file import AGAIN, StoredTensor, read_shard
 
 CONFIGS = (
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
@@ -52,7 +52,7 @@ def folder_digest(folder: Path) -> str:
             raise DataError("is missing", where=str(file), fix=AGAIN)
         shard = read_shard(file)
         with opened(file, os.O_RDONLY) as handle:
-            for tensor in sorted(shard.places, key=lambda entry: entry.key):
+            for tensor in sorted(shard.tensors, key=lambda entry: entry.key):
                 digest.update(f"{tensor.key} {tensor.dtype} {tensor.shape}\n".encode())
                 for begin, size in _pieces(tensor):
                     digest.update(os.pread(handle, size, begin))
@@ -74,7 +74,7 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _pieces(tensor: Place) -> Iterator[tuple[int, int]]:
+def _pieces(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
     size = tensor.end - tensor.begin
     if size <= PIECES * PIECE:
         yield tensor.begin, size

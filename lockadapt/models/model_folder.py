@@ -1,4 +1,4 @@
-"""Checks what a model folder says of itself before a library acts on it: files outside, code, absurd sizes."""
+"""Checks what a model folder claims before a library acts on it: files outside, code, absurd sizes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_model_folder(folder: Path, what: str) -> None:
 
 def _check_depth(folder: Path, layers: int, what: str) -> None:
     """Refuses a config that would have a library build modules for hours."""
-    tensors = sum(len(read_shard(file).places) for file in sorted(folder.glob("*.safetensors")))
+    tensors = sum(len(read_shard(file).tensors) for file in sorted(folder.glob("*.safetensors")))
     if layers > max(tensors, DEEP):
         raise SetupError(
             f"the {what}'s config.json describes {layers:,} layers, its weights are {tensors:,} tensors",

@@ -142,7 +142,7 @@ def run_script(
     """
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         working = Path(scratch)
-        places = {
+        paths = {
             "folder": str(Path(folder).resolve()),
             "tensors": str(working / "inputs.safetensors") if tensors else None,
             "output": str(working / "outputs.safetensors"),
@@ -151,7 +151,7 @@ def run_script(
         if tensors:
             inputs = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
             save_file(inputs, working / "inputs.safetensors")
-        (working / "request.json").write_text(json.dumps({**request, **places}), encoding="utf-8")
+        (working / "request.json").write_text(json.dumps({**request, **paths}), encoding="utf-8")
         # Offline, whatever the user's settings: a stock folder must need nothing but itself.
         settings = {
             **os.environ,

@@ -37,7 +37,7 @@ ITEM_BYTES = {
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredTensor:
     """Where one tensor lies: a dtype of safetensors, a shape, and byte offsets from the start of its file."""
 
     key: str
@@ -54,18 +54,18 @@ class Shard:
     Attributes:
         size: of the file, in bytes.
         metadata: what its header says beside tensors.
-        places: tensors in the order of their bytes, the first right behind the header.
+        tensors: tensors in the order of their bytes, the first right behind the header.
     """
 
     path: Path
     size: int
     metadata: Mapping[str, str]
-    places: tuple[Place, ...]
+    tensors: tuple[StoredTensor, ...]
 
     @property
     def data_start(self) -> int:
         """Bytes of the header and its length."""
-        return self.places[0].begin if self.places else self.size
+        return self.tensors[0].begin if self.tensors else self.size
 
 
 def read_shard(path: Path) -> Shard:
@@ -84,9 +84,9 @@ def read_shard(path: Path) -> Shard:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DataError("its metadata is no table of texts", where=where, fix=AGAIN)
-    places = sorted((_place(key, entry, 8 + length, where) for key, entry in header.items()), key=_order)
+    tensors = sorted((_stored(key, entry, 8 + length, where) for key, entry in header.items()), key=_order)
     end = 8 + length
-    for tensor in places:
+    for tensor in tensors:
         if tensor.begin != end:
             kind = "overlaps the tensor before it" if tensor.begin < end else "leaves a hole before it"
             raise DataError(kind, where=f"{where}: {tensor.key}", fix=AGAIN)
@@ -98,16 +98,16 @@ def read_shard(path: Path) -> Shard:
             else f"{size - end} bytes too many at its end"
         )
         raise DataError(problem, where=where, fix=AGAIN)
-    return Shard(path, size, metadata, tuple(places))
+    return Shard(path, size, metadata, tuple(tensors))
 
 
 def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
     """Length and header of a shard whose tensors get new keys in their order; the original's if none does."""
-    if all(keys[tensor.key] == tensor.key for tensor in shard.places):
+    if all(keys[tensor.key] == tensor.key for tensor in shard.tensors):
         with open(shard.path, "rb") as file:
             return file.read(shard.data_start)
     table: dict[str, Any] = {"__metadata__": dict(shard.metadata)} if shard.metadata else {}
-    for tensor in shard.places:
+    for tensor in shard.tensors:
         offsets = [tensor.begin - shard.data_start, tensor.end - shard.data_start]
         table[keys[tensor.key]] = {
             "dtype": tensor.dtype,
@@ -119,11 +119,11 @@ def header_bytes(shard: Shard, keys: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _order(tensor: Place) -> tuple[int, int]:
+def _order(tensor: StoredTensor) -> tuple[int, int]:
     return tensor.begin, tensor.end
 
 
-def _place(key: str, entry: Any, start: int, where: str) -> Place:
+def _stored(key: str, entry: Any, start: int, where: str) -> StoredTensor:
     where = f"{where}: {key}"
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -136,7 +136,7 @@ def _place(key: str, entry: Any, start: int, where: str) -> Place:
         raise DataError(f"has the dtype {dtype!r}, which lockadapt does not know", where=where)
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         raise DataError(f"{end - begin} bytes do not hold {dtype} of shape {shape}", where=where, fix=AGAIN)
-    return Place(key, dtype, tuple(shape), start + begin, start + end)
+    return StoredTensor(key, dtype, tuple(shape), start + begin, start + end)
 
 
 def parse_json(raw: bytes, where: str) -> Any:

@@ -255,6 +255,6 @@ def pool(states: Tensor, attention_mask: Tensor, pooling: Pooling) -> Tensor:
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
     if pooling != "last":
         raise AssemblyError(f"states cannot be pooled by {pooling!r}", fix="use `last` or `mean`")
-    places = torch.arange(states.shape[1], device=states.device)
-    last = (attention_mask.to(places.dtype) * places).argmax(1)
+    positions = torch.arange(states.shape[1], device=states.device)
+    last = (attention_mask.to(positions.dtype) * positions).argmax(1)
     return states[torch.arange(len(states), device=states.device), last]

@@ -275,15 +275,15 @@ def image_token_losses(
     prompt = base.get_input_embeddings()(input_ids)
     # What stands before the first image token is the prompt, so the last one is predicted but never read.
     embeddings = generation.embed(base, (image_token_ids if read is None else read)[:, :-1])
-    places = torch.zeros(
+    predicting = torch.zeros(
         len(image_token_ids), prompt.shape[1] + embeddings.shape[1], dtype=torch.bool, device=prompt.device
     )
-    places[:, prompt.shape[1] - 1 :] = True
+    predicting[:, prompt.shape[1] - 1 :] = True
     inputs = {
         "inputs_embeds": torch.cat([prompt, embeddings.to(prompt.dtype)], dim=1),
         "attention_mask": torch.cat([attention_mask, attention_mask.new_ones(embeddings.shape[:2])], dim=1),
     }
-    hidden = head_input(model, head, inputs, places)
+    hidden = head_input(model, head, inputs, predicting)
     return _chunked(
         partial(generation.logits, base), _codec(base).codebook_size, hidden, image_token_ids.flatten()
     )

@@ -25,7 +25,7 @@ class Shown:
     """A picture, what stands above and what below it, and whether that is right (None: nobody judges it)."""
 
     picture: Image.Image
-    said: str = ""
+    answer: str = ""
     asked: str = ""
     right: bool | None = None
 
@@ -35,7 +35,7 @@ class Query:
     """A text and the pictures that it found, the best first; those that are right get a frame."""
 
     text: str
-    found: Sequence[Shown]
+    results: Sequence[Shown]
 
 
 def four_panels(
@@ -52,8 +52,8 @@ def four_panels(
     framed.
 
     Args:
-        answers: `asked` is the question, `said` the model's answer.
-        captions: `said` is the model's caption.
+        answers: `asked` is the question, `answer` the model's answer.
+        captions: `answer` is the model's caption.
         queries: texts and what they found.
         drawn: `asked` is the prompt, the picture is the model's.
         path: where to; its folder exists.
@@ -130,7 +130,7 @@ def _queries(page: _Page, queries: Sequence[Query], top: float) -> float:
     top += HEADING
     for query in queries:
         page.text(GAP, top + CELL / 2, textwrap.fill(query.text, LETTERS - 6), 10)
-        for number, shown in enumerate(query.found[:FOUND], 1):
+        for number, shown in enumerate(query.results[:FOUND], 1):
             page.picture(GAP + number * (CELL + GAP), top, shown.picture, RIGHT if shown.right else None)
         top += CELL + GAP
     return top
@@ -140,7 +140,7 @@ def _one(page: _Page, item: Shown, left: float, top: float) -> None:
     page.picture(left, top, item.picture, None)
     lines = [(line, PLAIN, False) for line in textwrap.wrap(item.asked, LETTERS)[:2]]
     lines += [
-        (line, _colour(item.right) or PLAIN, True) for line in textwrap.wrap(item.said, LETTERS - 2)[:2]
+        (line, _colour(item.right) or PLAIN, True) for line in textwrap.wrap(item.answer, LETTERS - 2)[:2]
     ]
     for number, (line, colour, bold) in enumerate(lines):
         page.text(left + CELL / 2, top + CELL + (number + 0.65) * LINE, line, 9, colour, bold, "center")

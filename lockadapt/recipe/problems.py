@@ -52,8 +52,8 @@ def in_english(error: ValidationError) -> list[tuple[KeyPath, str]]:
             mistyped[path] = f"should be {expected(at(path))}, got {shown(value)}{_advice(value, at(path))}"
         else:
             mistyped[path] = f"should be {expected(at(path))}, got {shown(value)}{_advice(value, at(path))}"
-    places = [path for path, _ in telling] + list(mistyped)
-    return telling + [(path, text) for path, text in mistyped.items() if not _outdone(path, places)]
+    paths = [path for path, _ in telling] + list(mistyped)
+    return telling + [(path, text) for path, text in mistyped.items() if not _outdone(path, paths)]
 
 
 def shown(value: Any) -> str:
@@ -93,10 +93,10 @@ def _key_path(location: tuple[str | int, ...], unknown: bool) -> KeyPath:
     return path
 
 
-def _outdone(path: KeyPath, places: list[KeyPath]) -> bool:
+def _outdone(path: KeyPath, paths: list[KeyPath]) -> bool:
     """Whether there is a complaint about something inside, or a more telling one about the same place."""
-    inside = any(len(other) > len(path) and other[: len(path)] == path for other in places)
-    return inside or places.count(path) > 1
+    inside = any(len(other) > len(path) and other[: len(path)] == path for other in paths)
+    return inside or paths.count(path) > 1
 
 
 def _advice(value: Any, annotation: Any) -> str:

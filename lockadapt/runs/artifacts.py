@@ -55,11 +55,11 @@ def save_part(model: nn.Module, part: str, file: Path) -> None:
 
 def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
     """The parameters of a part by their stock names; query tokens not among them, which the adapter holds."""
-    places = layout_of(model)
+    layout = layout_of(model)
     return {
         name: parameter
         for name, parameter in unwrap_model(model).named_parameters()
-        if component_of(name, places) == part and ".trainable_tokens_" not in name
+        if component_of(name, layout) == part and ".trainable_tokens_" not in name
     }
 
 

@@ -1,4 +1,4 @@
-"""What a stage starts from, kept beside its checkpoints: a resumed stage goes on with the same base and rows."""
+"""What a stage starts from, kept beside its checkpoints: base and rows are the same when it is resumed."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _patterns(values: Mapping[str, Any]) -> list[str]:
 
 def _require_ranks(config: _AdapterConfig, values: Mapping[str, Any], folder: Path) -> None:
     check_header(folder / WEIGHTS)
-    shapes = [tensor.shape for tensor in read_shard(folder / WEIGHTS).places if "lora_" in tensor.key]
+    shapes = [tensor.shape for tensor in read_shard(folder / WEIGHTS).tensors if "lora_" in tensor.key]
     most = max((math.prod(shape[-2:]) if len(shape) < 2 else max(shape) for shape in shapes), default=0)
     asked = max([config.r, *(config.rank_pattern or {}).values()])
     if shapes and asked > most:

@@ -240,10 +240,10 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
         AdapterError: the model has nothing of a part.
     """
     base, architecture = unwrap_model(model), architecture_of(model)
-    places, frozen = architecture.layout, architecture.frozen_layers(base.config)
+    layout, frozen = architecture.layout, architecture.frozen_layers(base.config)
     trainable_parts = set()
     for name, parameter in base.named_parameters():
-        part = component_of(name, places)
+        part = component_of(name, layout)
         trains = part in parts and part in TRAINABLE and not any(is_below(name, path) for path in frozen)
         parameter.requires_grad_(trains)
         trainable_parts.update([part] if trains else [])

@@ -24,7 +24,7 @@ def blocks(file: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a reader who has done what README.md says: rows, images, and its recipe."""
     images = tmp_path / "data" / "images"
     images.mkdir(parents=True)
@@ -65,16 +65,16 @@ def run(code: str, tiny: Path, names: dict[str, Any]) -> None:
     exec(compile(on_tiny(code, tiny), "snippet", "exec"), names)
 
 
-def test_python_of_the_readme(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_the_readme(project: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     use, steps, trainer = blocks(README, "python")
     run(steps, tiny, {})
     assert "'accuracy'" in capsys.readouterr().out
     run(use, tiny, {})
     run(trainer, tiny, {"dataset": dataset()})
-    assert {path.name for path in (place / "parts").iterdir()} >= {"adapter", "processor"}
+    assert {path.name for path in (project / "parts").iterdir()} >= {"adapter", "processor"}
 
 
-def test_python_of_the_reference(place: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_the_reference(project: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"dataset": dataset()}
     for code in blocks(REFERENCE, "python"):
         run(code, tiny, names)
@@ -82,7 +82,7 @@ def test_python_of_the_reference(place: Path, tiny: Path, capsys: pytest.Capture
     assert printed.startswith("8 override\n")
     assert "LlavaForConditionalGeneration" in printed
     assert "did you mean rank" in printed or "lora.rnak" in printed
-    assert not (place / "runs" / "other").exists()
+    assert not (project / "runs" / "other").exists()
 
 
 def test_the_reference_names_everything_public_and_nothing_private() -> None:
@@ -98,10 +98,10 @@ def test_the_reference_names_everything_public_and_nothing_private() -> None:
 
 def test_examples_import_public_names() -> None:
     """One draws the package's own scenes when it is given no data."""
-    found = {
+    imports = {
         f"{file.name}: {line.strip()}"
         for file in (ROOT / "examples").glob("*.py")
         for line in file.read_text(encoding="utf-8").splitlines()
         if re.match(r"\s*(from|import) lockadapt\.", line)
     }
-    assert found == {"train_from_python.py: from lockadapt.quickstart.scenes import make_dataset"}
+    assert imports == {"train_from_python.py: from lockadapt.quickstart.scenes import make_dataset"}

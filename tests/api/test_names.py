@@ -43,7 +43,7 @@ def test_no_module_takes_the_place_of_a_name() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
-    rooms = {found.name for found in pkgutil.iter_modules(lockadapt.__path__)}
+    rooms = {module.name for module in pkgutil.iter_modules(lockadapt.__path__)}
     assert rooms & set(lockadapt.__all__) == {"errors"}
 
 
@@ -51,14 +51,16 @@ def test_public_functions_are_documented_and_options_need_their_names() -> None:
     for name in FUNCTIONS:
         function = getattr(lockadapt, name)
         parameters = inspect.signature(function).parameters.values()
-        optional = [one for one in parameters if one.default is not inspect.Parameter.empty]
-        by_place = [one.name for one in optional if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+        optional = [parameter for parameter in parameters if parameter.default is not inspect.Parameter.empty]
+        by_place = [
+            parameter.name for parameter in optional if parameter.kind is not inspect.Parameter.KEYWORD_ONLY
+        ]
         # A PEFT config is made from settings, as in `lora_config(model, LoraSettings(rank=8))`; and an assembled
         # model may have no folder.
         assert by_place == {"lora_config": ["settings"], "assemble": ["output"]}.get(name, []), name
         text = inspect.getdoc(function) or ""
-        for one in parameters:
-            assert f"{one.name}: " in text or len(parameters) == 1, (name, one.name)
+        for parameter in parameters:
+            assert f"{parameter.name}: " in text or len(parameters) == 1, (name, parameter.name)
 
 
 def test_results_are_frozen_and_documented() -> None:

@@ -24,13 +24,13 @@ def test_training_takes_a_file_values_or_a_checked_recipe(
 ) -> None:
     assert (run.steps, run.locked, run.output.name) == (5, True, "run")
     file = recipe_file(tmp_path, values(tiny, tmp_path))
-    one = lockadapt.train(str(file), output=tmp_path / "one", overrides=["training.steps=2"], quiet=True)
+    first = lockadapt.train(str(file), output=tmp_path / "one", overrides=["training.steps=2"], quiet=True)
     assert capfd.readouterr().err == ""
     checked = lockadapt.load_recipe(file, overrides=["training.steps=2", f"output={tmp_path / 'two'}"])
     two = lockadapt.train(checked)
     assert "lock proof" in capfd.readouterr().err
-    assert (one.steps, two.steps, two.output) == (2, 2, tmp_path / "two")
-    weights = [one.output / "projector.safetensors", two.output / "projector.safetensors"]
+    assert (first.steps, two.steps, two.output) == (2, 2, tmp_path / "two")
+    weights = [first.output / "projector.safetensors", two.output / "projector.safetensors"]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     again = lockadapt.train(checked, overrides=["training.steps=2"], resume=True, quiet=True)
     assert again.output == two.output

@@ -86,9 +86,9 @@ def test_tower_keeps_its_features(kind: str, tiny: Path, tmp_path: Path) -> None
         dropped = 0 if kind.startswith("siglip") else 1
         expected = output.hidden_states[-2][:, dropped:]
     assert float((expected[0] - expected[1]).abs().max()) > 0.05, "the tower does not look"
-    found = projector_input(model, pixels)
-    assert found.shape == (2, facts.tokens, facts.hidden_size)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    actual = projector_input(model, pixels)
+    assert actual.shape == (2, facts.tokens, facts.hidden_size)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_linear_fusion_is_linear(tiny: Path, tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def test_fold_is_exact(fusion: str, seed: int, images: int, tokens: int, spread:
     expected = before.linear_1((exact - exact.mean(dim=(0, 1))) / deviation)
     expected = before.linear_2(model.projector.act(expected))
     expected = expected * (0.02 / expected.square().mean().sqrt())
-    found = model.projector(features).double().detach()
-    assert float((found - expected.detach()).abs().max()) < 1e-5
-    assert float(found.square().mean().sqrt()) == pytest.approx(0.02, rel=1e-3)
+    actual = model.projector(features).double().detach()
+    assert float((actual - expected.detach()).abs().max()) < 1e-5
+    assert float(actual.square().mean().sqrt()) == pytest.approx(0.02, rel=1e-3)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

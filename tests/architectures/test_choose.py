@@ -13,9 +13,9 @@ SOURCES = {"llm": "llm", "tower": "tower"}
 
 
 def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
-    found = choices(Wish("mlp"))
+    candidates = choices(Wish("mlp"))
     kinds = {
-        kind: choose(found, kind, "tower").architecture.model_class.__name__
+        kind: choose(candidates, kind, "tower").architecture.model_class.__name__
         for kind in ("tokens", "feature-map")
     }
     assert kinds == {
@@ -23,14 +23,14 @@ def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
         "feature-map": "FastVlmForConditionalGeneration",
     }
     with pytest.raises(AssemblyError, match="takes towers that return tokens or feature-map"):
-        choose(found, "sound", "tower")
+        choose(candidates, "sound", "tower")
 
 
 def test_only_one_class_generates_images() -> None:
-    assert [one.architecture.generates_images for one in choices(Wish("mlp", generates_images=True))] == [
-        True
-    ]
-    assert sum(one.generates_images for one in ARCHITECTURES) == 1
+    assert [
+        choice.architecture.generates_images for choice in choices(Wish("mlp", generates_images=True))
+    ] == [True]
+    assert sum(architecture.generates_images for architecture in ARCHITECTURES) == 1
 
 
 @pytest.mark.parametrize(

@@ -112,11 +112,11 @@ def test_a_batch_of_texts_is_each_text_alone(tmp_path: Path, tiny: Path, kind: s
     made = make(make_text(kind, tmp_path / kind), tiny / "clip-vision")
     texts = ["a dog", "once upon a time there was a little dog", "red"]
     together = made.processor.tokenizer(texts, padding=True, return_tensors="pt")
-    found = text_embedding(made.model, together["input_ids"], together["attention_mask"], pooling)
+    actual = text_embedding(made.model, together["input_ids"], together["attention_mask"], pooling)
     for row, text in enumerate(texts):
         alone = made.processor.tokenizer(text, return_tensors="pt")
-        one = text_embedding(made.model, alone["input_ids"], alone["attention_mask"], pooling)
-        assert torch.allclose(found[row], one[0], atol=1e-5)
+        single = text_embedding(made.model, alone["input_ids"], alone["attention_mask"], pooling)
+        assert torch.allclose(actual[row], single[0], atol=1e-5)
 
 
 def test_running_statistics_stay(bert: Path, tiny: Path) -> None:
@@ -151,7 +151,7 @@ def test_assembling_is_reproducible_and_fits_given_images(tiny: Path) -> None:
     llm, tower = tiny / "llama-tied", tiny / "mobilenet-v2"
     first, second = (make(llm, tower, seed=3, fitting_images=images) for _ in range(2))
     plain = make(llm, tower, seed=3)
-    weights = [one.model.visual_projection.weight for one in (first, second, plain)]
+    weights = [encoder.model.visual_projection.weight for encoder in (first, second, plain)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert (first.report.fitted_on, plain.report.fitted_on) == (5, 0)

@@ -58,7 +58,7 @@ def test_a_run_trains_connector_and_lora_and_proves_the_lock(name: str, tmp_path
     vlm = written(name, tmp_path / "vlm")
     train(recipe_for(vlm, tmp_path), tmp_path / "run", QUIET)
     record = open_run(tmp_path / "run").record
-    assert {one["probe"] for one in record.admission or ()} >= {"parts", "labels", "images", "tail"}
+    assert {finding["probe"] for finding in record.admission or ()} >= {"parts", "labels", "images", "tail"}
     assert record.locked
     states = {(row.component, row.state) for row in record.stages[0].components}
     assert {("projector", "trained"), ("lora", "trained"), ("tower", "frozen"), ("llm", "frozen")} <= states
@@ -105,11 +105,11 @@ def test_a_merge_keeps_the_bases_keys_and_is_proved(name: str, tmp_path: Path) -
 @pytest.mark.parametrize("name", ["gemma3", "idefics3", "qwen2_5_vl"])
 def test_a_checkpoint_alone_is_measured(name: str, tmp_path: Path) -> None:
     measured = check_vlm(str(written(name, tmp_path)), QUIET)
-    found = {one["probe"]: (one["result"], one["detail"]) for one in measured["findings"]}
-    assert "red and round" in found["labels"][1]
-    assert found["images"][0] == found["answers"][0] == "ok"
-    assert found["packing"] == found["cache"] == ("off", "not yet built for this class")
-    assert 0.5 < float(found["nf4"][0]) < 0.7
+    results = {finding["probe"]: (finding["result"], finding["detail"]) for finding in measured["findings"]}
+    assert "red and round" in results["labels"][1]
+    assert results["images"][0] == results["answers"][0] == "ok"
+    assert results["packing"] == results["cache"] == ("off", "not yet built for this class")
+    assert 0.5 < float(results["nf4"][0]) < 0.7
 
 
 def test_a_forward_that_fails_is_an_error_of_the_class(tmp_path: Path) -> None:

@@ -19,20 +19,20 @@ PACKAGE = Path(lockadapt.__file__).parent
 CLIENTS = ("exports/targets/colpali.py", "models/fresh_process.py", "models/fresh_embeddings.py")
 """What writes a client's own class, and what runs as the client itself, in a process without lockadapt."""
 
-HELD = {one.__name__ for each in ARCHITECTURES for one in (each.model_class, each.config_class)}
+HELD = {named.__name__ for each in ARCHITECTURES for named in (each.model_class, each.config_class)}
 
 
 def sources() -> Iterator[Path]:
     for file in sorted(PACKAGE.rglob("*.py")):
-        place = file.relative_to(PACKAGE).as_posix()
-        if not place.startswith("architectures/") and "assets" not in place and place not in CLIENTS:
+        path = file.relative_to(PACKAGE).as_posix()
+        if not path.startswith("architectures/") and "assets" not in path and path not in CLIENTS:
             yield file
 
 
 def is_of_one_model(name: str) -> bool:
-    found = getattr(transformers, name, None)
+    value = getattr(transformers, name, None)
     general = (transformers.PreTrainedModel, transformers.PreTrainedConfig)
-    return isinstance(found, type) and issubclass(found, general) and found not in general
+    return isinstance(value, type) and issubclass(value, general) and value not in general
 
 
 def asked_for(tree: ast.AST) -> Iterator[str]:
@@ -44,7 +44,7 @@ def asked_for(tree: ast.AST) -> Iterator[str]:
             yield from [node.attr] if is_of_one_model(node.attr) else []
         elif isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            yield from (str(one.value) for one in sides if getattr(one, "value", None) in HELD)
+            yield from (str(side.value) for side in sides if getattr(side, "value", None) in HELD)
 
 
 def test_the_check_sees_what_it_looks_for() -> None:
@@ -69,8 +69,8 @@ def test_no_model_class_is_asked_for(file: Path) -> None:
 
 
 def test_every_architecture_is_found_by_its_config() -> None:
-    for one in ARCHITECTURES:
-        assert find_architecture(one.config_class()) is one
+    for architecture in ARCHITECTURES:
+        assert find_architecture(architecture.config_class()) is architecture
 
 
 def test_others_are_refused_by_name() -> None:
@@ -95,5 +95,5 @@ def test_an_unknown_processor_is_asked_if_it_has_an_image_token() -> None:
 def test_a_head_inside_the_llm_and_a_bare_parameter_are_found() -> None:
     layout = ModelLayout("tower", "llm", ("connector", "newline"), "llm.lm_head")
     names = ("llm.lm_head.weight", "llm.layers.0.weight", "newline", "connector.norm.weight", "tower.patch")
-    found = [component_of(name, layout) for name in names]
-    assert found == ["head", "llm", "projector", "projector", "tower"]
+    components = [component_of(name, layout) for name in names]
+    assert components == ["head", "llm", "projector", "projector", "tower"]

@@ -68,30 +68,30 @@ def logits(model: Any) -> Tensor:
 def state(model: Any) -> dict[str, Any]:
     """Everything of a model that an adapter could change: bytes, flags, objects, classes, hooks, modes, attributes, configs."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    found: dict[str, Any] = {
+    digests: dict[str, Any] = {
         f"bytes {name}": (id(t), tensor_digest(t), t.requires_grad) for name, t in tensors
     }
     for name, p in model.named_parameters():
         quantized = getattr(p, "quant_state", None)
         if quantized is not None:
-            found[f"absmax {name}"] = tensor_digest(quantized.absmax)
+            digests[f"absmax {name}"] = tensor_digest(quantized.absmax)
     for name, module in model.named_modules(remove_duplicate=False):
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        found[f"module {name}"] = (
+        digests[f"module {name}"] = (
             *(id(module), type(module), module.training, [len(h) for h in hooks], list(module._modules)),
             sorted(vars(module)),
         )
     configs = (model.config, getattr(model, "generation_config", None))
-    found["configs"] = [None if one is None else one.to_json_string() for one in configs]
-    return found
+    digests["configs"] = [None if config is None else config.to_json_string() for config in configs]
+    return digests
 
 
 def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **changes: Any) -> Path:
     """Adapter and projector of random values as `GroundingTrainer.save_model` writes them; it says nothing of the base."""
     torch.manual_seed(seed)
     folder.mkdir()
-    places = layout_of(model)
-    parts = {"projector": places.projector, "generation": places.generation}
+    layout = layout_of(model)
+    parts = {"projector": layout.projector, "generation": layout.generation}
     for part, paths in parts.items():
         tensors = {
             f"{path}.{name}": torch.randn_like(p.float()) * 0.1
@@ -132,7 +132,7 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
     assert attached.fit.base == attached.fit.tokenizer == ()
     assert not any(parameter.requires_grad for n, parameter in model.named_parameters() if "lora_" in n)
     assert not any(module.training for module in model.modules())
-    found = logits(model)
+    actual = logits(model)
     reference, _ = load_quantized(
         base,
         "nf4" if "nf4" in kind else "int8" if kind == "int8" else "none",
@@ -142,8 +142,8 @@ def test_computes_what_was_trained_and_leaves_no_trace(run: Path, kind: str) -> 
     load_parts(reference, run)
     close = kind != "nf4-everywhere"  # the tower is another there
     expected = logits(reference.eval())
-    assert torch.equal(found, expected) or not close
-    assert float((found - expected).abs().max()) < 0.1 * float((before_logits - expected).abs().max())
+    assert torch.equal(actual, expected) or not close
+    assert float((actual - expected).abs().max()) < 0.1 * float((before_logits - expected).abs().max())
     attached.detach()
     assert state(model) == before
     assert torch.equal(logits(model), before_logits)
@@ -300,7 +300,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(run: Path, tmp_path: Path
         first = lockadapt.attach(model, run, name="first")
     expected = logits(model)
     before = state(model)
-    for number, (place, change, words) in enumerate(
+    for number, (damaged, change, words) in enumerate(
         (
             (
                 "adapter/adapter_model.safetensors",
@@ -322,9 +322,9 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(run: Path, tmp_path: Path
         # As an older version wrote it: without digests, which would say that it is not the run before this does.
         record = json.loads((broken / "run.json").read_text())
         (broken / "run.json").write_text(json.dumps({**record, "artifacts": None}))
-        tensors = load_file(broken / place)
+        tensors = load_file(broken / damaged)
         change(tensors)
-        save_file(tensors, broken / place)
+        save_file(tensors, broken / damaged)
         with pytest.raises(VerificationError, match=words):
             lockadapt.attach(model, broken, name="second")
         if not second:
@@ -447,9 +447,9 @@ def test_janus_draws_with_the_adapters_parts(drawing: Assembled, tmp_path: Path)
     head, hidden = model.model.generation_head, torch.randn(2, 32)
     untrained = head(hidden)
     attached = lockadapt.attach(model, folder, force_base=True)
-    found = model.model.generation_head(hidden)
+    actual = model.model.generation_head(hidden)
     weights = load_file(folder / "generation.safetensors")
-    assert not torch.equal(found, untrained)
+    assert not torch.equal(actual, untrained)
     own = dict(model.model.generation_head.modules_to_save["default"].named_parameters())
     for name, tensor in own.items():
         assert torch.equal(tensor, weights[f"model.generation_head.{name}"])
@@ -471,11 +471,11 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         embeds = lockadapt.attach(model, embedding_run, name="embeds")
-    found = embed_probe(trained.run, model, trained.processor, samples)
+    actual = embed_probe(trained.run, model, trained.processor, samples)
     assert expected is not None
-    assert found is not None
-    assert torch.equal(found.images, expected.images)
-    assert torch.equal(found.texts, expected.texts)
+    assert actual is not None
+    assert torch.equal(actual.images, expected.images)
+    assert torch.equal(actual.texts, expected.texts)
     answers = logits(model)
     assert torch.equal(answers, logits(trained.model))
     plain.use()
@@ -485,9 +485,9 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     embeds.use()
     assert torch.equal(logits(model), answers)
     plain.detach()
-    found = embed_probe(trained.run, model, trained.processor, samples)
-    assert found is not None
-    assert torch.equal(found.images, expected.images)
+    actual = embed_probe(trained.run, model, trained.processor, samples)
+    assert actual is not None
+    assert torch.equal(actual.images, expected.images)
     lockadapt.attach(model, other, name="plain", force_base=True)
     assert torch.equal(logits(model), reference)
     plain.detach()
@@ -508,11 +508,11 @@ def test_dual_encoder(tiny: Path, tmp_path: Path) -> None:
     model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32).eval()
     before = state(model)
     attached = lockadapt.attach(model, tmp_path / "run")
-    found = embed_probe(trained.run, model, trained.processor, samples)
-    assert found is not None
+    actual = embed_probe(trained.run, model, trained.processor, samples)
+    assert actual is not None
     assert expected is not None
-    assert torch.equal(found.images, expected.images)
-    assert torch.equal(found.texts, expected.texts)
+    assert torch.equal(actual.images, expected.images)
+    assert torch.equal(actual.texts, expected.texts)
     assert tower_of(model) is model.vision_model
     attached.detach()
     assert state(model) == before

@@ -142,8 +142,8 @@ def test_what_trl_trained_can_be_attached(assembled: Assembled, tmp_path: Path) 
     trainer.save_model(str(tmp_path / "adapter"))
     model = copy.deepcopy(assembled.model)
     lockadapt.attach(model, tmp_path / "adapter", force_base=True)
-    trained, found = dict(trainer.model.named_parameters()), dict(model.named_parameters())
-    own = {name: p for name, p in found.items() if ".lora_" in name or ".modules_to_save." in name}
+    trained, parameters = dict(trainer.model.named_parameters()), dict(model.named_parameters())
+    own = {name: p for name, p in parameters.items() if ".lora_" in name or ".modules_to_save." in name}
     assert len(own) > 10
     for name, parameter in own.items():
         assert torch.equal(parameter, trained[f"base_model.model.{name}"]), name

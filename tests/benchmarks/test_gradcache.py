@@ -17,15 +17,15 @@ def test_cases_agree(tmp_path: Path, kind: str) -> None:
 
     sizes = argparse.Namespace(batch=20, chunk=4, kind=kind)
     rows = {case: measure(case, sizes, tmp_path / case) for case in CASES}
-    found = compare(rows, tmp_path)
-    for pair in found["pairs"]:
+    report = compare(rows, tmp_path)
+    for pair in report["pairs"]:
         assert pair["loss_difference"] <= 1e-5
         assert pair["gradient_difference"] <= 1e-5
         assert pair["largest_gradient"] > 1e-2
     # Dropout is on where it should be, and the whole batch needs more than its chunks.
     assert abs(rows["full"]["loss"] - rows["full-plain"]["loss"]) > 1e-4
     assert rows["full"]["live_mib"] > 2 * rows["gradcache"]["live_mib"]
-    assert "gradcache-plain against full-plain" in table({**found, "rows": list(rows.values())})
+    assert "gradcache-plain against full-plain" in table({**report, "rows": list(rows.values())})
 
 
 @pytest.mark.usefixtures("scripts")
@@ -33,10 +33,10 @@ def test_live_bytes() -> None:
     from gradcache import Live
 
     with Live() as live:
-        one = torch.zeros(1000)
-        view = one.view(10, 100)[2:]
+        tensor = torch.zeros(1000)
+        view = tensor.view(10, 100)[2:]
         assert live.now == live.peak == 4000
-        del one
+        del tensor
         assert live.now == 4000
         del view
         assert live.now == 0

@@ -57,11 +57,11 @@ def test_matrix_products_of_a_packed_step(assembled: Assembled, tmp_path: Path) 
 def test_tokens_of_a_batch() -> None:
     from ideal_flops import count
 
-    one, other = ImageRef("one"), ImageRef("other")
+    first, other = ImageRef("one"), ImageRef("other")
     items = [
-        _item([5, 5, 1, 2, 3], one),
-        _item([5, 5, 1, 4], one),
-        _item([5, 5, 1, 2, 3, 6], one),
+        _item([5, 5, 1, 2, 3], first),
+        _item([5, 5, 1, 4], first),
+        _item([5, 5, 1, 2, 3, 6], first),
         _item([5, 5, 1, 2], other),
     ]
     tokens = count(items, 2)

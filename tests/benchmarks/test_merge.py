@@ -19,8 +19,8 @@ def test_all_ways_give_the_same_bits(shards: int, tmp_path: Path, monkeypatch: p
     merge.make_base(base, 2, shards)
     merge.make_adapter(base, adapter)
     for method in ("lockadapt", "shard_dict"):
-        found = merge.work(method, base, adapter, tmp_path / method)
-        assert found["seconds"] > 0
+        report = merge.work(method, base, adapter, tmp_path / method)
+        assert report["seconds"] > 0
         assert merge.identical(base, adapter, tmp_path / method), method
     assert not merge.identical(base, adapter, base)
 
@@ -29,7 +29,7 @@ def test_all_ways_give_the_same_bits(shards: int, tmp_path: Path, monkeypatch: p
 def test_the_summary_has_the_keys_of_the_contract() -> None:
     from merge import summary, table
 
-    found = {
+    actual = {
         "bytes": 10**9,
         "shards": 1,
         "cores": 2,
@@ -37,7 +37,7 @@ def test_the_summary_has_the_keys_of_the_contract() -> None:
         "rss_excess_mib": {"lockadapt": [200.0, 210.0], "peft": [2000.0], "shard_dict": [1500.0]},
         "bit_identical": True,
     }
-    assert summary(found) == {
+    assert summary(actual) == {
         "merge_over_cp": 1.5,
         "peft_over_cp": 6.0,
         "shard_dict_over_cp": 4.0,
@@ -45,4 +45,4 @@ def test_the_summary_has_the_keys_of_the_contract() -> None:
         "peft_rss_excess_mib": 2000,
         "bit_identical": True,
     }
-    assert "1.50 x cp" in "\n".join(table(found))
+    assert "1.50 x cp" in "\n".join(table(actual))

@@ -37,10 +37,10 @@ def _keys(model: Any, prefix: str = "") -> list[str]:
 
     from pydantic import BaseModel
 
-    found = []
+    keys = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
-        found.append(key)
+        keys.append(key)
         if key in ("objectives.validation", "objectives.test"):
             continue
         pending, inner = [field.annotation], list[Any]()
@@ -50,5 +50,5 @@ def _keys(model: Any, prefix: str = "") -> list[str]:
                 inner.append(part)
             pending += get_args(part)
         for section in inner:
-            found += _keys(section, f"{key}.")
-    return found
+            keys += _keys(section, f"{key}.")
+    return keys

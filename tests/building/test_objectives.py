@@ -38,7 +38,9 @@ def test_the_keys_of_a_kind_are_the_fields_of_its_class() -> None:
         assert fields == set(KEYS_OF_KINDS[kind]) - {"prompt"}, kind
 
 
-@pytest.mark.parametrize(("answers", "said"), [("[a]", "two answers or more"), ("nowhere.txt", "is no file")])
-def test_closed_lists_are_checked(answers: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=said):
+@pytest.mark.parametrize(
+    ("answers", "message"), [("[a]", "two answers or more"), ("nowhere.txt", "is no file")]
+)
+def test_closed_lists_are_checked(answers: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
         built(tmp_path, f"objectives.vqa.answers={answers}")

@@ -48,15 +48,19 @@ def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
     )
     first, second = own.stages({"vqa": 80, "caption": 160})
     assert {
-        name: one.sampling_weight
-        for name, one in stage_objectives(own.objectives, first.objectives, first.sampling_weights).items()
+        name: objective.sampling_weight
+        for name, objective in stage_objectives(
+            own.objectives, first.objectives, first.sampling_weights
+        ).items()
     } == {
         "vqa": 3.0,
         "caption": 1.0,
     }
     assert {
-        name: one.sampling_weight
-        for name, one in stage_objectives(own.objectives, second.objectives, second.sampling_weights).items()
+        name: objective.sampling_weight
+        for name, objective in stage_objectives(
+            own.objectives, second.objectives, second.sampling_weights
+        ).items()
     } == {
         "vqa": 1.0,
         "caption": 1.0,

@@ -46,10 +46,10 @@ def test_does_not_fit(run: Path, tiny: Path, tmp_path: Path) -> None:
     )
     done = lockadapt("attach", other, run, "--check", "--json")
     assert done.returncode == 8
-    found = json.loads(done.stdout)
-    assert found["fits"] is False
-    assert found["base"] == ["head has other weights", "llm has other weights"]
-    assert found["tensors"] == []
+    report = json.loads(done.stdout)
+    assert report["fits"] is False
+    assert report["base"] == ["head has other weights", "llm has other weights"]
+    assert report["tensors"] == []
     assert "this is not the adapter's base" in done.stderr
     done = lockadapt("attach", other, run, "--check", "--force-base")
     assert done.returncode == 0

@@ -25,7 +25,7 @@ def process(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     recipe_file(folder, values(tiny, folder))
     return folder
@@ -69,19 +69,19 @@ def test_every_verb_has_help(verb: str) -> None:
     assert "Usage:" in done.stdout
 
 
-def test_schema_and_print_config(place: Path) -> None:
+def test_schema_and_print_config(project: Path) -> None:
     schema = json.loads(lockadapt("schema").stdout)
     assert {"model", "lora", "objectives", "training", "stages"} <= set(schema["properties"])
-    shown = lockadapt("train", place / "recipe.yaml", "lora.rank=7", "--print-config").stdout
+    shown = lockadapt("train", project / "recipe.yaml", "lora.rank=7", "--print-config").stdout
     line = next(line for line in shown.splitlines() if line.startswith("lora.rank"))
     assert "7" in line
     assert "override" in line
 
 
 @pytest.mark.slow
-def test_train_eval_merge_chat(place: Path) -> None:
-    run, merged = place / "run", place / "merged"
-    trained = process("train", place / "recipe.yaml", "--output", run, "--json")
+def test_train_eval_merge_chat(project: Path) -> None:
+    run, merged = project / "run", project / "merged"
+    trained = process("train", project / "recipe.yaml", "--output", run, "--json")
     assert trained.returncode == 0, trained.stderr
     result = json.loads(trained.stdout)
     assert set(result) == {"output", "steps", "seconds", "samples_per_second", "locked"}
@@ -98,16 +98,16 @@ def test_train_eval_merge_chat(place: Path) -> None:
     assert contract <= set(json.loads(done.stdout))
     again = json.loads(lockadapt("eval", merged, "--json").stdout)
     assert again == scores
-    image = place / "picture.png"
+    image = project / "picture.png"
     Image.new("RGB", (30, 30), "red").save(image)
-    said = [
+    answers = [
         lockadapt("chat", target, "--image", image, "--question", "what?").stdout for target in (run, merged)
     ]
-    assert said[0] == said[1] != ""
+    assert answers[0] == answers[1] != ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["train", "nowhere.yaml", "-o", "out"], 2, "nowhere.yaml"),
         (["train", "recipe.yaml", "lora.rnak=3", "-o", "out"], 2, "Did you mean lora.rank"),
@@ -131,13 +131,13 @@ def test_train_eval_merge_chat(place: Path) -> None:
     ],
 )
 def test_failures_end_in_one_message_and_their_code(
-    arguments: list[str], code: int, said: str, place: Path, tmp_path: Path, tiny: Path
+    arguments: list[str], code: int, message: str, project: Path, tmp_path: Path, tiny: Path
 ) -> None:
     recipe_file(tmp_path, values(tiny, tmp_path))
     done = lockadapt(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
@@ -160,42 +160,42 @@ def test_search(embedding_run: Path, tmp_path: Path) -> None:
     given = (embedding_run, "--images", tmp_path / "images", "--index", tmp_path / "index")
     done = lockadapt("search", *given, "--query", "a red shape", "--top", 2, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["query"] == "a red shape"
-    assert [set(hit) for hit in found["results"]] == [{"file", "score"}] * 2
-    assert found["index"]["embedded"] == 4
+    report = json.loads(done.stdout)
+    assert report["query"] == "a red shape"
+    assert [set(hit) for hit in report["results"]] == [{"file", "score"}] * 2
+    assert report["index"]["embedded"] == 4
     shown = lockadapt("search", *given, "--query", "a red shape", "--top", 2, "-q")
     assert shown.stderr == ""
     assert shown.stdout.splitlines() == [
-        f"{hit['score']:.4f}  {tmp_path / 'images' / hit['file']}" for hit in found["results"]
+        f"{hit['score']:.4f}  {tmp_path / 'images' / hit['file']}" for hit in report["results"]
     ]
     picture = tmp_path / "images" / "blue.png"
     both = json.loads(lockadapt("search", *given, "--query", "x", "--image", picture, "--json").stdout)
     assert "query" not in both
-    assert [one["query"] for one in both["searches"]] == ["x", str(picture)]
+    assert [query["query"] for query in both["searches"]] == ["x", str(picture)]
 
 
-def test_check_says_yes_and_shows_what_is_learned(place: Path) -> None:
-    done = lockadapt("check", place / "recipe.yaml", "--json")
+def test_check_says_yes_and_shows_what_is_learned(project: Path) -> None:
+    done = lockadapt("check", project / "recipe.yaml", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["ok"] is True
-    assert found["objectives"]["vqa"]["train"]["rows"] == 8
-    assert found["steps"] == 5
+    report = json.loads(done.stdout)
+    assert report["ok"] is True
+    assert report["objectives"]["vqa"]["train"]["rows"] == 8
+    assert report["steps"] == 5
     assert "[<|end" in done.stderr or "[</s>]" in done.stderr
 
 
-def test_check_says_no(place: Path) -> None:
-    rows = rows_file(place)
-    broken = place / "broken.jsonl"
+def test_check_says_no(project: Path) -> None:
+    rows = rows_file(project)
+    broken = project / "broken.jsonl"
     broken.write_text(rows.read_text() + '{"image": "gone.png", "question": "?", "answer": "no"}\n')
-    done = lockadapt("check", place / "recipe.yaml", f"objectives.vqa.train.path={broken}")
+    done = lockadapt("check", project / "recipe.yaml", f"objectives.vqa.train.path={broken}")
     assert done.returncode == 3
     assert "broken.jsonl:9" in done.stderr
 
 
-def test_structure_check_needs_no_model(place: Path) -> None:
-    done = lockadapt("check", place / "recipe.yaml", "model.llm=org/absent", "--structure", "--json")
+def test_structure_check_needs_no_model(project: Path) -> None:
+    done = lockadapt("check", project / "recipe.yaml", "model.llm=org/absent", "--structure", "--json")
     assert json.loads(done.stdout)["ok"] is True
 
 

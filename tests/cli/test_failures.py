@@ -78,7 +78,7 @@ def test_everything_that_is_printed_goes_through_the_door(capsys: pytest.Capture
 def test_names_with_escapes_reach_no_terminal(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE_TEXT)
     (tmp_path / "keys.yaml").write_text(RECIPE_TEXT + '"a\\e[31m\\nb": 3\n')
-    done = lockadapt(*[one.replace("{bad}", "a\x1b[31m\nb") for one in arguments], cwd=tmp_path)
+    done = lockadapt(*[argument.replace("{bad}", "a\x1b[31m\nb") for argument in arguments], cwd=tmp_path)
     assert done.returncode != 0
     assert "\\x1b[31m" in done.stderr
     assert clean(done.stderr + done.stdout)
@@ -146,8 +146,8 @@ def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
 
 def test_a_bug_keeps_its_traceback() -> None:
     assert told_to_users(ValueError("a bug")) is None
-    said = DataError("the answer is 'no space left on device, out of memory'", where="rows:1")
-    assert told_to_users(said) is said
+    error = DataError("the answer is 'no space left on device, out of memory'", where="rows:1")
+    assert told_to_users(error) is error
 
 
 def test_an_image_without_memory_is_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:

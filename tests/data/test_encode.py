@@ -41,16 +41,16 @@ def learned(encoder: Encoder, sample: Sample) -> str:
     return encoder.tokenizer.decode(item.input_ids[item.labels != IGNORED])
 
 
-def one(text: str = "red", question: str = "what color is it?") -> Sample:
+def one_question(text: str = "red", question: str = "what color is it?") -> Sample:
     return question_answer(question, text, [ImageRef("a.png")], "rows:1")
 
 
 def test_only_answer_and_end_are_learned(encoder: Encoder) -> None:
-    assert learned(encoder, one("a red square")) == "a red square</s>"
+    assert learned(encoder, one_question("a red square")) == "a red square</s>"
 
 
 def test_same_ids_as_the_stock_processor(encoder: Encoder) -> None:
-    sample = one()
+    sample = one_question()
     item = encoder.encode([sample]).encoded[0]
     text = encoder.render(sample)
     image = Image.new("RGB", (40, 17))
@@ -60,7 +60,7 @@ def test_same_ids_as_the_stock_processor(encoder: Encoder) -> None:
 
 
 def test_prompt_is_a_prefix_of_the_whole(encoder: Encoder) -> None:
-    sample = one()
+    sample = one_question()
     prompt = encoder.prompt_ids(sample)
     item = encoder.encode([sample]).encoded[0]
     assert item.input_ids[: len(prompt)].tolist() == prompt
@@ -85,7 +85,7 @@ def test_templates_of_chat_models(template: str, expected: str, tiny: Path, tmp_
 
 def test_text_is_cut_and_counted(encoder: Encoder) -> None:
     short = Encoder(encoder.processor, encoder.image_tokens + 40)
-    report = short.encode([one("red " * 50)])
+    report = short.encode([one_question("red " * 50)])
     assert report.cut == ["rows:1"]
     assert len(report.encoded[0].input_ids) == encoder.image_tokens + 40
 
@@ -106,13 +106,13 @@ def test_image_span_is_never_cut(encoder: Encoder) -> None:
 
 
 def test_nothing_learned_after_the_cut_drops_the_sample(encoder: Encoder) -> None:
-    report = Encoder(encoder.processor, encoder.image_tokens + 5).encode([one()])
+    report = Encoder(encoder.processor, encoder.image_tokens + 5).encode([one_question()])
     assert report.dropped == ["rows:1"]
 
 
 def test_image_marker_in_a_text_is_refused(encoder: Encoder) -> None:
     with pytest.raises(DataError, match="image marker") as error:
-        encoder.encode([one(question="what is <image> here?")])
+        encoder.encode([one_question(question="what is <image> here?")])
     assert error.value.where == "rows:1"
 
 
@@ -120,7 +120,7 @@ def test_template_without_image_token_is_refused(encoder: Encoder, assembled: As
     _, processor = load_model(assembled.folder, "float32")
     processor.chat_template = "{% for m in messages %}{{ m['role'] }} {% endfor %}"
     with pytest.raises(DataError, match="1 images, but the chat template shows 0"):
-        Encoder(processor, 100).encode([one()])
+        Encoder(processor, 100).encode([one_question()])
 
 
 def test_sample_without_label_is_an_error(encoder: Encoder, assembled: Assembled) -> None:
@@ -130,7 +130,7 @@ def test_sample_without_label_is_an_error(encoder: Encoder, assembled: Assembled
     )
     with pytest.raises(NoLabelError) as error:
         Encoder(processor, 100).encode(
-            [dataclasses.replace(one(""), turns=(Turn("user", "ask", 1), Turn("assistant", "")))]
+            [dataclasses.replace(one_question(""), turns=(Turn("user", "ask", 1), Turn("assistant", "")))]
         )
     assert error.value.exit_code == 3
 

@@ -27,9 +27,9 @@ def some_items(draw: st.DrawFn) -> list[Encoded]:
     return [items[n] for n in order]
 
 
-def seen_by(packed: Packed, row: int, place: int) -> tuple[list[int], list[int]]:
+def seen_by(packed: Packed, row: int, position: int) -> tuple[list[int], list[int]]:
     """Tokens and positions that a place sees, in order of position."""
-    places = np.flatnonzero(packed.attention_mask[row, 0, place])
+    places = np.flatnonzero(packed.attention_mask[row, 0, position])
     places = places[np.argsort(packed.position_ids[row, places])]
     return packed.input_ids[row, places].tolist(), packed.position_ids[row, places].tolist()
 
@@ -38,15 +38,15 @@ def seen_by(packed: Packed, row: int, place: int) -> tuple[list[int], list[int]]
 def test_every_label_sees_exactly_its_own_sample(items: list[Encoded], max_row_tokens: int) -> None:
     packed = pack(items, 0, max_row_tokens)
     rows, columns = np.nonzero(packed.predicting)
-    found: dict[int, list[tuple[list[int], int]]] = {n: [] for n in range(len(items))}
+    actual: dict[int, list[tuple[list[int], int]]] = {n: [] for n in range(len(items))}
     for index, target, owner in zip(packed.logit_index, packed.targets, packed.owners, strict=True):
         seen, positions = seen_by(packed, rows[index], columns[index])
         assert positions == list(range(len(seen)))
-        found[int(owner)].append((seen, int(target)))
+        actual[int(owner)].append((seen, int(target)))
     for number, item in enumerate(items):
         learned = np.flatnonzero(item.labels[1:] != IGNORED)
         truth = [(item.input_ids[: n + 1].tolist(), int(item.labels[n + 1])) for n in learned]
-        assert sorted(found[number]) == sorted(truth)
+        assert sorted(actual[number]) == sorted(truth)
 
 
 @given(some_items(), st.integers(1, 60))

@@ -27,7 +27,9 @@ def refs(tmp_path: Path) -> dict[str, ImageRef]:
 
 def rows(refs: dict[str, ImageRef], *names: str) -> list[Sample]:
     return [
-        question_answer("what?", "this", [refs[one] for one in name.split("+") if one], f"train.jsonl:{line}")
+        question_answer(
+            "what?", "this", [refs[image] for image in name.split("+") if image], f"train.jsonl:{line}"
+        )
         for line, name in enumerate(names, start=1)
     ]
 

@@ -140,10 +140,10 @@ def many(tmp_path: Path, bad: int, total: int = 100) -> Path:
 
 def test_bad_rows_are_left_out_and_said(tmp_path: Path) -> None:
     """Red before: one empty answer stopped a file of 665,000 rows."""
-    said: list[str] = []
-    source = Source(path=many(tmp_path, 5), kind="vqa", bad_rows=BadRows(0.05, said.append))
+    notes: list[str] = []
+    source = Source(path=many(tmp_path, 5), kind="vqa", bad_rows=BadRows(0.05, notes.append))
     assert len(read_samples("jsonl", source)) == 95
-    (note,) = said
+    (note,) = notes
     assert "left out 5 of 100 rows" in note
     assert "a.jsonl:1: the answer is empty" in note
     assert "and 2 more of this kind" in note
@@ -163,8 +163,8 @@ def test_what_is_refused_for_safety_is_never_left_out(tmp_path: Path) -> None:
 
 
 def test_bad_captions_and_questions_are_left_out(tmp_path: Path) -> None:
-    said: list[str] = []
-    skip = BadRows(0.5, said.append)
+    notes: list[str] = []
+    skip = BadRows(0.5, notes.append)
     (tmp_path / "0.png").write_bytes(png())
     coco = {
         "images": [{"id": 1, "file_name": "0.png"}, {"id": 2, "file_name": "0.png"}],
@@ -191,7 +191,7 @@ def test_bad_captions_and_questions_are_left_out(tmp_path: Path) -> None:
         bad_rows=skip,
     )
     assert len(read_samples("vqa-v2", source)) == 1
-    assert "1 of 2 rows" in said[0]
+    assert "1 of 2 rows" in notes[0]
 
 
 def test_one_mistake_is_told_once(tmp_path: Path) -> None:

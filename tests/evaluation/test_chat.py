@@ -80,12 +80,12 @@ def test_talk_without_pictures(assembled: Assembled) -> None:
 def test_run_and_merged_folder_say_the_same(
     embedding_run: Path, embedding_merged: Path, tmp_path: Path
 ) -> None:
-    said = []
+    dialogues = []
     for target in (embedding_run, embedding_merged):
         talk = Chat.open(target, list(pictures(tmp_path).values())[:2], TOKENS)
-        said.append([talk.ask("what color is it?"), talk.ask("is there a circle?")])
-    assert said[0] == said[1]
-    assert said[0][0]
+        dialogues.append([talk.ask("what color is it?"), talk.ask("is there a circle?")])
+    assert dialogues[0] == dialogues[1]
+    assert dialogues[0][0]
 
 
 def test_what_fails_leaves_the_conversation_as_it_was(assembled: Assembled, tmp_path: Path) -> None:
@@ -128,9 +128,9 @@ def test_pictures_are_added_by_a_line(
     typed = capsys.readouterr()
     assert "no such image" in typed.err
     talk = Chat.open(embedding_merged, [paths["red"]], TOKENS)
-    said = [talk.ask("what color is it?")]
+    answers = [talk.ask("what color is it?")]
     talk.show(paths["blue"])
-    assert typed.out == "".join(f"{answer}\n" for answer in [*said, talk.ask("and?")])
+    assert typed.out == "".join(f"{answer}\n" for answer in [*answers, talk.ask("and?")])
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     with pytest.raises(DataError, match="no such image"):
         chat_verb(embedding_merged, [], [], TOKENS)
@@ -140,13 +140,13 @@ def test_talk_with_a_model_that_draws(drawing: Assembled, tmp_path: Path) -> Non
     """Janus frames an image's tokens; its answers are those of the stock class."""
     paths = pictures(tmp_path)
     talk = Chat.open(drawing.folder, [paths["red"], paths["blue"]], TOKENS)
-    said = talk.ask("which is red?")
+    answer = talk.ask("which is red?")
     talk.show(paths["green"])
     after = talk.ask("and this?")
     model, processor = load_model(drawing.folder, torch.float32)
     messages, shown = [user("which is red?", 2)], [paths["red"], paths["blue"]]
-    assert said == stock_answer(model, processor, messages, shown)
-    messages += [assistant(said), user("and this?", 1)]
+    assert answer == stock_answer(model, processor, messages, shown)
+    messages += [assistant(answer), user("and this?", 1)]
     shown.append(paths["green"])
     assert after == stock_answer(model, processor, messages, shown)
     sample = Sample(tuple(talk.images), tuple(talk.turns), "chat")

@@ -118,7 +118,7 @@ def test_the_shared_cache_goes_by_its_present_name(
             predictor(assembled.folder).generate(vqa_samples(tmp_path)[:4], 3)
     finally:
         library.removeHandler(caplog.handler)
-    assert not [said for said in caplog.messages if "deprecated" in said]
+    assert not [message for message in caplog.messages if "deprecated" in message]
 
 
 def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def test_nothing_to_tell_apart(captions: list[str]) -> None:
 def test_features_of_towers(kind: str, tmp_path: Path) -> None:
     features = TowerFeatures(tiny_tower(kind, tmp_path / "tower"), batch_size=2)
     images = [Image.new("RGB", (40, 40), colour) for colour in ("red", "green", "blue")]
-    found = features(images)
-    assert found.shape[0] == 3
-    torch.testing.assert_close(found[1:2], features(images[1:2]), atol=1e-4, rtol=1e-4)
-    probe = train_probe(found.repeat(10, 1), ["a red", "a green", "a blue"] * 10)
-    assert bool(probe.right(found, ["a red", "a green", "a blue"]).all())
+    actual = features(images)
+    assert actual.shape[0] == 3
+    torch.testing.assert_close(actual[1:2], features(images[1:2]), atol=1e-4, rtol=1e-4)
+    probe = train_probe(actual.repeat(10, 1), ["a red", "a green", "a blue"] * 10)
+    assert bool(probe.right(actual, ["a red", "a green", "a blue"]).all())

@@ -47,13 +47,13 @@ def nothing(index: ImageIndex) -> None:
     raise AssertionError("nothing to keep in between")
 
 
-def folder_of(place: Path, **files: str) -> Path:
+def folder_of(folder: Path, **files: str) -> Path:
     for name, text in files.items():
-        path = place / name.replace("_", "/")
+        path = folder / name.replace("_", "/")
         path = path.with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return place
+    return folder
 
 
 def test_only_what_changed_is_embedded(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_index_on_disk(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     assert read_index(folder, "model").files == ()
     write_index(folder, "model", index)
-    found = read_index(folder, "model")
-    assert found.files == index.files
-    assert torch.equal(found.embeddings, index.embeddings)
+    stored = read_index(folder, "model")
+    assert stored.files == index.files
+    assert torch.equal(stored.embeddings, index.embeddings)
     (images / "b.png").unlink()
     smaller, _ = refresh(index, images, Counting(), nothing)
     write_index(folder, "model", smaller)
@@ -174,7 +174,7 @@ def test_search_with_run_and_merged_folder(
     assert picture["results"][0] == {"file": "blue.png", "score": pytest.approx(1.0, abs=1e-5)}
     report = first["index"]
     assert (report["folder"], report["images"], report["embedded"]) == (str(index), 4, 4)
-    assert [one["file"] for one in report["bad"]] == ["broken.png"]
+    assert [problem["file"] for problem in report["bad"]] == ["broken.png"]
     again = search(embedding_run, images, [query], [], index, 9, QUIET)
     assert again["index"]["embedded"] == 0
     assert [hit["file"] for hit in again["searches"][0]["results"]] == expected
@@ -203,7 +203,7 @@ def test_every_model_has_an_index_of_its_own(
         for target in (embedding_run, embedding_merged, copy)
     ]
     assert folders[1]["folder"] == folders[2]["folder"] != folders[0]["folder"]
-    assert [one["embedded"] for one in folders] == [4, 4, 0]
+    assert [report["embedded"] for report in folders] == [4, 4, 0]
     settings = json.loads((copy / "lockadapt.json").read_text())
     settings["recipe"]["objectives"]["itc"]["image_prompt"] = "look"
     (copy / "lockadapt.json").write_text(json.dumps(settings))

@@ -29,30 +29,30 @@ from lockadapt.files import sha256_of
 from lockadapt.models import proof
 
 
-def main(run: Path, room: Path, kills: int, cold: bool) -> None:
+def main(run: Path, scratch: Path, kills: int, cold: bool) -> None:
     """Prints how often the target was absent and complete; raises if it was ever anything else."""
     start = time.perf_counter()
-    finish(merge(run, room / "whole", cold))
+    finish(merge(run, scratch / "whole", cold))
     seconds = time.perf_counter() - start
-    wanted = digests(room / "whole")
+    wanted = digests(scratch / "whole")
     assert {"model.safetensors", "merge.json", "lockadapt.json", "README.md"} <= wanted.keys()
-    chance, found = random.Random(0), {"absent": 0, "complete": 0, "abandoned": 0}
-    target = room / "killed"
+    chance, outcomes = random.Random(0), {"absent": 0, "complete": 0, "abandoned": 0}
+    target = scratch / "killed"
     for _ in range(kills):
         child = merge(run, target, cold)
         # The moment of the signal is what is tried out, so it is drawn, over the whole merge and a little more.
         time.sleep(chance.uniform(0, seconds * 1.1))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found["complete" if target.exists() else "absent"] += 1
-        found["abandoned"] += bool(left(target))
+        outcomes["complete" if target.exists() else "absent"] += 1
+        outcomes["abandoned"] += bool(left(target))
         if target.exists():
             assert digests(target) == wanted, f"{target} is neither absent nor complete"
             shutil.rmtree(target)
     finish(merge(run, target, cold))
     assert digests(target) == wanted
     assert not left(target), "what a killed merge left was not removed"
-    print(json.dumps({**found, "seconds": seconds}))
+    print(json.dumps({**outcomes, "seconds": seconds}))
 
 
 def merge(run: Path, output: Path, cold: bool) -> int:

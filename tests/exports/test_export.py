@@ -70,8 +70,8 @@ def test_colpali_folder_embeds_as_the_run(embedding_run: Path, tmp_path: Path) -
     code = "\n".join(lines).replace("PATH", str(folder)).replace("a text", TEXTS[0])
     shown[0].save(tmp_path / "image.png")
     exec(code.replace("image.png", str(tmp_path / "image.png")), scope)
-    said, seen = scope["embeddings"]
-    torch.testing.assert_close(said[0].float(), texts[0], rtol=0, atol=1e-4)
+    expected, seen = scope["embeddings"]
+    torch.testing.assert_close(expected[0].float(), texts[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(seen[0].float(), images[0], rtol=0, atol=1e-4)
     assert json.loads((folder / "lockadapt.json").read_text())["files"]
 
@@ -84,9 +84,9 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
     model = hf.VisionTextDualEncoderModel.from_pretrained(folder).eval()
     processor = hf.AutoProcessor.from_pretrained(folder)
     with torch.no_grad():
-        found = model(**processor(text=TEXTS, images=shown, padding=True, return_tensors="pt"))
-    torch.testing.assert_close(found.text_embeds, texts, rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.image_embeds, images, rtol=0, atol=1e-4)
+        outputs = model(**processor(text=TEXTS, images=shown, padding=True, return_tensors="pt"))
+    torch.testing.assert_close(outputs.text_embeds, texts, rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs.image_embeds, images, rtol=0, atol=1e-4)
     assert "VisionTextDualEncoderModel.from_pretrained" in (folder / "README.md").read_text()
     before = evaluate_folder(dual_run, None, (), False, None, QUIET)
     assert set(before) == {"retrieval"}
@@ -97,10 +97,10 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
     ]
     assert hits[0]["searches"] == [
         {
-            **one,
-            "results": [{**hit, "score": pytest.approx(hit["score"], abs=1e-4)} for hit in one["results"]],
+            **search,
+            "results": [{**hit, "score": pytest.approx(hit["score"], abs=1e-4)} for hit in search["results"]],
         }
-        for one in hits[1]["searches"]
+        for search in hits[1]["searches"]
     ]
     with pytest.raises(RecipeError, match="dual encoder") as error:
         merge_run(dual_run, tmp_path / "merged", QUIET)
@@ -109,9 +109,9 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
 
 def test_merged_is_a_target(embedding_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merged_target, "merge_run", lambda *given: {"given": given})
-    found = export_run(embedding_run, "merged", tmp_path / "out", QUIET)
-    assert found["given"] == (open_run(embedding_run), tmp_path / "out", QUIET)
-    assert found["target"] == "merged"
+    report = export_run(embedding_run, "merged", tmp_path / "out", QUIET)
+    assert report["given"] == (open_run(embedding_run), tmp_path / "out", QUIET)
+    assert report["target"] == "merged"
     assert {"merged", "bridge", "adapter", "adapter-full", "dual", "sentence-transformers", "colpali"} <= set(
         TARGETS
     )

@@ -252,6 +252,6 @@ def test_a_killed_merge_leaves_nothing_or_everything(run: Path, tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["absent"] + found["complete"] == 5
-    assert found["abandoned"] > 0
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert outcomes["absent"] + outcomes["complete"] == 5
+    assert outcomes["abandoned"] > 0

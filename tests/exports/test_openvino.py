@@ -41,11 +41,11 @@ def openvino_python() -> str:
     return python
 
 
-def dialects(merged: Path, room: Path) -> tuple[Path, Path]:
+def dialects(merged: Path, scratch: Path) -> tuple[Path, Path]:
     """Copies of a folder whose tower's keys are the older ones, and the flattened ones of Transformers 5.6."""
     made = []
     for name, prefix in (("older", OLDER), ("flat", FLAT)):
-        folder = Path(shutil.copytree(merged, room / name))
+        folder = Path(shutil.copytree(merged, scratch / name))
         tensors = {
             key.replace(OLDER, FLAT).replace(FLAT, prefix): tensor
             for key, tensor in load_file(folder / "model.safetensors").items()

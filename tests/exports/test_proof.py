@@ -50,54 +50,60 @@ def reference(**changes: Any) -> Reference:
 
 def test_as_many_texts_as_samples_and_every_image_swapped(assembled: Assembled, tmp_path: Path) -> None:
     samples = [*vqa_samples(tmp_path)[::2], dialogue_sample(tmp_path)]
-    found = reference_answers(assembled.model, assembled.processor, samples)
+    reference = reference_answers(assembled.model, assembled.processor, samples)
     names = [f"{kind}{n}" for n in range(5) for kind in ("sample", "swapped", "text")]
-    assert sorted(found.logits) == sorted(names)
-    assert [bool(sample.images) for sample in found.samples] == [True] * 5 + [False] * 5
+    assert sorted(reference.logits) == sorted(names)
+    assert [bool(sample.images) for sample in reference.samples] == [True] * 5 + [False] * 5
     image = assembled.processor.tokenizer.convert_tokens_to_ids(assembled.processor.image_token)
     for n in range(5):
-        shown, other = (found.tensors[f"{kind}{n}.pixel_values"] for kind in ("sample", "swapped"))
+        shown, other = (reference.tensors[f"{kind}{n}.pixel_values"] for kind in ("sample", "swapped"))
         assert not torch.equal(shown, other)
-        assert torch.equal(*(found.tensors[f"{kind}{n}.input_ids"] for kind in ("sample", "swapped")))
-        text = found.tensors[f"text{n}.input_ids"]
+        assert torch.equal(*(reference.tensors[f"{kind}{n}.input_ids"] for kind in ("sample", "swapped")))
+        text = reference.tensors[f"text{n}.input_ids"]
         assert image not in text
-        assert f"text{n}.pixel_values" not in found.tensors
-        kept = found.tensors[f"sample{n}.logits_to_keep"]
-        ids = found.tensors[f"sample{n}.input_ids"]
+        assert f"text{n}.pixel_values" not in reference.tensors
+        kept = reference.tensors[f"sample{n}.logits_to_keep"]
+        ids = reference.tensors[f"sample{n}.input_ids"]
         assert image not in ids[0, kept]
-        assert len(kept) == found.logits[f"sample{n}"].shape[1] == min(POSITIONS, int((ids != image).sum()))
+        assert (
+            len(kept) == reference.logits[f"sample{n}"].shape[1] == min(POSITIONS, int((ids != image).sum()))
+        )
         with torch.no_grad():
             whole = assembled.model(input_ids=ids, pixel_values=shown).logits[:, kept]
-        torch.testing.assert_close(found.logits[f"sample{n}"], whole)
-    assert found.image_effect is not None
-    assert found.image_effect > 0
-    assert found.adapter_kl is None
-    for answer in found.answers:
+        torch.testing.assert_close(reference.logits[f"sample{n}"], whole)
+    assert reference.image_effect is not None
+    assert reference.image_effect > 0
+    assert reference.adapter_kl is None
+    for answer in reference.answers:
         assert 0 < len(answer.tokens) <= NEW_TOKENS
         assert answer.likeliest[:, 0].tolist() == list(answer.tokens)
 
 
 def test_one_picture_is_swapped_for_its_negative(assembled: Assembled, tmp_path: Path) -> None:
-    found = reference_answers(assembled.model, assembled.processor, vqa_samples(tmp_path)[:2])
-    assert not torch.equal(found.tensors["sample0.pixel_values"], found.tensors["swapped0.pixel_values"])
+    reference = reference_answers(assembled.model, assembled.processor, vqa_samples(tmp_path)[:2])
+    assert not torch.equal(
+        reference.tensors["sample0.pixel_values"], reference.tensors["swapped0.pixel_values"]
+    )
 
 
 def test_samples_without_images_are_texts_only(assembled: Assembled) -> None:
-    found = reference_answers(assembled.model, assembled.processor, [question_answer("q?", "a", [], "r:1")])
-    assert list(found.logits) == ["text0"]
-    assert found.image_effect is None
-    assert looks(found, torch.float32) is None
-    assert len(found.answers) == 1
+    reference = reference_answers(
+        assembled.model, assembled.processor, [question_answer("q?", "a", [], "r:1")]
+    )
+    assert list(reference.logits) == ["text0"]
+    assert reference.image_effect is None
+    assert looks(reference, torch.float32) is None
+    assert len(reference.answers) == 1
 
 
 def test_a_model_that_does_not_look_is_not_asked_to(assembled: Assembled, tmp_path: Path) -> None:
     model = copy.deepcopy(assembled.model)
     for parameter in model.model.multi_modal_projector.parameters():
         torch.nn.init.zeros_(parameter)
-    found = reference_answers(model, assembled.processor, vqa_samples(tmp_path)[:4])
-    assert found.image_effect == 0.0
-    assert looks(found, torch.float32) is False
-    assert differences({**RIGHT, "image_effect": 0.0}, found, torch.float32) == []
+    reference = reference_answers(model, assembled.processor, vqa_samples(tmp_path)[:4])
+    assert reference.image_effect == 0.0
+    assert looks(reference, torch.float32) is False
+    assert differences({**RIGHT, "image_effect": 0.0}, reference, torch.float32) == []
 
 
 def test_nothing_that_fits_is_nothing_proved(assembled: Assembled) -> None:
@@ -131,11 +137,11 @@ def test_how_near_a_tie_another_answer_is(other: tuple[int, ...], gap: float) ->
 
 def test_limits_from_both_sides() -> None:
     """fp32: 1e-4 of the largest logit, 10, so 1e-3 for a logit, and 2e-3 for the order of two."""
-    found = reference()
-    assert differences(RIGHT, found, torch.float32) == []
+    expected = reference()
+    assert differences(RIGHT, expected, torch.float32) == []
     inside = {**RIGHT, "max_abs_logit_diff": 0.00109, "kl": 9e-5, "answer_gap": 0.0019, "image_effect": 0.6}
-    assert differences(inside, found, torch.float32) == []
-    for key, value, said in (
+    assert differences(inside, expected, torch.float32) == []
+    for key, value, message in (
         ("max_abs_logit_diff", 0.0012, "logits differ by 0.0012 (allowed 0.0011)"),
         ("kl", 1.1e-4, "KL divergence is 0.00011 nats (allowed 0.0001)"),
         ("kl", float("nan"), "KL divergence is nan"),
@@ -145,9 +151,9 @@ def test_limits_from_both_sides() -> None:
         ("answer_gap", 0.0025, "greedy answers differ"),
         ("image_effect", 0.4, "swapping images changes logits by 0.4, in the trained model by 1"),
     ):
-        (problem,) = differences({**RIGHT, key: value}, found, torch.float32)
-        assert said in problem
-    (problem,) = differences({"shapes": {"text0": ([1, 3, 20], [1, 3, 21])}}, found, torch.float32)
+        (problem,) = differences({**RIGHT, key: value}, expected, torch.float32)
+        assert message in problem
+    (problem,) = differences({"shapes": {"text0": ([1, 3, 20], [1, 3, 21])}}, expected, torch.float32)
     assert problem == "logits of text0 have the shape [1, 3, 21], not [1, 3, 20]"
 
 
@@ -157,8 +163,11 @@ def test_a_near_tie_is_no_disagreement() -> None:
     for lost, decided in ((0, 1.0), (1, 0.5)):
         second = {"a": first["a"].clone()}
         second["a"][0, lost, :2] = second["a"][0, lost, :2].flip(0)
-        found = compare_logits(first, second, torch.bfloat16)
-        assert (found["top1_agreement"], found["decided_agreement"]) == (pytest.approx(2 / 3), decided)
+        agreement = compare_logits(first, second, torch.bfloat16)
+        assert (agreement["top1_agreement"], agreement["decided_agreement"]) == (
+            pytest.approx(2 / 3),
+            decided,
+        )
     assert compare_logits(first, {"a": first["a"].flip(-1)})["decided_agreement"] == 0.0
 
 

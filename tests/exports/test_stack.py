@@ -49,13 +49,13 @@ def nf4(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    one, two = runs
-    base = str(one / "base")
-    adapters = [f"{one}:0.7", f"{two}:0.3"]
+    first, two = runs
+    base = str(first / "base")
+    adapters = [f"{first}:0.7", f"{two}:0.3"]
     result = merge_command(MergeRequest(base, tmp_path / "both", adapters), QUIET)
     assert result["max_abs_logit_diff"] < 1e-4
     assert result["missing_keys"] == result["unexpected_keys"] == []
-    stored, mixed = read_all(one / "base"), read_all(tmp_path / "both")
+    stored, mixed = read_all(first / "base"), read_all(tmp_path / "both")
     trained = [_projector(run) for run in runs]
     wanted = (
         stored[PROJECTOR] + 0.7 * (trained[0] - stored[PROJECTOR]) + 0.3 * (trained[1] - stored[PROJECTOR])
@@ -65,12 +65,12 @@ def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Pat
     assert open_target(tmp_path / "both").experiment is None
 
     stack = [parse_adapter(text) for text in adapters]
-    found = unmerge(tmp_path / "both", stack, base, tmp_path / "back", QUIET)
-    assert found["tensors"] == len(stored)
-    assert found["identical"] > 0.2 * len(stored)
-    assert found["max_abs_weight_diff"] < 1e-6
-    assert found["max_roundings"] <= 4
-    wrong = [parse_adapter(text) for text in (f"{one}:0.6", adapters[1])]
+    report = unmerge(tmp_path / "both", stack, base, tmp_path / "back", QUIET)
+    assert report["tensors"] == len(stored)
+    assert report["identical"] > 0.2 * len(stored)
+    assert report["max_abs_weight_diff"] < 1e-6
+    assert report["max_roundings"] <= 4
+    wrong = [parse_adapter(text) for text in (f"{first}:0.6", adapters[1])]
     with pytest.raises(VerificationError, match="did not come back") as error:
         unmerge(tmp_path / "both", wrong, base, tmp_path / "wrong", QUIET)
     assert error.value.where
@@ -79,14 +79,14 @@ def test_runs_are_stacked_with_weights_and_taken_out_again(runs: tuple[Path, Pat
 
 @pytest.mark.slow
 def test_both_bases_of_a_quantized_run_are_compared(nf4: Path, tmp_path: Path) -> None:
-    found = merge_command(MergeRequest(str(nf4), None, compare=True, samples=4), QUIET)
-    assert set(found) == {"unmerged", "dequantized", "original"}
-    assert found["dequantized"]["kl"] < 1e-8
-    assert found["original"]["kl"] > 100 * found["dequantized"]["kl"]
-    assert found["original"]["max_abs_logit_diff"] > 100 * found["dequantized"]["max_abs_logit_diff"]
-    assert all(one["scores"]["vqa"]["n"] == 4 for one in found.values())
-    assert found["dequantized"]["scores"] == found["unmerged"]["scores"]
-    lines = text_of(found).splitlines()
+    report = merge_command(MergeRequest(str(nf4), None, compare=True, samples=4), QUIET)
+    assert set(report) == {"unmerged", "dequantized", "original"}
+    assert report["dequantized"]["kl"] < 1e-8
+    assert report["original"]["kl"] > 100 * report["dequantized"]["kl"]
+    assert report["original"]["max_abs_logit_diff"] > 100 * report["dequantized"]["max_abs_logit_diff"]
+    assert all(entry["scores"]["vqa"]["n"] == 4 for entry in report.values())
+    assert report["dequantized"]["scores"] == report["unmerged"]["scores"]
+    lines = text_of(report).splitlines()
     assert [line.split()[0] for line in lines] == ["base", "unmerged", "dequantized", "original"]
     assert "vqa accuracy" in lines[0]
 

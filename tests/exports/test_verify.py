@@ -63,17 +63,17 @@ def test_a_merge_of_pefts_own_passes(run: Path, foreign: Path, own: tuple[Path, 
     before = digest(foreign)
     done = lockadapt("verify", foreign, "--against", run, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == set(own[1])
-    assert found["output"] == str(foreign)
-    assert found["missing_keys"] == found["unexpected_keys"] == []
-    assert found["max_abs_logit_diff"] < 1e-4
-    assert found["kl"] < 1e-6 < found["adapter_kl"]
-    assert found["top1_agreement"] == 1.0
-    assert found["samples"] == found["text_samples"] == 4
-    assert found["answers_equal"] == found["answers"] == 8
-    assert found["prompts_equal"] is found["pixels_equal"] is found["looks_at_images"] is True
-    assert found["image_effect"] == pytest.approx(found["trained_image_effect"], rel=0.01)
+    report = json.loads(done.stdout)
+    assert set(report) == set(own[1])
+    assert report["output"] == str(foreign)
+    assert report["missing_keys"] == report["unexpected_keys"] == []
+    assert report["max_abs_logit_diff"] < 1e-4
+    assert report["kl"] < 1e-6 < report["adapter_kl"]
+    assert report["top1_agreement"] == 1.0
+    assert report["samples"] == report["text_samples"] == 4
+    assert report["answers_equal"] == report["answers"] == 8
+    assert report["prompts_equal"] is report["pixels_equal"] is report["looks_at_images"] is True
+    assert report["image_effect"] == pytest.approx(report["trained_image_effect"], rel=0.01)
     assert digest(foreign) == before
 
 
@@ -82,11 +82,11 @@ def test_a_folder_alone(own: tuple[Path, dict[str, Any]], foreign: Path) -> None
     """One with a manifest, and one of PEFT's without, in shards."""
     done = lockadapt("verify", own[0], "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == ALONE
-    assert found["files"] == 1
-    assert found["dtype"] == "float32"
-    assert found["image_effect"] > 0
+    report = json.loads(done.stdout)
+    assert set(report) == ALONE
+    assert report["files"] == 1
+    assert report["dtype"] == "float32"
+    assert report["image_effect"] > 0
     done = lockadapt("verify", foreign)
     assert done.returncode == 0, done.stderr
     assert "files: 0" in done.stdout.splitlines()
@@ -177,13 +177,13 @@ DAMAGES: list[tuple[Damage, str]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+@pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
 def test_what_is_not_the_trained_model_fails_by_name(
-    damage: Damage, said: str, run: Path, copy: Path
+    damage: Damage, message: str, run: Path, copy: Path
 ) -> None:
     damage(copy, run)
     before = digest(copy)
-    with pytest.raises(VerificationError, match=said) as error:
+    with pytest.raises(VerificationError, match=message) as error:
         verify_folder(copy, run, QUIET)
     assert error.value.exit_code == 8
     assert error.value.where == str(copy)
@@ -207,12 +207,12 @@ def test_a_folder_that_does_not_see_fails_alone(run: Path, copy: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [(key_missing, "up_proj"), (not_finite, "not finite"), (other_image_token, "as the image token")],
 )
-def test_what_is_broken_in_itself_fails_alone(damage: Damage, said: str, run: Path, copy: Path) -> None:
+def test_what_is_broken_in_itself_fails_alone(damage: Damage, message: str, run: Path, copy: Path) -> None:
     damage(copy, run)
-    with pytest.raises(VerificationError, match=said):
+    with pytest.raises(VerificationError, match=message):
         verify_folder(copy, None, QUIET)
 
 
@@ -281,7 +281,7 @@ def no_json(folder: Path) -> None:
 
 @pytest.mark.parametrize("alone", [True, False])
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (truncate, r"model-00002-of-00002\.safetensors is not the file that was written"),
         (truncate_unlisted, "5 bytes are missing at its end"),
@@ -296,11 +296,11 @@ def no_json(folder: Path) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_files_that_are_not_what_was_written(
-    damage: Callable[[Path], None], said: str, alone: bool, listed: Path, run: Path
+    damage: Callable[[Path], None], message: str, alone: bool, listed: Path, run: Path
 ) -> None:
     damage(listed)
     before = digest(listed)
-    with pytest.raises(VerificationError, match=said) as error:
+    with pytest.raises(VerificationError, match=message) as error:
         verify_folder(listed, None if alone else run, QUIET)
     assert error.value.exit_code == 8
     assert digest(listed) == before
@@ -326,9 +326,9 @@ def test_folders_that_embed(target: str, embedding_run: Path, tmp_path: Path) ->
         export_run(embedding_run, target, folder, QUIET)
     except LockadaptError as error:
         pytest.skip(f"this run cannot be exported: {error}")
-    found = verify_folder(folder, None, QUIET)
-    assert set(found) == ALONE
-    assert found["image_effect"] > 0
+    report = verify_folder(folder, None, QUIET)
+    assert set(report) == ALONE
+    assert report["image_effect"] > 0
     with pytest.raises(RecipeError, match="does not answer"):
         verify_folder(folder, embedding_run, QUIET)
 
@@ -343,7 +343,7 @@ def test_what_embeds_is_compared_too(embedding_run: Path, embedding_merged: Path
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (None, "no such folder"),
         ({}, "no model"),
@@ -353,7 +353,7 @@ def test_what_embeds_is_compared_too(embedding_run: Path, embedding_merged: Path
     ],
 )
 def test_what_cannot_be_verified_is_said_at_once(
-    files: dict[str, Any] | None, said: str, tmp_path: Path
+    files: dict[str, Any] | None, message: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     if files is not None:
@@ -362,7 +362,7 @@ def test_what_cannot_be_verified_is_said_at_once(
             (folder / name).write_text(json.dumps(value))
     done = lockadapt("verify", folder)
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 

@@ -28,8 +28,8 @@ def test_forward_is_the_same(assembled: Assembled) -> None:
     expected = model(**batch).logits
     features = projector_input(model, batch.pop("pixel_values"))
     assert not features.requires_grad
-    found = model(**batch, **image_arguments(model, features)).logits
-    torch.testing.assert_close(found, expected)
+    actual = model(**batch, **image_arguments(model, features)).logits
+    torch.testing.assert_close(actual, expected)
     swapped = model(**batch, **image_arguments(model, features.flip(0))).logits
     assert not torch.allclose(swapped, expected)
 
@@ -40,9 +40,9 @@ def test_generation_is_the_same(assembled: Assembled) -> None:
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     expected = model.generate(**batch, **settings)
     outputs = image_arguments(model, projector_input(model, batch.pop("pixel_values")))
-    found = model.generate(**batch, **outputs, **settings)
-    assert found.shape[1] == batch["input_ids"].shape[1] + 6
-    assert torch.equal(found, expected)
+    actual = model.generate(**batch, **outputs, **settings)
+    assert actual.shape[1] == batch["input_ids"].shape[1] + 6
+    assert torch.equal(actual, expected)
 
 
 def test_gradient_reaches_projector_and_lora(assembled: Assembled) -> None:

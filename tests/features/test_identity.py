@@ -73,8 +73,10 @@ def test_a_resize_that_differs_only_in_effect_changes_it(
 
 
 def test_stored_dtype_changes_it(assembled: Assembled) -> None:
-    found = {fingerprint(assembled.model, assembled.processor, s) for s in ("bfloat16", "float32", "int8")}
-    assert len(found) == 3
+    fingerprints = {
+        fingerprint(assembled.model, assembled.processor, s) for s in ("bfloat16", "float32", "int8")
+    }
+    assert len(fingerprints) == 3
 
 
 def test_llm_projector_and_place_do_not(assembled: Assembled, tiny: Path, tmp_path: Path) -> None:

@@ -53,37 +53,37 @@ def values(pictures: list[Image.Image]) -> torch.Tensor:
 def test_each_image_once(tmp_path: Path, codes: int, dtype: Any) -> None:
     images, encode = files(tmp_path, 5), Counted(codes)
     inputs = ImageTokenInputs(TokenizerSteps(values, encode, codes), 10_000, batch_size=2)
-    found = inputs([images[3], images[0], images[3]])["image_token_ids"]
-    assert found.dtype == torch.int64
+    actual = inputs([images[3], images[0], images[3]])["image_token_ids"]
+    assert actual.dtype == torch.int64
     assert encode.seen == 2
     again = inputs(images)["image_token_ids"]
     assert encode.seen == 5
-    assert torch.equal(found, again[[3, 0, 3]])
+    assert torch.equal(actual, again[[3, 0, 3]])
     assert {row.dtype for row in inputs._rows.values()} == {np.dtype(dtype)}
     assert inputs([]) == {}
 
 
 def test_crops_stand_beside_the_whole(tmp_path: Path) -> None:
     images, encode = files(tmp_path, 3), Counted(100)
-    sized = TokenizerSteps(lambda some: values([one.resize((20, 20)) for one in some]), encode, 100)
+    sized = TokenizerSteps(lambda some: values([picture.resize((20, 20)) for picture in some]), encode, 100)
     cropped = ImageTokenInputs(sized, 10_000, crops=True)
-    found = cropped(images)
+    actual = cropped(images)
     assert encode.seen == 3 * 11
     assert torch.equal(
-        found["image_token_ids"],
+        actual["image_token_ids"],
         ImageTokenInputs(TokenizerSteps(values, Counted(100), 100), 10_000)(images)["image_token_ids"],
     )
-    assert found["image_crops"].shape == (3, 10, 3)
+    assert actual["image_crops"].shape == (3, 10, 3)
     with Image.open(images[1].path) as picture:
-        expected = Counted(100)(values([one.resize((20, 20)) for one in ten_crops(picture)]))
-    assert torch.equal(found["image_crops"][1], expected)
+        expected = Counted(100)(values([crop.resize((20, 20)) for crop in ten_crops(picture)]))
+    assert torch.equal(actual["image_crops"][1], expected)
 
 
 def test_disk_keeps_crops_apart(tmp_path: Path) -> None:
     images = files(tmp_path, 2)
 
     def inputs(crops: bool, encode: Counted) -> ImageTokenInputs:
-        sized = lambda some: values([one.resize((20, 20)) for one in some])  # noqa: E731
+        sized = lambda some: values([picture.resize((20, 20)) for picture in some])  # noqa: E731
         return ImageTokenInputs(
             TokenizerSteps(sized, encode, 100, "b" * 40), 10_000, folder=tmp_path, crops=crops
         )
@@ -106,8 +106,8 @@ def test_disk(tmp_path: Path) -> None:
     first, second, other = Counted(300), Counted(300), Counted(300)
     expected = make("a" * 40, first)(images[:3])["image_token_ids"]
     renamed = ImageRef("another name", data=images[1].path.read_bytes() if images[1].path else b"")
-    found = make("a" * 40, second)([images[2], renamed, images[3]])["image_token_ids"]
-    assert torch.equal(found[:2], expected[[2, 1]])
+    actual = make("a" * 40, second)([images[2], renamed, images[3]])["image_token_ids"]
+    assert torch.equal(actual[:2], expected[[2, 1]])
     assert (first.seen, second.seen) == (3, 1)
     make("b" * 40, other)(images)
     assert other.seen == 4
@@ -123,11 +123,11 @@ def test_is_what_the_stock_tokenizer_says(tmp_path: Path) -> None:
     inputs = image_token_inputs(
         image_codec(tokenizer.model), tokenizer.image_processor, 10_000, folder=tmp_path / "cache"
     )
-    found = inputs(images)["image_token_ids"]
+    actual = inputs(images)["image_token_ids"]
     pictures = [Image.open(image.path) for image in images if image.path]
     pixels = tokenizer.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-    assert torch.equal(found, encode_pixels(tokenizer.model, pixels))
-    assert found.shape == (6, 16)
+    assert torch.equal(actual, encode_pixels(tokenizer.model, pixels))
+    assert actual.shape == (6, 16)
     tokenizer.model.quant_conv.bias.data += 1.0
     other = image_token_inputs(
         image_codec(tokenizer.model), tokenizer.image_processor, 10_000, folder=tmp_path / "cache"

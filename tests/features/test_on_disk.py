@@ -44,14 +44,14 @@ def tower(part: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def refs(folder: Path, count: int, first: int = 0) -> list[ImageRef]:
     folder.mkdir(parents=True, exist_ok=True)
-    found = []
+    images = []
     for number in range(first, first + count):
         path = folder / f"{number}.png"
         if not path.exists():
             noise = np.random.default_rng(number).integers(0, 256, (9, 11, 3), dtype=np.uint8)
             Image.fromarray(noise).save(path)
-        found.append(ImageRef(str(path), path=path))
-    return found
+        images.append(ImageRef(str(path), path=path))
+    return images
 
 
 def disk(
@@ -314,12 +314,12 @@ def _start(root: Path, images: list[ImageRef], batches: int) -> tuple[Any, Any]:
 
 
 def _last(pipe: Any) -> int:
-    said = b""
+    received = b""
     try:
         while True:
-            said = pipe.recv_bytes()
+            received = pipe.recv_bytes()
     except EOFError:
-        return int(said)
+        return int(received)
 
 
 def test_ten_kills_leave_the_same_bytes(tmp_path: Path) -> None:

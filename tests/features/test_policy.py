@@ -157,11 +157,11 @@ def test_cache_verb(tiny: Path, tmp_path: Path) -> None:
     keys = ["data.cache=" + str(tmp_path / "cache"), "data.feature_dtype=int8"]
     done = lockadapt("cache", file, *keys, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == {"folder", "stored", "images", "computed", "bytes", "seconds", "drift"}
-    assert (found["images"], found["computed"], found["stored"]) == (4, 4, "int8")
-    assert 0 < found["drift"]["relative"] < 0.01
-    assert Path(found["folder"]).parent == tmp_path / "cache"
+    report = json.loads(done.stdout)
+    assert set(report) == {"folder", "stored", "images", "computed", "bytes", "seconds", "drift"}
+    assert (report["images"], report["computed"], report["stored"]) == (4, 4, "int8")
+    assert 0 < report["drift"]["relative"] < 0.01
+    assert Path(report["folder"]).parent == tmp_path / "cache"
     assert "train with data.features=disk" in done.stderr
     again = lockadapt("cache", file, *keys)
     assert "0 computed now" in again.stdout

@@ -50,8 +50,8 @@ def run(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.Tem
 @pytest.fixture(scope="module")
 def merged(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("merged") / "model"
-    found = merge_run(run, folder, QUIET)
-    assert (found["missing_keys"], found["unexpected_keys"]) == ([], [])
+    report = merge_run(run, folder, QUIET)
+    assert (report["missing_keys"], report["unexpected_keys"]) == ([], [])
     return folder
 
 
@@ -71,14 +71,14 @@ def test_run_and_merged_folder_score_and_answer(run: Path, merged: Path, tmp_pat
 
 
 def test_the_merged_folder_is_verified(run: Path, merged: Path) -> None:
-    found = verify_folder(merged, run, QUIET)
-    assert found["decided_agreement"] > 0.98
-    assert found["image_effect"] > 0
+    report = verify_folder(merged, run, QUIET)
+    assert report["decided_agreement"] > 0.98
+    assert report["image_effect"] > 0
 
 
 def test_the_adapter_is_what_peft_loads(run: Path, tmp_path: Path) -> None:
-    found = export_run(run, "adapter", tmp_path / "out", QUIET)
-    assert (found["missing_keys"], found["unexpected_keys"]) == ([], [])
+    report = export_run(run, "adapter", tmp_path / "out", QUIET)
+    assert (report["missing_keys"], report["unexpected_keys"]) == ([], [])
 
 
 @torch.no_grad()
@@ -113,8 +113,8 @@ def test_embeddings(tower: str, mode: str, target: str, tiny: Path, tmp_path: Pa
     train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
     scores = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
     assert scores["retrieval"]["n"] == 4
-    found = export_run(tmp_path / "run", target, tmp_path / "out", QUIET)
-    assert max(found["text_difference"], found["image_difference"]) < 3e-2
+    report = export_run(tmp_path / "run", target, tmp_path / "out", QUIET)
+    assert max(report["text_difference"], report["image_difference"]) < 3e-2
 
 
 def test_one_body_that_answers_embeds_and_draws(tmp_path: Path) -> None:

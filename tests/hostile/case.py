@@ -79,4 +79,4 @@ def row(**changes: Any) -> dict[str, Any]:
 
 def lines(*rows: Any) -> str:
     """JSON lines."""
-    return "".join(json.dumps(one) + "\n" for one in rows)
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -11,7 +11,7 @@ ROWS = {"rows.jsonl": lines(row())}
 
 def command(arguments: tuple[str, ...], code: int, *words: str) -> Case:
     what = (
-        " ".join(one if len(one) < 30 else one[:27] + "..." for one in arguments)
+        " ".join(argument if len(argument) < 30 else argument[:27] + "..." for argument in arguments)
         .encode("unicode_escape")
         .decode()
     )

@@ -67,8 +67,8 @@ def llava(what: str, rows: Any, code: int, *words: str, kind: str = "dialogue") 
 
 
 def talk(*turns: tuple[Any, Any], image: Any = "0.png", **more: Any) -> dict[str, Any]:
-    said = [{"from": role, "value": text} for role, text in turns]
-    return {"conversations": said, **({} if image is ... else {"image": image}), **more}
+    turns_written = [{"from": role, "value": text} for role, text in turns]
+    return {"conversations": turns_written, **({} if image is ... else {"image": image}), **more}
 
 
 def of_llava() -> Iterator[Case]:

@@ -21,7 +21,7 @@ def jsonl(what: str, content: Content, code: int, *words: str, name: str = "rows
     )
 
 
-def one(what: str, code: int, *words: str, **changes: Any) -> Case:
+def broken_row(what: str, code: int, *words: str, **changes: Any) -> Case:
     return Case("rows", what, code, words, {"rows.jsonl": lines(row(**changes))})
 
 
@@ -43,16 +43,16 @@ def texts() -> Iterator[Case]:
         ("boolean", 3, ("not text",), True),
     ):
         for field in ("question", "answer"):
-            yield one(f"{field}: {name}", code, *words, **{field: value})
-    yield one("answer: whole number", GOOD, *LLM, answer=3)
-    yield one("answer: number of 4,000 digits", GOOD, *LLM, answer=10**4000)
-    yield one("question: whole number", 3, "not text", question=3)
+            yield broken_row(f"{field}: {name}", code, *words, **{field: value})
+    yield broken_row("answer: whole number", GOOD, *LLM, answer=3)
+    yield broken_row("answer: number of 4,000 digits", GOOD, *LLM, answer=10**4000)
+    yield broken_row("question: whole number", 3, "not text", question=3)
     for field in ("question", "answer", "image"):
-        yield one(f"no {field}", 3, f"no column '{field}'", **{field: ...})
-    yield one("answers: empty list", 3, "not a list with texts", answers=[])
-    yield one("answers: text", 3, "not a list with texts", answers="red")
-    yield one("answers: lists in lists", 3, "not text", answers=[["red"]])
-    yield one("answers: with null", 3, "null", answers=[None, "red"])
+        yield broken_row(f"no {field}", 3, f"no column '{field}'", **{field: ...})
+    yield broken_row("answers: empty list", 3, "not a list with texts", answers=[])
+    yield broken_row("answers: text", 3, "not a list with texts", answers="red")
+    yield broken_row("answers: lists in lists", 3, "not text", answers=[["red"]])
+    yield broken_row("answers: with null", 3, "null", answers=[None, "red"])
 
 
 def names() -> Iterator[Case]:

@@ -74,7 +74,7 @@ def run(request: dict[str, Any], out: int, err: int) -> NoReturn:
         resource.setrlimit(resource.RLIMIT_AS, (now + request["memory"],) * 2)
         sys.argv[:] = [
             "lockadapt",
-            *(os.fsdecode(one.encode(errors="surrogateescape")) for one in request["arguments"]),
+            *(os.fsdecode(argument.encode(errors="surrogateescape")) for argument in request["arguments"]),
         ]
         main()
         code = 0

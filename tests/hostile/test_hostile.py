@@ -85,19 +85,19 @@ def test_group(group: str, server: Server, tmp_path: Path, record_property: Any)
 
 def faults_of(case: Case, ended: dict[str, Any]) -> Iterator[str]:
     """What is wrong with how a case ended."""
-    said = ended["err"] + ended["out"]
+    output = ended["err"] + ended["out"]
     if ended["code"] != case.code:
         yield f"ended with {ended['code']}, not {case.code}"
-    if "Traceback" in said:
+    if "Traceback" in output:
         yield "a traceback"
-    if not all(c.isprintable() or c in "\n\t" for c in said):
+    if not all(c.isprintable() or c in "\n\t" for c in output):
         yield "control characters"
-    if len(said) > 20_000:
-        yield f"{len(said):,} characters of messages"
-    if case.code and not said.strip():
+    if len(output) > 20_000:
+        yield f"{len(output):,} characters of messages"
+    if case.code and not output.strip():
         yield "nothing is said"
     for word in case.words:
-        if word not in said:
+        if word not in output:
             yield f"does not say {word!r}"
 
 

@@ -12,7 +12,9 @@ from tests.support.coco import CocoOracle
 
 
 def scores(*items: tuple[str, list[str]]) -> list[float]:
-    return cider_d([own.split() for own, _ in items], [[one.split() for one in them] for _, them in items])
+    return cider_d(
+        [own.split() for own, _ in items], [[reference.split() for reference in them] for _, them in items]
+    )
 
 
 OTHER = ("z", ["y x"])

@@ -39,15 +39,15 @@ def test_best_right_candidate_counts() -> None:
 )
 def test_equals_sorting(seed: int, rows: int, pairs: set[tuple[int, int]]) -> None:
     made = torch.Generator().manual_seed(seed)
-    queries, found = torch.randn(6, 5, generator=made), torch.randn(8, 5, generator=made)
-    scores = torch.cosine_similarity(queries[:, None].double(), found[None].double(), dim=-1)
+    queries, candidate_embeddings = torch.randn(6, 5, generator=made), torch.randn(8, 5, generator=made)
+    scores = torch.cosine_similarity(queries[:, None].double(), candidate_embeddings[None].double(), dim=-1)
     expected = []
     for query in sorted({query for query, _ in pairs}):
         right = {candidate for other, candidate in pairs if other == query}
         order = scores[query].argsort(descending=True).tolist()
         expected.append(1 + min(order.index(candidate) for candidate in right))
     given_pairs = torch.tensor(sorted(pairs, key=lambda pair: (pair[1], -pair[0])))
-    assert ranks(queries, found, given_pairs, rows).tolist() == expected
+    assert ranks(queries, candidate_embeddings, given_pairs, rows).tolist() == expected
 
 
 def test_shape_and_means() -> None:
@@ -70,8 +70,8 @@ def test_shape_and_means() -> None:
 def test_even_number_of_ranks_has_a_median_between() -> None:
     candidates = on_circle(DEGREES)
     queries = on_circle(torch.tensor([1.0, 1.0]))
-    found = retrieval_scores(queries, candidates, torch.tensor([[0, 0], [1, 3]]))
-    assert found["image_to_text"]["median_rank"] == 2.5
+    scores = retrieval_scores(queries, candidates, torch.tensor([[0, 0], [1, 3]]))
+    assert scores["image_to_text"]["median_rank"] == 2.5
 
 
 @pytest.mark.parametrize("rows", [1, 7, None])
@@ -91,10 +91,10 @@ def test_perfect_embeddings_score() -> None:
 
 
 def test_same_texts_are_one_candidate() -> None:
-    found = candidates(["a.png", "b.png", "a.png", "b.png"], ["red ", "red", "a circle", "red"])
-    assert found.images == ("a.png", "b.png")
-    assert found.texts == ("red", "a circle")
-    assert found.pairs.tolist() == [[0, 0], [0, 1], [1, 0]]
+    pool = candidates(["a.png", "b.png", "a.png", "b.png"], ["red ", "red", "a circle", "red"])
+    assert pool.images == ("a.png", "b.png")
+    assert pool.texts == ("red", "a circle")
+    assert pool.pairs.tolist() == [[0, 0], [0, 1], [1, 0]]
 
 
 def test_refuses() -> None:

@@ -14,7 +14,7 @@ TOKENS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6)
 
 
 def score(candidate: str, *references: str) -> float:
-    return rouge_l([candidate.split()], [[one.split() for one in references]])[0]
+    return rouge_l([candidate.split()], [[reference.split() for reference in references]])[0]
 
 
 @pytest.mark.real

@@ -14,7 +14,7 @@ from lockadapt.errors import DataError
 from lockadapt.metrics.vqa import exact_match, normalize_answer, score_answers, vqa_accuracy
 
 
-def one(answer: str, people: list[str]) -> float:
+def accuracy(answer: str, people: list[str]) -> float:
     return vqa_accuracy([answer], [people])[0]
 
 
@@ -27,15 +27,15 @@ def test_the_four_published_scores(real: Path) -> None:
     people = [[person["answer"] for person in row["answers"]] for row in rows]
     answers = {
         "always 'yes'": ["yes"] * len(rows),
-        "first annotator's answer": [one[0] for one in people],
+        "first annotator's answer": [annotations[0] for annotations in people],
         "multiple_choice_answer": [row["multiple_choice_answer"] for row in rows],
         "'The ' + multiple_choice_answer.upper() + '.'": [
             f"The {row['multiple_choice_answer'].upper()}." for row in rows
         ],
     }
     got = {}
-    for name, said in answers.items():
-        scores = vqa_accuracy(said, people)
+    for name, answer in answers.items():
+        scores = vqa_accuracy(answer, people)
         got[name] = round(100 * sum(scores) / len(scores), 2)
     assert len(rows) == 2962
     assert got == expected
@@ -49,22 +49,22 @@ def test_the_four_published_scores(real: Path) -> None:
 def test_mean_over_leaving_one_person_out(same: int, score: float) -> None:
     # With 3 of 10: leaving out one of the three gives 2/3, any of the seven others 1: (3 · 2/3 + 7) / 10.
     people = ["cat"] * same + [f"other{i}" for i in range(10 - same)]
-    assert one("cat", people) == pytest.approx(score)
+    assert accuracy("cat", people) == pytest.approx(score)
 
 
 def test_nothing_is_normalised_where_all_agree() -> None:
-    assert one("yes", ["yes"] * 10) == 1.0
-    assert one(" yes\n", ["yes"] * 10) == 1.0
-    assert one("Yes", ["yes"] * 10) == 0.0
-    assert one("Yes.", ["yes"] * 9 + ["no"]) == 1.0
+    assert accuracy("yes", ["yes"] * 10) == 1.0
+    assert accuracy(" yes\n", ["yes"] * 10) == 1.0
+    assert accuracy("Yes", ["yes"] * 10) == 0.0
+    assert accuracy("Yes.", ["yes"] * 9 + ["no"]) == 1.0
 
 
 def test_both_sides_are_normalised_where_people_differ() -> None:
-    assert one("2", ["two"] * 5 + ["Two."] * 5) == 1.0
+    assert accuracy("2", ["two"] * 5 + ["Two."] * 5) == 1.0
 
 
 def test_an_empty_answer_is_wrong() -> None:
-    assert one("", ["yes"] * 9 + ["no"]) == 0.0
+    assert accuracy("", ["yes"] * 9 + ["no"]) == 0.0
 
 
 # Right-hand sides were written by the official code's two functions.

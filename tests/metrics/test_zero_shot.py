@@ -16,12 +16,12 @@ def embed(texts: list[str]) -> torch.Tensor:
 
 
 def test_mean_over_templates() -> None:
-    found = class_embeddings(embed, ["a", "bb"], ["{}", "pp {}c"])
+    actual = class_embeddings(embed, ["a", "bb"], ["{}", "pp {}c"])
     by_hand = [
         (F.normalize(embed(["a"]), dim=-1) + F.normalize(embed(["pp ac"]), dim=-1)) / 2,
         (F.normalize(embed(["bb"]), dim=-1) + F.normalize(embed(["pp bbc"]), dim=-1)) / 2,
     ]
-    torch.testing.assert_close(found, F.normalize(torch.cat(by_hand), dim=-1))
+    torch.testing.assert_close(actual, F.normalize(torch.cat(by_hand), dim=-1))
 
 
 def test_accuracy() -> None:

@@ -39,8 +39,8 @@ def forward(module: nn.Module, columns: int = 128) -> Tensor:
 def test_both_kinds_of_processor_compute_the_same(nested: bool) -> None:
     given = [layer(nested=nested, repacks=repacks) for repacks in (True, False)]
     bytes_before = given[0].weight.data.clone()
-    for one in given:
-        keep_as_trained(one)
+    for model in given:
+        keep_as_trained(model)
     assert torch.equal(forward(given[0]), forward(given[1]))
     assert torch.equal(given[0].weight.data, bytes_before)
     assert torch.equal(forward(given[0]), forward(given[0].train()))
@@ -124,18 +124,18 @@ def test_misreading_is_what_was_found_by_trying() -> None:
 
 
 @pytest.mark.parametrize(
-    ("repacks", "said"), [(True, "lockadapt stops it"), (False, "computed as they are stored")]
+    ("repacks", "message"), [(True, "lockadapt stops it"), (False, "computed as they are stored")]
 )
 @pytest.mark.parametrize("misreads", [True, False])
 def test_doctor_says_which_processor_this_is(
-    repacks: bool, said: str, misreads: bool, monkeypatch: pytest.MonkeyPatch
+    repacks: bool, message: str, misreads: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(four_bit, "processor_repacks", lambda: repacks)
     monkeypatch.setattr(four_bit, "processor_misreads_scales", lambda: misreads)
-    found = doctor._look()
-    assert said in found["facts"]["4-bit layers on this CPU"]
-    assert any("misreads" in one["what"] for one in found["problems"]) is misreads
-    assert not any(one["fatal"] for one in found["problems"])
+    report = doctor._look()
+    assert message in report["facts"]["4-bit layers on this CPU"]
+    assert any("misreads" in problem["what"] for problem in report["problems"]) is misreads
+    assert not any(problem["fatal"] for problem in report["problems"])
 
 
 def _nibbles(codes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ CARD = (
 
 
 @pytest.mark.parametrize(
-    ("files", "licence", "said"),
+    ("files", "licence", "source"),
     [
         ({}, None, UNKNOWN),
         ({"README.md": CARD}, "llama3.2", "README.md: llama3.2, Llama, LICENSE.txt"),
@@ -39,10 +39,10 @@ CARD = (
         ({"config.json": "{}", "LICENSE": ""}, None, "LICENSE: empty"),
     ],
 )
-def test_what_a_folder_says(files: dict[str, str], licence: str | None, said: str, tmp_path: Path) -> None:
+def test_what_a_folder_says(files: dict[str, str], licence: str | None, source: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert read_origin("LLM", str(tmp_path)) == Origin("LLM", tmp_path.name, None, licence, said)
+    assert read_origin("LLM", str(tmp_path)) == Origin("LLM", tmp_path.name, None, licence, source)
 
 
 def test_a_file_is_said_of_by_its_folder(tmp_path: Path) -> None:
@@ -64,8 +64,8 @@ def test_a_hub_id_by_its_cached_card(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return str(tmp_path / "README.md")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    found = read_origin("LLM", "org/model")
-    assert (found.hub_id, found.licence) == ("org/model", "llama3.2")
+    origin = read_origin("LLM", "org/model")
+    assert (origin.hub_id, origin.licence) == ("org/model", "llama3.2")
     assert read_origin("data", "org/gone", "dataset") == Origin("data", "org/gone", "org/gone", None, UNKNOWN)
     assert asked == [("org/model", "README.md", "model"), ("org/gone", "README.md", "dataset")]
     assert read_origin("data", "/gone/nowhere.jsonl") == Origin("data", "nowhere.jsonl", None, None, UNKNOWN)
@@ -78,8 +78,8 @@ def test_an_assembled_folder_says_what_it_is_made_of(tmp_path: Path) -> None:
     del config["architectures"]
     (llm / "config.json").write_text(json.dumps(config))
     assemble(llm, tower, tmp_path / "out", dtype="float32", prove=False)
-    found = inherited(str(tmp_path / "out"))
-    assert [(one.part, one.licence) for one in found] == [("LLM", "llama3.2"), ("tower", None)]
+    origins = inherited(str(tmp_path / "out"))
+    assert [(origin.part, origin.licence) for origin in origins] == [("LLM", "llama3.2"), ("tower", None)]
     text = json.loads((tmp_path / "out" / "config.json").read_text())["text_config"]
     assert text["architectures"] == ["LlamaForCausalLM"]
 

@@ -18,7 +18,7 @@ from lockadapt.models.chat_template import add_end_tokens
 from lockadapt.models.settled_folder import settle_folder, unsettled
 from lockadapt.planning.check import describe_dialogue, dialogue_text
 from tests.data.templates.corpus import CHATML, LLAVA15, QWEN3
-from tests.support.templates import one, stock_prompt
+from tests.support.templates import one_question, stock_prompt
 from tests.support.tiny import tiny_llm
 
 
@@ -35,8 +35,8 @@ def built(template: str, tiny: Path, folder: Path, special: tuple[str, ...] = ()
 def test_generation_stops_where_the_template_ends_answers(tiny: Path, tmp_path: Path) -> None:
     folder = built(CHATML, tiny, tmp_path, ("<|im_start|>", "<|im_end|>"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    said = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    assert tokenizer.convert_ids_to_tokens(said) == ["</s>", "<|im_end|>"]
+    settings = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_ids_to_tokens(settings) == ["</s>", "<|im_end|>"]
     model, processor = load_model(folder, "float32")
     described = describe_dialogue(Encoder(processor, 200), model)
     assert described == {
@@ -54,8 +54,10 @@ def older(folder: Path, template: str) -> Path:
     shutil.copytree(folder, copy)
     (copy / "chat_template.jinja").unlink()
     (copy / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    said = json.loads((copy / "generation_config.json").read_text())
-    (copy / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": 1, "temperature": 0.5}))
+    settings = json.loads((copy / "generation_config.json").read_text())
+    (copy / "generation_config.json").write_text(
+        json.dumps({**settings, "eos_token_id": 1, "temperature": 0.5})
+    )
     return copy
 
 
@@ -81,9 +83,9 @@ def test_a_folder_of_others_is_settled_as_it_was_trained(tiny: Path, tmp_path: P
     assert client.chat_template == processor.chat_template
     assert GenerationConfig.from_pretrained(copy).eos_token_id == model.generation_config.eos_token_id
     encoder = Encoder(processor, 300)
-    asked = encoder.prompt_ids(one())
+    asked = encoder.prompt_ids(one_question())
     encoder.processor = client
-    assert asked == stock_prompt(encoder, one())
+    assert asked == stock_prompt(encoder, one_question())
     assert describe_dialogue(encoder, model)["thinking_off"]  # type: ignore[index]
 
 

@@ -16,7 +16,7 @@ from tests.support.tiny import ROWS, tiny_llm, tiny_tokenizer, tiny_tower
 
 
 @pytest.mark.parametrize(
-    ("kind", "found", "pooling"),
+    ("kind", "expected", "pooling"),
     [
         ("bert", "pooler", "pooler"),
         ("roberta", "pooler", "pooler"),
@@ -26,10 +26,10 @@ from tests.support.tiny import ROWS, tiny_llm, tiny_tokenizer, tiny_tower
         ("xlnet", "bidirectional", "mean"),
     ],
 )
-def test_encoders_are_measured(tmp_path: Path, kind: str, found: str, pooling: str) -> None:
+def test_encoders_are_measured(tmp_path: Path, kind: str, expected: str, pooling: str) -> None:
     loaded = load_text(encoder(kind, tmp_path / kind), torch.float32)
     facts = probe_text(loaded.model, "here")
-    assert (facts.kind, facts.pooling(None), facts.hidden_size, facts.rows) == (found, pooling, 32, ROWS)
+    assert (facts.kind, facts.pooling(None), facts.hidden_size, facts.rows) == (expected, pooling, 32, ROWS)
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 

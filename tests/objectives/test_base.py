@@ -69,8 +69,10 @@ def test_an_objective_without_a_loss_is_none() -> None:
 
 
 def test_every_kind_is_an_objective_and_calls_back_only_where_it_says() -> None:
-    assert all(issubclass(one, Objective) and one.kind == kind for kind, one in KINDS.items())
-    calling = {kind: one().callbacks(Path("samples"), None, []) for kind, one in KINDS.items()}
+    assert all(
+        issubclass(objective, Objective) and objective.kind == kind for kind, objective in KINDS.items()
+    )
+    calling = {kind: objective().callbacks(Path("samples"), None, []) for kind, objective in KINDS.items()}
     assert [kind for kind, callbacks in calling.items() if callbacks] == ["t2i"]
     (samples,) = TextToImage(guidance_scale=2.0).callbacks(Path("samples"), None, [])
     assert isinstance(samples, ImageSamples)

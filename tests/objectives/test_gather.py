@@ -53,8 +53,11 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.randn(ROWS, 4, generator=made), torch.randn(len(TEXT_KEYS), 3, generator=made)
 
 
-def found(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    return {"loss": loss.detach(), **{name: one.grad.clone() for name, one in module.named_parameters()}}  # type: ignore[union-attr]
+def collected(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
+    return {
+        "loss": loss.detach(),
+        **{name: parameter.grad.clone() for name, parameter in module.named_parameters()},
+    }  # type: ignore[union-attr]
 
 
 def work(rank: int, folder: str) -> None:
@@ -68,12 +71,12 @@ def work(rank: int, folder: str) -> None:
             wrapped = DistributedDataParallel(step)
             loss = wrapped(*part, size)
             loss.backward()
-            results[f"{kind}-{size}-ddp"] = found(loss, step)
+            results[f"{kind}-{size}-ddp"] = collected(loss, step)
             step = Step(kind)
             loss = step(*part, size)
             loss.backward()
             average_gradients(list(step.parameters()))
-            results[f"{kind}-{size}-by-hand"] = found(loss, step)
+            results[f"{kind}-{size}-by-hand"] = collected(loss, step)
     lonely = torch.ones(2, requires_grad=True)
     unused = torch.ones(2, requires_grad=True)
     if rank == 1:
@@ -109,7 +112,7 @@ def test_two_processes_equal_one(
     alone = Step(kind)
     loss = alone(*batch(), IMAGE_KEYS, TEXT_KEYS, 100)
     loss.backward()
-    wanted = found(loss, alone)
+    wanted = collected(loss, alone)
     for rank in ranks:
         torch.testing.assert_close(rank[f"{kind}-{size}-{way}"], wanted, rtol=1e-6, atol=1e-6)
 

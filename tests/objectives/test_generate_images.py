@@ -66,10 +66,10 @@ def test_is_what_plain_transformers_draws(lively: Any, drawing: Assembled) -> No
     values = lively.decode_image_tokens(codes).permute(0, 3, 1, 2)
     expected = processor.postprocess(list(values.float()), return_tensors="pt")["pixel_values"]
     settings = ImageGenerationConfig(seed=5, temperature=0.9, top_k=10)
-    found = generate_images(lively, processor, PROMPTS[:1], settings)
+    generated = generate_images(lively, processor, PROMPTS[:1], settings)
     assert torch.equal(codes, generate_image_token_ids(lively, processor, PROMPTS[:1], settings))
-    assert found[0].size == (16, 16)
-    assert found[0].tobytes() == expected[0].permute(1, 2, 0).contiguous().numpy().tobytes()
+    assert generated[0].size == (16, 16)
+    assert generated[0].tobytes() == expected[0].permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
 def test_greedy_rows_do_not_depend_on_their_neighbours(lively: Any, drawing: Assembled) -> None:

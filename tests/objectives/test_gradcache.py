@@ -51,7 +51,9 @@ def loss_of(model: Model, embed: Embed, size: int) -> Tensor:
 
 
 def gradients(model: Model) -> dict[str, Tensor]:
-    return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 def same(ours: Model, theirs: Model, scale: float = 1.0) -> None:
@@ -98,9 +100,9 @@ def test_gradients_can_be_asked_for() -> None:
     """`torch.autograd.grad` gets them, and `.grad` stays untouched: for gradient norms and cosines by objective."""
     model = Model(0.0)
     trained = list(model.parameters())
-    found = torch.autograd.grad(loss_of(model, embed_in_chunks, 4), trained)
+    actual = torch.autograd.grad(loss_of(model, embed_in_chunks, 4), trained)
     assert not gradients(model)
-    torch.testing.assert_close(found, torch.autograd.grad(loss_of(model, with_graph, 4), trained))
+    torch.testing.assert_close(actual, torch.autograd.grad(loss_of(model, with_graph, 4), trained))
 
 
 def test_a_parameter_is_finished_once() -> None:

@@ -169,8 +169,8 @@ def test_answers_beside_it_see_the_trained_rows(base: Path, tmp_path: Path) -> N
     ).logits
     plain = F.cross_entropy(logits[batch["predicting"]][batch["logit_index"]], batch["targets"])
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-5)
-    for one, other in zip(ours, torch.autograd.grad(plain, shared), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    for actual, other in zip(ours, torch.autograd.grad(plain, shared), strict=True):
+        torch.testing.assert_close(actual, other, rtol=1e-3, atol=1e-6)
 
 
 def test_features_do_as_pixels(base: Path, tmp_path: Path) -> None:
@@ -200,8 +200,8 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     assert [row["question"] for row in rows] == ["a red shape", "green", "a blue one", "it is red"]
     assert set(rows[1]["truth"]) == {"green.png", "yellow.png"}
     assert scores["zero_shot"]["n"] == 5
-    one = objective.image_embeddings(bench, [sample.images[0] for sample in samples(tmp_path)[:1]])
-    torch.testing.assert_close(one.norm(dim=-1), torch.ones(1))
+    embedding = objective.image_embeddings(bench, [sample.images[0] for sample in samples(tmp_path)[:1]])
+    torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(1))
 
 
 def test_what_cannot_be_embedded_is_said(base: Path, tiny: Path, tmp_path: Path) -> None:

@@ -183,15 +183,15 @@ def test_large_scales_stay_finite() -> None:
 
 
 def test_refuses_what_cannot_be_learned_from() -> None:
-    images, texts, one = torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1.0)
+    images, texts, scale = torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1.0)
     keys = torch.arange(2)
     with pytest.raises(DataError, match="nothing to learn from"):
-        contrastive_loss(images, texts, keys, keys + 2, one)
+        contrastive_loss(images, texts, keys, keys + 2, scale)
     with pytest.raises(DataError, match="0 texts"):
-        contrastive_loss(images, texts[:0], keys, keys[:0], one)
+        contrastive_loss(images, texts[:0], keys, keys[:0], scale)
     with pytest.raises(DataError, match="2 images with keys for 3"):
-        contrastive_loss(images, texts, torch.arange(3), keys, one)
+        contrastive_loss(images, texts, torch.arange(3), keys, scale)
     with pytest.raises(DataError, match="columns"):
-        contrastive_loss(images, texts, keys[:, None].repeat(1, 2), keys, one)
+        contrastive_loss(images, texts, keys[:, None].repeat(1, 2), keys, scale)
     with pytest.raises(DataError, match="bias cancels"):
-        contrastive_loss(images, texts, keys, keys, one, one)
+        contrastive_loss(images, texts, keys, keys, scale, scale)

@@ -128,17 +128,17 @@ def test_loss_and_gradients(drawing: Assembled, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(text_to_image, "CHUNK_BYTES", 4 * 24 * 5)
     loss, report = objective.loss(model.train(), batch)
     loss.backward()
-    found = trainable(base)
+    gradients = trainable(base)
     base.zero_grad()
     expected = torch.cat([reference(base, batch, row) for row in range(len(CAPTIONS))]).mean()
     expected.backward()
     assert float(report["tokens"]) == 16 * len(CAPTIONS)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     wanted = trainable(base)
-    assert found.keys() == wanted.keys()
-    assert any("generation_head" in name for name in found)
+    assert gradients.keys() == wanted.keys()
+    assert any("generation_head" in name for name in gradients)
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_starts_near_ln_codes_and_reads_the_codes(drawing: Assembled) -> None:
@@ -177,16 +177,16 @@ def test_crops_are_learned_only_while_training(drawing: Assembled) -> None:
     objective, model = TextToImage(prompt_drop=0.0, crops=True), copy.deepcopy(drawing.model)
     assert (objective.frozen, TextToImage().frozen) == ("crops", "image_tokens")
     batch = batch_of(drawing, objective, Views())
-    one = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-    ids, mask = one["input_ids"], one["attention_mask"]
-    views = [one["image_token_ids"], *one["image_crops"].unbind(1)]
+    single = {key: value[:1] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+    ids, mask = single["input_ids"], single["attention_mask"]
+    views = [single["image_token_ids"], *single["image_crops"].unbind(1)]
     with torch.no_grad():
         wanted = [float(image_token_losses(model.eval(), ids, mask, view)[0].mean()) for view in views]
-        assert float(objective.loss(model, one)[0]) == pytest.approx(wanted[0])
+        assert float(objective.loss(model, single)[0]) == pytest.approx(wanted[0])
         torch.manual_seed(0)
-        found = {round(float(objective.loss(model.train(), one)[0]), 4) for _ in range(120)}
-    assert found == {round(loss, 4) for loss in wanted}
-    assert len(found) == 11
+        losses = {round(float(objective.loss(model.train(), single)[0]), 4) for _ in range(120)}
+    assert losses == {round(loss, 4) for loss in wanted}
+    assert len(losses) == 11
 
 
 def test_drops_only_while_training(drawing: Assembled) -> None:

@@ -40,13 +40,13 @@ def test_same_samples_give_the_same_curve(accumulation: int, assembled: Assemble
 
 def test_validation_loss_is_the_same(assembled: Assembled, tmp_path: Path) -> None:
     rows = vqa_samples(tmp_path, repeat=2)
-    found = [
+    losses = [
         trainer(assembled.folder, rows, tmp_path / packing, validation=rows, packing=packing).evaluate()[
             "eval_loss"
         ]
         for packing in ("shared", "none")
     ]
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_resumed_packed_run_is_the_same_run(assembled: Assembled, tmp_path: Path) -> None:

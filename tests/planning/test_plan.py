@@ -154,34 +154,34 @@ def test_no_weight_is_read_and_components_add_up(tmp_path: Path) -> None:
     recipe = small(tmp_path, "llama", "clip-vision", "data.max_samples_per_image=2")
     for file in [*tmp_path.glob("llama/*.safetensors"), *tmp_path.glob("clip-vision/*.safetensors")]:
         file.unlink()
-    found = plan_recipe(recipe, QUIET)
-    assert found["peak_bytes"] == sum(entry["bytes"] for entry in found["components"].values())
-    assert found["components"]["lora"]["trained"] == found["components"]["lora"]["parameters"] > 0
-    assert found["components"]["tower"]["trained"] == 0
-    assert found["fits"] == dict.fromkeys(("8GB", "12GB", "16GB", "24GB", "48GB"), True)
-    assert found["changes"] == {}
+    report = plan_recipe(recipe, QUIET)
+    assert report["peak_bytes"] == sum(entry["bytes"] for entry in report["components"].values())
+    assert report["components"]["lora"]["trained"] == report["components"]["lora"]["parameters"] > 0
+    assert report["components"]["tower"]["trained"] == 0
+    assert report["fits"] == dict.fromkeys(("8GB", "12GB", "16GB", "24GB", "48GB"), True)
+    assert report["changes"] == {}
     # 4 pictures; two rows each, which share the image and the start of the prompt
-    assert (found["images"], found["rows"], found["steps"]) == (4, {"vqa": 8}, 5)
-    assert found["cache_bytes"] == 4 * 16 * 24 * 2
-    assert found["tokens_per_epoch"] < found["tokens_per_epoch_unpacked"]
-    assert found["seconds"] > 0
-    assert found["assumptions"] == []
-    assert json.loads(json.dumps(found)) == found
+    assert (report["images"], report["rows"], report["steps"]) == (4, {"vqa": 8}, 5)
+    assert report["cache_bytes"] == 4 * 16 * 24 * 2
+    assert report["tokens_per_epoch"] < report["tokens_per_epoch_unpacked"]
+    assert report["seconds"] > 0
+    assert report["assumptions"] == []
+    assert json.loads(json.dumps(report)) == report
 
 
 def test_rows_that_are_not_here_are_assumed(tmp_path: Path) -> None:
     recipe = small(tmp_path, "llama", "clip-vision", "data.max_length=60", "training.batch_size=3")
     rows_file(tmp_path).unlink()
-    found = plan_recipe(recipe, QUIET)
-    assert found["worst_batch"] == {
+    report = plan_recipe(recipe, QUIET)
+    assert report["worst_batch"] == {
         "stage": "train",
         "objective": "vqa",
         "rows": 3,
         "longest": 60,
         "learned_tokens": 3 * 44,
     }
-    assert found["tokens_per_epoch"] is found["tokens_per_epoch_unpacked"] is found["seconds"] is None
-    assert "is not here; every row is taken to have 60 tokens" in found["assumptions"][0]
+    assert report["tokens_per_epoch"] is report["tokens_per_epoch_unpacked"] is report["seconds"] is None
+    assert "is not here; every row is taken to have 60 tokens" in report["assumptions"][0]
 
 
 def test_a_model_that_is_not_here_is_named(tmp_path: Path) -> None:
@@ -209,11 +209,11 @@ def test_the_nearest_change_is_found_by_planning_it(tmp_path: Path, monkeypatch:
 
     for target in (peaks["training.batch_size=1 training.accumulation=2"], 10):
         enough = [text for text, peak in peaks.items() if peak <= target]
-        found = plan_recipe(recipe, QUIET, target)
-        assert found["fits_memory"] is False
-        assert found["changes"]["memory"] == (enough[0] if enough else None)
+        report = plan_recipe(recipe, QUIET, target)
+        assert report["fits_memory"] is False
+        assert report["changes"]["memory"] == (enough[0] if enough else None)
         with pytest.raises(DoesNotFitError) as raised:
-            refuse_unless_fits(found, target)
+            refuse_unless_fits(report, target)
         assert (raised.value.fix or "").startswith(enough[0] if enough else "no single change")
 
 

@@ -25,18 +25,18 @@ def has(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
 
 
 def test_every_panel_takes_room_and_all_pictures_are_there(tmp_path: Path) -> None:
-    said = [Shown(BLUE, "blue", "What colour is it?", True)] * 7
-    one = drawn(tmp_path / "one.png", answers=said)
+    answers = [Shown(BLUE, "blue", "What colour is it?", True)] * 7
+    answers_only = drawn(tmp_path / "one.png", answers=answers)
     four = drawn(
         tmp_path / "four.png",
-        answers=said,
+        answers=answers,
         captions=[Shown(BLUE, "a blue square left of a yellow circle", right=False)],
         queries=[Query("a blue square", [Shown(BLUE, right=True)] * 9)],
         drawn=[Shown(BLUE, asked="a blue square")] * 2,
     )
-    assert four.shape[0] > one.shape[0] + 400
-    assert four.shape[1] == one.shape[1]
-    per_picture = has(one, (0, 0, 250)) / 7
+    assert four.shape[0] > answers_only.shape[0] + 400
+    assert four.shape[1] == answers_only.shape[1]
+    per_picture = has(answers_only, (0, 0, 250)) / 7
     assert abs(has(four, (0, 0, 250)) / per_picture - (7 + 1 + 5 + 2)) < 0.5
 
 

@@ -71,9 +71,9 @@ def test_answers_follow_from_the_scene(seed: int) -> None:
         elif question.kind == "relation":
             first, second = things
             side = next(s for s in ("left", "right", "top", "bottom") if s in question.text)
-            place = {"top": "above", "bottom": "below"}.get(side, side)
-            thing = first if relation(first, second) == place else second
-            assert relation(thing, second if thing is first else first) == place
+            direction = {"top": "above", "bottom": "below"}.get(side, side)
+            thing = first if relation(first, second) == direction else second
+            assert relation(thing, second if thing is first else first) == direction
             assert question.answer == (thing.shape if "shape" in question.text else thing.colour)
         else:
             assert len(kinds) == 1

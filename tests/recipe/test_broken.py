@@ -248,11 +248,11 @@ def test_bytes_are_refused(tmp_path: Path, raw: bytes, line: str, message: str) 
 @pytest.mark.parametrize(
     "tag", ["object/apply:os.system", "name:os.system", "tuple", "object/new:subprocess.Popen"]
 )
-@pytest.mark.parametrize("place", ["lora: !!python/{} ['touch {}']\n", "? !!python/{} ['touch {}']\n: 1\n"])
-def test_python_objects_are_a_matter_of_safety(tmp_path: Path, tag: str, place: str) -> None:
+@pytest.mark.parametrize("line", ["lora: !!python/{} ['touch {}']\n", "? !!python/{} ['touch {}']\n: 1\n"])
+def test_python_objects_are_a_matter_of_safety(tmp_path: Path, tag: str, line: str) -> None:
     witness = tmp_path / "witness"
     file = tmp_path / "x.yaml"
-    file.write_text(GOOD + place.format(tag, witness))
+    file.write_text(GOOD + line.format(tag, witness))
     with pytest.raises(SafetyError, match=f":7: the tag !!python/{tag} asks for a Python object") as caught:
         load_recipe(file)
     assert caught.value.exit_code == 10
@@ -321,8 +321,8 @@ def test_no_damage_gives_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, edits: list[tuple[int, int, str]], overrides: list[str]
 ) -> None:
     text = GOOD
-    for place, cut, inserted in edits:
-        text = text[:place] + inserted + text[place + cut :]
+    for position, cut, inserted in edits:
+        text = text[:position] + inserted + text[position + cut :]
     file = tmp_path_factory.getbasetemp() / "damaged.yaml"
     file.write_bytes(text.encode(errors="surrogatepass"))
     try:

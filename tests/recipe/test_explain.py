@@ -167,16 +167,16 @@ def test_columns_for_people(file: Path) -> None:
 
 def test_resolved_holds_every_key_once(file: Path) -> None:
     file.write_text(RECIPE_TEXT)
-    found = [key for key, _, _ in resolved(load_recipe(file))]
-    assert len(found) == len(set(found))
+    keys = [key for key, _, _ in resolved(load_recipe(file))]
+    assert len(keys) == len(set(keys))
     assert {
         "lora.rank",
         "stages.0.name",
         "stages.1.steps",
         "evaluation.method",
         "objectives.vqa.train.path",
-    } <= set(found)
-    assert found.index("model.llm") < found.index("lora.rank") < found.index("output")
+    } <= set(keys)
+    assert keys.index("model.llm") < keys.index("lora.rank") < keys.index("output")
     values = {key: (value, source) for key, value, source in resolved(load_recipe(file))}
     assert values["stages.0.train"] == (["projector"], f"{file}:13")
     assert values["objectives.vqa.train.columns"] == ({}, "default")

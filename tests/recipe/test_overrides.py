@@ -46,17 +46,17 @@ def test_sets(file: Path, override: str, key: str, value: Any) -> None:
         file.write_text(RECIPE_TEXT + "    train: [projector]\n")
         value = ["lora"]
     loaded = load_recipe(file, [override])
-    found: Any = loaded.recipe
+    actual: Any = loaded.recipe
     for part in key.split("."):
-        found = (
-            found[int(part)]
+        actual = (
+            actual[int(part)]
             if part.isdigit()
-            else found[part]
-            if isinstance(found, dict)
-            else getattr(found, part)
+            else actual[part]
+            if isinstance(actual, dict)
+            else getattr(actual, part)
         )
-    assert found == value
-    assert type(found) is type(value)
+    assert actual == value
+    assert type(actual) is type(value)
     if key not in ("stages.1.train", "objectives.vqa.train.columns"):
         assert loaded.source_of(key) == "override"
 

@@ -209,7 +209,7 @@ def test_older_versions_wrote_every_key_of_every_kind(tmp_path: Path) -> None:
         "    kind: text\n" + rows + "".join(lines)
     )
     objectives = load_recipe(file).recipe.objectives
-    assert {name: one.kind for name, one in objectives.items()} == {"vqa": "vqa", "words": "text"}
+    assert {name: objective.kind for name, objective in objectives.items()} == {"vqa": "vqa", "words": "text"}
 
 
 FORMER = """\
@@ -234,7 +234,7 @@ def test_former_keys_are_read_with_one_notice_each(tmp_path: Path) -> None:
     file.write_text(FORMER)
     loaded = load_recipe(file)
     assert (loaded.recipe.data.max_row_tokens, loaded.recipe.data.max_samples_per_image) == (64, 3)
-    assert [one.sampling_weight for one in loaded.recipe.objectives.values()] == [2.0, 3.0]
+    assert [objective.sampling_weight for objective in loaded.recipe.objectives.values()] == [2.0, 3.0]
     assert loaded.recipe.stages[0].sampling_weights == {"vqa": 5.0}
     assert loaded.notices == (
         f"{file}:3: data.row_tokens is now called data.max_row_tokens",

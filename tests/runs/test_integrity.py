@@ -56,11 +56,11 @@ def change(file: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
 def forget(run: Path, *keys: str) -> None:
     """As an older version wrote it."""
     file = run / "run.json"
-    said = json.loads(file.read_text())
+    settings = json.loads(file.read_text())
     for key in keys:
-        del said[key]
-    said["version"] = 1
-    file.write_text(json.dumps(said))
+        del settings[key]
+    settings["version"] = 1
+    file.write_text(json.dumps(settings))
 
 
 def poison(tensors: dict[str, torch.Tensor]) -> None:
@@ -107,10 +107,10 @@ def test_the_files_of_another_run_are_not_the_run(file: str, runs: tuple[Path, P
 
 def test_another_alpha_is_not_the_run_but_a_moved_base_is(run: Path) -> None:
     file = run / CONFIG
-    said = json.loads(file.read_text())
-    file.write_text(json.dumps({**said, "base_model_name_or_path": "/elsewhere"}))
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "base_model_name_or_path": "/elsewhere"}))
     open_run(run)
-    file.write_text(json.dumps({**said, "lora_alpha": 2 * said["lora_alpha"]}))
+    file.write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))
     with pytest.raises(VerificationError, match="not what this run wrote"):
         open_run(run)
 
@@ -130,9 +130,9 @@ def swapped(run: Path) -> None:
 
 def reconfigured(run: Path) -> None:
     file = run / "base" / "config.json"
-    said = json.loads(file.read_text())
-    said["vision_feature_layer"] = -1
-    file.write_text(json.dumps(said))
+    settings = json.loads(file.read_text())
+    settings["vision_feature_layer"] = -1
+    file.write_text(json.dumps(settings))
 
 
 @pytest.mark.parametrize("damage", [scaled, swapped, reconfigured])
@@ -165,16 +165,14 @@ def test_merging_onto_another_base_needs_force(runs: tuple[Path, Path], run: Pat
     assert merge_command(forced, QUIET)["max_abs_logit_diff"] < 1e-4
 
 
-@pytest.mark.parametrize(
-    "place", ["adapter_model.bin", "adapter/adapter_model.bin", "base/pytorch_model.bin"]
-)
-def test_pickle_is_refused_before_it_is_opened(place: str, run: Path) -> None:
-    (run / place).write_bytes(b"\x80\x04")
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter/adapter_model.bin", "base/pytorch_model.bin"])
+def test_pickle_is_refused_before_it_is_opened(name: str, run: Path) -> None:
+    (run / name).write_bytes(b"\x80\x04")
     (run / ADAPTER).unlink()
     with pytest.raises(SafetyError, match="pickle") as error:
         open_run(run)
     assert error.value.exit_code == 10
-    assert error.value.where == str(run / place)
+    assert error.value.where == str(run / name)
 
 
 @pytest.mark.parametrize(
@@ -235,8 +233,8 @@ def test_a_pattern_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_foreign_adapters_are_read_by_the_same_door(run: Path) -> None:
-    said = json.loads((run / CONFIG).read_text())
-    (run / CONFIG).write_text(json.dumps({**said, "target_modules": r".*\.q_proj"}))
+    settings = json.loads((run / CONFIG).read_text())
+    (run / CONFIG).write_text(json.dumps({**settings, "target_modules": r".*\.q_proj"}))
     assert read_adapter_config(run / "adapter")["target_modules"] == r".*\.q_proj"
     (run / "adapter" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(SafetyError):

@@ -34,11 +34,11 @@ DATA = Origin("data", "org/rows", "org/rows", "cc-by-4.0", "README.md: cc-by-4.0
 def test_front_matter_is_what_the_hub_reads(
     origins: list[Origin], licence: str, bases: list[str] | None
 ) -> None:
-    found = yaml.safe_load(card_data(origins, "merge", "peft", "image-text-to-text").to_yaml())
-    assert found["license"] == licence
-    assert found.get("base_model") == bases
-    assert found.get("base_model_relation") == ("merge" if bases else None)
-    assert found.get("datasets") == (["org/rows"] if DATA in origins else None)
+    front_matter = yaml.safe_load(card_data(origins, "merge", "peft", "image-text-to-text").to_yaml())
+    assert front_matter["license"] == licence
+    assert front_matter.get("base_model") == bases
+    assert front_matter.get("base_model_relation") == ("merge" if bases else None)
+    assert front_matter.get("datasets") == (["org/rows"] if DATA in origins else None)
 
 
 def test_readers_see_every_source_and_the_unknown_as_unknown() -> None:
@@ -51,11 +51,11 @@ def test_readers_see_every_source_and_the_unknown_as_unknown() -> None:
 
 def test_a_run_keeps_what_its_sources_said(tiny: Path, tmp_path: Path) -> None:
     recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
-    found = recipe_origins(recipe)
-    assert [one.part for one in found] == ["LLM", "tower", "data"]
+    origins_of_recipe = recipe_origins(recipe)
+    assert [origin.part for origin in origins_of_recipe] == ["LLM", "tower", "data"]
     experiment = build_experiment(recipe)
     old = Run(tmp_path, experiment, record(sources=None), None)
-    assert old.origins() == found, "runs of older versions"
+    assert old.origins() == origins_of_recipe, "runs of older versions"
     assert Run(tmp_path, experiment, record(sources=(LLM,)), None).origins() == (LLM,)
 
 
@@ -66,7 +66,7 @@ def test_a_vlm_passes_on_what_it_was_made_of(tmp_path: Path, tiny: Path) -> None
     given = values(tiny, tmp_path)
     given["model"] = {"vlm": str(vlm)}
     recipe = load_recipe(None, (), given).recipe
-    assert [one.part for one in recipe_origins(recipe)] == ["VLM", "LLM", "data"]
+    assert [origin.part for origin in recipe_origins(recipe)] == ["VLM", "LLM", "data"]
     assert base_relation(recipe, adapter=False) == "finetune"
     assert base_relation(recipe, adapter=True) == "adapter"
 

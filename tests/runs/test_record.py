@@ -60,10 +60,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_runs_of_before_versions_are_read(tmp_path: Path) -> None:
-    found = read_record(written(tmp_path, values()))
-    assert found.version == VERSION
-    assert (found.sources, found.base_identity, found.stages[0].packing) == (None, None, None)
-    assert found.stages[0].components == record().stages[0].components
+    read = read_record(written(tmp_path, values()))
+    assert read.version == VERSION
+    assert (read.sources, read.base_identity, read.stages[0].packing) == (None, None, None)
+    assert read.stages[0].components == record().stages[0].components
 
 
 def test_what_could_not_be_measured_is_kept(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_an_identity_of_another_format_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "cannot be read"),
         ("[1]", "no JSON object"),
@@ -108,8 +108,8 @@ def test_an_identity_of_another_format_is_none(tmp_path: Path) -> None:
         (values(version=True), "no version"),
     ],
 )
-def test_damage_is_named(content: Any, said: str, tmp_path: Path) -> None:
-    with pytest.raises(VerificationError, match=said) as error:
+def test_damage_is_named(content: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=message) as error:
         read_record(written(tmp_path, content))
     assert error.value.where == str(tmp_path / RUN)
     assert error.value.fix

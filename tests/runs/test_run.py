@@ -129,11 +129,11 @@ def test_a_run_of_an_older_lockadapt_opens(copy: Path) -> None:
     "name", ["adapter", "projector.safetensors", "processor", "adapter/adapter_model.safetensors"]
 )
 def test_a_run_without_what_it_wrote_is_not_opened(name: str, copy: Path) -> None:
-    place = copy / name
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    path = copy / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(VerificationError, match="is missing") as error:
         open_run(copy)
-    assert error.value.where == str(place)
+    assert error.value.where == str(path)
     assert error.value.exit_code == 8
 
 
@@ -162,7 +162,7 @@ def test_what_the_run_did_not_write_is_refused(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{", "cannot be read"),
         ("[]", "no JSON object"),
@@ -170,17 +170,17 @@ def test_what_the_run_did_not_write_is_refused(copy: Path) -> None:
         ('{"peft_type": "LOHA"}', "of the kind"),
     ],
 )
-def test_a_damaged_adapter_config_is_refused(content: str, said: str, copy: Path) -> None:
+def test_a_damaged_adapter_config_is_refused(content: str, message: str, copy: Path) -> None:
     (copy / "adapter" / "adapter_config.json").write_text(content)
-    with pytest.raises(VerificationError, match=said):
+    with pytest.raises(VerificationError, match=message):
         open_run(copy)
 
 
 def test_an_adapter_that_was_not_trained_is_refused(copy: Path) -> None:
     file = copy / "run.json"
-    said = json.loads(file.read_text())
-    rows = said["stages"][0]["components"]
-    said["stages"][0]["components"] = [row for row in rows if row["component"] != "lora"]
-    file.write_text(json.dumps(said))
+    settings = json.loads(file.read_text())
+    rows = settings["stages"][0]["components"]
+    settings["stages"][0]["components"] = [row for row in rows if row["component"] != "lora"]
+    file.write_text(json.dumps(settings))
     with pytest.raises(VerificationError, match="trained nothing of the kind"):
         open_run(copy)

@@ -183,12 +183,14 @@ def oracle(case: Case, base: Mapping[str, Tensor], adapter: Mapping[str, Tensor]
     return merged
 
 
-def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def merged_and_wanted(
+    kind: Any, folder: Path, device: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A matrix merged on a quantized base; what bitsandbytes' layer on `device` gives; what the base before gives."""
     import bitsandbytes as bnb
 
     case = Case(dtype="bfloat16", hidden=96, targets=("q_proj",))
-    base, adapter, output = make(case, room)
+    base, adapter, output = make(case, folder)
     name = "model.layers.0.self_attn.q_proj"
     merge_weights(
         base,
@@ -210,9 +212,9 @@ def merged_and_wanted(kind: Any, room: Path, device: str) -> tuple[torch.Tensor,
     return read_all(output)[f"{name}.weight"], wanted, (stored.float() + sums).bfloat16()
 
 
-def make(case: Case, room: Path) -> tuple[Path, Path, Path]:
+def make(case: Case, scratch: Path) -> tuple[Path, Path, Path]:
     """Base, adapter and an empty folder."""
-    base, adapter, output = room / "base", room / "adapter", room / "output"
+    base, adapter, output = scratch / "base", scratch / "adapter", scratch / "output"
     for folder in (base, adapter, output):
         shutil.rmtree(folder, ignore_errors=True)
     make_adapter(case, make_base(case, base), adapter)

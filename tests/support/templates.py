@@ -38,7 +38,7 @@ def processor_for(shape: Shape, bos: bool = True, pad: str = "<pad>") -> Any:
     )
 
 
-def one(question: str = "is it red or blue?", answer: str = "red") -> Sample:
+def one_question(question: str = "is it red or blue?", answer: str = "red") -> Sample:
     return question_answer(question, answer, [ImageRef("a", picture=PICTURE)], "rows:1")
 
 
@@ -61,8 +61,8 @@ def stock_prompt(encoder: Encoder, sample: Sample) -> list[int]:
     """What a client of the saved processor makes of the same messages and pictures."""
     last = max(n for n, turn in enumerate(sample.turns) if turn.role == "assistant")
     messages = [message(turn) for turn in sample.turns[:last]]
-    for said in messages:
-        for part in said["content"]:
+    for written in messages:
+        for part in written["content"]:
             if part["type"] == "image":
                 part["image"] = PICTURE
     made = encoder.processor.apply_chat_template(

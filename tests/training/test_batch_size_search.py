@@ -59,12 +59,12 @@ def narrow(most: int, error: Exception | None = None) -> Narrow:
 
 
 def test_the_reason_is_what_ran_out() -> None:
-    said = (  # by torch 2.11 on an H100
+    message = (  # by torch 2.11 on an H100
         "CUDA out of memory. Tried to allocate 28.00 MiB. GPU 0 has a total capacity of 79.18 GiB of which 77.72 GiB "
         "is free. Including non-PyTorch memory, this process has 1.45 GiB memory in use.\nSee documentation"
     )
     short = "CUDA out of memory. Tried to allocate 28.00 MiB"
-    assert reason(torch.cuda.OutOfMemoryError(said)) == short
+    assert reason(torch.cuda.OutOfMemoryError(message)) == short
     assert reason(MemoryError()) == "MemoryError"
 
 
@@ -116,14 +116,14 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(
     own.objectives["vqa"] = objective
     own.model.eval()
     before = {name: tensor.clone() for name, tensor in own.model.state_dict().items()}
-    random, said = torch.random.get_rng_state(), []
+    random, notes = torch.random.get_rng_state(), []
 
-    measured = fit_micro_batch(own, said.append)
+    measured = fit_micro_batch(own, notes.append)
 
     assert isinstance(measured, Measured)
     assert (own.args.per_device_train_batch_size, own.args.gradient_accumulation_steps) == (1, 6)
-    assert "out of memory with 6 samples at once" in said[0]
-    assert "6 in a step as before" in said[-1]
+    assert "out of memory with 6 samples at once" in notes[0]
+    assert "6 in a step as before" in notes[-1]
     assert torch.equal(random, torch.random.get_rng_state())
     assert all(parameter.grad is None for parameter in own.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.model.state_dict().items())

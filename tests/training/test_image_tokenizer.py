@@ -107,8 +107,8 @@ def test_tower_sees_what_its_image_processor_makes(tmp_path: Path) -> None:
     distance = TowerDistance(folder, side)
     image = Image.new("RGB", (side, side), (200, 30, 90))
     values = torch.tensor([200, 30, 90]).view(1, 3, 1, 1).expand(1, 3, side, side).to(torch.uint8)
-    found = scaled(values) * distance.scale + distance.shift
-    torch.testing.assert_close(found, pixels(square, [image]), atol=1e-4, rtol=1e-4)
+    actual = scaled(values) * distance.scale + distance.shift
+    torch.testing.assert_close(actual, pixels(square, [image]), atol=1e-4, rtol=1e-4)
 
 
 def test_hinge_and_critic() -> None:

@@ -170,8 +170,8 @@ def test_an_objective_that_no_stage_trains_is_evaluated(tiny: Path, tmp_path: Pa
     train(load_recipe(None, [stages], recipe).recipe, tmp_path / "run", QUIET)
     stage = json.loads((tmp_path / "run" / "run.json").read_text())["stages"][0]
     assert set(stage["samples_by_objective"]) == {"vqa"}
-    found = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
-    assert found["retrieval"]["n"] == 4
+    report = evaluate_folder(tmp_path / "run", None, (), False, None, QUIET)
+    assert report["retrieval"]["n"] == 4
 
 
 def test_evaluation_keys(tiny: Path, tmp_path: Path) -> None:

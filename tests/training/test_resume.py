@@ -45,8 +45,8 @@ def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.Mon
     """Trains until a step of the last stage."""
     make = stage_module.stage_trainer
 
-    def with_interruption(session: Any, stage: Any, place: Path) -> Any:
-        trainer = make(session, stage, place)
+    def with_interruption(session: Any, stage: Any, folder: Path) -> Any:
+        trainer = make(session, stage, folder)
         if not stage.name.startswith("first"):
             trainer.add_callback(Interruption(step))
         return trainer
@@ -59,25 +59,25 @@ def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.Mon
 
 def contents(folder: Path) -> dict[str, Any]:
     """Every file: JSON without times, everything else as bytes. The folder's own name is left out of texts."""
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if not file.is_file() or name.endswith(("manifest.json", ".png", "README.md", "training_args.bin")):
             continue  # digests of the others, and what is drawn from them
         data = file.read_bytes().replace(str(folder).encode(), b"RUN")
         if file.suffix == ".json":
-            found[name] = timeless(json.loads(data))
+            content[name] = timeless(json.loads(data))
         elif file.suffix == ".jsonl":
-            found[name] = [timeless(json.loads(line)) for line in data.splitlines()]
+            content[name] = [timeless(json.loads(line)) for line in data.splitlines()]
         else:
-            found[name] = data
-    return found
+            content[name] = data
+    return content
 
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return [(key, timeless(one)) for key, one in value.items() if key not in TIMES]
-    return [timeless(one) for one in value] if isinstance(value, list) else value
+        return [(key, timeless(inner)) for key, inner in value.items() if key not in TIMES]
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 @pytest.mark.slow
@@ -124,8 +124,8 @@ def test_another_recipe_says_which_keys_differ(tiny: Path, tmp_path: Path) -> No
     assert recipe.training.steps == 5
 
 
-def _hold(place: Path, ready: Any, done: Any) -> None:
-    with Claims(place) as claims:
+def _hold(path: Path, ready: Any, done: Any) -> None:
+    with Claims(path) as claims:
         claims.take(0)
         ready.set()
         done.wait()

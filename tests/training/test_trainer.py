@@ -198,7 +198,7 @@ def test_resumed_run_is_the_same_run(optimizer: str, assembled: Assembled, tmp_p
         assert torch.equal(first, second), name
     moments = [checkpoint_tensors(tmp_path / name / "checkpoint-8") for name in ("whole", "other")]
     assert moments[0].keys() == moments[1].keys()
-    assert all(torch.equal(one, moments[1][key]) for key, one in moments[0].items())
+    assert all(torch.equal(moment, moments[1][key]) for key, moment in moments[0].items())
     losses = [[e["loss"] for e in run.state.log_history if "loss" in e] for run in (whole, resumed)]
     assert losses[0] == losses[1]
 
@@ -324,11 +324,11 @@ def test_learning_rates_by_part(assembled: Assembled, tmp_path: Path) -> None:
 def test_trl_data_sets(shape: str, assembled: Assembled, tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 20), "red")
     asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what color?"}]}
-    said = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "red"}]}
     rows = (
-        {"messages": [[asked, said]] * 4, "images": [[image]] * 4}
+        {"messages": [[asked, answer]] * 4, "images": [[image]] * 4}
         if shape == "messages"
-        else {"prompt": [[asked]] * 4, "completion": [[said]] * 4, "images": [[image]] * 4}
+        else {"prompt": [[asked]] * 4, "completion": [[answer]] * 4, "images": [[image]] * 4}
     )
     model, processor = load_model(assembled.folder, "float32")
     run = GroundingTrainer(

@@ -30,8 +30,8 @@ def loaded(folder: Path | None, **given: Any) -> Any:
 
 
 def differences(first: BaseIdentity, second: BaseIdentity) -> tuple[str, ...]:
-    found = compare(first, second)
-    return (*found.base, *found.tokenizer)
+    comparison = compare(first, second)
+    return (*comparison.base, *comparison.tokenizer)
 
 
 def test_the_same_in_other_dtypes_and_quantized(assembled: Assembled) -> None:
@@ -41,8 +41,8 @@ def test_the_same_in_other_dtypes_and_quantized(assembled: Assembled) -> None:
     half = base_identity(loaded(folder, dtype=torch.bfloat16), tokenizer)
     assert half == reference
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    found = base_identity(loaded(folder, dtype=torch.float32, quantization_config=nf4), tokenizer)
-    result = compare(reference, found)
+    identity = base_identity(loaded(folder, dtype=torch.float32, quantization_config=nf4), tokenizer)
+    result = compare(reference, identity)
     assert result.base == result.tokenizer == ()
     assert "llm's linear layers (quantized)" in result.not_compared
     again = BaseIdentity.from_dict(json.loads(json.dumps(reference.to_dict())))
@@ -94,8 +94,8 @@ def test_other_llm_other_tower_other_settings(tiny: Path, assembled: Assembled, 
     assert "head is new" in differences(reference, base_identity(other.model))
     model = copy.deepcopy(assembled.model)
     model.config.image_token_id = 5
-    (said,) = differences(reference, base_identity(model))
-    assert said.startswith("config.image_token_id is 5, was ")
+    (difference,) = differences(reference, base_identity(model))
+    assert difference.startswith("config.image_token_id is 5, was ")
 
 
 def test_tokenizers(assembled: Assembled) -> None:
@@ -104,13 +104,13 @@ def test_tokenizers(assembled: Assembled) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     assert differences(reference, base_identity(assembled.model, tokenizer)) == ()
     tokenizer.add_tokens(["circle?"])
-    found = differences(reference, base_identity(assembled.model, tokenizer))
-    assert found == (
+    differing = differences(reference, base_identity(assembled.model, tokenizer))
+    assert differing == (
         "the tokenizer has another vocabulary",
         "the tokenizer has another way of cutting texts",
     )
-    found = differences(reference, base_identity(assembled.model, tiny_tokenizer()))
-    assert "the tokenizer has other special tokens" in found
+    differing = differences(reference, base_identity(assembled.model, tiny_tokenizer()))
+    assert "the tokenizer has other special tokens" in differing
     assert compare(reference, base_identity(assembled.model)).not_compared == ("tokenizer (not at hand now)",)
 
 
@@ -131,8 +131,8 @@ def test_a_tower_that_is_not_loaded(assembled: Assembled) -> None:
     for base in (tower_component(model).__dict__, None):
         record = TowerRecord("nowhere", "", "float32", 1, {}, {}, base)
         model.model.vision_tower = AbsentTower(tower.config, record, "model.vision_tower")
-        found = base_identity(model)
-        result = compare(found, reference)
+        identity = base_identity(model)
+        result = compare(identity, reference)
         assert result.base == ()
         assert ("tower (was not loaded at training)" in result.not_compared) == (base is None)
         model.model.vision_tower = tower

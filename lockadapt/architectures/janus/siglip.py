@@ -53,8 +53,8 @@ def janus_tower(tower: PreTrainedModel, projection_dim: int, depth: int, where: 
     _same_tensors(tower, model.state_dict(), weights, where)
     model.load_state_dict(weights, assign=True)
     # The one buffer that is no part of a state dict.
-    places = model.embeddings.num_positions
-    model.embeddings.position_ids = torch.arange(places, device=tower.device).expand(1, -1)
+    positions = model.embeddings.num_positions
+    model.embeddings.position_ids = torch.arange(positions, device=tower.device).expand(1, -1)
     return model.eval().requires_grad_(False)
 
 

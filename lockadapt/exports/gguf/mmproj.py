@@ -59,15 +59,19 @@ def _tensors(model: Any, blocks: int) -> dict[str, Tensor]:
     vision = model.config.vision_config
     tower = model.model.vision_tower.state_dict()
     projector = model.model.multi_modal_projector.state_dict()
-    places, left_out = tower_names(tower, blocks, square_ffn=vision.hidden_size == vision.intermediate_size)
+    gguf_names, left_out = tower_names(
+        tower, blocks, square_ffn=vision.hidden_size == vision.intermediate_size
+    )
     bridge = projector_names(projector)
-    unknown = [*(set(tower) - set(places) - left_out), *(set(projector) - set(bridge))]
+    unknown = [*(set(tower) - set(gguf_names) - left_out), *(set(projector) - set(bridge))]
     if unknown:
         raise AssemblyError(
             f"llama.cpp's LLaVA graph has no place for {some(unknown)}", fix="please report this"
         )
-    tensors = {places[name]: tower[name] for name in places} | {bridge[n]: projector[n] for n in bridge}
-    if len(tensors) != len(places) + len(bridge):
+    tensors = {gguf_names[name]: tower[name] for name in gguf_names} | {
+        bridge[n]: projector[n] for n in bridge
+    }
+    if len(tensors) != len(gguf_names) + len(bridge):
         raise AssemblyError("two tensors have one name in the mmproj file", fix="please report this")
     rows = {name: tensor.shape[0] for name, tensor in tensors.items()}
     return tensors | zero_biases(bridge, rows)

@@ -121,10 +121,10 @@ def tower_names(names: Any, blocks: int, *, square_ffn: bool) -> tuple[dict[str,
         `{tensor: name in the file}` and the set of those left out. A tensor in neither is unknown.
     """
     swap = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"} if square_ffn else {}
-    places, left_out = {}, set()
+    gguf_names, left_out = {}, set()
     for name in names:
         if name in ONCE:
-            places[name] = ONCE[name]
+            gguf_names[name] = ONCE[name]
         elif name.startswith(BEHIND):
             left_out.add(name)
         elif name.startswith(BLOCKS):
@@ -134,8 +134,8 @@ def tower_names(names: Any, blocks: int, *, square_ffn: bool) -> tuple[dict[str,
                 left_out.add(name)
             elif module in IN_BLOCKS:
                 role = IN_BLOCKS[module]
-                places[name] = f"v.blk.{number}.{swap.get(role, role)}.{kind}"
-    return places, left_out
+                gguf_names[name] = f"v.blk.{number}.{swap.get(role, role)}.{kind}"
+    return gguf_names, left_out
 
 
 def projector_names(names: Any) -> dict[str, str]:
@@ -144,8 +144,8 @@ def projector_names(names: Any) -> dict[str, str]:
     return {name: f"{PROJECTOR[module]}.{kind}" for name, module, kind in pairs if module in PROJECTOR}
 
 
-def zero_biases(places: dict[str, str], rows: dict[str, int]) -> dict[str, torch.Tensor]:
+def zero_biases(gguf_names: dict[str, str], rows: dict[str, int]) -> dict[str, torch.Tensor]:
     """Biases that the graph always adds and a projector without any lacks; `rows` by weight in the file."""
     wanted = {f"{layer}.bias": f"{layer}.weight" for layer in PROJECTOR.values()}
-    have = set(places.values())
+    have = set(gguf_names.values())
     return {bias: torch.zeros(rows[weight]) for bias, weight in wanted.items() if bias not in have}

@@ -156,7 +156,7 @@ def _check_weights(folder: Path, reader: str) -> torch.dtype:
     except (DataError, SetupError) as error:
         raise VerificationError(error.message, where=error.where, fix=_AGAIN) from error
     entries: Counter[str] = Counter()
-    for tensor in (tensor for shard in shards for tensor in shard.places):
+    for tensor in (tensor for shard in shards for tensor in shard.tensors):
         entries[tensor.dtype] += math.prod(tensor.shape)
     stored = [name for name, _ in entries.most_common() if name in DTYPES]
     if not stored:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lockadapt.errors import AdapterError, VerificationError
 from lockadapt.exports.weights.changes import WeightUpdate, touched
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.models.safetensors_file import Place
+from lockadapt.models.safetensors_file import StoredTensor
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Stored dtypes that arithmetic is done on; others are only copied."""
@@ -36,12 +36,12 @@ class TensorWrite:
     """What becomes of one tensor.
 
     Attributes:
-        place: where it is read; `offset`: where it is written, in bytes of the new file.
+        stored: where it is read; `offset`: where it is written, in bytes of the new file.
         changes: in order; `base`: how the stored values are taken, None as they are.
         piece_bytes: of stored values in a piece.
     """
 
-    place: Place
+    stored: StoredTensor
     offset: int
     changes: tuple[WeightUpdate, ...]
     base: QuantizationRoundTrip | None = None
@@ -52,7 +52,7 @@ class TensorWrite:
     @property
     def shape(self) -> tuple[int, int]:
         """The tensor's shape as a matrix of rows of the last dimension."""
-        shape = self.place.shape
+        shape = self.stored.shape
         if not shape:
             return 1, 1
         return math.prod(shape[:-1]), shape[-1]
@@ -60,7 +60,7 @@ class TensorWrite:
     @property
     def item(self) -> int:
         """Bytes of a value."""
-        return DTYPES[self.place.dtype].itemsize
+        return DTYPES[self.stored.dtype].itemsize
 
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of rows that are computed, each of about `piece_bytes`; the others stay as they are."""
@@ -94,8 +94,8 @@ class TensorWrite:
         limit = torch.finfo(stored.dtype).max
         if not (-limit <= float(low) and float(high) <= limit):
             raise VerificationError(
-                f"a merged value does not fit {self.place.dtype}",
-                where=self.place.key,
+                f"a merged value does not fit {self.stored.dtype}",
+                where=self.stored.key,
                 fix="look at the adapter",
             )
         _write(target, _bytes(stored), self.offset + first * self.shape[1] * self.item)
@@ -123,12 +123,12 @@ class TensorWrite:
 
     def _read(self, source: int, first: int, last: int, pinned: bool = False) -> Tensor:
         columns = self.shape[1]
-        stored = torch.empty(last - first, columns, dtype=DTYPES[self.place.dtype], pin_memory=pinned)
-        view, start = _bytes(stored), self.place.begin + first * columns * self.item
+        stored = torch.empty(last - first, columns, dtype=DTYPES[self.stored.dtype], pin_memory=pinned)
+        view, start = _bytes(stored), self.stored.begin + first * columns * self.item
         while view:
             got = os.preadv(source, [view], start)
             if not got:
-                raise VerificationError("the file became shorter while it was read", where=self.place.key)
+                raise VerificationError("the file became shorter while it was read", where=self.stored.key)
             view, start = view[got:], start + got
         return stored
 
@@ -140,7 +140,7 @@ def _divided(first: int, last: int, step: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], last], strict=True))
 
 
-def require_fit(stored: Place, changes: Sequence[WeightUpdate], shape: tuple[int, ...]) -> None:
+def require_fit(stored: StoredTensor, changes: Sequence[WeightUpdate], shape: tuple[int, ...]) -> None:
     """Checks a stored tensor against the stock parameter that changes are meant for.
 
     Args:

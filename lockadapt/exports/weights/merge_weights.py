@@ -100,11 +100,11 @@ def write_changes(
 ) -> WeightsReport:
     """Writes the base's shards with changes by stock name, as `merge_weights` does."""
     layout = read_layout(base)
-    places = layout.places()
+    stored_at = layout.by_key()
     model = meta_model(base)
-    names = read_names(model, places, str(base))
+    names = read_names(model, stored_at, str(base))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    keys = {key: (rename or {}).get(key, key) for key in places}
+    keys = {key: (rename or {}).get(key, key) for key in stored_at}
     if len(set(keys.values())) != len(keys):
         raise VerificationError("two tensors would get one name", where=str(base))
     steps: dict[str, tuple[Sequence[WeightUpdate], QuantizationRoundTrip | None]] = {}
@@ -112,7 +112,7 @@ def write_changes(
         held = names.keys_of(name)
         _require_free(name, held, names, changes.get(name, []), str(base))
         for key in held:
-            require_fit(places[key][1], changes.get(name, []), shapes[name])
+            require_fit(stored_at[key][1], changes.get(name, []), shapes[name])
             steps[key] = (changes.get(name, []), (requantized or {}).get(name))
     _require_room(layout, folder)
     on_gpu = torch.cuda.is_available()
@@ -121,7 +121,7 @@ def write_changes(
     edits: dict[str, TensorWrite] = {}
     for shard in layout.shards:
         shift = len(header_bytes(shard, keys)) - shard.data_start
-        for stored in shard.places:
+        for stored in shard.tensors:
             if stored.key in steps:
                 updates, requantize = steps[stored.key]
                 edits[stored.key] = TensorWrite(
@@ -130,8 +130,8 @@ def write_changes(
     write_shards(layout, folder, edits, keys, device, threads or most)
     if layout.index is not None:
         _write_index(layout, keys, folder / INDEX)
-    size = sum(stored.end - stored.begin for _, stored in places.values())
-    return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(places) - len(edits), size)
+    size = sum(stored.end - stored.begin for _, stored in stored_at.values())
+    return WeightsReport(tuple(sorted(keys[key] for key in edits)), len(stored_at) - len(edits), size)
 
 
 def all_changes(
@@ -193,8 +193,8 @@ def _require_room(layout: Layout, folder: Path) -> None:
 
 def _write_index(layout: Layout, keys: Mapping[str, str], file: Path) -> None:
     assert layout.index is not None
-    places = layout.places()
+    stored_at = layout.by_key()
     metadata: dict[str, Any] = dict(layout.index.get("metadata") or {})
-    metadata["total_size"] = sum(stored.end - stored.begin for _, stored in places.values())
+    metadata["total_size"] = sum(stored.end - stored.begin for _, stored in stored_at.values())
     weight_map = {keys[key]: layout.index["weight_map"][key] for key in layout.index["weight_map"]}
     write_json(file, {**layout.index, "metadata": metadata, "weight_map": weight_map})

@@ -1,4 +1,4 @@
-"""The weights of a stock folder as places in files: every header and the index checked, nothing loaded."""
+"""Where a stock folder's weights lie in its files: every header and the index checked, nothing loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lockadapt.errors import DataError, SafetyError, SetupError
-from lockadapt.models.safetensors_file import AGAIN, Place, Shard, parse_json, read_shard
+from lockadapt.models.safetensors_file import AGAIN, Shard, StoredTensor, parse_json, read_shard
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -26,9 +26,9 @@ class Layout:
     shards: tuple[Shard, ...]
     index: Mapping[str, Any] | None
 
-    def places(self) -> dict[str, tuple[Shard, Place]]:
+    def by_key(self) -> dict[str, tuple[Shard, StoredTensor]]:
         """The tensors by key, over all shards."""
-        return {stored.key: (shard, stored) for shard in self.shards for stored in shard.places}
+        return {stored.key: (shard, stored) for shard in self.shards for stored in shard.tensors}
 
 
 def read_layout(folder: Path) -> Layout:
@@ -65,7 +65,7 @@ def read_layout(folder: Path) -> Layout:
     shards = tuple(_shard_of_index(folder, name, file) for name in dict.fromkeys(weight_map.values()))
     file_of: dict[str, str] = {}
     for shard in shards:
-        for stored in shard.places:
+        for stored in shard.tensors:
             if stored.key in file_of:
                 raise DataError(
                     f"{stored.key} is in {file_of[stored.key]} as well", where=str(shard.path), fix=AGAIN

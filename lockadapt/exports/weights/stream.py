@@ -67,7 +67,7 @@ def _jobs(
     """Everything to do for one shard, in the order of its bytes."""
     copies, pieces = [], []
     position = shard.data_start
-    for stored in shard.places:
+    for stored in shard.tensors:
         edit = edits.get(stored.key)
         for first, last in edit.pieces() if edit else ():
             assert edit is not None

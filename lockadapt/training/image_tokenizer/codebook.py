@@ -70,8 +70,8 @@ class Codebook:
     def _pick(self, vectors: Tensor, number: int) -> Tensor:
         # Cheaper than a permutation, and a code that starts twice at the same place restarts as soon as it is
         # idle.
-        places = torch.randint(len(vectors), (number,), generator=self.generator)
-        return vectors[places.to(vectors.device)]
+        chosen = torch.randint(len(vectors), (number,), generator=self.generator)
+        return vectors[chosen.to(vectors.device)]
 
 
 def nearest(vectors: Tensor, table: Tensor) -> Tensor:

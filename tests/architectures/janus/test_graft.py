@@ -99,8 +99,8 @@ def test_remembered_features_are_what_pixels_give(drawing: Assembled) -> None:
     with torch.no_grad():
         expected = drawing.model(**inputs).logits
         features = projector_input(drawing.model, inputs.pop("pixel_values"))
-        found = drawing.model(**inputs, **image_arguments(drawing.model, features)).logits
-    torch.testing.assert_close(found, expected)
+        actual = drawing.model(**inputs, **image_arguments(drawing.model, features)).logits
+    torch.testing.assert_close(actual, expected)
 
 
 def test_encoder_frames_images_as_the_processor_does(drawing: Assembled) -> None:

@@ -78,9 +78,9 @@ def test_utf_16(tmp_path: Path) -> None:
     check(caught.value, 3, "train.jsonl:1", "UTF-8")
 
 
-def check(error: LockadaptError, exit_code: int, place: str, words: str) -> None:
+def check(error: LockadaptError, exit_code: int, where: str, words: str) -> None:
     assert error.exit_code == exit_code
-    assert place in str(error)
+    assert where in str(error)
     assert words in str(error)
     assert error.fix
     assert len(str(error)) < 2000
@@ -127,10 +127,10 @@ TALKS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("said", "words"), TALKS.values(), ids=TALKS.keys())
-def test_broken_conversations(tmp_path: Path, said: Any, words: str) -> None:
+@pytest.mark.parametrize(("conversation", "words"), TALKS.values(), ids=TALKS.keys())
+def test_broken_conversations(tmp_path: Path, conversation: Any, words: str) -> None:
     good = {"image": "0.png", "conversations": talk(("human", "<image>a"), ("gpt", "b"))}
-    path = write(tmp_path / "llava.json", [good, {"image": "0.png", "conversations": said}])
+    path = write(tmp_path / "llava.json", [good, {"image": "0.png", "conversations": conversation}])
     with pytest.raises(DataError) as caught:
         read_samples("llava", Source(path=path, kind="dialogue"))
     check(caught.value, 3, "llava.json[1]", words)
@@ -190,13 +190,13 @@ TABLES: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("text", "place", "words"), TABLES.values(), ids=TABLES.keys())
-def test_broken_csv(tmp_path: Path, text: str, place: str, words: str) -> None:
+@pytest.mark.parametrize(("text", "where", "words"), TABLES.values(), ids=TABLES.keys())
+def test_broken_csv(tmp_path: Path, text: str, where: str, words: str) -> None:
     pattern = "{:05d}.png" if "pattern" in words else None
     path = write(tmp_path / "a.csv", text)
     with pytest.raises(DataError) as caught:
         read_samples("csv", Source(path=path, kind="vqa", image_name=pattern))
-    check(caught.value, 3, place, words)
+    check(caught.value, 3, where, words)
 
 
 @pytest.mark.parametrize("data", [b"", b" \n\n", b"\xef\xbb\xbf"], ids=["nothing", "blank", "BOM"])
@@ -308,12 +308,12 @@ COCO_BREAKS: dict[str, tuple[tuple[Any, ...], Any, str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("at", "value", "place", "words"), COCO_BREAKS.values(), ids=COCO_BREAKS.keys())
-def test_broken_coco(tmp_path: Path, at: tuple[Any, ...], value: Any, place: str, words: str) -> None:
+@pytest.mark.parametrize(("at", "value", "where", "words"), COCO_BREAKS.values(), ids=COCO_BREAKS.keys())
+def test_broken_coco(tmp_path: Path, at: tuple[Any, ...], value: Any, where: str, words: str) -> None:
     path = write(tmp_path / "captions.json", changed(COCO, at, value))
     with pytest.raises(DataError) as caught:
         read_samples("coco", Source(path=path, kind="caption"))
-    check(caught.value, 3, place, words)
+    check(caught.value, 3, where, words)
 
 
 def changed(value: Any, at: tuple[Any, ...], new: Any) -> Any:
@@ -349,10 +349,10 @@ VQA_BREAKS: dict[str, tuple[str, tuple[Any, ...], Any, str, str]] = {
 
 
 @pytest.mark.parametrize(
-    ("file", "at", "value", "place", "words"), VQA_BREAKS.values(), ids=VQA_BREAKS.keys()
+    ("file", "at", "value", "where", "words"), VQA_BREAKS.values(), ids=VQA_BREAKS.keys()
 )
 def test_broken_vqa_v2(
-    tmp_path: Path, file: str, at: tuple[Any, ...], value: Any, place: str, words: str
+    tmp_path: Path, file: str, at: tuple[Any, ...], value: Any, where: str, words: str
 ) -> None:
     both = {"q": QUESTIONS, "a": ANSWERS}
     if at:
@@ -362,7 +362,7 @@ def test_broken_vqa_v2(
     path, annotations = (write(tmp_path / f"{name}.json", both[name]) for name in "qa")
     with pytest.raises(DataError) as caught:
         read_samples("vqa-v2", Source(path=path, annotations=annotations, kind="vqa", split="val2014"))
-    check(caught.value, 3, place, words)
+    check(caught.value, 3, where, words)
 
 
 def test_all_problems_of_a_file_at_once(tmp_path: Path) -> None:

@@ -150,8 +150,8 @@ def test_imagefolder(tmp_path: Path, name: str, text: str) -> None:
         assert second.images[0].path == tmp_path / "train" / "b" / "1.png"
 
 
-def talk(*said: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"from": role, "value": text} for role, text in said]
+def talk(*turns: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"from": role, "value": text} for role, text in turns]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
@@ -179,16 +179,16 @@ def test_llava(tmp_path: Path, suffix: str) -> None:
             ),
         },
     ]
-    one, two, three, four = read_samples(
+    first, two, three, four = read_samples(
         "llava", Source(path=write(tmp_path / f"a{suffix}", rows), kind="dialogue")
     )
-    assert one.turns == (
+    assert first.turns == (
         Turn("user", "What?", 1),
         Turn("assistant", "A cat."),
         Turn("user", "And?"),
         Turn("assistant", "Two."),
     )
-    assert (one.references, one.sample_id) == (("Two.",), "one")
+    assert (first.references, first.sample_id) == (("Two.",), "one")
     assert (two.turns[0], names(two)) == (Turn("user", "Same?", 2), ["1.jpg", "2.jpg"])
     assert (three.images, three.turns[0], three.sample_id) == ((), Turn("system", "Be brief."), "3")
     assert [turn.images for turn in four.turns] == [1, 0, 1, 0]
@@ -236,8 +236,8 @@ def test_trl_messages(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]},
     ]
     path = write(tmp_path / "a.jsonl", rows)
-    one, two, three, four = read_samples("jsonl", Source(path=path, kind="dialogue"))
-    assert one.turns[0] == Turn("user", "Look here.", 1)
+    first, two, three, four = read_samples("jsonl", Source(path=path, kind="dialogue"))
+    assert first.turns[0] == Turn("user", "Look here.", 1)
     assert [turn.images for turn in two.turns] == [0, 2, 0]
     assert (names(three), three.turns[0].images) == (["own.png", "2.png"], 2)
     assert four.images == ()
@@ -256,8 +256,8 @@ def test_trl_prompt_and_completion(tmp_path: Path) -> None:
             "completion": [{"role": "assistant", "content": "Yes."}],
         },
     ]
-    one, two = read_samples("jsonl", Source(path=write(tmp_path / "a.jsonl", rows), kind="dialogue"))
-    assert one.turns == (Turn("user", "What?", 1), Turn("assistant", "A cat."))
+    first, two = read_samples("jsonl", Source(path=write(tmp_path / "a.jsonl", rows), kind="dialogue"))
+    assert first.turns == (Turn("user", "What?", 1), Turn("assistant", "A cat."))
     assert [turn.images for turn in two.turns] == [1, 0, 0, 0]
     assert two.answer == "Yes."
 

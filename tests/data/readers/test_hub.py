@@ -79,9 +79,9 @@ def test_parquet_with_messages_and_several_images(tmp_path: Path) -> None:
             "messages": datasets.List({"role": datasets.Value("string"), "content": datasets.List(text)}),
         }
     )
-    place = {"type": "image", "text": None}
+    image_part = {"type": "image", "text": None}
     messages = [
-        {"role": "user", "content": [place, place, {"type": "text", "text": "Same?"}]},
+        {"role": "user", "content": [image_part, image_part, {"type": "text", "text": "Same?"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "no"}]},
     ]
     rows = {"images": [pictures()[:2]], "messages": [messages]}

@@ -11,7 +11,7 @@ from lockadapt.data.sample import Sample, Turn, message
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import end_token_ids, settle_template
 from tests.data.templates.corpus import SHAPES
-from tests.support.templates import learned, one, processor_for, stock_prompt, talk
+from tests.support.templates import learned, one_question, processor_for, stock_prompt, talk
 
 SETUPS = {"bos": (True, "<pad>"), "no-bos": (False, "<pad>"), "pad-is-eos": (True, "eos")}
 
@@ -23,7 +23,7 @@ def test_labels_spell_answers_and_prompts_are_the_stock_processors(name: str, se
     encoder = Encoder(processor_for(shape, *SETUPS[setup]), 500)
     earlier = shape.learned if shape.earlier is None else shape.earlier
     for sample, right in (
-        (one(), shape.learned.format("red")),
+        (one_question(), shape.learned.format("red")),
         (talk(), earlier.format("red") + shape.learned.format("no")),
     ):
         assert learned(encoder, sample) == right
@@ -41,7 +41,7 @@ def test_labels_spell_answers_and_prompts_are_the_stock_processors(name: str, se
 def test_generation_stops_at_what_ends_an_answer(name: str) -> None:
     processor = processor_for(SHAPES[name])
     encoder = Encoder(processor, 500)
-    item = encoder.encode([one()]).encoded[0]
+    item = encoder.encode([one_question()]).encoded[0]
     last = item.input_ids[item.labels != IGNORED][-1]
     assert last in end_token_ids(processor.tokenizer, processor.chat_template)
 
@@ -59,20 +59,20 @@ UNTOUCHED = set(SHAPES) - {"qwen-3", "qwen-3-thinking", "deepseek-r1", "smollm-3
 @pytest.mark.parametrize("name", SHAPES)
 def test_only_what_needs_it_is_settled(name: str) -> None:
     shape = SHAPES[name]
-    found = Encoder(processor_for(shape), 500).processor.chat_template
+    template = Encoder(processor_for(shape), 500).processor.chat_template
     flat = (
         ""
         if shape.parts
         else files("lockadapt.models").joinpath("templates/flatten.jinja").read_text("utf-8")
     )
-    assert (found == flat + shape.template) == (name in UNTOUCHED)
+    assert (template == flat + shape.template) == (name in UNTOUCHED)
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_system_turns_are_shown_or_refused_with_the_row(name: str) -> None:
     shape = SHAPES[name]
     encoder = Encoder(processor_for(shape), 500)
-    asked = one()
+    asked = one_question()
     sample = Sample(asked.images, (Turn("system", "be brief"), *asked.turns), "rows:7")
     if shape.system == "shown":
         assert "be brief" in encoder.tokenizer.decode(encoder.encode([sample]).encoded[0].input_ids)
@@ -92,10 +92,12 @@ def test_system_turns_are_shown_or_refused_with_the_row(name: str) -> None:
 def test_thinking_is_off_unless_a_client_asks_for_it(name: str) -> None:
     processor = processor_for(SHAPES[name])
     encoder = Encoder(processor, 500)
-    prompt = encoder.tokenizer.decode(encoder.prompt_ids(one()))
+    prompt = encoder.tokenizer.decode(encoder.prompt_ids(one_question()))
     assert prompt.endswith("<think>\n\n</think>\n\n")
     if "enable_thinking" in SHAPES[name].template:
         asked = processor.apply_chat_template(
-            [message(turn) for turn in one().turns[:1]], add_generation_prompt=True, enable_thinking=True
+            [message(turn) for turn in one_question().turns[:1]],
+            add_generation_prompt=True,
+            enable_thinking=True,
         )
         assert not asked.endswith("</think>\n\n")

@@ -93,25 +93,25 @@ def transformers_sees(folder: Path, question: str) -> tuple[Seen, str, Any]:
     length, image_id = inputs["input_ids"].shape[1], model.config.image_token_id
     seen = Seen(
         [-1 if number == image_id else number for number in inputs["input_ids"][0].tolist()],
-        torch.cat([one.float() for one in features]),
+        torch.cat([tensor.float() for tensor in features]),
         model(**inputs).logits[0, -1].float(),
         model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, length:].tolist(),
     )
     return seen, text.replace(processor.image_token, MARKER), image
 
 
-def llama_cpp_sees(answer: Path, folder: Path, prompt: str, image: Any, room: Path) -> Seen:
-    (room / "rgb").write_bytes(image.tobytes())
+def llama_cpp_sees(answer: Path, folder: Path, prompt: str, image: Any, scratch: Path) -> Seen:
+    (scratch / "rgb").write_bytes(image.tobytes())
     files = [str(next(folder.glob(name))) for name in ("model-*.gguf", "mmproj-*.gguf")]
-    picture = [str(room / "rgb"), str(image.width), str(image.height)]
+    picture = [str(scratch / "rgb"), str(image.width), str(image.height)]
     done = subprocess.run(
         [str(answer), *files, *picture, prompt, str(NEW_TOKENS)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    logits = torch.tensor(found["logits"])
-    features = torch.tensor(found["features"]).view(found["prompt"].count(-1), -1)
-    return Seen(found["prompt"], features, logits, found["tokens"])
+    result = json.loads(done.stdout)
+    logits = torch.tensor(result["logits"])
+    features = torch.tensor(result["features"]).view(result["prompt"].count(-1), -1)
+    return Seen(result["prompt"], features, logits, result["tokens"])
 
 
 def compare(first: Seen, second: Seen, within: tuple[float, float]) -> None:
@@ -119,8 +119,8 @@ def compare(first: Seen, second: Seen, within: tuple[float, float]) -> None:
     assert first.prompt == second.prompt
     assert first.features.shape == second.features.shape
     pairs = (first.features, second.features), (first.logits[: len(second.logits)], second.logits)
-    for (one, other), allowed in zip(pairs, within, strict=True):
-        difference, size = float((one - other).abs().max()), float(one.abs().max())
+    for (ours, other), allowed in zip(pairs, within, strict=True):
+        difference, size = float((ours - other).abs().max()), float(ours.abs().max())
         print(f"largest difference {difference:.3g} of {size:.3g}")
         assert difference <= allowed * size
     print("Transformers", first.tokens)
@@ -131,14 +131,14 @@ def agree(
     llama_cpp: LlamaCpp,
     answer: Path,
     merged: Path,
-    room: Path,
+    scratch: Path,
     outtype: str = "auto",
     within: tuple[float, float] = (2e-3, 1e-2),
 ) -> tuple[list[int], list[int]]:
     """Exports, compares, and returns both answers. llama.cpp takes GELU by tanh from a table of 16-bit floats."""
-    write_gguf(merged, room / "gguf", llama_cpp, outtype=outtype)
+    write_gguf(merged, scratch / "gguf", llama_cpp, outtype=outtype)
     first, prompt, image = transformers_sees(merged, "what color is the shape?")
-    second = llama_cpp_sees(answer, room / "gguf", prompt, image, room)
+    second = llama_cpp_sees(answer, scratch / "gguf", prompt, image, scratch)
     compare(first, second, within)
     return first.tokens, second.tokens
 
@@ -243,7 +243,9 @@ def test_idefics3_by_the_converter(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "merged")
     hf.Idefics3Processor(images, tokenizer, image_seq_len=4).save_pretrained(tmp_path / "merged")
     report = write_gguf(tmp_path / "merged", tmp_path / "gguf", llama_cpp, outtype="f32")
-    tensors = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "gguf" / report["mmproj"]).tensors}
+    tensors = {
+        tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "gguf" / report["mmproj"]).tensors
+    }
     assert report["projector"] == "llama.cpp's converter"
     assert len(tensors) == report["mmproj_tensors"]
     source = model.model.connector.modality_projection.proj.weight.detach()
@@ -286,7 +288,9 @@ def test_gemma3_by_the_converter_in_the_older_dialect(llama_cpp: LlamaCpp, tmp_p
     images = hf.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     hf.Gemma3Processor(images, tokenizer, image_seq_length=4).save_pretrained(tmp_path / "merged")
     report = write_gguf(tmp_path / "merged", tmp_path / "gguf", llama_cpp, outtype="f32")
-    tensors = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "gguf" / report["mmproj"]).tensors}
+    tensors = {
+        tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "gguf" / report["mmproj"]).tensors
+    }
     assert len(tensors) == report["mmproj_tensors"]
     source = model.model.vision_tower.encoder.layers[0].mlp.fc1.weight.detach()
     torch.testing.assert_close(torch.tensor(tensors["v.blk.0.ffn_up.weight"]), source, rtol=0, atol=0)

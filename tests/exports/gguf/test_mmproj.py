@@ -24,7 +24,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any], A
     from gguf.quants import dequantize
 
     reader = gguf.GGUFReader(path)
-    tensors = {one.name: dequantize(one.data, one.tensor_type) for one in reader.tensors}
+    tensors = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
     return tensors, {name: field.contents() for name, field in reader.fields.items()}, reader
 
 
@@ -111,7 +111,7 @@ def test_only_matrices_are_rounded(outtype: str, tmp_path: Path) -> None:
     model = llava("clip")
     write_mmproj(model, COLOURS, tmp_path / "mmproj.gguf", outtype)
     tensors, _, reader = read(tmp_path / "mmproj.gguf")
-    kinds = {one.name: one.tensor_type.name for one in reader.tensors}
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert {name for name, kind in kinds.items() if kind != "F32"} == {
         *(f"mm.{number}.weight" for number in (0, 2)),
         *(

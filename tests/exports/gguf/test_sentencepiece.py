@@ -54,7 +54,9 @@ def test_any_text_is_cut_alike(first: str, text: str) -> None:
     assert pieces.notes == ((SPACES,) if first == "always" else ())
     wanted = tokenizer.encode(IMAGE + text, add_special_tokens=False)[1:]
     special = {"<unk>", "<s>", "</s>", IMAGE, "\0"}
-    if not any(one in text for one in special) and not (pieces.notes and text[:1] in (" ", SPACE, "")):
+    if not any(control in text for control in special) and not (
+        pieces.notes and text[:1] in (" ", SPACE, "")
+    ):
         assert sentencepiece.SentencePieceProcessor(model_proto=pieces.model).encode(text) == wanted
 
 

@@ -53,7 +53,7 @@ def test_both_files_in_the_dtype_of_the_folder(siglip: Path, tmp_path: Path) -> 
         siglip,
         tmp_path / "out",
         stand_in(tmp_path / "llama.cpp"),
-        finish=lambda place, found: seen.append((sorted(path.name for path in place.iterdir()), found)),
+        finish=lambda folder, result: seen.append((sorted(path.name for path in folder.iterdir()), result)),
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "mmproj-model-bf16.gguf",

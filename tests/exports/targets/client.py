@@ -86,13 +86,13 @@ def main() -> None:
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]
     pipe = pipeline("image-text-to-text", model=request["merged"], device="cpu")
-    said = pipe(
+    answers = pipe(
         text=chat,
         max_new_tokens=8,
         return_full_text=False,
         generate_kwargs={"do_sample": False, "min_new_tokens": 4},
     )
-    answer["pipeline"] = said[0]["generated_text"]
+    answer["pipeline"] = answers[0]["generated_text"]
     processor = AutoProcessor.from_pretrained(request["bridge"])
     asked = processor.apply_chat_template(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -100,7 +100,7 @@ def main() -> None:
     with torch.no_grad():
         ids = wrapped.generate(**asked, max_new_tokens=8, min_new_tokens=4, do_sample=False)
     answer["peft"] = processor.decode(ids[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-    save_file({name: one.contiguous() for name, one in logits.items()}, request["output"])
+    save_file({name: tensor.contiguous() for name, tensor in logits.items()}, request["output"])
     Path(request["answer"]).write_text(json.dumps(answer))
 
 

@@ -88,7 +88,7 @@ def inputs_of(run: Path) -> dict[str, torch.Tensor]:
     loaded = load_run(run)
     tensors = reference_answers(loaded.model, loaded.processor, read_probe(run)[:1]).tensors
     case = "sample0."
-    return {name.removeprefix(case): one for name, one in tensors.items() if name.startswith(case)}
+    return {name.removeprefix(case): tensor for name, tensor in tensors.items() if name.startswith(case)}
 
 
 def good(proof: dict[str, Any]) -> None:
@@ -113,16 +113,16 @@ def test_proofs_say_what_was_compared(
 
 def test_a_bridge_is_the_base_and_the_trained_projector(run: Path, exported: tuple[Path, Any]) -> None:
     base, bridge = load_file(run / "base" / "model.safetensors"), exported[0] / "bridge"
-    found = load_file(bridge / "model.safetensors")
+    stored = load_file(bridge / "model.safetensors")
     # The tower's keys are those that vLLM and llama.cpp look for.
-    assert sum(name.startswith("vision_tower.vision_model.") for name in found) > 10
-    found = as_in_the_base(found)
-    assert found.keys() == base.keys()
-    moved = {name for name in base if not torch.equal(base[name], found[name])}
+    assert sum(name.startswith("vision_tower.vision_model.") for name in stored) > 10
+    stored = as_in_the_base(stored)
+    assert stored.keys() == base.keys()
+    moved = {name for name in base if not torch.equal(base[name], stored[name])}
     projector = load_file(run / "projector.safetensors")
     assert moved == {name for name in base if "multi_modal_projector" in name}
     for name, tensor in projector.items():
-        assert torch.equal(found[next(one for one in moved if name.endswith(one))], tensor)
+        assert torch.equal(stored[next(key for key in moved if name.endswith(key))], tensor)
     config = json.loads((bridge / "config.json").read_text())
     assert config["text_config"]["architectures"] == ["LlamaForCausalLM"]
     assert {path.name for path in bridge.iterdir()} >= {"README.md", "lockadapt.json", "chat_template.jinja"}
@@ -141,9 +141,9 @@ def test_an_adapter_holds_lora_alone(run: Path, exported: tuple[Path, Any]) -> N
     assert config["modules_to_save"] is None
     assert config["trainable_token_indices"] is None
     assert Path(config["base_model_name_or_path"]).samefile(exported[0] / "bridge")
-    said = json.loads((adapter / "lockadapt.json").read_text())
-    assert said["base_fingerprint"] == json.loads((run / "run.json").read_text())["base_fingerprint"]
-    assert set(said["files"]) == {"adapter_model.safetensors"}
+    settings = json.loads((adapter / "lockadapt.json").read_text())
+    assert settings["base_fingerprint"] == json.loads((run / "run.json").read_text())["base_fingerprint"]
+    assert set(settings["files"]) == {"adapter_model.safetensors"}
     umask = os.umask(0)
     os.umask(umask)
     for path in exported[0].rglob("*"):
@@ -206,10 +206,10 @@ def test_clients_load_them_without_lockadapt(
     alone = logits.pop("bridge alone")
     assert float((first - alone).abs().max()) > 1e-2
     torch.testing.assert_close(logits.pop("load_adapter, disabled"), alone, rtol=0, atol=1e-6)
-    for name, found in logits.items():
+    for name, actual in logits.items():
         wanted = other if "second" in name else first
         torch.testing.assert_close(
-            found, wanted, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            actual, wanted, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
     assert len(logits) == 12
     assert answer["pipeline"].strip() == answer["peft"].strip() != ""
@@ -233,7 +233,10 @@ def test_the_cards_own_code_gives_the_trained_model(
 
 def as_in_the_base(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tower's keys as today's Transformers writes them."""
-    return {name.replace("vision_tower.vision_model.", "vision_tower."): one for name, one in tensors.items()}
+    return {
+        name.replace("vision_tower.vision_model.", "vision_tower."): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def files_of_a_run(recipe: dict[str, Any], folder: Path, *components: ComponentRow) -> Path:
@@ -305,7 +308,7 @@ def test_a_run_without_lora_is_its_bridge(tiny: Path, tmp_path: Path) -> None:
     proof = export_run(run, "bridge", tmp_path / "bridge", QUIET)
     good(proof)
     assert set(proof["clients"]) == {"alone"}
-    scores = [evaluate_folder(one, None, (), False, None, QUIET) for one in (run, tmp_path / "bridge")]
+    scores = [evaluate_folder(folder, None, (), False, None, QUIET) for folder in (run, tmp_path / "bridge")]
     assert scores[0] == scores[1]
 
 
@@ -317,8 +320,8 @@ def test_a_quantized_run_keeps_the_original_base(tiny: Path, tmp_path: Path) -> 
     proof = export_run(run, "adapter", tmp_path / "out", QUIET)
     good(proof)
     base = load_file(run / "base" / "model.safetensors")
-    found = as_in_the_base(load_file(tmp_path / "out" / "bridge" / "model.safetensors"))
-    assert {n for n in base if not torch.equal(base[n], found[n])} == {n for n in base if "projector" in n}
+    stored = as_in_the_base(load_file(tmp_path / "out" / "bridge" / "model.safetensors"))
+    assert {n for n in base if not torch.equal(base[n], stored[n])} == {n for n in base if "projector" in n}
     assert "nf4" in proof["servable"]["vllm"]
     assert proof["serve"] is None
     inputs, card = inputs_of(run), (tmp_path / "out" / "adapter" / "README.md").read_text()
@@ -336,12 +339,12 @@ def test_a_quantized_run_keeps_the_original_base(tiny: Path, tmp_path: Path) -> 
 def test_trained_vocabulary_rows_go_into_the_bridge(embedding_run: Path, tmp_path: Path) -> None:
     good(export_run(embedding_run, "adapter", tmp_path / "out", QUIET))
     bridge = tmp_path / "out" / "bridge"
-    base, found = (
+    base, stored = (
         load_file(embedding_run / "base" / "model.safetensors"),
         load_file(bridge / "model.safetensors"),
     )
     table = next(name for name in base if name.endswith("embed_tokens.weight"))
-    moved = (base[table] != found[table]).any(-1).nonzero().flatten().tolist()
+    moved = (base[table] != stored[table]).any(-1).nonzero().flatten().tolist()
     tokenizer = AutoProcessor.from_pretrained(bridge).tokenizer
     assert moved == sorted(tokenizer.convert_tokens_to_ids([f"<query_{n}>" for n in (1, 2)]))
     assert set(load_file(bridge / "retrieval" / "retrieval.safetensors"))
@@ -366,10 +369,10 @@ def test_a_model_that_draws(tmp_path: Path) -> None:
     good(export_run(run, "adapter", tmp_path / "out", QUIET))
     trained_head = load_file(run / "generation.safetensors")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out" / "bridge")
-    found = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     assert len(trained_head) > 3
     for name, tensor in trained_head.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(parameters[name], tensor), name
     good(export_run(run, "adapter-full", tmp_path / "full", QUIET))
     config = json.loads((tmp_path / "full" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["model.aligner", "model.generation_aligner", "model.generation_head"]
@@ -393,5 +396,5 @@ def test_a_copied_run_is_exported_too(run: Path, exported: tuple[Path, Any], tmp
     """Nothing in a bridge depends on where the run lies: its base goes with it."""
     shutil.copytree(run, tmp_path / "moved")
     export_run(tmp_path / "moved", "bridge", tmp_path / "bridge", QUIET)
-    first, second = (one / "model.safetensors" for one in (exported[0] / "bridge", tmp_path / "bridge"))
+    first, second = (folder / "model.safetensors" for folder in (exported[0] / "bridge", tmp_path / "bridge"))
     assert first.read_bytes() == second.read_bytes()

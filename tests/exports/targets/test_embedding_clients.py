@@ -70,9 +70,9 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> EmbeddingModel:
 @pytest.mark.parametrize("kind", ["roberta", "clip-text"])
 def test_dual_class_embeds_alike(tmp_path: Path, tiny: Path, kind: str) -> None:
     trained = two_towers(encoder(kind, tmp_path / kind), tiny / "clip-vision", "pooler", scale=20.0)
-    found = export(dual.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
-    assert found["model_class"] == "VisionTextDualEncoderModel"
-    assert max(found["text_difference"], found["image_difference"]) < 1e-5
+    report = export(dual.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert report["model_class"] == "VisionTextDualEncoderModel"
+    assert max(report["text_difference"], report["image_difference"]) < 1e-5
     from transformers import VisionTextDualEncoderModel
 
     model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "out")
@@ -109,9 +109,9 @@ def test_dual_class_refuses_maps_and_frames(
 )
 def test_colpali_embeds_alike(tmp_path: Path, llm: str, tower: str) -> None:
     trained = one_body(tmp_path, llm, tower)
-    found = export(colpali.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
-    assert found["model_class"] == "ColPaliForRetrieval"
-    assert max(found["text_difference"], found["image_difference"]) < 1e-5
+    report = export(colpali.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert report["model_class"] == "ColPaliForRetrieval"
+    assert max(report["text_difference"], report["image_difference"]) < 1e-5
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert type(processor) is type(trained.processor)
     assert (processor.tokenizer.padding_side, trained.processor.tokenizer.padding_side) == ("left", "right")
@@ -126,11 +126,11 @@ def test_colpali_is_the_projected_last_state(llava: EmbeddingModel, tmp_path: Pa
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     inputs = processor(text=["<s>USER: a dog"], add_special_tokens=False, return_tensors="pt")
     with torch.no_grad():
-        found = model(**inputs).embeddings[0, -1]
+        actual = model(**inputs).embeddings[0, -1]
         state = llava.model.model(**inputs).last_hidden_state[0, -1]
         layer: Any = llava.projection
         expected = layer.weight @ state + layer.bias
-    assert torch.allclose(found, expected / expected.square().sum().sqrt(), atol=1e-6)
+    assert torch.allclose(actual, expected / expected.square().sum().sqrt(), atol=1e-6)
 
 
 def test_colpali_refusals(tmp_path: Path, tiny: Path, bert: Path, llava: EmbeddingModel) -> None:
@@ -178,8 +178,8 @@ def test_sentence_transformers_encodes_both(
         llm, lambda folder: tiny_llm(llm, folder)
     )(tmp_path / llm)
     trained = two_towers(text, tiny_tower(tower, tmp_path / tower), pooling, frames=Frames("a photo of "))
-    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
-    assert max(found["text_difference"], found["image_difference"]) < 1e-4
+    report = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert max(report["text_difference"], report["image_difference"]) < 1e-4
     assert {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()} <= {
         *(".json", ".safetensors", ".txt", ".jinja"),
     }
@@ -197,8 +197,8 @@ def test_sentence_transformers_encodes_both(
 )
 def test_sentence_transformers_holds_a_vlm(tmp_path: Path, llm: str, tower: str, pooling: str) -> None:
     trained = one_body(tmp_path, llm, tower, pooling)
-    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
-    assert max(found["text_difference"], found["image_difference"]) < 1e-4
+    report = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert max(report["text_difference"], report["image_difference"]) < 1e-4
 
 
 @with_client
@@ -206,8 +206,8 @@ def test_sentence_transformers_adds_no_bos_of_its_own(tmp_path: Path) -> None:
     """The tiny tokenizer would put `<s>` before frames that have none."""
     bare = Frames("USER: ", " ASSISTANT:", "USER: <image> ASSISTANT:")
     trained = one_body(tmp_path, "llama-tied", "clip-vision", frames=bare)
-    found = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
-    assert max(found["text_difference"], found["image_difference"]) < 1e-4
+    report = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert max(report["text_difference"], report["image_difference"]) < 1e-4
 
 
 @with_client
@@ -234,9 +234,9 @@ def test_frames_template_writes_frames() -> None:
     def render(content: Any) -> str:
         return str(template.render(messages=[{"role": "user", "content": content}]))
 
-    said = FRAMES.before + "a dog" + FRAMES.after
-    assert render(" a dog ") == said
-    assert render([{"type": "text", "text": "a dog"}]) == said
+    framed = FRAMES.before + "a dog" + FRAMES.after
+    assert render(" a dog ") == framed
+    assert render([{"type": "text", "text": "a dog"}]) == framed
     assert render([{"type": "image", "image": None}]) == FRAMES.image
     assert json.dumps(render("ä")) == json.dumps(FRAMES.before + "ä" + FRAMES.after)
 

@@ -40,7 +40,7 @@ def test_what_vllm_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"config": config(kind=hf.FastVlmConfig, tower="timm_wrapper")},
@@ -65,10 +65,10 @@ def test_what_vllm_takes() -> None:
         ({"adapter_keys": ["x.layers.0.attn.c_attn.lora_A.weight"]}, "this has c_attn"),
     ],
 )
-def test_what_vllm_refuses(change: dict[str, Any], said: str) -> None:
+def test_what_vllm_refuses(change: dict[str, Any], message: str) -> None:
     answer = servable(dataclasses.replace(GOOD, **change))["vllm"]
     assert isinstance(answer, str)
-    assert said in answer
+    assert message in answer
     assert ";" not in answer, "one change, one reason"
 
 

@@ -17,14 +17,14 @@ from lockadapt.exports.weights.merge_weights import Weighted, merge_weights
 from lockadapt.files import new_folder, sha256_of
 
 
-def main(base: Path, adapter: Path, room: Path, kills: int) -> None:
+def main(base: Path, adapter: Path, scratch: Path, kills: int) -> None:
     """Prints how often the target was absent and complete; raises if it was ever anything else."""
     # The first merge reads cold files; kills drawn over its time would mostly come after a warm one has ended.
-    seconds = min(timed(base, adapter, room / name) for name in ("cold", "warm", "whole"))
-    wanted = digests(room / "whole")
-    chance, found = random.Random(0), {"absent": 0, "complete": 0, "abandoned": 0}
+    seconds = min(timed(base, adapter, scratch / name) for name in ("cold", "warm", "whole"))
+    wanted = digests(scratch / "whole")
+    chance, outcomes = random.Random(0), {"absent": 0, "complete": 0, "abandoned": 0}
     for number in range(kills):
-        target = room / f"killed-{number}"
+        target = scratch / f"killed-{number}"
         child = merge(base, adapter, target)
         # The moment of the signal is what is tried out, so it is drawn, over the whole merge and a little more.
         time.sleep(chance.uniform(0, seconds * 1.1))
@@ -32,14 +32,14 @@ def main(base: Path, adapter: Path, room: Path, kills: int) -> None:
         os.waitpid(child, 0)
         if target.exists():
             assert digests(target) == wanted, f"{target} is neither absent nor complete"
-        found["complete" if target.exists() else "absent"] += 1
-        left = marked(room, number)
-        found["abandoned"] += len(left)
+        outcomes["complete" if target.exists() else "absent"] += 1
+        left = marked(scratch, number)
+        outcomes["abandoned"] += len(left)
         if left:
             finish(merge(base, adapter, target))
             assert digests(target) == wanted
-            assert not marked(room, number), "what a killed writer left was not removed"
-    print(json.dumps(found))
+            assert not marked(scratch, number), "what a killed writer left was not removed"
+    print(json.dumps(outcomes))
 
 
 def timed(base: Path, adapter: Path, output: Path) -> float:
@@ -64,9 +64,9 @@ def finish(child: int) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def marked(room: Path, number: int) -> list[Path]:
+def marked(scratch: Path, number: int) -> list[Path]:
     """Folders that a killed child had begun to fill."""
-    return list(room.glob(f".killed-{number}.writing-*"))
+    return list(scratch.glob(f".killed-{number}.writing-*"))
 
 
 def digests(folder: Path) -> dict[str, str]:

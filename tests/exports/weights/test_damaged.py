@@ -52,10 +52,10 @@ def header(change: Callable[[dict[str, Any]], None], name: str = FIRST) -> Damag
 def entry(change: Callable[[dict[str, Any]], Any]) -> Damage:
     """Changes what the header says of one tensor."""
 
-    def one(table: dict[str, Any]) -> None:
+    def change_one_tensor(table: dict[str, Any]) -> None:
         change(table[sorted(key for key in table if key != "__metadata__")[1]])
 
-    return header(one)
+    return header(change_one_tensor)
 
 
 def index(change: Callable[[dict[str, Any]], Any]) -> Damage:
@@ -70,9 +70,9 @@ def index(change: Callable[[dict[str, Any]], Any]) -> Damage:
 def tensors(change: Callable[[dict[str, torch.Tensor]], Any], name: str = ADAPTER) -> Damage:
     def damage(base: Path, adapter: Path) -> None:
         file = (adapter if name.startswith("adapter") else base) / name
-        found = load_file(file)
-        change(found)
-        save_file(found, file)
+        stored = load_file(file)
+        change(stored)
+        save_file(stored, file)
 
     return damage
 
@@ -203,20 +203,20 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_a_typed_error_and_leaves_nothing(name: str, tmp_path: Path) -> None:
-    room = tmp_path / "room"
-    base, adapter = room / "base", room / "adapter"
+    scratch = tmp_path / "room"
+    base, adapter = scratch / "base", scratch / "adapter"
     case = Case(shards=2)
     make_adapter(case, make_base(case, base), adapter)
     DAMAGES[name](base, adapter)
-    before = sorted(room.rglob("*"))
+    before = sorted(scratch.rglob("*"))
     with (
         pytest.raises(LockadaptError) as error,
-        new_folder(room / "merged", what="merging") as folder,
+        new_folder(scratch / "merged", what="merging") as folder,
     ):
         merge_weights(base, folder, [Weighted(adapter)])
     assert type(error.value) is not LockadaptError
     assert error.value.where
-    assert sorted(room.rglob("*")) == before
+    assert sorted(scratch.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

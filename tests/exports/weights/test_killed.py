@@ -25,9 +25,9 @@ def test_sigkill_leaves_nothing_or_everything(tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     case = Case(hidden=64, shards=3)
     make_adapter(case, make_base(case, base), adapter)
-    found = run("killing.py", base, adapter, tmp_path, KILLS)
-    assert found["absent"] + found["complete"] == KILLS
-    assert found["absent"] > KILLS / 3
+    outcomes = run("killing.py", base, adapter, tmp_path, KILLS)
+    assert outcomes["absent"] + outcomes["complete"] == KILLS
+    assert outcomes["absent"] > KILLS / 3
 
 
 @pytest.mark.slow
@@ -38,9 +38,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert large["mib"] - small["mib"] < 24, (small, large)
 
 
-def wide(room: Path, layers: int) -> tuple[Path, Path, Path]:
+def wide(scratch: Path, layers: int) -> tuple[Path, Path, Path]:
     """A Llama of so many layers of 12 MB, a shard each; an adapter; an empty folder."""
-    base, adapter, output = room / "base", room / "adapter", room / "output"
+    base, adapter, output = scratch / "base", scratch / "adapter", scratch / "output"
     for folder in (base, output):
         folder.mkdir(parents=True)
     config = LlamaConfig(
@@ -71,5 +71,5 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    outcomes: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcomes

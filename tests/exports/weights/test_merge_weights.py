@@ -78,14 +78,14 @@ def cases(draw: st.DrawFn) -> Case:
 )
 @given(cases())
 def test_random_adapters_against_float64(case: Case) -> None:
-    with tempfile.TemporaryDirectory() as room:
-        base, adapter, output = make(case, Path(room))
+    with tempfile.TemporaryDirectory() as scratch:
+        base, adapter, output = make(case, Path(scratch))
         merge_weights(base, output, [Weighted(adapter, case.weight)])
         tensors = read_all(base)
         wanted = oracle(case, tensors, plain_tensors(adapter))
-        found = read_all(output)
-        assert found.keys() == wanted.keys()
-        for name, tensor in found.items():
+        stored = read_all(output)
+        assert stored.keys() == wanted.keys()
+        for name, tensor in stored.items():
             assert tensor.dtype == DTYPES[case.dtype]
             # One rounding to the stored dtype, and the float32 arithmetic before it.
             allowed = torch.finfo(tensor.dtype).eps / 2 * wanted[name].abs() * 1.01 + 2e-5
@@ -98,11 +98,11 @@ def test_pieces_give_the_same_bits_as_the_whole(tmp_path: Path, monkeypatch: pyt
     case = Case(dtype="bfloat16", hidden=96, rank=5, targets=LLAMA, shards=2, tied=False)
     base, adapter, output = make(case, tmp_path)
     merge_weights(base, output, [Weighted(adapter)], threads=3)
-    tensors, lora, found = read_all(base), plain_tensors(adapter), read_all(output)
+    tensors, lora, stored = read_all(base), plain_tensors(adapter), read_all(output)
     for path in adapted(case, tensors):
         a, b = (lora[f"{path}.lora_{x}.weight"] for x in "AB")
         plain = (tensors[f"{path}.weight"].float() + case.alpha / case.rank * (b @ a)).bfloat16()
-        assert torch.equal(found[f"{path}.weight"].view(torch.int16), plain.view(torch.int16)), path
+        assert torch.equal(stored[f"{path}.weight"].view(torch.int16), plain.view(torch.int16)), path
 
 
 def test_what_is_not_touched_stays_byte_for_byte(tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_new_keys_move_nothing_else(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
     merge_weights(base, plain, [Weighted(adapter)])
-    found, wanted = read_all(output), read_all(plain)
-    found["model.norm.weight"] = found.pop("model.a_much_longer_name.weight")
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    stored, wanted = read_all(output), read_all(plain)
+    stored["model.norm.weight"] = stored.pop("model.a_much_longer_name.weight")
+    assert stored.keys() == wanted.keys()
+    assert all(torch.equal(stored[name], wanted[name]) for name in wanted)
     with safe_open(output / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt", "made": "by hand"}
 
@@ -147,10 +147,10 @@ def test_stacked_adapters_are_summed_with_their_weights(tmp_path: Path) -> None:
     tensors = read_all(base)
     second = make_adapter(other, tensors, tmp_path / "second")
     merge_weights(base, output, [Weighted(first, 0.7), Weighted(tmp_path / "second", 0.3)])
-    one = oracle(dataclasses.replace(case, weight=0.7), tensors, plain_tensors(first))
+    single = oracle(dataclasses.replace(case, weight=0.7), tensors, plain_tensors(first))
     two = oracle(dataclasses.replace(other, weight=0.3), tensors, second)
     for name, tensor in read_all(output).items():
-        wanted = one[name] + two[name] - tensors[name].double()
+        wanted = single[name] + two[name] - tensors[name].double()
         assert torch.allclose(tensor.double(), wanted, atol=2e-6), name
 
 
@@ -163,8 +163,8 @@ def test_a_stack_does_not_depend_on_its_order(tmp_path: Path) -> None:
     turned.mkdir()
     merge_weights(base, output, stack)
     merge_weights(base, turned, stack[::-1])
-    one, two = read_all(output), read_all(turned)
-    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    forward, two = read_all(output), read_all(turned)
+    assert all(torch.allclose(forward[name], two[name], atol=1e-6) for name in forward)
 
 
 def test_trained_rows_reach_the_tied_head_too_where_both_are_stored(tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ def test_trained_rows_reach_the_tied_head_too_where_both_are_stored(tmp_path: Pa
     tensors = read_all(base)
     write_shards({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, base, 1)
     merge_weights(base, output, [Weighted(adapter)])
-    found = read_all(output)
-    assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
-    assert not torch.equal(found["lm_head.weight"][3], tensors["model.embed_tokens.weight"][3])
+    stored = read_all(output)
+    assert torch.equal(stored["lm_head.weight"], stored["model.embed_tokens.weight"])
+    assert not torch.equal(stored["lm_head.weight"][3], tensors["model.embed_tokens.weight"][3])
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

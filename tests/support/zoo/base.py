@@ -128,9 +128,9 @@ def template(name: str, **replaced: str) -> str:
 
 def token_id(tokens: hf.PreTrainedTokenizerFast, token: str) -> int:
     """The id of a special token that must be there."""
-    (found,) = tokens.convert_tokens_to_ids([token])
-    assert found != tokens.unk_token_id, f"{token} is not in the vocabulary"
-    return found
+    (number,) = tokens.convert_tokens_to_ids([token])
+    assert number != tokens.unk_token_id, f"{token} is not in the vocabulary"
+    return number
 
 
 def text_config(model_type: str, tokens: hf.PreTrainedTokenizerFast, **changes: Any) -> dict[str, Any]:
