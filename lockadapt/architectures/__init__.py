@@ -14,6 +14,7 @@ from lockadapt.architectures.base import Architecture, Generation, Inputs, Model
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
 from lockadapt.architectures.generic import describe_config, describe_model, describes
+from lockadapt.architectures.idefics3 import IDEFICS3
 from lockadapt.architectures.janus import JANUS
 from lockadapt.architectures.llava import LLAVA
 from lockadapt.errors import AssemblyError
@@ -24,6 +25,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     JANUS,
     DUAL_ENCODER,
     AYA_VISION,
+    IDEFICS3,
 )
 
 
@@ -84,11 +86,13 @@ def class_name(thing: Any) -> str:
 def inputs_of(processor: Any) -> Inputs:
     """What images and text become, by the processor: its class decides, not the model's.
 
-    Of a processor that is not known the answer is asked for every row, if it has an image token.
+    Of a processor that is not known, or that makes other texts of other pictures, the answer is asked for
+    every row, if it has an image token.
     """
     for architecture in ARCHITECTURES:
-        if type(processor) is architecture.inputs.processor_class:
-            return architecture.inputs
+        inputs = architecture.inputs
+        if type(processor) is inputs.processor_class and inputs.uniform(processor):
+            return inputs
     marked = bool(getattr(processor, "image_token", None))
     return Inputs(type(processor), None, stock=marked)
 

@@ -18,7 +18,7 @@ from lockadapt.architectures.base import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
 from lockadapt.architectures.choose import Choice, Wish, choices, choose
-from lockadapt.architectures.features import projector_input
+from lockadapt.architectures.features import kept_outputs, projector_input
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError
@@ -310,7 +310,7 @@ def _build(parts: Parts, folder: Path, images: Iterable[Image.Image] | None, see
     choice, given = parts.choice, parts.ingredients
     values = probe_pixels(given.image_processor)
     held = choice.assembly.tower(given, choice.fusion, values)
-    expected = _expect(choice.assembly, given, values, held)
+    expected = _expect(choice.assembly, given, choice.architecture.inputs.shown(values), held)
     model, processor, kind = put_together(choice, replace(given, tower=held), seed)
     calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
     name_text_class(model.config)
@@ -322,15 +322,16 @@ def _build(parts: Parts, folder: Path, images: Iterable[Image.Image] | None, see
 
 
 @torch.no_grad()
-def _expect(assembly: Assembly, given: Ingredients, values: Tensor, held: Any) -> Expectation:
+def _expect(assembly: Assembly, given: Ingredients, images: dict[str, Tensor], held: Any) -> Expectation:
     """What the sources compute before anything is joined; `held` is the tower that will be in the model."""
     llm = given.llm
     ids = probe_ids(given.text.rows, 1, given.text.context, avoid=image_token_id(given.tokenizer))
-    output = given.tower(values.to(llm.dtype), output_hidden_states=True, return_dict=True)
+    values = images["pixel_values"].flatten(0, -4).to(llm.dtype)
+    output = given.tower(values, output_hidden_states=True, return_dict=True)
     return Expectation(
         token_ids=ids,
         logits=llm(input_ids=ids, use_cache=False).logits.clone(),
-        pixel_values=values,
+        images=images,
         features=assembly.projected(output, given.vision).clone(),
         tower_class=_full_name(held),
         llm_class=_full_name(llm.base_model),
@@ -349,8 +350,15 @@ def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) 
 @torch.no_grad()
 def _prove_here(model: Any, expected: Expectation, dtype: torch.dtype) -> ProofReport:
     logits = model(input_ids=expected.token_ids).logits
-    features = projector_input(model, expected.pixel_values.to(dtype))
-    return compare(expected, logits, features, dtype, fresh_process=False)
+    images = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in expected.images.items()
+    }
+    kept = kept_outputs(model, images)
+    if not isinstance(kept, Tensor):
+        levels = [level for record in kept for level in record.levels.values()]
+        kept = torch.cat(levels).reshape(expected.features.shape)
+    return compare(expected, logits, kept, dtype, fresh_process=False)
 
 
 def _full_name(thing: object) -> str:

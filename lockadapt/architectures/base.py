@@ -157,6 +157,16 @@ class ImageSpan:
         return self.before + self.token * self.count + self.after
 
 
+def every_picture(processor: Any) -> bool:
+    """Whether a processor makes the same text of every picture: all of its class do; see `Inputs.uniform`."""
+    return True
+
+
+def squares(pixel_values: Tensor) -> dict[str, Tensor]:
+    """Pixel values as they are; see `Inputs.shown`."""
+    return {"pixel_values": pixel_values}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What images and text become in a batch.
@@ -167,12 +177,20 @@ class Inputs:
         extra: keys of the processor's output that forward needs beside ids, mask and pixels.
         stock: whether an image's text depends on its size, so that the stock processor is asked for every
             row.
+        uniform: whether a processor of the class makes the same text of every picture; one that does not is
+            asked for every row.
+        shown: pixel values (images, channels, side, side) -> the arguments of forward that hold them.
+        by_value: whether shapes inside forward depend on pixel values (images of zeros are left out), so
+            that a plan needs real ones.
     """
 
     processor_class: type[Any]
     span: Callable[[Any], ImageSpan] | None
     extra: tuple[str, ...] = ()
     stock: bool = False
+    uniform: Callable[[Any], bool] = every_picture
+    shown: Callable[[Tensor], dict[str, Tensor]] = squares
+    by_value: bool = False
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def join(
         model: Any = model_class(config)
     same_structure("tower", model.get_submodule(layout.tower), tower)
     model.set_submodule(layout.tower, tower)
-    put_llm(model, llm, ingredients.text)
+    put_llm(model, llm, ingredients.text, layout)
     projector = model.get_submodule(layout.projector[0])
     make_room(projector, llm)
     fusion.initialise(projector, torch.Generator().manual_seed(seed))

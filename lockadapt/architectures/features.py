@@ -48,7 +48,8 @@ def kept_outputs(model: nn.Module, images: Mapping[str, Any]) -> Tensor | Sequen
         AssemblyError: nothing of this class may be kept.
     """
     base = unwrap_model(model)
-    return _features(base).take(base, images)
+    shown = architecture_of(base).inputs.shown
+    return _features(base).take(base, {**images, **shown(images["pixel_values"])})
 
 
 def image_arguments(

@@ -71,7 +71,8 @@ class PixelInputs:
 
     def values(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values (pictures, 3, side, side) of RGB pictures."""
-        return self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        values = self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return values.flatten(0, -4)  # some processors put the images of a row below it
 
 
 class ProcessorInputs:

@@ -44,7 +44,9 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
-TOWERS, PROJECTORS = ("vision_tower", "vision_model"), ("multi_modal_projector", "aligner")
+TOWERS = ("vision_tower", "vision_model")
+PROJECTORS = ("multi_modal_projector", "aligner", "connector")
+LLMS = ("language_model", "text_model")
 KINDS = ("missing", "unexpected", "mismatched")
 
 
@@ -86,7 +88,7 @@ def main() -> None:
     answer = {
         "model_class": full_name(model),
         "tower_class": full_name(part(model, TOWERS)),
-        "llm_class": full_name(getattr(model.model, "language_model", None)),
+        "llm_class": full_name(part(model, LLMS)),
         **keys,
         "texts": texts,
         "prompt_ids": prompts,
@@ -181,8 +183,8 @@ def names(keys: Any) -> list[str]:
     return sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
 
 
-def part(model: Any, names: tuple[str, str]) -> Any:
-    """A part of the body, called one way in LLaVA and FastVLM and another in Janus; None in other classes."""
+def part(model: Any, names: tuple[str, ...]) -> Any:
+    """A part of the body, which classes call by one of a few names; None in other classes."""
     return next((getattr(model.model, name) for name in names if hasattr(model.model, name)), None)
 
 

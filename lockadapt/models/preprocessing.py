@@ -81,7 +81,9 @@ def square_processor(own: Any, image_size: int | None, where: str) -> tuple[Any,
 def pixels(processor: Any, images: list[Image.Image]) -> Tensor:
     """RGB images -> pixel values, (images, channels, height, width), float32."""
     values = processor(images=images, return_tensors="pt")["pixel_values"]
-    if not isinstance(values, Tensor) or values.ndim != 4:
+    if isinstance(values, Tensor) and values.ndim == 5:  # the images of one row
+        values = values.flatten(0, 1)
+    if not isinstance(values, Tensor) or values.ndim != 4 or len(values) != len(images):
         raise ValueError("not one picture per image")
     return values.float()
 

@@ -38,14 +38,14 @@ class FreshResult:
 class Expectation:
     """What the sources compute, to be found again in the stock folder.
 
-    `token_ids` (rows, tokens) gave `logits` (rows, tokens, old vocabulary); `pixel_values` gave `features`
-    (images, tokens, channels) at the projector's entrance. `tower_class` is `module.Class` of the source
-    tower.
+    `token_ids` (rows, tokens) gave `logits` (rows, tokens, old vocabulary). What `images`, arguments of the
+    class's forward, show gave `features` (images, tokens, channels) at the projector's entrance.
+    `tower_class` is `module.Class` of the source tower.
     """
 
     token_ids: Tensor
     logits: Tensor
-    pixel_values: Tensor
+    images: Mapping[str, Tensor]
     features: Tensor
     tower_class: str
     llm_class: str
@@ -57,7 +57,7 @@ class Expectation:
         return {
             "text.input_ids": self.token_ids,
             "text.attention_mask": mask,
-            "image.pixel_values": self.pixel_values,
+            **{f"image.{name}": tensor for name, tensor in self.images.items()},
         }
 
 

@@ -99,7 +99,8 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         }
     elif "pixel_values" in batch:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
-        inputs["pixel_values"] = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
+        values = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
+        inputs |= architecture.inputs.shown(values)
     return inputs
 
 

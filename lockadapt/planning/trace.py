@@ -13,7 +13,7 @@ from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures import architecture_of, layout_of, tower_of
 from lockadapt.architectures.base import parameters_at, unwrap_model
 from lockadapt.architectures.blueprint import META, Blueprint
 from lockadapt.architectures.features import projector_input
@@ -162,6 +162,8 @@ class _FakeImages:
         if not images:
             return {}
         side = image_side(self.trace.processor)
+        if not self.cached and architecture_of(self.trace.model).inputs.by_value:
+            return {"pixel_values": torch.ones(len(images), 3, side, side)}
         with self.trace.mode:
             if self.cached:
                 shape, dtype = (len(images), *self.trace.features), self.trace.dtype

@@ -69,6 +69,8 @@ SHAPES = [
     ("llama-tied", "dinov2", ("model.quantization=nf4", "training.accumulation=2")),
     ("llama", "clip-vision", ("model.quantization=int8", "training.gradient_checkpointing=true")),
     ("llama-tied", "clip-vision", ("model.dtype=bfloat16", "lora.dora=true")),
+    ("llama-tied", "siglip-vision", ("model.fusion=pixel-shuffle-linear",)),
+    ("llama-tied", "siglip-vision", ("model.fusion=pixel-shuffle-linear", "data.features=none")),
 ]
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.batch import on_device
 from lockadapt.data.encode import Encoder
@@ -37,7 +38,7 @@ class Answer:
     Attributes:
         prompt: token ids that it followed.
         tokens: its ids, the one that ends it among them.
-        pixel_values: that the prompt's image tokens stand for, (images, 3, side, side); None without images.
+        pixel_values: that the prompt's image tokens stand for, as forward takes them; None without images.
         likeliest: int64 (steps, LIKELIEST); `scores`: float32, the same shape, falling.
     """
 
@@ -127,11 +128,11 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         shown = _ids(encoder, sample)
         if sample.images:
             own = [pixels.picture(image) for image in sample.images]
-            tensors |= _case(f"sample{number}", shown | _image_keys(pixels, own, dtype))
+            tensors |= _case(f"sample{number}", shown | _image_keys(model, pixels, own, dtype))
             others = _others(sample, samples, pixels)
             if isinstance(pixels, ProcessorInputs):  # the tokens stay those of the sample's own sizes
                 others = [other.resize(mine.size) for other, mine in zip(others, own, strict=True)]
-            tensors |= _case(f"swapped{number}", shown | _image_keys(pixels, others, dtype))
+            tensors |= _case(f"swapped{number}", shown | _image_keys(model, pixels, others, dtype))
         tensors |= _case(f"text{number}", _ids(encoder, text))
     logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
     conversations = (*(sample for sample in samples if sample.images), *alone)
@@ -190,12 +191,15 @@ def _ids(encoder: Encoder, sample: Sample) -> dict[str, Tensor]:
 
 
 def _image_keys(
-    pixels: PixelInputs | ProcessorInputs, pictures: list[Image.Image], dtype: torch.dtype
+    model: nn.Module,
+    pixels: PixelInputs | ProcessorInputs,
+    pictures: list[Image.Image],
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     if isinstance(pixels, ProcessorInputs):
         made = pixels.stock.image_keys([pictures])
     else:
-        made = {"pixel_values": pixels.values(pictures)}
+        made = architecture_of(model).inputs.shown(pixels.values(pictures))
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in made.items()}
 
 
@@ -230,9 +234,10 @@ def _answer(
         name: value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
         for name, value in on_device(given, next(model.parameters()).device).items()
     }
+    arguments = model_inputs(model, inputs)
     with quiet():  # Janus says at every call which of two lengths counts
         made: Any = model.generate(  # type: ignore[operator]
-            **model_inputs(model, inputs),
+            **arguments,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             num_beams=1,
@@ -241,7 +246,7 @@ def _answer(
             output_scores=True,
         )
     best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
-    values = inputs["pixel_values"].cpu() if sample.images else None
+    values = arguments["pixel_values"].cpu() if sample.images else None
     tokens = tuple(made.sequences[0, len(prompt) :].tolist())
     return Answer(tuple(prompt), tokens, values, best.indices.cpu(), best.values.cpu())
 
