@@ -87,6 +87,7 @@ class Objective(ABC):
         kind: what it is (`caption`, `vqa`, `itc` …).
         packs: whether samples of one image can share a row.
         plannable: whether its loss can be traced without weights, for `lockadapt plan`.
+        divisible: whether the loss of a batch is the mean of its parts' losses, weighed by their terms.
         weight: factor on its loss in a mixed run.
         sampling_weight: its share of micro-batches, relative to the others'.
         batch_size: samples in one of its micro-batches; None: the run's.
@@ -95,6 +96,7 @@ class Objective(ABC):
     kind: ClassVar[str]
     packs: ClassVar[bool] = False
     plannable: ClassVar[bool] = False
+    divisible: ClassVar[bool] = True
 
     weight: float = 1.0
     sampling_weight: float = 1.0
@@ -144,6 +146,35 @@ class Objective(ABC):
     ) -> Batch:
         """Makes the batch that `loss` takes; arguments as in `lockadapt.data.batch.collate`."""
         return collate(items, images, pad_id, name, max_row_tokens if self.packs else None)
+
+    def terms(self, batch: Batch) -> int:
+        """How many terms the batch's loss is the mean of, before it is computed; by default its targets.
+
+        Args:
+            batch: from `collate`.
+
+        Returns:
+            What the report of `loss` says as `tokens`; 1 where a batch has no `targets`.
+        """
+        return len(batch["targets"]) if "targets" in batch else 1
+
+    def random_numbers(self, model: nn.Module, batch: Batch, rows: int) -> Batch:
+        """Draws what training changes at random, so that any division of a batch sees the same changes.
+
+        Args:
+            model: the one that trains, possibly wrapped.
+            batch: any part of the micro-batch, for the shapes of its rows.
+            rows: of the whole micro-batch, over all processes.
+
+        Returns:
+            Tensors on the CPU whose first dimension is `rows`; `loss` finds its rows of them in the batch.
+            Nothing by default.
+        """
+        return {}
+
+    def in_smaller_chunks(self) -> Objective | None:
+        """The same objective in less memory a batch, of those that are not divisible; None: none."""
+        return None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:

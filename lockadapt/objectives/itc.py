@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -88,6 +88,7 @@ class ImageText(Objective):
     templates: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "itc"
+    divisible: ClassVar[bool] = False
 
     @property
     def scored_as(self) -> str:
@@ -181,6 +182,14 @@ class ImageText(Objective):
             "text_of": torch.tensor(text_of),
             "keys": torch.tensor(keys),
         }
+
+    def terms(self, batch: Batch) -> int:
+        """The pairs."""
+        return len(batch["keys"])
+
+    def in_smaller_chunks(self) -> ImageText | None:
+        """Embeds half as many images or texts at a time."""
+        return replace(self, chunk=self.chunk // 2) if self.chunk > 1 else None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
         """See `contrastive_loss`; pairs of one image or of one text count as belonging together.

@@ -35,6 +35,7 @@ from lockadapt.objectives.image_generation import ImageGenerationConfig, generat
 from lockadapt.objectives.image_samples import SHOWN, ImageSamples
 
 AT_ONCE = 512
+_DRAWN = ("prompt_dropped", "view", "misread")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,29 +167,54 @@ class TextToImage(Objective):
             **images([image for item in items for image in item.images]),
         }
 
+    def terms(self, batch: Batch) -> int:
+        """The image tokens."""
+        return batch["image_token_ids"].numel()
+
+    def random_numbers(self, model: nn.Module, batch: Batch, rows: int) -> Batch:
+        """Which prompts are dropped, which view of an image is learned, which image tokens are misread.
+
+        From torch's CPU generator.
+
+        Args:
+            model: says how large the codebook is.
+            batch: says how many tokens and views an image has.
+            rows: images.
+
+        Returns:
+            `prompt_dropped` bool (rows, 1), `view` int64 (rows,), `misread` bool and `misread_as` int64
+            (rows, image tokens), those that this objective uses.
+        """
+        drawn: Batch = {}
+        if self.prompt_drop:
+            drawn["prompt_dropped"] = torch.rand(rows, 1) < self.prompt_drop
+        if "image_crops" in batch:
+            drawn["view"] = torch.randint(batch["image_crops"].shape[1] + 1, (rows,))
+        if self.image_token_noise:
+            shape = (rows, batch["image_token_ids"].shape[1])
+            drawn["misread"] = torch.rand(shape) < self.image_token_noise
+            drawn["misread_as"] = torch.randint(_codec(model).codebook_size, shape)
+        return drawn
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Report]:
         """Mean over all image tokens.
 
-        Random numbers of training come from torch's CPU generator.
+        Random numbers of training are those of the batch, or are drawn here.
         """
-        ids = batch["input_ids"]
-        if model.training and self.prompt_drop:
-            dropped = (torch.rand(len(ids), 1) < self.prompt_drop).to(ids.device)
-            ids = torch.where(dropped, batch["unconditional_ids"], ids)
-        image_token_ids = batch["image_token_ids"]
-        if model.training and "image_crops" in batch:
+        ids, image_token_ids = batch["input_ids"], batch["image_token_ids"]
+        if model.training and not any(name in batch for name in _DRAWN):
+            drawn = self.random_numbers(model, batch, len(ids))
+            batch = {**batch, **{name: one.to(ids.device) for name, one in drawn.items()}}
+        if model.training and "prompt_dropped" in batch:
+            ids = torch.where(batch["prompt_dropped"], batch["unconditional_ids"], ids)
+        if model.training and "view" in batch:
             views = torch.cat([image_token_ids[:, None], batch["image_crops"]], dim=1)
-            chosen = torch.randint(views.shape[1], (len(image_token_ids),)).to(image_token_ids.device)
-            image_token_ids = views[torch.arange(len(image_token_ids), device=image_token_ids.device), chosen]
+            image_token_ids = views[
+                torch.arange(len(image_token_ids), device=image_token_ids.device), batch["view"]
+            ]
         read = image_token_ids
-        if model.training and self.image_token_noise:
-            codebook_size = _codec(model).codebook_size
-            wrong = torch.rand(image_token_ids.shape) < self.image_token_noise
-            read = torch.where(
-                wrong.to(image_token_ids.device),
-                torch.randint(codebook_size, image_token_ids.shape).to(image_token_ids.device),
-                image_token_ids,
-            )
+        if model.training and "misread" in batch:
+            read = torch.where(batch["misread"], batch["misread_as"], image_token_ids)
         losses, correct = image_token_losses(model, ids, batch["attention_mask"], image_token_ids, read)
         tokens = torch.tensor(float(losses.numel()))
         return losses.mean(), {"tokens": tokens, "token_accuracy": correct.float() / losses.numel()}

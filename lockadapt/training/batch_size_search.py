@@ -41,11 +41,12 @@ class Measured:
 def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> Measured:
     """Runs forward and backward of the largest micro-batch, before the first step and without a trace of it.
 
-    If memory runs out, the micro-batch is halved and the accumulation doubled, so that a step sees the same
-    samples, and `trainer.args` say so. No weight, gradient or random number is touched.
+    If memory runs out, micro-batches of that objective go through the model in halves (`rows_at_once` of the
+    trainer), or, where its loss compares all rows of a batch, in smaller chunks. A step sees the same samples
+    and has the same loss. No weight, gradient or random number is touched.
 
     Args:
-        trainer: ready to train.
+        trainer: ready to train; told how many rows go at once.
         note: is told what does not fit, and what is done.
 
     Returns:
@@ -54,27 +55,11 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> M
     Raises:
         DoesNotFitError: a single sample does not fit.
     """
-    args = trainer.args
-    total = args.per_device_train_batch_size * args.gradient_accumulation_steps
     while True:
-        size = args.per_device_train_batch_size
         measured = _measure(trainer)
         if isinstance(measured, Measured):
             return measured
-        if size == 1:
-            raise DoesNotFitError(
-                f"a single sample does not fit: {measured}",
-                where="the largest sample, before step 1",
-                fix="training.gradient_checkpointing=true, model.quantization=nf4, a smaller "
-                "data.max_length or LLM",
-            )
-        smaller = next(n for n in range(size // 2, 0, -1) if total % n == 0)
-        note(
-            f"out of memory with {size} samples at once ({measured}): going on with {smaller} and "
-            f"{total // smaller} accumulated, {total} in a step as before"
-        )
-        args.per_device_train_batch_size, args.gradient_accumulation_steps = smaller, total // smaller
-        trainer._train_batch_size = smaller
+        note(_halve(trainer, measured))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -95,22 +80,59 @@ def reason(error: BaseException) -> str:
     return first.split(". GPU ")[0].removesuffix(".")
 
 
-def _measure(trainer: GroundingTrainer) -> Measured | str:
-    """The largest of the candidates, or the first line of an out-of-memory error."""
+@dataclass(frozen=True)
+class _TooLarge:
+    """An objective whose micro-batch does not fit, and the first line of the out-of-memory error."""
+
+    objective: str
+    reason: str
+
+
+def _halve(trainer: GroundingTrainer, tried: _TooLarge) -> str:
+    """Takes half the memory for an objective's micro-batches; says what did not fit and what is done."""
+    name = tried.objective
+    objective, total = trainer.objectives[name], trainer.micro_batches()[name]
+    smaller = None if objective.divisible else objective.in_smaller_chunks()
+    if smaller is not None:
+        trainer.objectives[name] = smaller
+        return f"out of memory with {total} samples of {name} ({tried.reason}): going on in smaller chunks"
+    size = trainer.rows_at_once.get(name, total)
+    if size == 1 or not objective.divisible:
+        raise DoesNotFitError(
+            f"a single sample does not fit: {tried.reason}",
+            where="the largest sample, before step 1",
+            fix="training.gradient_checkpointing=true, model.quantization=nf4, a smaller "
+            "data.max_length or LLM",
+        )
+    trainer.rows_at_once[name] = size // 2
+    parts = -(-total // (size // 2))
+    step = total * trainer.args.gradient_accumulation_steps
+    return (
+        f"out of memory with {size} samples at once ({tried.reason}): going on with {size // 2} and "
+        f"{parts * trainer.args.gradient_accumulation_steps} accumulated, {step} in a step as before"
+    )
+
+
+def _measure(trainer: GroundingTrainer) -> Measured | _TooLarge:
+    """The largest of the candidates, or what does not fit."""
     rows: Any = trainer.train_dataset
     chosen = largest_batches(rows.rows, trainer.draws(), trainer.packing.max_row_tokens)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model: Any = trainer.model
     training = model.training
     tried: list[Measured] = []
+    name = ""
     try:
         with torch.random.fork_rng(devices):
             for name, items in chosen:
-                tried.append(Measured(_one_step(trainer, name, items), name, items))
+                size = trainer.rows_at_once.get(name, len(items))
+                for start in range(0, len(items), size):
+                    part = items[start : start + size]
+                    tried.append(Measured(_one_step(trainer, name, part), name, part))
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return reason(error)
+        return _TooLarge(name, reason(error))
     finally:
         model.zero_grad(set_to_none=True)
         model.train(training)
@@ -126,8 +148,7 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
         )
     model.train()
     tower_of(model).eval()
-    rows: Any = [(name, item) for item in items]
-    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    batch = trainer._prepare_inputs(trainer.collate(name, items, trainer.packing.max_row_tokens))
 
     def loss() -> torch.Tensor:
         with trainer.compute_loss_context_manager():
@@ -135,7 +156,8 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
 
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return step_peak(model, loss, args.gradient_accumulation_steps > 1).total
+        accumulated = args.gradient_accumulation_steps > 1 or name in trainer.rows_at_once
+        return step_peak(model, loss, accumulated).total
     torch.cuda.reset_peak_memory_stats(device)
     loss().backward()
     return torch.cuda.max_memory_allocated(device)

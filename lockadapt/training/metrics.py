@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lockadapt.training.gradients import GradientNotes
+from lockadapt.training.shares import WHOLE, Share
 
 
 class TrainingMetrics:
@@ -25,15 +26,34 @@ class TrainingMetrics:
         self.seen: dict[str, int] = defaultdict(int)
         self.gradients = GradientNotes()
         self._reports: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._in_step: set[str] = set()
         self._waited, self._since = 0.0, time.perf_counter()
         self._step = self._samples = 0
         self._started, self._before = self._since, 0.0
 
-    def note(self, objective: str, samples: int, report: Mapping[str, torch.Tensor]) -> None:
-        """Counts a micro-batch and keeps what its loss reported: detached scalars."""
+    def begin_step(self) -> None:
+        """What is noted from now on belongs to another optimiser step."""
+        self._in_step.clear()
+
+    def note(
+        self, objective: str, samples: int, report: Mapping[str, torch.Tensor], share: Share = WHOLE
+    ) -> None:
+        """Counts a batch and keeps what its loss reported, as one number a step: the mean over its terms.
+
+        Args:
+            objective: its name.
+            samples: in the batch.
+            report: detached scalars; `tokens` are averaged over the step's micro-batches.
+            share: of the batch in its step.
+        """
         self.seen[objective] += samples
-        for key, value in report.items():
-            self._reports[f"{objective}/{key}"].append(value)
+        for name, value in report.items():
+            key, part = f"{objective}/{name}", value * (share.each if name == "tokens" else share.mean)
+            if key in self._in_step:
+                self._reports[key][-1] = self._reports[key][-1] + part
+            else:
+                self._reports[key].append(part)
+                self._in_step.add(key)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -57,7 +57,7 @@ def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path
         args.train_parts or ["projector"],  # type: ignore[attr-defined]
         cached=not isinstance(trainer.image_inputs[measured.objective], PixelInputs),
         checkpointing=bool(args.activation_checkpointing),
-        accumulate=args.gradient_accumulation_steps > 1,
+        accumulate=args.gradient_accumulation_steps > 1 or measured.objective in trainer.rows_at_once,
         max_row_tokens=trainer.packing.max_row_tokens,
     )
     return trace.peak(step)[0]

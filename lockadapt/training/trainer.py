@@ -41,6 +41,7 @@ from lockadapt.training.metrics import TrainingMetrics
 from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.training.packing import decide_packing
 from lockadapt.training.resuming import LoopState
+from lockadapt.training.shares import WHOLE, give_shares, pieces_of, step_terms
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked
 
@@ -138,6 +139,10 @@ class GroundingTrainer(Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False
+        # The loss is normalised here, by the terms of the step: see `lockadapt.training.shares`.
+        self.loss_is_scaled_for_ga = True
+        self.rows_at_once: dict[str, int] = {}
+        """Rows that go through the model together, of objectives whose micro-batch does not fit."""
         self.unreached: list[str] = []
         if architecture_of(model).inputs.stock and train:
             self.unreached = freeze_unreached(model, self._some_losses)
@@ -150,8 +155,16 @@ class GroundingTrainer(Trainer):
     # --- data
 
     def _collate(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
-        name = items[0][0]
-        return self.collate(name, [item for _, item in items], self.packing.max_row_tokens)
+        name, rows = items[0][0], [item for _, item in items]
+        size = self.rows_at_once.get(name, len(rows))
+        pieces = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            pieces.append({**self.collate(name, part, self.packing.max_row_tokens), "rows": len(part)})
+        return pieces[0] if len(pieces) == 1 else {"objective": name, "pieces": pieces}
+
+    def _collate_whole(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
+        return self.collate(items[0][0], [item for _, item in items], self.packing.max_row_tokens)
 
     def collate(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
         """Makes an objective's batch from rows, packed into rows of up to `max_row_tokens` if given."""
@@ -225,6 +238,8 @@ class GroundingTrainer(Trainer):
         """Fetches micro-batches, and measures the time that training waits for data."""
         with self.measures.waiting():
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.measures.begin_step()
+        give_shares(batches, self.objectives, step_terms(batches, self.objectives))
         return batches, None
 
     # --- loss
@@ -232,7 +247,7 @@ class GroundingTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The weighted loss of the batch's objective; towers stay in eval mode (BatchNorm would move)."""
+        """What a batch adds to the step's loss; towers stay in eval mode (BatchNorm would move)."""
         name = inputs["objective"]
         objective = self.objectives[name]
         if model.training and name not in self.image_sensitivity and not self.args.blind:  # type: ignore[attr-defined]
@@ -242,17 +257,39 @@ class GroundingTrainer(Trainer):
         tower_of(model).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
-        self.measures.note(name, self.micro_batches()[name], {"loss": loss.detach(), **report})
-        return (loss * objective.weight, None) if return_outputs else loss * objective.weight
+        share = inputs.get("share", WHOLE)
+        rows = inputs.get("rows", self.micro_batches()[name])
+        self.measures.note(name, rows, {"loss": loss.detach(), **report}, share)
+        loss = loss * (objective.weight * share.loss)
+        return (loss, None) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Also measures, once an objective between two lines of metrics, its gradient on shared parts."""
-        if len(self.objectives) == 1 or not self.measures.gradients.wants(inputs["objective"]):
-            return super().training_step(model, inputs, num_items_in_batch)
-        before = self.measures.gradients.snapshot(model)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.measures.gradients.note(inputs["objective"], model, before)
-        return loss
+        """Forward and backward of a drawn micro-batch, in as many pieces as fit.
+
+        Also measures, once an objective between two lines of metrics, its gradient on shared parts.
+        """
+        name = inputs["objective"]
+        compared = len(self.objectives) > 1 and self.measures.gradients.wants(name)
+        before = self.measures.gradients.snapshot(model) if compared else None
+        losses = [super(GroundingTrainer, self).training_step(model, one) for one in self._drawn(inputs)]
+        if before is not None:
+            self.measures.gradients.note(name, model, before)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _drawn(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The pieces of a micro-batch, each with its rows of the random numbers drawn for all of it."""
+        pieces, objective = pieces_of(inputs), self.objectives[inputs["objective"]]
+        rows = sum(piece.get("rows", 0) for piece in pieces)
+        numbers = objective.random_numbers(self.model, pieces[0], rows) if rows else {}  # type: ignore[arg-type]
+        start = 0
+        for piece in pieces:
+            end = start + piece.get("rows", 0)
+            yield {**piece, **{name: drawn[start:end] for name, drawn in numbers.items()}}
+            start = end
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of a micro-batch, over its pieces."""
+        return sum(super(GroundingTrainer, self).floating_point_ops(piece) for piece in pieces_of(inputs))
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -281,7 +318,7 @@ class GroundingTrainer(Trainer):
         numbers = order if self.objectives[name].packs else range(len(rows))
         items: Any = [(name, rows[number]) for number in numbers]
         loader = self.accelerator.prepare(
-            DataLoader(items, self.args.eval_batch_size, collate_fn=self.data_collator)
+            DataLoader(items, self.args.eval_batch_size, collate_fn=self._collate_whole)
         )
         sums = torch.zeros(2, dtype=torch.float64)
         for batch in loader:

@@ -121,7 +121,8 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_step(
     measured = fit_micro_batch(own, notes.append)
 
     assert isinstance(measured, Measured)
-    assert (own.args.per_device_train_batch_size, own.args.gradient_accumulation_steps) == (1, 6)
+    assert own.rows_at_once == {"vqa": 1}
+    assert len(measured.items) == 1
     assert "out of memory with 6 samples at once" in notes[0]
     assert "6 in a step as before" in notes[-1]
     assert torch.equal(random, torch.random.get_rng_state())

@@ -283,8 +283,8 @@ def test_objectives_are_mixed_by_ratio_and_weight(assembled: Assembled, tmp_path
 
 
 def test_accumulation_is_a_larger_batch(assembled: Assembled, tmp_path: Path) -> None:
-    """Equal answers' lengths, so that the mean of two halves' means is the mean of the whole."""
-    rows = [s for s in vqa_samples(tmp_path) if s.answer == "yes"]
+    """Answers of different lengths: the mean of a step is over its tokens, not over its micro-batches."""
+    rows = vqa_samples(tmp_path)
     ends = []
     for size, accumulation in ((4, 1), (2, 2)):
         run = trainer(
@@ -297,7 +297,7 @@ def test_accumulation_is_a_larger_batch(assembled: Assembled, tmp_path: Path) ->
         )
         run.train()
         ends.append(run.evaluate(rows)["eval_loss"])
-    assert ends[0] == pytest.approx(ends[1], abs=1e-4)
+    assert ends[0] == pytest.approx(ends[1], abs=1e-5)
 
 
 def test_learning_rates_by_part(assembled: Assembled, tmp_path: Path) -> None:
