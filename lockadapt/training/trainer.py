@@ -271,7 +271,7 @@ class GroundingTrainer(Trainer):
         name = inputs["objective"]
         compared = len(self.objectives) > 1 and self.measures.gradients.wants(name)
         before = self.measures.gradients.snapshot(model) if compared else None
-        losses = [super(GroundingTrainer, self).training_step(model, one) for one in self._drawn(inputs)]
+        losses = [super(GroundingTrainer, self).training_step(model, piece) for piece in self._drawn(inputs)]
         if before is not None:
             self.measures.gradients.note(name, model, before)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()

@@ -212,3 +212,20 @@ def test_too_long_captions_are_dropped(drawing: Assembled) -> None:
     report = TextToImage().encode(Encoder(drawing.processor, 30), samples())
     assert report.dropped == ["r:2"]
     assert len(report.encoded) == 2
+
+
+def test_halves_of_generated_images_see_the_same_random_numbers(drawing: Assembled) -> None:
+    objective = TextToImage(prompt_drop=0.5, image_token_noise=0.3, crops=True)
+    model, batch = drawing.model.train(), batch_of(drawing, objective, Views())
+    torch.manual_seed(3)
+    whole, report = objective.loss(model, batch)
+    assert int(report["tokens"]) == objective.terms(batch)
+    torch.manual_seed(3)
+    drawn = objective.random_numbers(model, batch, 3)
+    assert set(drawn) == {"prompt_dropped", "view", "misread", "misread_as"}
+    parts = []
+    for part in (slice(0, 2), slice(2, 3)):
+        rows = {k: v[part] for k, v in {**batch, **drawn}.items() if torch.is_tensor(v)}
+        parts.append(objective.loss(model, rows)[0] * len(rows["input_ids"]) / 3)
+    model.eval()
+    torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=0, atol=1e-6)
