@@ -14,7 +14,7 @@ from lockadapt.quickstart.prompts import simple_scene
 from lockadapt.training.image_tokenizer.folder import train_folder
 from lockadapt.training.image_tokenizer.train import TokenizerTraining
 
-SHAPE = TokenizerShape(size=32, grid=4, codes=256, blocks=0)
+SHAPE = TokenizerShape(size=32, grid=4, codebook_size=256, blocks=0)
 """As many codes as the tower has patches, as Janus has one grid for both."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tokenize
 from collections.abc import Iterator
@@ -10,8 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCALS = {"found", "one", "room", "said", "place"}
+"""Names that say nothing of what they hold; the keys of files that were written so are no locals."""
+CODE = ("lockadapt", "tests", "scripts", "benchmarks", "examples")
 REPLACED = {
-    r"parts_of|\bstock\(": "layout_of, unwrap_model",
+    r"(?:class|-> |: )Parts\b(?!:)|parts_of|\bstock\(": "ModelLayout, layout_of, unwrap_model",
+    r"[Ss]tock models?\b": "a Transformers model (a stock class, processor or folder is fine)",
+    r"\bBench\b|EvaluationBench": "EvaluationContext",
+    r"\bBody\b": "an architecture",
+    r"\bsight\b(?<!out of sight)": "image sensitivity",
+    r"\bas_trained\b|still\.py|widen\.py": "training_autocast, freeze_tower_mode, resize_vocabulary",
+    r"class (Made|Change|Edit)\b": "CardFields, WeightUpdate, TensorWrite",
+    r"DRAWING|set_drawing|_exact_row_tokens": "image generation, max_row_tokens",
+    r"--codes\b(?!\", hidden=| is now called)": "--codebook-size",
+    r"pieces\.py|useful\.py|dialects": "sentencepiece.py, ideal_flops.py, key_layouts.py",
     r"check_sight|BlindError": "check_image_sensitivity, ImageIgnoredError",
     r"\bplace_for\b|pick_dtype": "choose_device, resolve_dtype",
     r"Requantized|merge_any|FinishedRun": "QuantizationRoundTrip, merge_command, RunRecord",
@@ -53,6 +66,27 @@ def test_replaced_terms_stay_replaced(term: str) -> None:
             if re.search(term, line):
                 places.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert not places, f"write {REPLACED[term]!r}:\n" + "\n".join(places)
+
+
+def _named(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Lines and names of parameters and of whatever is assigned, but not of a class's own fields."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    fields = {line.target for owner in classes for line in owner.body if isinstance(line, ast.AnnAssign)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in fields:
+            yield node.lineno, node.id
+
+
+def test_locals_say_what_they_hold() -> None:
+    places = set()
+    for folder in CODE:
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            for line, name in _named(ast.parse(file.read_text(encoding="utf-8"))):
+                if name in LOCALS:
+                    places.add(f"{file.relative_to(ROOT)}:{line}: {name}")
+    assert not places, "name what it holds:\n" + "\n".join(sorted(places))
 
 
 def test_help_and_documentation_call_models_transformers_models() -> None:

@@ -30,7 +30,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 
 
 def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
-    """Finds the architecture of a stock model, the one inside wrappers, or a config.
+    """Finds the architecture of a Transformers model, the one inside wrappers, or a config.
 
     Args:
         thing: the model or the config.
@@ -77,7 +77,7 @@ def find_architecture(config: Any) -> Architecture | None:
 
 
 def class_name(thing: Any) -> str:
-    """Of a stock model, or of the one that a config is for."""
+    """Of a Transformers model, or of the one that a config is for."""
     if isinstance(thing, nn.Module):
         return type(thing).__name__
     return str((getattr(thing, "architectures", None) or [getattr(thing, "model_type", None) or thing])[0])
@@ -98,10 +98,10 @@ def inputs_of(processor: Any) -> Inputs:
 
 
 def generation_of(model: nn.Module) -> Generation:
-    """How this stock model, or the one inside wrappers, generates images.
+    """How this Transformers model, or the one inside wrappers, generates images.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
 
     Returns:
         Its class's `Generation`.
@@ -119,10 +119,10 @@ def generation_of(model: nn.Module) -> Generation:
 
 
 def layout_of(model: nn.Module) -> ModelLayout:
-    """Finds where this stock model, or the one inside wrappers, keeps its parts.
+    """Finds where this Transformers model, or the one inside wrappers, keeps its parts.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
 
     Returns:
         Paths of its parts.

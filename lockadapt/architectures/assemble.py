@@ -63,7 +63,7 @@ class AssemblyReport:
 
 @dataclass(frozen=True)
 class Assembled:
-    """A stock model in evaluation mode on the CPU, its processor, and the folder both were reloaded from."""
+    """A Transformers model in evaluation mode on the CPU, its processor, and the folder of both."""
 
     model: Any
     processor: Any
@@ -92,8 +92,8 @@ def assemble(
     Args:
         llm: folder or Hub id of a causal language model.
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
-        output: folder for the stock model, which must not exist or be empty; written whole or not at all.
-            `None` keeps nothing on disk.
+        output: folder for the Transformers model, which must not exist or be empty; written whole or not at
+            all. `None` keeps nothing on disk.
         fusion_name: the projector: `mlp` (two layers), `linear`, or another of `fusion_names()`.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
@@ -101,8 +101,8 @@ def assemble(
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for
             none.
-        image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also draws (Janus). Only for SigLIP
-            towers, whose last hidden state is then projected.
+        image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also generates images (Janus). Only
+            for SigLIP towers, whose last hidden state is then projected.
         seed: of all fresh weights.
         prove: also reload in a fresh process (some seconds). In any case the folder is reloaded in this one,
             and logits and features are compared.
@@ -122,10 +122,10 @@ def assemble(
     chosen = resolve_dtype(dtype)
     candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
     with _workplace(output) as folder:
-        codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
+        codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
         # In one expression, so that nothing here holds the sources while the folder is loaded again.
         build = _build(
-            load_parts(llm, tower, chosen, candidates, image_size, feature_layer, codes, query_tokens, seed),
+            load_parts(llm, tower, chosen, candidates, image_size, feature_layer, codec, query_tokens, seed),
             folder,
             calibration_images,
             seed,
@@ -157,7 +157,7 @@ def assemble(
 
 
 @dataclass(frozen=True)
-class Parts:
+class LoadedSources:
     """Sources, loaded and measured, and the choice of what they become.
 
     Attributes:
@@ -179,10 +179,10 @@ def load_parts(
     candidates: Sequence[Choice],
     image_size: int | None,
     feature_layer: int,
-    codes: ImageTokenizer | None,
+    codec: ImageTokenizer | None,
     query_tokens: int,
     seed: int,
-) -> Parts:
+) -> LoadedSources:
     """Loads and probes an LLM and a tower; arguments and errors as `assemble`."""
     text = load_llm(llm, dtype)
     llm_facts = probe_llm(text.model, seed)
@@ -203,13 +203,13 @@ def load_parts(
         llm_facts,
         tower_facts,
         where,
-        image_tokenizer=codes,
+        image_tokenizer=codec,
         factor=choice.factor,
     )
     sources = {"LLM": str(llm), "tower": str(tower)}
-    if codes is not None:
-        sources["image tokenizer"] = codes.name
-    return Parts(choice, ingredients, (*text.unexpected, *vision.unexpected), sources)
+    if codec is not None:
+        sources["image tokenizer"] = codec.name
+    return LoadedSources(choice, ingredients, (*text.unexpected, *vision.unexpected), sources)
 
 
 def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
@@ -255,7 +255,7 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
 
 
 def put_together(choice: Choice, ingredients: Ingredients, seed: int) -> tuple[Any, Any, TemplateKind]:
-    """The stock model and processor, with weights or without.
+    """The Transformers model and processor, with weights or without.
 
     Args:
         choice: what is built.
@@ -305,7 +305,7 @@ def _workplace(output: str | Path | None) -> Iterator[Path]:
             yield Path(scratch)
 
 
-def _build(parts: Parts, folder: Path, images: Iterable[Image.Image] | None, seed: int) -> _Built:
+def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | None, seed: int) -> _Built:
     """Build, calibrate and save. Only one copy of the weights lives, and none after it."""
     choice, given = parts.choice, parts.ingredients
     values = probe_pixels(given.image_processor)

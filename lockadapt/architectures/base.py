@@ -16,7 +16,7 @@ from lockadapt.models.texts import Pooling
 from lockadapt.models.towers import TowerFacts
 
 RETRIEVAL = "retrieval"
-"""Name of the module that a contrastive run adds to a stock model; no stock folder holds it."""
+"""Name of the module that a contrastive run adds to a Transformers model; no stock folder holds it."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Assembly:
         towers: the kinds of outputs (`TowerFacts.kind`) that it takes.
         projected: what the tower returns, with hidden states -> what the projector is fed, (images, tokens,
             channels): the reloaded folder is compared with it.
-        build: the stock model around the very modules of the ingredients, in evaluation mode; fresh weights
-            from a seed.
+        build: the Transformers model around the very modules of the ingredients, in evaluation mode; fresh
+            weights from a seed.
         processor: the stock processor, given the chat template.
         tower: the tower as the class holds it. With pixel values (images, channels, side, side) it is run and
             compared with the one given; without, only its structure is.
@@ -198,12 +198,12 @@ class Features:
     """What may be kept of a frozen tower, and the door through which it comes back.
 
     Attributes:
-        take: a stock model and the image part of a batch -> (images, tokens, channels), without gradient, on
-            the model's device: all that the frozen part computes of an image. Where images have different
-            numbers of tokens: a record for each.
-        give: a stock model, features, and what int8 ones are multiplied with (float32 (images, 1, channels)
-            or None; ragged features hold their own) -> the arguments of forward and `generate` that stand for
-            pixels, with gradient to what trains; None: features do not enter the class's forward.
+        take: a Transformers model and the image part of a batch -> (images, tokens, channels), without
+            gradient, on the model's device: all that the frozen part computes of an image. Where images have
+            different numbers of tokens: a record for each.
+        give: a Transformers model, features, and what int8 ones are multiplied with (float32 (images, 1,
+            channels) or None; ragged features hold their own) -> the arguments of forward and `generate` that
+            stand for pixels, with gradient to what trains; None: features do not enter the class's forward.
         ragged: whether `take` gives records, and `give` takes `RaggedFeatures`.
     """
 
@@ -285,10 +285,11 @@ class Generation:
     """How a class that generates images writes them, token by token.
 
     Attributes:
-        codec: a stock model -> the image tokenizer inside it.
-        embed: a stock model, image token ids int64 (rows, tokens) -> what the LLM reads, (rows, tokens,
-            hidden), with graph.
-        logits: a stock model, hidden states (positions, hidden) -> (positions, codebook size), with graph.
+        codec: a Transformers model -> the image tokenizer inside it.
+        embed: a Transformers model, image token ids int64 (rows, tokens) -> what the LLM reads, (rows,
+            tokens, hidden), with graph.
+        logits: a Transformers model, hidden states (positions, hidden) -> (positions, codebook size), with
+            graph.
     """
 
     codec: Callable[[Any], ImageCodec]
@@ -308,8 +309,8 @@ class Architecture:
             (`embeds_apart`).
         features: what may be kept of a frozen tower; None: no feature cache.
         positions: what makes shared-prefix packing exact; None: plain rows.
-        keys: the stock model on the meta device, and key on the disk -> stock name -> those keys that clients
-            know under other names, and these; None: Transformers' own keys are read everywhere.
+        keys: the Transformers model on the meta device, and key on the disk -> stock name -> those keys that
+            clients know under other names, and these; None: Transformers' own keys are read everywhere.
         clients: which exports can hold it.
         apart: how it embeds images and texts each through a model of its own; None: they go through one.
         generation: how it generates images; None: it does not.
@@ -370,7 +371,7 @@ def unwrap_model(model: nn.Module) -> Any:
 
 
 def component_of(name: str, layout: ModelLayout) -> str:
-    """Which component a parameter, buffer or module of a stock model belongs to."""
+    """Which component a parameter, buffer or module of a Transformers model belongs to."""
     if ".lora_" in name:
         return "lora"
     if ".trainable_tokens_" in name:

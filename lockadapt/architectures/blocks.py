@@ -16,7 +16,7 @@ def blocks_path(model: nn.Module) -> str:
     """Finds the full path of the list of the LLM's transformer blocks, e.g. `model.language_model.layers`.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
 
     Returns:
         The path.
@@ -43,7 +43,7 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Finds those of `block_linears` that lie in an attention module, as Transformers itself marks them.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
 
     Returns:
         Layers by full path.

@@ -28,7 +28,7 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A stock model on torch's meta device (shapes, no memory), and its real processor."""
+    """A Transformers model on torch's meta device (shapes, no memory), and its real processor."""
 
     model: Any
     processor: Any
@@ -72,7 +72,7 @@ def assembled_blueprint(
     config = llm_config(source)
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    codes = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
+    codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
     tokenizer = load_tokenizer(source, text, special_tokens(candidates))
     add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
@@ -96,7 +96,7 @@ def assembled_blueprint(
             text_facts,
             vision_facts,
             where,
-            image_tokenizer=codes,
+            image_tokenizer=codec,
             factor=choice.factor,
         )
         held = choice.assembly.tower(ingredients, choice.fusion, None)

@@ -56,7 +56,7 @@ def join(
     seed: int,
     layout: ModelLayout = LAYOUT,
 ) -> Any:
-    """The stock model around the very modules of the ingredients: built without weights, then given theirs.
+    """Builds the Transformers model around the ingredients' own modules: without weights, then with theirs.
 
     Args:
         model_class: of Transformers; its projector's first path is filled by the fusion.
@@ -86,10 +86,10 @@ def join(
 
 
 def put_llm(model: Any, llm: PreTrainedModel, text: LlmFacts, layout: ModelLayout = LAYOUT) -> None:
-    """Puts an LLM's body and head into a stock model that was built without weights.
+    """Puts an LLM's body and head into a Transformers model that was built without weights.
 
     Args:
-        model: the stock model, built on the meta device.
+        model: the Transformers model, built on the meta device.
         llm: whose modules move into it.
         text: what the LLM is.
         layout: of the class.
@@ -124,7 +124,7 @@ def forget_origin(dtype: torch.dtype, *configs: Any) -> None:
 
 
 def set_generation(model: Any, llm: PreTrainedModel, tokenizer: Any) -> None:
-    """Gives the stock model the LLM's generation settings, and the tokenizer's special ids that they lack.
+    """Gives the model the LLM's generation settings, and the tokenizer's special ids that they lack.
 
     Settings that contradict each other (a temperature without sampling, in many old checkpoints) cannot be
     saved; Transformers ignores them when it generates, so they are left out.

@@ -30,7 +30,7 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     have the given RMS. Assumes a fresh projector: calling it twice standardises twice.
 
     Args:
-        model: a stock model with float weights.
+        model: a Transformers model with float weights.
         features: (images, tokens, channels), or an iterable of such batches, from `projector_input`.
         embedding_rms: see `embedding_rms`.
 

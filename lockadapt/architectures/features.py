@@ -17,7 +17,7 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """What may be kept of images: all that the frozen part of a model computes of them, without gradient.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
         pixel_values: (images, channels, side, side), in the tower's dtype, on its device.
 
     Returns:
@@ -38,7 +38,7 @@ def kept_outputs(model: nn.Module, images: Mapping[str, Any]) -> Tensor | Sequen
     """What may be kept of the image part of a batch: see `Features.take`.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
         images: tensors by the name of forward's argument, on the model's device.
 
     Returns:
@@ -58,7 +58,7 @@ def image_arguments(
     """The arguments of forward and of `generate` that stand for pixels.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
         image_features: from `kept_outputs`, in the order of the images in the text; in any dtype, on any
             device.
         image_scales: what int8 features are multiplied with, float32 (images, 1, channels).

@@ -91,7 +91,7 @@ def attach(
     force_base: bool = False,
     tokenizer: Any = None,
 ) -> Attached:
-    """Puts a trained adapter onto a live stock model, in place, and makes it the active one.
+    """Puts a trained adapter onto a live Transformers model, in place, and makes it the active one.
 
     The model may be in float32, bfloat16, NF4 or int8. Nothing of it is written to: layers are wrapped, the
     projector stands beside the old one. What was attached is frozen.

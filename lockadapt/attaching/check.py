@@ -25,7 +25,7 @@ def check(model_folder: str | Path, adapter: str | Path, *, force_base: bool = F
     """Loads the base from its stock folder and tries the adapter on it.
 
     Args:
-        model_folder: folder or Hub id of a stock model.
+        model_folder: folder or Hub id of a Transformers model.
         adapter: as `attach` takes it.
         force_base: another base or tokenizer is reported, and does not count.
 

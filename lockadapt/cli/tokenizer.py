@@ -27,7 +27,8 @@ def train(
     grid: int = typer.Option(
         4, "--grid", help="Side of the grid of image tokens; must equal the tower's patch grid."
     ),
-    codes: int = typer.Option(1024, "--codes", help="Codebook size."),
+    codebook_size: int = typer.Option(1024, "--codebook-size", help="Number of entries in the codebook."),
+    codes: int = typer.Option(None, "--codes", hidden=True),  # its former name
     width: int = typer.Option(64, "--width", help="Channels at full resolution, a multiple of 32."),
     blocks: int = typer.Option(1, "--blocks", help="Residual blocks at each resolution; 0 is fastest."),
     steps: int = typer.Option(2000, "--steps", help="Training steps."),
@@ -54,10 +55,13 @@ def train(
     from lockadapt.training.image_tokenizer.folder import train_folder
     from lockadapt.training.image_tokenizer.train import TokenizerTraining
 
+    if codes is not None:
+        codebook_size = codes
+        emit("note: --codes is now called --codebook-size", error=True)
     result = train_folder(
         images,
         output,
-        TokenizerShape(size, grid, codes=codes, width=width, blocks=blocks),
+        TokenizerShape(size, grid, codebook_size=codebook_size, width=width, blocks=blocks),
         TokenizerTraining(
             steps=steps,
             batch_size=batch_size,

@@ -131,12 +131,12 @@ def groups(items: Sequence[Encoded]) -> list[list[int]]:
 def count_tokens(items: Sequence[Encoded]) -> tuple[int, int]:
     """Count the tokens of samples one by one, and of their trees when all samples of an image are packed."""
     alone = sum(len(item.input_ids) for item in items)
-    together = 0
+    shared = 0
     for group in groups(items):
         ordered = _ordered(items, group)
-        together += sum(len(items[n].input_ids) for n in ordered)
-        together -= sum(_common(items[a].input_ids, items[b].input_ids) for a, b in pairwise(ordered))
-    return alone, together
+        shared += sum(len(items[n].input_ids) for n in ordered)
+        shared -= sum(_common(items[a].input_ids, items[b].input_ids) for a, b in pairwise(ordered))
+    return alone, shared
 
 
 def packed_area(items: Sequence[Encoded], max_row_tokens: int | None) -> int:

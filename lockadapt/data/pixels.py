@@ -17,7 +17,7 @@ MEAN_IMAGE = "<mean image>"
 """Key that all images share in a blind run."""
 
 Frozen = Literal["tower", "image_tokens", "crops", "nothing"]
-"""What of an image is computed once: the tower's outputs, the codes of an image tokenizer, or those of ten
+"""What of an image is computed once: the tower's outputs, the ids of an image tokenizer, or those of ten
 crops as well."""
 
 

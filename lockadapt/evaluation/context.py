@@ -28,8 +28,8 @@ PROBE_IMAGES = 4000
 
 
 @dataclass(frozen=True)
-class EvaluationBench:
-    """See `lockadapt.objectives.base.Bench`.
+class PredictionContext:
+    """See `lockadapt.objectives.base.EvaluationContext`.
 
     Attributes:
         method: `auto` ranks where a closed list is given, `rank` insists on one, `generate` never ranks.

@@ -17,7 +17,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, RecipeError, SafetyError
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.evaluation.target import Target, make_ready
 from lockadapt.objectives import ImageText, Objective
 from lockadapt.objectives.base import Progress
@@ -39,7 +39,7 @@ class Embedder:
     """A model with its contrastive objective."""
 
     objective: ImageText
-    bench: EvaluationBench
+    context: PredictionContext
 
     @classmethod
     def of(cls, model: nn.Module, processor: Any, objective: ImageText, experiment: Experiment) -> Embedder:
@@ -51,7 +51,7 @@ class Embedder:
         )
         images = PixelInputs(processor.image_processor, experiment.data.max_pixels)
         size = experiment.evaluation.batch_size
-        return cls(objective, EvaluationBench(model.eval(), encoder, images, size, None))
+        return cls(objective, PredictionContext(model.eval(), encoder, images, size, None))
 
     @classmethod
     def open(cls, target: Target) -> Embedder:
@@ -84,7 +84,7 @@ class Embedder:
 
     def images(self, images: Sequence[ImageRef]) -> Tensor:
         """Float32 (images, dimension) on the CPU, L2-normalised."""
-        return self.objective.image_embeddings(self.bench, images)
+        return self.objective.image_embeddings(self.context, images)
 
     def readable(
         self, images: Sequence[ImageRef], progress: Progress | None = None
@@ -95,18 +95,18 @@ class Embedder:
         """
         made: dict[str, Tensor] = {}
         wrong: dict[str, str] = {}
-        size = self.bench.batch_size
+        size = self.context.batch_size
         for start in range(0, len(images), size):
             values: dict[str, Tensor] = {}
             for image in images[start : start + size]:
                 try:
-                    values[image.key] = self.bench.images([image])["pixel_values"][0]
+                    values[image.key] = self.context.images([image])["pixel_values"][0]
                 except (DataError, SafetyError) as error:
                     wrong[image.key] = error.message
             good = [image for image in images[start : start + size] if image.key in values]
             if good:
-                bench = dataclasses.replace(self.bench, images=_Opened(values))
-                rows = self.objective.image_embeddings(bench, good)
+                context = dataclasses.replace(self.context, images=_Opened(values))
+                rows = self.objective.image_embeddings(context, good)
                 made |= dict(zip([image.key for image in good], rows, strict=True))
             if progress:
                 progress(min(start + size, len(images)), len(images))
@@ -114,7 +114,7 @@ class Embedder:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Float32 (texts, dimension) on the CPU, L2-normalised."""
-        return self.objective.text_embeddings(self.bench, texts)
+        return self.objective.text_embeddings(self.context, texts)
 
 
 def contrastive(objectives: Mapping[str, Objective]) -> ImageText | None:

@@ -16,7 +16,7 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.evaluation.target import Target, make_ready, open_target
 from lockadapt.features.inputs import IMAGE_TOKENS, token_inputs, tower_inputs
 from lockadapt.features.policy import ImagePolicy
@@ -107,7 +107,7 @@ def evaluate(
         samples = scan.good
         objective = experiment.objectives[name]
         make_ready(target, objective)
-        bench = EvaluationBench(
+        context = PredictionContext(
             target.model,
             Encoder(
                 target.processor,
@@ -124,7 +124,7 @@ def evaluate(
             reporter.note,
         )
         label = objective.scored_as if name == objective.kind else name
-        scores[label], predictions = objective.evaluate(bench, samples)
+        scores[label], predictions = objective.evaluate(context, samples)
         rows += [{"objective": name, **row} for row in predictions]
     return scores, rows
 

@@ -109,7 +109,7 @@ class SamplePredictor:
         for part in _parts(order, at_once, lambda _: 0):
             items = [_answered(prompts[number], tail) for number in part for tail in tails]
             if not done:
-                max_row_tokens = self._exact_row_tokens(prompts, tails, items)
+                max_row_tokens = self._exact_row_length(prompts, tails, items)
             losses = sample_losses(self.model, self._batch(items, max_row_tokens), len(items))
             scores[part] = -losses.view(len(part), len(tails)).cpu()
             done += len(part)
@@ -117,7 +117,7 @@ class SamplePredictor:
                 progress(done, len(samples))
         return scores
 
-    def _exact_row_tokens(
+    def _exact_row_length(
         self, prompts: Sequence[Encoded], tails: Sequence[Sequence[int]], items: Sequence[Encoded]
     ) -> int | None:
         """The row length to pack to, or None where this LLM gives other scores when packed."""

@@ -53,7 +53,7 @@ class Predictor:
         """Ask a model that is in memory, such as that of `lockadapt.assemble` or of a `GroundingTrainer`.
 
         Args:
-            model: a stock model, wrapped by PEFT or not; it is put into evaluation mode to answer.
+            model: a Transformers model, wrapped by PEFT or not; it is put into evaluation mode to answer.
             processor: the model's.
             batch_size: questions that are answered at a time.
 

@@ -31,7 +31,7 @@ def generate_from_shared_prefix(
     """Continues prompts greedily, without special tokens, a thought before the answer, and outer spaces.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         prompts: all with the same `image_end`.
         images: give the prompts' images.
         tokenizer: the model's.

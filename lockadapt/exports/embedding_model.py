@@ -166,14 +166,14 @@ def _embed_sequence(trained: EmbeddingModel, text: str, image: Image.Image | Non
 
 @torch.no_grad()
 def _folded(model: nn.Module) -> Any:
-    """The stock model with LoRA and query tokens in its weights, in float32 where there was an adapter."""
+    """The model with LoRA and query tokens in its weights, in float32 where there was an adapter."""
     if not hasattr(model, "merge_and_unload"):
         return unwrap_model(model)
     return model.float().merge_and_unload(safe_merge=False)  # type: ignore[operator]
 
 
 def _take_retrieval(model: nn.Module) -> Any:
-    """Takes out of a stock model what a contrastive run added, so that only the stock class is left."""
+    """Takes out of a model what a contrastive run added, so that only the stock class is left."""
     base = unwrap_model(model)
     module = getattr(base, RETRIEVAL, None)
     if module is not None:

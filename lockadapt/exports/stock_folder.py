@@ -86,7 +86,7 @@ def write_stock(
 
 
 def trained_parts(run: Run) -> dict[str, Tensor]:
-    """What training put in the place of the base's tensors, by stock name: projector and what draws."""
+    """What training put in the place of the base's tensors, by stock name."""
     tensors: dict[str, Tensor] = {}
     for part, file in PART_FILES.items():
         if part != RETRIEVAL and (run.folder / file).is_file():

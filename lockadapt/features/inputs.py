@@ -42,7 +42,7 @@ def inputs_by_objective(
     """Makes image inputs by objective; those that use the tower share one, as do those that generate images.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         processor: the model's.
         frozen: what each objective needs of an image.
         rows: training and validation rows by objective.
@@ -80,7 +80,7 @@ def tower_inputs(
     """Makes what gives these images to a model that sees them through its tower, filled already.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         processor: the model's.
         images: by key.
         policy: how they become inputs; `policy.note` is told which and why.
@@ -140,12 +140,12 @@ def token_inputs(
     policy: ImagePolicy,
     crops: bool = False,
 ) -> ImageTokenInputs:
-    """Makes image token ids of these images by the image tokenizer inside a stock model.
+    """Makes image token ids of these images by the image tokenizer inside a Transformers model.
 
     They are kept in memory, and in the cache where features are kept on disk.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         processor: the model's.
         images: by key.
         policy: where they are kept, and how they are opened.

@@ -110,14 +110,14 @@ def write_ragged(
                 whole + float(row.double().square().sum()),
             )
             largest = max(largest, float(difference.abs().max()) if row.numel() else 0.0)
-    said = {
+    recorded = {
         "drift": asdict(Drift(largest, (moved / whole) ** 0.5 if whole else 0.0)),
         "keys": list(keys),
         "tokens": {name: [len(record.levels[name]) for record in records] for name in layout.channels},
         "facts": [{name: list(value) for name, value in record.facts.items()} for record in records],
         "processor_keys": [{name: list(value) for name, value in record.keys.items()} for record in records],
     }
-    meta = {"fingerprint": fingerprint, **said, "sha256": _digest(_bytes_of(parts), said)}
+    meta = {"fingerprint": fingerprint, **recorded, "sha256": _digest(_bytes_of(parts), recorded)}
     write_bytes(path, save(parts, metadata={META: json.dumps(meta)}), fix="free space, or change data.cache")
 
 
@@ -143,7 +143,7 @@ def open_ragged(path: Path, fingerprint: str, layout: RaggedLayout, thorough: bo
         keys, drift = tuple(meta["keys"]), Drift(**meta["drift"])
         tokens = {name: np.asarray(meta["tokens"][name], np.int64) for name in layout.channels}
         facts, processor_keys = (_facts(meta[name]) for name in ("facts", "processor_keys"))
-        said = {name: meta[name] for name in ("drift", "keys", "tokens", "facts", "processor_keys")}
+        recorded = {name: meta[name] for name in ("drift", "keys", "tokens", "facts", "processor_keys")}
         sha256, owner = meta["sha256"], meta["fingerprint"]
     except DataError as error:
         raise VerificationError(error.message, where=str(path), fix=FIX) from error
@@ -164,7 +164,7 @@ def open_ragged(path: Path, fingerprint: str, layout: RaggedLayout, thorough: bo
         raise VerificationError("it holds other features", where=str(path), fix=FIX)
     raw = np.asarray(np.memmap(path, mode="r"))
     bodies = {part.key: raw[part.begin : part.end] for part in file.tensors}
-    if thorough and _digest(bodies, said) != sha256:
+    if thorough and _digest(bodies, recorded) != sha256:
         raise VerificationError("its bytes are not those that were written", where=str(path), fix=FIX)
     return RaggedShard(
         keys,
@@ -234,5 +234,5 @@ def _bytes_of(parts: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, An
 
 def _digest(bodies: Mapping[str, np.ndarray[Any, Any]], facts: Mapping[str, Any]) -> str:
     """Of all numbers, and of what the header says of them."""
-    said = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
-    return digest_of([*(bodies[name] for name in sorted(bodies)), said])
+    written = np.frombuffer(json.dumps(facts, sort_keys=True).encode(), np.uint8)
+    return digest_of([*(bodies[name] for name in sorted(bodies)), written])

@@ -31,7 +31,7 @@ def tower_outputs(model: nn.Module, images: Mapping[str, Any]) -> Kept:
     """Runs what is frozen of a model on the image part of a batch, which may lie on any device.
 
     Args:
-        model: a stock model; its tower is put into evaluation mode.
+        model: a Transformers model; its tower is put into evaluation mode.
         images: as image inputs give them; floating-point ones are cast to the tower's dtype.
 
     Returns:

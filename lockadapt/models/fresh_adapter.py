@@ -85,7 +85,7 @@ def neighbour() -> Any:
 
 
 def load_base(request: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The stock model, quantized if it is asked for, and what loading it said."""
+    """The Transformers model, quantized if it is asked for, and what loading it said."""
     dtype = getattr(torch, request["dtype"])
     how: dict[str, Any] = {}
     if request["quantization"]:
@@ -111,7 +111,7 @@ def with_peft(model: Any, adapter: str) -> tuple[Any, set[str], set[str]]:
 
 
 def with_load_adapter(model: Any, adapter: str) -> tuple[Any, set[str], set[str]]:
-    """The stock model with the adapter in it, and what loading it said of keys."""
+    """The Transformers model with the adapter in it, and what loading it said of keys."""
     info = model.load_adapter(adapter)
     tensors = dict(model.named_parameters(remove_duplicate=False))
     there = {id(tensor) for name, tensor in tensors.items() if name not in info.missing_keys}
@@ -121,7 +121,7 @@ def with_load_adapter(model: Any, adapter: str) -> tuple[Any, set[str], set[str]
 
 
 def without(model: Any, adapter: None) -> tuple[Any, set[str], set[str]]:
-    """The stock model by itself."""
+    """The Transformers model by itself."""
     return model, set(), set()
 
 

@@ -79,7 +79,7 @@ def _layers(key: str, value: Any) -> Iterator[int]:
     """Counts of layers, as configs of all families call them."""
     if key.endswith(("layers", "n_layer", "depth", "depths")):
         values = value if isinstance(value, list) else [value]
-        yield from (one for one in values if isinstance(one, int))
+        yield from (index for index in values if isinstance(index, int))
 
 
 def _leaves(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:

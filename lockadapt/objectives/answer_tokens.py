@@ -48,10 +48,10 @@ class AnswerObjective(Objective):
         """Metrics of predicted answers."""
 
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """See `Objective.evaluate`."""
-        answers = bench.answers(samples, self.answers, self.max_new_tokens)
+        answers = context.answers(samples, self.answers, self.max_new_tokens)
         rows = [prediction_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
         return self.score(samples, answers), rows
 
@@ -122,7 +122,7 @@ def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: tor
     """Whether logits are what the head computes; measured where the class has no description of its own.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
         inputs: see `model_inputs`.
         predicting: bool (rows, tokens), the positions that are looked at.
 

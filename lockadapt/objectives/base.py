@@ -128,7 +128,7 @@ class Objective(ABC):
         return 0
 
     def prepare(self, model: nn.Module) -> None:  # noqa: B027  # most need nothing
-        """Adds to a stock model what only this objective needs (`RETRIEVAL`); a second call does nothing."""
+        """Adds to a model what only this objective needs (`RETRIEVAL`); a second call does nothing."""
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -201,7 +201,7 @@ class Objective(ABC):
 
     @abstractmethod
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Metrics in the shape that `lockadapt eval --json` prints, and every prediction as a row."""
 

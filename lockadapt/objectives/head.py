@@ -112,7 +112,7 @@ def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], pred
 
     Args:
         model: possibly wrapped.
-        head: of the stock model in it.
+        head: of the Transformers model in it.
         inputs: of its forward.
         predicting: bool (rows, tokens), the positions that are looked at.
 

@@ -114,7 +114,7 @@ class ImageText(Objective):
         """Adds the embedding projection, temperature and bias.
 
         Args:
-            model: a stock model, possibly wrapped by PEFT.
+            model: a Transformers model, possibly wrapped by PEFT.
 
         Raises:
             RecipeError: a dual encoder where the whole model shall embed, or the other way round.
@@ -242,22 +242,22 @@ class ImageText(Objective):
 
     @torch.no_grad()
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Scores R@K and median rank both ways over all captions; zero-shot accuracy if there are templates.
 
         Each distinct text is a row, with the images found for it, the best first.
         """
-        bench.model.eval()
+        context.model.eval()
         shown = {sample.images[0].key: sample.images[0] for sample in samples}
         pairs = [(s.images[0].key, text) for s in samples for text in (s.references or (s.answer,))]
         pool = candidates([key for key, _ in pairs], [text for _, text in pairs])
-        images = self.image_embeddings(bench, [shown[str(key)] for key in pool.images])
-        texts = self.text_embeddings(bench, pool.texts)
+        images = self.image_embeddings(context, [shown[str(key)] for key in pool.images])
+        texts = self.text_embeddings(context, pool.texts)
         scores = retrieval_scores(images, texts, pool.pairs)
         if self.templates:
             classes = class_embeddings(
-                lambda some: self.text_embeddings(bench, some), list(pool.texts), self.templates
+                lambda some: self.text_embeddings(context, some), list(pool.texts), self.templates
             )
             labels = torch.tensor([pool.texts.index(s.answer.strip()) for s in samples])
             of_sample = torch.tensor([pool.images.index(s.images[0].key) for s in samples])
@@ -274,26 +274,28 @@ class ImageText(Objective):
         return scores, rows
 
     @torch.no_grad()
-    def image_embeddings(self, bench: EvaluationContext, images: Sequence[ImageRef]) -> Tensor:
-        """Embeddings of images, float32 (images, dimension) on the CPU, `bench.batch_size` at a time."""
+    def image_embeddings(self, context: EvaluationContext, images: Sequence[ImageRef]) -> Tensor:
+        """Embeddings of images, float32 (images, dimension) on the CPU, `context.batch_size` at a time."""
         alone = self.mode == "dual"
-        ids = None if alone else torch.from_numpy(self._image_ids(bench.encoder).astype(np.int64))[None]
+        ids = None if alone else torch.from_numpy(self._image_ids(context.encoder).astype(np.int64))[None]
 
         def embed(part: Sequence[ImageRef]) -> Tensor:
-            return self.embed_images(bench.model, _there(bench, {"image_ids": ids, **bench.images(part)}))
+            return self.embed_images(
+                context.model, _there(context, {"image_ids": ids, **context.images(part)})
+            )
 
-        return _over(images, bench, embed)
+        return _over(images, context, embed)
 
     @torch.no_grad()
-    def text_embeddings(self, bench: EvaluationContext, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, float32 (texts, dimension) on the CPU, `bench.batch_size` at a time."""
-        pad = bench.encoder.tokenizer.pad_token_id
+    def text_embeddings(self, context: EvaluationContext, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts, float32 (texts, dimension) on the CPU, `context.batch_size` at a time."""
+        pad = context.encoder.tokenizer.pad_token_id
 
         def embed(part: Sequence[str]) -> Tensor:
-            ids = [self._text_ids(bench.encoder, text, "text") for text in part]
-            return self.embed_texts(bench.model, _there(bench, _texts(ids, pad)))
+            ids = [self._text_ids(context.encoder, text, "text") for text in part]
+            return self.embed_texts(context.model, _there(context, _texts(ids, pad)))
 
-        return _over(texts, bench, embed)
+        return _over(texts, context, embed)
 
     def frames(self, encoder: Encoder) -> tuple[str, str, str]:
         """Gives what stands before a text, behind it, and for an image, query tokens and bos included.
@@ -385,16 +387,16 @@ def _key(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def _there(bench: EvaluationContext, batch: Batch) -> Batch:
-    return on_device(batch, next(bench.model.parameters()).device)
+def _there(context: EvaluationContext, batch: Batch) -> Batch:
+    return on_device(batch, next(context.model.parameters()).device)
 
 
 def _over(
-    things: Sequence[Any], bench: EvaluationContext, embed: Callable[[Sequence[Any]], Tensor]
+    things: Sequence[Any], context: EvaluationContext, embed: Callable[[Sequence[Any]], Tensor]
 ) -> Tensor:
     parts = []
-    for start in range(0, len(things), bench.batch_size):
-        parts.append(embed(things[start : start + bench.batch_size]).cpu())
-        if bench.progress:
-            bench.progress(min(start + bench.batch_size, len(things)), len(things))
+    for start in range(0, len(things), context.batch_size):
+        parts.append(embed(things[start : start + context.batch_size]).cpu())
+        if context.progress:
+            context.progress(min(start + context.batch_size, len(things)), len(things))
     return torch.cat(parts)

@@ -19,7 +19,7 @@ from lockadapt.tuning.training_autocast import training_autocast
 
 
 class Retrieval(nn.Module):
-    """What a contrastive run adds to a stock model, in float32.
+    """What a contrastive run adds to a Transformers model, in float32.
 
     Its `embedding_proj_layer` maps hidden state to embedding, as `ColPaliForRetrieval` has it and calls it;
     None in a dual encoder, which has projections of its own.
@@ -42,10 +42,10 @@ class Retrieval(nn.Module):
 def add_retrieval(
     model: nn.Module, dimension: int, temperature: Temperature, pooling: Pooling | None
 ) -> None:
-    """Puts a `Retrieval` beside the parts of a stock model; where there is one it stays.
+    """Puts a `Retrieval` beside the parts of a Transformers model; where there is one it stays.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         dimension: of embeddings; a dual encoder has its own already.
         temperature: of the loss.
         pooling: None: the last token, or in a dual encoder what suits its text model (`TextFacts.pooling`).
@@ -69,7 +69,7 @@ def add_retrieval(
 
 
 def retrieval_of(model: nn.Module) -> Any:
-    """The `Retrieval` of a stock model, wrapped or not."""
+    """The `Retrieval` of a Transformers model, wrapped or not."""
     return unwrap_model(model).get_submodule(RETRIEVAL)
 
 

@@ -100,8 +100,8 @@ class _InfoNCE(torch.autograd.Function):
             logits = images[block] @ texts.T * scale
             over_texts[block] = logits.logsumexp(1)
             over_images = torch.logaddexp(over_images, logits.logsumexp(0))
-            together = belonging(image_keys[block], text_keys)
-            of_image[block], of_text = together.sum(1).float(), of_text + together.sum(0)
+            positive = belonging(image_keys[block], text_keys)
+            of_image[block], of_text = positive.sum(1).float(), of_text + positive.sum(0)
         if not of_text.any():
             raise DataError(
                 "no image belongs to any text of the batch, so there is nothing to learn from",

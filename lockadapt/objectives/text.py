@@ -73,26 +73,26 @@ class PlainText(Objective):
         return answer_loss(model, batch)
 
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Scores `{"perplexity", "perplexity_before", "n"}`: with the adapter and, if any, without it."""
-        items = self.encode(bench.encoder, samples).encoded
-        scores: dict[str, Any] = {"perplexity": self._perplexity(bench, items), "n": len(items)}
-        if hasattr(bench.model, "disable_adapter"):
-            disabled: Any = bench.model.disable_adapter
+        items = self.encode(context.encoder, samples).encoded
+        scores: dict[str, Any] = {"perplexity": self._perplexity(context, items), "n": len(items)}
+        if hasattr(context.model, "disable_adapter"):
+            disabled: Any = context.model.disable_adapter
             with disabled():
-                scores["perplexity_before"] = self._perplexity(bench, items)
+                scores["perplexity_before"] = self._perplexity(context, items)
         return scores, []
 
     @torch.no_grad()
-    def _perplexity(self, bench: EvaluationContext, items: Sequence[Encoded]) -> float:
+    def _perplexity(self, context: EvaluationContext, items: Sequence[Encoded]) -> float:
         """exp of the mean negative log-likelihood over all tokens."""
-        bench.model.eval()
-        device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id
+        context.model.eval()
+        device, pad = next(context.model.parameters()).device, context.encoder.tokenizer.pad_token_id
         total = tokens = 0.0
-        for start in range(0, len(items), bench.batch_size):
-            part = items[start : start + bench.batch_size]
-            batch = on_device(self.collate(part, bench.images, pad, self.kind), device)
-            loss, report = self.loss(bench.model, batch)
+        for start in range(0, len(items), context.batch_size):
+            part = items[start : start + context.batch_size]
+            batch = on_device(self.collate(part, context.images, pad, self.kind), device)
+            loss, report = self.loss(context.model, batch)
             total, tokens = total + float(loss * report["tokens"]), tokens + float(report["tokens"])
         return math.exp(min(total / tokens, 700.0))

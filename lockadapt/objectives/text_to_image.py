@@ -224,29 +224,29 @@ class TextToImage(Objective):
         return [ImageSamples(folder, processor, self.generation_config(SHOWN), rows)]
 
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Scores true image tokens by cross-entropy, and those generated for the captions by perplexity.
 
         Args:
-            bench: lends model and images.
+            context: lends model and images.
             samples: the rows to score.
 
         Returns:
             `{"cross_entropy", "uniform", "codebook_perplexity", "n"}`, with `uniform` = ln(codebook size),
             what guessing gives, and `"probe"` where there is one; and each row's generated tokens.
         """
-        codebook_size = _codec(bench.model).codebook_size
-        generated = bench.generate_images([sample.answer for sample in samples], self.generation_config())
+        codebook_size = _codec(context.model).codebook_size
+        generated = context.generate_images([sample.answer for sample in samples], self.generation_config())
         used = torch.bincount(generated.flatten(), minlength=codebook_size).double()
         share = used / used.sum().clamp_min(1)
         scores: dict[str, Any] = {
-            "cross_entropy": self._cross_entropy(bench, samples),
+            "cross_entropy": self._cross_entropy(context, samples),
             "uniform": float(np.log(codebook_size)),
             "codebook_perplexity": float(torch.exp(-torch.special.xlogy(share, share).sum())),
             "n": len(samples),
         }
-        judged = bench.probe(self.probe, samples, generated) if self.probe is not None else None
+        judged = context.probe(self.probe, samples, generated) if self.probe is not None else None
         if judged is not None:
             scores["probe"] = judged
         rows = [
@@ -262,18 +262,18 @@ class TextToImage(Objective):
         )
 
     @torch.no_grad()
-    def _cross_entropy(self, bench: EvaluationContext, samples: Sequence[Sample]) -> float:
-        bench.model.eval()
-        items = self.encode(bench.encoder, samples).encoded
-        device, pad = next(bench.model.parameters()).device, bench.encoder.tokenizer.pad_token_id
+    def _cross_entropy(self, context: EvaluationContext, samples: Sequence[Sample]) -> float:
+        context.model.eval()
+        items = self.encode(context.encoder, samples).encoded
+        device, pad = next(context.model.parameters()).device, context.encoder.tokenizer.pad_token_id
         total = tokens = 0.0
-        for start in range(0, len(items), bench.batch_size):
-            part = items[start : start + bench.batch_size]
-            batch = on_device(self.collate(part, bench.images, pad, self.kind), device)
-            loss, report = self.loss(bench.model, batch)
+        for start in range(0, len(items), context.batch_size):
+            part = items[start : start + context.batch_size]
+            batch = on_device(self.collate(part, context.images, pad, self.kind), device)
+            loss, report = self.loss(context.model, batch)
             total, tokens = total + float(loss * report["tokens"]), tokens + float(report["tokens"])
-            if bench.progress:
-                bench.progress(start + len(part), len(items))
+            if context.progress:
+                context.progress(start + len(part), len(items))
         return total / max(tokens, 1.0)
 
 

@@ -103,7 +103,7 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
     """Measures a model on rows.
 
     Args:
-        model: a stock model, possibly wrapped; in eval mode.
+        model: a Transformers model, possibly wrapped; in eval mode.
         processor: the model's.
         samples: some with images, with answers of two tokens or more.
 

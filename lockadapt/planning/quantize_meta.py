@@ -16,7 +16,7 @@ def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) ->
     """Replaces the blocks' linear layers by bitsandbytes' own, on the meta device as well. In place.
 
     Args:
-        model: a stock model on the meta device.
+        model: a Transformers model on the meta device.
         quantization: `nf4` or `int8`; with `none` nothing changes.
         dtype: of the arithmetic.
 

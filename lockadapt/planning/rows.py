@@ -52,7 +52,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
 
     Args:
         experiment: of the recipe.
-        processor: the stock model's.
+        processor: the Transformers model's.
         context: the LLM's, in tokens.
         reporter: told of assumptions.
 

@@ -32,7 +32,7 @@ class Size:
 
 
 def component_sizes(model: nn.Module) -> list[Size]:
-    """Sizes of a stock model's components, possibly wrapped; shared tensors (a tied head) count once."""
+    """Sizes of a model's components, possibly wrapped; shared tensors (a tied head) count once."""
     counted = {name: [0, 0, 0] for name in COMPONENTS}
     seen: set[int] = set()
     for component, tensor in named_tensors(model):

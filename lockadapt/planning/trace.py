@@ -181,7 +181,7 @@ def trainable_blueprint(
     """Makes the blueprint trainable: blocks quantized, adapter attached, projector in float32. In place.
 
     Args:
-        blueprint: the stock model on the meta device.
+        blueprint: the Transformers model on the meta device.
         quantization: of the blocks.
         dtype: of the arithmetic.
         lora: None: no LoRA.

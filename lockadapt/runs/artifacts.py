@@ -64,10 +64,10 @@ def part_tensors(model: nn.Module, part: str) -> dict[str, torch.nn.Parameter]:
 
 
 def load_parts(model: nn.Module, folder: Path) -> None:
-    """Reads every trained part into a stock model; every tensor must be there and nothing else.
+    """Reads every trained part into a Transformers model; every tensor must be there and nothing else.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         folder: of the run.
 
     Raises:
@@ -81,7 +81,7 @@ def load_parts(model: nn.Module, folder: Path) -> None:
 
 @torch.no_grad()
 def load_part(model: nn.Module, part: str, file: Path) -> None:
-    """Reads one part into a stock model; errors as `load_parts`."""
+    """Reads one part into a Transformers model; errors as `load_parts`."""
     own = part_tensors(model, part)
     if not file.is_file():
         raise VerificationError("the file is missing", where=str(file), fix="train again")

@@ -81,11 +81,11 @@ def _scores(scores: Mapping[str, Any]) -> list[str]:
     if not scores:
         return ["Not evaluated yet: run `lockadapt eval` on the run folder.", ""]
     lines = ["## Test scores", "", "| objective | images | score | value |", "| --- | --- | --- | --- |"]
-    for sight, objectives in scores.items():
+    for images_shown, objectives in scores.items():
         for name, values in objectives.items():
             flat = [(k, v) for k, v in values.items() if not isinstance(v, dict)]
             flat += [(f"{k}: {a}", b) for k, v in values.items() if isinstance(v, dict) for a, b in v.items()]
-            shown = "real" if sight == "seeing" else "mean image"
+            shown = "real" if images_shown == "seeing" else "mean image"
             lines += [f"| {name} | {shown} | {key} | {_number(value)} |" for key, value in flat]
     return [*lines, ""]
 

@@ -223,10 +223,10 @@ def load_run(folder: str | Path, *, base: Base = "quantized") -> LoadedRun:
 
 
 def load_adapter(model: Any, folder: Path) -> nn.Module:
-    """Puts a saved LoRA adapter onto a stock model.
+    """Puts a saved LoRA adapter onto a Transformers model.
 
     Args:
-        model: a stock model.
+        model: a Transformers model.
         folder: the PEFT folder.
 
     Returns:

@@ -24,7 +24,7 @@ def parameter_groups(model: nn.Module, config: GroundingConfig) -> list[dict[str
     (arXiv 2402.12354).
 
     Args:
-        model: a stock model, possibly wrapped by PEFT, whose `requires_grad` say what trains.
+        model: a Transformers model, possibly wrapped by PEFT, whose `requires_grad` say what trains.
         config: names the rates and the weight decay.
 
     Returns:

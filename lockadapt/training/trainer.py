@@ -69,7 +69,7 @@ class GroundingTrainer(Trainer):
         objectives (`Mapping[str, Objective]`, *optional*):
             What to learn, by name; defaults to dialogue.
         image_inputs (`ImageInputs` or a mapping, *optional*):
-            Where pixels, features or codes come from, for all objectives or by name; defaults to what
+            Where pixels, features or image tokens come from, for all objectives or by name; defaults to what
             `args.features` says.
         callbacks, optimizers:
             As in [`~transformers.Trainer`].

@@ -65,7 +65,7 @@ def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
     A name is a last path component (`q_proj`), a tail of a path (`self_attn.q_proj`) or a full path.
 
     Args:
-        model: a stock model, not yet wrapped.
+        model: a Transformers model, not yet wrapped.
         targets: `attention`, `all-linear`, or names.
 
     Returns:
@@ -94,7 +94,7 @@ def lora_config(
     """The PEFT config for this model, its targets resolved to full module paths inside the LLM's blocks.
 
     Args:
-        model: a stock model, such as that of `lockadapt.assemble`.
+        model: a Transformers model, such as that of `lockadapt.assemble`.
         settings: rank, targets and so on; default: `LoraSettings()`.
         train_projector: also train the projector, whole (`modules_to_save`). For trainers such as TRL's:
             `GroundingTrainer` trains and saves the projector by itself and refuses such a config.
@@ -124,7 +124,7 @@ def attach_adapters(model: nn.Module, lora: LoraSettings | None, query_ids: Sequ
     """Wraps the model with PEFT, in place: LoRA, trained vocabulary rows, or both; with neither not at all.
 
     Args:
-        model: a stock model.
+        model: a Transformers model.
         lora: None: no LoRA.
         query_ids: of the vocabulary rows that train (`trainable_token_indices`); a tied head gets them as
             well.
@@ -150,7 +150,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
     """Wraps the model with PEFT, in place, and proves that every adapter lies in the LLM's blocks.
 
     Args:
-        model: a stock model.
+        model: a Transformers model.
         config: as `lora_config` makes it.
 
     Returns:
@@ -230,7 +230,7 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
     projector.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         parts: what trains.
 
     Returns:

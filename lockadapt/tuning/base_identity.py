@@ -62,7 +62,7 @@ class BaseIdentity:
     """What `run.json` keeps as `base_identity`.
 
     Attributes:
-        model_class: of the stock model.
+        model_class: of the Transformers model.
         settings: `Architecture.settings` of its config.
         components: by name; a component that could not be read (a tower that was not loaded) is None.
         trained_rows: vocabulary rows that train (query tokens) and so do not count.
@@ -113,12 +113,12 @@ def base_identity(
     trained_rows: Sequence[int] = (),
     modules: Mapping[str, nn.Module] | None = None,
 ) -> BaseIdentity:
-    """Reads it off a stock model on any device, in float32, bfloat16, NF4 or int8; nothing is changed.
+    """Reads it off a Transformers model on any device, in float32, bfloat16, NF4 or int8; nothing is changed.
 
     float16 may round other values than bfloat16 did, and then counts as another base.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         tokenizer: the model's, or None.
         trained_rows: see `BaseIdentity`.
         modules: the stock modules by name, where adapters are in the model already.
@@ -168,7 +168,7 @@ def part_digest(model: nn.Module, part: str) -> str:
     """Digests the tensors of a trained part (`projector` …) in bfloat16: which one lies in a bridge.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
         part: a trained part, such as `projector`.
 
     Returns:
@@ -247,7 +247,7 @@ def compare(recorded: BaseIdentity, current: BaseIdentity) -> Comparison:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A tensor of the stock model: `matrix` if it is a linear layer's, `shape` as that has it unquantized."""
+    """A tensor of the model: `matrix` if it is a linear layer's, `shape` as that has it unquantized."""
 
     name: str
     tensor: Tensor

@@ -11,14 +11,14 @@ from lockadapt.architectures import tower_of
 
 
 def keep_tower_still(model: nn.Module) -> RemovableHandle:
-    """Keeps the tower of a stock model, wrapped or not, in evaluation mode, whatever mode the model is in.
+    """Keeps the tower of a model, wrapped or not, in evaluation mode, whatever mode the model is in.
 
     lockadapt's own trainer does so. Others put the whole model into training mode: the running statistics of
     a CNN's BatchNorm then move although no parameter does, and so do dropout and stochastic depth where a
     tower has them.
 
     Args:
-        model: a stock model, possibly wrapped.
+        model: a Transformers model, possibly wrapped.
 
     Returns:
         A handle whose `remove()` ends it.

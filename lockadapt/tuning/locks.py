@@ -87,7 +87,7 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     A tower that is not loaded is judged by its files.
 
     Args:
-        model: a stock model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT.
 
     Returns:
         Full name -> hex digest over dtype, shape and bytes.

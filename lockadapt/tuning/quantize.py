@@ -73,7 +73,7 @@ def check_types(model: nn.Module, quantization: Quantization) -> None:
     """Checks that every linear layer in the blocks is quantized, and no other module is.
 
     Args:
-        model: a stock model.
+        model: a Transformers model.
         quantization: what was asked for.
 
     Raises:

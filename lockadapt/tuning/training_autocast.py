@@ -16,9 +16,9 @@ from lockadapt.architectures.base import parameters_at, unwrap_model
 def training_autocast(model: nn.Module) -> Iterator[None]:
     """The trainer's arithmetic where a model is called without it: autocast, if its dtypes need that.
 
-    The stock classes hand the tower's outputs to the projector, and the LLM's to what draws, as they are,
-    which fails if the two differ. A loaded run is of one dtype, and computes as it will once merged; LoRA's
-    layers convert by themselves.
+    The stock classes hand the tower's outputs to the projector, and the LLM's to the image-generation head,
+    as they are, which fails if the two differ. A loaded run is of one dtype, and computes as it will once
+    merged; LoRA's layers convert by themselves.
     """
     base, parts = unwrap_model(model), layout_of(model)
     paths = (parts.tower, *parts.projector, *parts.generation)

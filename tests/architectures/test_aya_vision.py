@@ -101,8 +101,8 @@ def test_packed_rows_have_the_same_losses_and_gradients(
     model, processor = adapted_model(made.folder or Path(), quantization, False)
     _, plain, packed = plain_and_packed(processor, tmp_path, 120)
     alone, theirs = gradients(model, plain)
-    together, ours = gradients(model, packed)
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    packed_rows, ours = gradients(model, packed)
+    torch.testing.assert_close(packed_rows, alone, rtol=1e-5, atol=1e-5)
     assert any("multi_modal_projector.layernorm" in name for name in theirs)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():

@@ -111,8 +111,8 @@ def test_a_batch_of_texts_is_each_text_alone(tmp_path: Path, tiny: Path, kind: s
     make_text = encoder if kind in ENCODERS else tiny_llm
     made = make(make_text(kind, tmp_path / kind), tiny / "clip-vision")
     texts = ["a dog", "once upon a time there was a little dog", "red"]
-    together = made.processor.tokenizer(texts, padding=True, return_tensors="pt")
-    actual = text_embedding(made.model, together["input_ids"], together["attention_mask"], pooling)
+    jointly = made.processor.tokenizer(texts, padding=True, return_tensors="pt")
+    actual = text_embedding(made.model, jointly["input_ids"], jointly["attention_mask"], pooling)
     for row, text in enumerate(texts):
         alone = made.processor.tokenizer(text, return_tensors="pt")
         single = text_embedding(made.model, alone["input_ids"], alone["attention_mask"], pooling)

@@ -64,15 +64,15 @@ def test_rows_keep_to_the_budget_and_images_to_their_spans(items: list[Encoded],
 def test_one_big_budget_stores_every_common_beginning_once(items: list[Encoded]) -> None:
     packed = pack(items, 0, 10_000)
     stored = int((packed.input_ids != 0).sum())
-    alone, together = count_tokens(items)
+    alone, packed_rows = count_tokens(items)
     assert alone == sum(len(item.input_ids) for item in items)
-    assert stored == together
+    assert stored == packed_rows
     beginnings = {
         (item.images[0].key, item.input_ids[: item.image_end].tobytes(), item.input_ids[:end].tobytes())
         for item in items
         for end in range(1, len(item.input_ids) + 1)
     }
-    assert together == len(beginnings)
+    assert packed_rows == len(beginnings)
 
 
 def test_different_images_never_share_even_with_equal_tokens() -> None:

@@ -20,7 +20,7 @@ from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation import prefill
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.exports.proofs.reference import without_images
 from lockadapt.features.in_memory import FeatureInputs
@@ -123,9 +123,9 @@ def test_the_shared_cache_goes_by_its_present_name(
 
 def test_ranking_needs_a_list(assembled: Assembled, tmp_path: Path) -> None:
     own = predictor(assembled.folder)
-    bench = EvaluationBench(own.model, own.encoder, own.images, 4, None, method="rank")
+    context = PredictionContext(own.model, own.encoder, own.images, 4, None, method="rank")
     with pytest.raises(RecipeError, match="closed list"):
-        bench.answers(vqa_samples(tmp_path), None, 4)
+        context.answers(vqa_samples(tmp_path), None, 4)
 
 
 @pytest.mark.parametrize("texts", [2, 3])

@@ -13,7 +13,7 @@ from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.janus.image_tokenizer import image_codec
 from lockadapt.data.encode import Encoder
 from lockadapt.data.sample import ImageRef, question_answer
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.features.image_tokens import image_token_inputs
 from lockadapt.objectives.text_to_image import TextToImage, image_token_losses
 from tests.support.tiny import tiny_tower
@@ -32,10 +32,10 @@ def test_scores(drawing: Assembled, tmp_path: Path) -> None:
         for colour in colours
     ]
     images = image_token_inputs(image_codec(model.model.vqmodel), processor.image_processor, 10**6)
-    bench = EvaluationBench(model, Encoder(processor, 64), images, 3, None, training=lambda: samples * 5)
+    context = PredictionContext(model, Encoder(processor, 64), images, 3, None, training=lambda: samples * 5)
     objective = TextToImage(probe=str(tiny_tower("mobilenet-v2", tmp_path / "tower")))
-    scores, rows = objective.evaluate(bench, samples)
-    items = objective.encode(bench.encoder, samples).encoded
+    scores, rows = objective.evaluate(context, samples)
+    items = objective.encode(context.encoder, samples).encoded
     batch = objective.collate(items, images, 2, "t2i")
     with torch.no_grad():
         losses, _ = image_token_losses(
@@ -50,6 +50,6 @@ def test_scores(drawing: Assembled, tmp_path: Path) -> None:
     assert scores["probe"]["probe_accuracy_on_tokenized"] < 1
     assert 0 <= scores["probe"]["accuracy"] < 1
     assert [len(row["answer"].split()) for row in rows] == [16] * 4
-    again, _ = TextToImage().evaluate(bench, samples)
+    again, _ = TextToImage().evaluate(context, samples)
     assert "probe" not in again
     assert again["codebook_perplexity"] == scores["codebook_perplexity"]

@@ -155,7 +155,7 @@ class Pictures:
         return image
 
     def of_pictures(self, pictures: list[Image.Image]) -> dict[str, Any]:
-        return {"pixel_values": [torch.from_numpy(np.array(one)).float() for one in pictures]}
+        return {"pixel_values": [torch.from_numpy(np.array(picture)).float() for picture in pictures]}
 
 
 def tower(part: Mapping[str, Any]) -> list[ImageRecord]:

@@ -64,7 +64,7 @@ def cases() -> Iterator[Case]:
     ):
         yield command(("plan", "recipe.yaml", "--memory", memory), 2, "--memory")
     for option, value in (
-        *(("--codes", value) for value in ("0", "-1", "1", "999999999999", "x")),
+        *(("--codebook-size", value) for value in ("0", "-1", "1", "999999999999", "x")),
         *(("--size", value) for value in ("0", "-64", "63", "1000000")),
         *(("--grid", value) for value in ("0", "-4", "5", "999")),
         *(("--width", value) for value in ("0", "33", "999968")),

@@ -30,7 +30,7 @@ def folder(what: str, code: int, *words: str, config: Any = LLAMA, files: dict[s
 
 
 def cases() -> Iterator[Case]:
-    one = {"llm/model.safetensors": weights}
+    shards = {"llm/model.safetensors": weights}
     for what, text in (
         ("empty config", ""),
         ("config is a list", "[]"),
@@ -40,7 +40,7 @@ def cases() -> Iterator[Case]:
         ("config of 1,000 lists", "[" * 1000),
         ("config of 70 MB", '{"a": "' + "x" * 70_000_000 + '"}'),
     ):
-        yield folder(what, 4, "the LLM cannot be loaded: config.json", config=text, files=one)
+        yield folder(what, 4, "the LLM cannot be loaded: config.json", config=text, files=shards)
     for key, value, code, words in (
         ("model_type", "nonsense", 4, "cannot be loaded"),
         ("model_type", "\x1b[31m", 4, "\\x1b[31m"),
@@ -63,13 +63,13 @@ def cases() -> Iterator[Case]:
         ("sub_config", {"attn_implementation": "org/kernel"}, 10, "code from the Hub"),
     ):
         what = f"{key} is {str(value).encode('unicode_escape').decode()}"
-        yield folder(what, code, words, config={**LLAMA, key: value}, files=one)
+        yield folder(what, code, words, config={**LLAMA, key: value}, files=shards)
     yield folder(
         "code of its own",
         10,
         "code from its own repository",
         config={"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}},
-        files={**one, "llm/mine.py": "open('/tmp/owned', 'w')"},
+        files={**shards, "llm/mine.py": "open('/tmp/owned', 'w')"},
     )
     for name in ("../outside.safetensors", "/etc/passwd", "a/../../x", "..", "", "a\0b", "..\\x"):
         table = json.dumps({"weight_map": {"lm_head.weight": name}})

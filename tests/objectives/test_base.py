@@ -36,7 +36,7 @@ class Twice(Objective):
         return 2 * loss, report
 
     def evaluate(
-        self, bench: EvaluationContext, samples: Sequence[Sample]
+        self, context: EvaluationContext, samples: Sequence[Sample]
     ) -> tuple[dict[str, Any], list[Row]]:
         """Return how many samples there are."""
         return {"n": len(samples)}, []

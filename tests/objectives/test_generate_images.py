@@ -74,14 +74,14 @@ def test_is_what_plain_transformers_draws(lively: Any, drawing: Assembled) -> No
 
 def test_greedy_rows_do_not_depend_on_their_neighbours(lively: Any, drawing: Assembled) -> None:
     """A rotary LLM does not see how far a row is padded."""
-    together = generate_image_token_ids(
+    packed_rows = generate_image_token_ids(
         lively, drawing.processor, PROMPTS, ImageGenerationConfig(temperature=0.0)
     )
     alone = generate_image_token_ids(
         lively, drawing.processor, PROMPTS, ImageGenerationConfig(temperature=0.0, batch_size=1)
     )
-    assert torch.equal(together, alone)
-    assert len({tuple(row.tolist()) for row in together}) == 3
+    assert torch.equal(packed_rows, alone)
+    assert len({tuple(row.tolist()) for row in packed_rows}) == 3
 
 
 def test_guidance_and_adapter_count(lively: Any, drawing: Assembled) -> None:

@@ -19,7 +19,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AdapterError, DataError
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.features.in_memory import FeatureInputs
 from lockadapt.features.tower import tower_outputs
 from lockadapt.models.query_tokens import query_token_ids
@@ -93,12 +93,12 @@ def plain_loss(model: Any, batch: dict[str, Any], objective: ImageText) -> torch
         texts.append(embed(input_ids=batch["text_ids"][number : number + 1, :length]))
     logits = torch.stack(images) @ torch.stack(texts).T * head.temperature.logit_scale.exp()
     keys = batch["keys"]
-    together = ((keys[:, None, 0] == keys[None, :, 0]) | (keys[:, None, 1] == keys[None, :, 1])).float()
+    jointly = ((keys[:, None, 0] == keys[None, :, 0]) | (keys[:, None, 1] == keys[None, :, 1])).float()
     if objective.contrast == "sigmoid":
-        signs = 2 * together - 1
+        signs = 2 * jointly - 1
         return -F.logsigmoid(signs * (logits + head.temperature.logit_bias)).sum() / len(logits)
-    rows = -(logits.log_softmax(1) * together / together.sum(1, keepdim=True)).sum(1).mean()
-    columns = -(logits.log_softmax(0) * together / together.sum(0, keepdim=True)).sum(0).mean()
+    rows = -(logits.log_softmax(1) * jointly / jointly.sum(1, keepdim=True)).sum(1).mean()
+    columns = -(logits.log_softmax(0) * jointly / jointly.sum(0, keepdim=True)).sum(0).mean()
     return (rows + columns) / 2
 
 
@@ -191,8 +191,8 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     objective = dataclasses.replace(ImageText(dimension=8), templates=("{}", "a {} thing"))
     model, processor = adapted(base, objective)
     pixels = PixelInputs(processor.image_processor, 10**6)
-    bench = EvaluationBench(model, Encoder(processor, 128), pixels, 3, None)
-    scores, rows = objective.evaluate(bench, samples(tmp_path))
+    context = PredictionContext(model, Encoder(processor, 128), pixels, 3, None)
+    scores, rows = objective.evaluate(context, samples(tmp_path))
     assert set(scores) == {"text_to_image", "image_to_text", "n", "zero_shot"}
     assert scores["n"] == 5
     assert set(scores["text_to_image"]) == {"r1", "r5", "r10", "median_rank"}
@@ -200,7 +200,7 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     assert [row["question"] for row in rows] == ["a red shape", "green", "a blue one", "it is red"]
     assert set(rows[1]["truth"]) == {"green.png", "yellow.png"}
     assert scores["zero_shot"]["n"] == 5
-    embedding = objective.image_embeddings(bench, [sample.images[0] for sample in samples(tmp_path)[:1]])
+    embedding = objective.image_embeddings(context, [sample.images[0] for sample in samples(tmp_path)[:1]])
     torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(1))
 
 

@@ -48,8 +48,8 @@ def test_same_losses_and_gradients(
     items, plain, packed = plain_and_packed(processor, tmp_path, 120)
     assert packed["input_ids"].numel() < 0.7 * plain["input_ids"].numel()
     alone, theirs = gradients(model, plain)
-    together, ours = gradients(model, packed)
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    packed_rows, ours = gradients(model, packed)
+    torch.testing.assert_close(packed_rows, alone, rtol=1e-5, atol=1e-5)
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
@@ -81,5 +81,5 @@ def test_any_choice_of_samples_and_any_budget(
     items = Encoder(processor, 200).encode([samples[n] for n in chosen]).encoded
     pixels = PixelInputs(processor.image_processor, 10**6)
     plain, packed = (collate(items, pixels, 2, "vqa", limit) for limit in (None, max_row_tokens))
-    alone, together = (sample_losses(model, batch, len(items)) for batch in (plain, packed))
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    alone, packed_rows = (sample_losses(model, batch, len(items)) for batch in (plain, packed))
+    torch.testing.assert_close(packed_rows, alone, rtol=1e-5, atol=1e-5)

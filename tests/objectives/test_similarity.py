@@ -19,21 +19,21 @@ Kind = Literal["infonce", "sigmoid"]
 
 
 def plain(
-    images: Tensor, texts: Tensor, together: list[list[bool]], scale: Tensor, bias: Tensor | None, kind: str
+    images: Tensor, texts: Tensor, positive: list[list[bool]], scale: Tensor, bias: Tensor | None, kind: str
 ) -> Tensor:
     """Both losses pair by pair, as their definitions read."""
     logits = scale * images @ texts.T + (0 if bias is None else bias)
     if kind == "sigmoid":
         pairs = [
-            -torch.log(torch.sigmoid(logits[i, j] if together[i][j] else -logits[i, j]))
+            -torch.log(torch.sigmoid(logits[i, j] if positive[i][j] else -logits[i, j]))
             for i in range(len(images))
             for j in range(len(texts))
         ]
         return torch.stack(pairs).sum() / max(len(images), len(texts))
     means = []
     for scores, right in (
-        (logits, together),
-        (logits.T, [list(column) for column in zip(*together, strict=True)]),
+        (logits, positive),
+        (logits.T, [list(column) for column in zip(*positive, strict=True)]),
     ):
         rows = []
         for row, wanted in zip(scores, right, strict=True):

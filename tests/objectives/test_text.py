@@ -16,7 +16,7 @@ from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, NoLabelError
-from lockadapt.evaluation.context import EvaluationBench
+from lockadapt.evaluation.context import PredictionContext
 from lockadapt.objectives import PlainText
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
 
@@ -49,16 +49,16 @@ def test_perplexity_before_and_after(assembled: Assembled) -> None:
     model, processor = load_model(assembled.folder, torch.float32)
     peft = attach_lora(model, lora_config(model, LoraSettings(rank=2)))
     encoder, objective = Encoder(processor, 64), PlainText()
-    bench = EvaluationBench(peft, encoder, PixelInputs(processor.image_processor, 10**6), 2, None)
+    context = PredictionContext(peft, encoder, PixelInputs(processor.image_processor, 10**6), 2, None)
     samples = [text(words) for words in TEXTS]
-    same, rows = objective.evaluate(bench, samples)
+    same, rows = objective.evaluate(context, samples)
     assert rows == []
     assert same["perplexity"] == same["perplexity_before"]
     assert same["n"] == 3
     for name, parameter in peft.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter)
-    other, _ = objective.evaluate(bench, samples)
+    other, _ = objective.evaluate(context, samples)
     assert other["perplexity_before"] == pytest.approx(same["perplexity"], rel=1e-6)
     assert not math.isclose(other["perplexity"], same["perplexity"], rel_tol=1e-3)
 

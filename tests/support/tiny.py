@@ -194,7 +194,7 @@ def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
 
 def tiny_image_tokenizer(folder: Path, *, grid: int = 4, codes: int = 24, seed: int = 0) -> Path:
     """Save a random image tokenizer for images of four times `grid` pixels to `folder`; return it."""
-    shape = TokenizerShape(4 * grid, grid, codes=codes, code_size=4, width=32, blocks=0, latent=8)
+    shape = TokenizerShape(4 * grid, grid, codebook_size=codes, code_size=4, width=32, blocks=0, latent=8)
     model, processor = new_image_tokenizer(shape, seed)
     with _silent():
         model.save_pretrained(folder)

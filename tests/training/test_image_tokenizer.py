@@ -32,7 +32,7 @@ from lockadapt.training.image_tokenizer.train import (
 )
 from tests.support.tiny import tiny_tower
 
-SHAPE = TokenizerShape(8, 4, codes=12, code_size=4, width=32, blocks=0, latent=8)
+SHAPE = TokenizerShape(8, 4, codebook_size=12, code_size=4, width=32, blocks=0, latent=8)
 
 
 def halves(number: int) -> torch.Tensor:
@@ -247,8 +247,34 @@ def test_command(pictures: Path, tmp_path: Path) -> None:
         "--json",
         "-q",
     ]
-    small = ["--size", "16", "--grid", "4", "--codes", "8", "--width", "32", "--blocks", "0", "--steps", "2"]
+    small = [
+        "--size",
+        "16",
+        "--grid",
+        "4",
+        "--codebook-size",
+        "8",
+        "--width",
+        "32",
+        "--blocks",
+        "0",
+        "--steps",
+        "2",
+    ]
     result = CliRunner().invoke(app, [*command, *small, "--batch-size", "2", "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["grid"] == 4
     assert load_image_tokenizer(tmp_path / "vq").model.config.num_embeddings == 8
+    assert json.loads(result.stdout)["codes"] == 8
+
+
+def test_the_former_name_of_the_codebook_size_is_read_with_a_notice(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from lockadapt.cli import app
+
+    command = ["tokenizer", "train", "--images", str(tmp_path), "--output", str(tmp_path / "vq")]
+    result = CliRunner().invoke(app, [*command, "--codes", "1"])
+    assert "--codes is now called --codebook-size" in result.output
+    assert isinstance(result.exception, RecipeError)
+    assert result.exception.where == "--codebook-size"

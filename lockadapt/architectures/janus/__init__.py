@@ -21,7 +21,13 @@ from lockadapt.architectures.base import (
 )
 from lockadapt.architectures.bridge import projector_features
 from lockadapt.architectures.inputs import count_image_tokens
-from lockadapt.architectures.janus.graft import DRAWING_TOKENS, graft, janus_processor, set_drawing, tower
+from lockadapt.architectures.janus.graft import (
+    IMAGE_BOUNDARY_TOKENS,
+    graft,
+    janus_processor,
+    set_image_generation,
+    tower,
+)
 from lockadapt.architectures.janus.image_tokenizer import image_codec
 from lockadapt.architectures.projectors import normal_
 from lockadapt.models.towers import TowerFacts
@@ -94,8 +100,8 @@ JANUS = Architecture(
         build=graft,
         processor=janus_processor,
         tower=tower,
-        finish=set_drawing,
-        special_tokens=DRAWING_TOKENS,
+        finish=set_image_generation,
+        special_tokens=IMAGE_BOUNDARY_TOKENS,
         image_tokenizer=True,
     ),
     features=projector_features(pack=lambda projected: projected, layout=LAYOUT),

@@ -23,15 +23,15 @@ from lockadapt.errors import AssemblyError
 from lockadapt.models.embeddings import image_token_id
 from lockadapt.models.quiet import quiet
 
-DRAWING_TOKENS = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+IMAGE_BOUNDARY_TOKENS = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 """Special tokens that the stock processor of Janus puts around images, by the names that it knows them
 under."""
 
 GUIDANCE = 3.0
-"""Guidance scale that a grafted model draws with unless told otherwise. The stock class needs more than 1."""
+"""Default guidance scale of a grafted model. The stock class needs more than 1."""
 
 HEAD_SCALE = 0.1
-"""Size of the generation head's last weights, so that a fresh head finds all codes nearly equally likely."""
+"""Size of the generation head's last weights: to a fresh head all image tokens are nearly equally likely."""
 
 _PIXELS = ("image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor")
 
@@ -40,7 +40,8 @@ def graft(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
     """Builds the stock `JanusForConditionalGeneration` around an LLM, a tower and an image tokenizer.
 
     The generation embeddings are the codebook, and stay it. Fresh are the projector, the generation aligner
-    (its output as large as the LLM's embeddings) and the generation head (all codes nearly equally likely).
+    (its output as large as the LLM's embeddings) and the generation head (all image tokens nearly equally
+    likely).
 
     Args:
         ingredients: the tower from `tower`; the image tokenizer's weights move into the result as well.
@@ -114,7 +115,7 @@ def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
     grid = image_tokenizer.model.config.num_patches
     if grid != tower_grid:
         raise AssemblyError(
-            f"the image tokenizer has a grid of {grid} x {grid} codes, the tower one of {tower_grid} "
+            f"the image tokenizer has a grid of {grid} x {grid} image tokens, the tower one of {tower_grid} "
             f"x {tower_grid} "
             "patches, and Janus has one size for both",
             where=image_tokenizer.name,
@@ -123,7 +124,7 @@ def check_grids(tower_config: Any, image_tokenizer: ImageTokenizer) -> None:
 
 
 def janus_processor(ingredients: Ingredients, chat_template: str) -> Any:
-    """The stock `JanusProcessor`, which prepares images for the tower and turns drawings back into pictures.
+    """The stock `JanusProcessor`, which prepares images for the tower and turns pixels into pictures.
 
     Args:
         ingredients: the pixels of the image tokenizer must have the scale of the tower's, because the stock
@@ -158,7 +159,7 @@ def janus_processor(ingredients: Ingredients, chat_template: str) -> Any:
     )
 
 
-def set_drawing(model: Any, tokenizer: Any) -> None:
+def set_image_generation(model: Any, tokenizer: Any) -> None:
     """Sets what the stock `generate(generation_mode="image")` needs; ids are the tokenizer's, in place.
 
     It compares ids with `bos_token_id` and `boi_token_id` to find what an unconditional prompt keeps, and
@@ -168,9 +169,9 @@ def set_drawing(model: Any, tokenizer: Any) -> None:
     # A config that says it was made from a model's keeps nothing that it does not know, so this is a new one.
     known = {key: value for key, value in before.items() if not key.startswith(("_", "transformers_"))}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "pad")}
-    drawing = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
+    generation = {"boi_token_id": tokenizer.convert_tokens_to_ids(tokenizer.boi_token)}
     model.generation_config = GenerationConfig(
-        **{**known, **ids, "guidance_scale": GUIDANCE, "generation_kwargs": drawing}
+        **{**known, **ids, "guidance_scale": GUIDANCE, "generation_kwargs": generation}
     )
 
 

@@ -26,9 +26,9 @@ class TokenizerShape:
     """What a new image tokenizer looks like.
 
     Attributes:
-        size: side of its images in pixels; `grid`: side of its square of codes; `size / grid` is a power of
-            two.
-        codes: entries of the codebook; `code_size`: numbers in each.
+        size: side of its images in pixels; `grid`: side of its square of image tokens; `size / grid` is a
+            power of two.
+        codebook_size: entries of the codebook; `code_size`: numbers in each.
         width: channels at full resolution, a multiple of 32. The stock class normalises in 32 groups: with
             only one channel in each, a picture's mean colours are lost on the way.
         multipliers: of `width` at each resolution, from full resolution down to the grid.
@@ -38,7 +38,7 @@ class TokenizerShape:
 
     size: int
     grid: int
-    codes: int = 1024
+    codebook_size: int = 1024
     code_size: int = 8
     width: int = 64
     multipliers: tuple[int, ...] | None = None
@@ -59,7 +59,7 @@ class TokenizerShape:
         for where, value, least, most in (
             ("--size", self.size, 8, 1024),
             ("--grid", self.grid, 1, 256),
-            ("--codes", self.codes, 2, 1_048_576),
+            ("--codebook-size", self.codebook_size, 2, 1_048_576),
             ("--width", self.width, CHANNEL_STEP, 1024),
             ("--blocks", self.blocks, 0, 16),
         ):
@@ -127,7 +127,7 @@ def new_image_tokenizer(shape: TokenizerShape, seed: int = 0) -> tuple[Any, Any]
     widths = shape.widths()
     config = JanusVQVAEConfig(
         embed_dim=shape.code_size,
-        num_embeddings=shape.codes,
+        num_embeddings=shape.codebook_size,
         latent_channels=shape.latent,
         num_patches=shape.grid,
         base_channels=shape.width,
@@ -244,10 +244,10 @@ def image_codec(model: Any) -> ImageCodec:
 
 
 def encode_pixels(model: Any, values: Tensor) -> Tensor:
-    """Pixel values (images, 3, side, side) -> codes int64 (images, grid squared), row by row, on the CPU."""
+    """Pixels (images, 3, side, side) -> image token ids int64 (images, grid squared), by rows, on the CPU."""
     weight = model.quantize.embedding.weight
-    codes = model.encode(values.to(weight.device, weight.dtype)).image_tokens
-    return codes.view(values.shape[0], -1).long().cpu()
+    image_token_ids = model.encode(values.to(weight.device, weight.dtype)).image_tokens
+    return image_token_ids.view(values.shape[0], -1).long().cpu()
 
 
 def tokenizer_digest(model: Any) -> str:

@@ -25,7 +25,7 @@ def write_eyes(
     """Converts everything but the LLM by llama.cpp's own converter.
 
     Args:
-        model: the merged stock model.
+        model: the merged Transformers model.
         processor: the model's.
         path: of the file to write.
         outtype: as the converter names it.

@@ -15,7 +15,7 @@ from lockadapt.errors import SetupError, VerificationError
 
 CONVERTER = "convert_hf_to_gguf.py"
 PACKAGES = {"gguf": "gguf", "sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
-"""What the converter and `pieces.py` import, by the name of the distribution."""
+"""What the converter and `sentencepiece.py` import, by the name of the distribution."""
 CLASS_TOKEN_LAST = re.compile(r"ggml_concat\(\s*ctx0\s*,\s*inp\s*,\s*model\.class_embedding\b")
 LAST_WORDS = 300
 

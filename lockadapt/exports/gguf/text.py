@@ -1,4 +1,4 @@
-"""The LLM of a stock model as a plain causal LM folder, which is what llama.cpp's converter reads."""
+"""The LLM of a Transformers model as a plain causal LM folder, which is what llama.cpp's converter reads."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
 
 
 def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
-    """Writes a stock model's LLM with its tokenizer into an existing folder, weights in the model's dtype.
+    """Writes a model's LLM with its tokenizer into an existing folder, weights in the model's dtype.
 
     The model's vocabulary loses its padding in place.
 
     Args:
-        model: a stock model.
+        model: a Transformers model.
         processor: the model's.
         folder: an existing one.
 

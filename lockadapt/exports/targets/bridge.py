@@ -24,7 +24,7 @@ from lockadapt.runs.run import Run
 def write_bridge(run: Run, folder: Path) -> None:
     """Streams weights, configs and the processor's files into an existing, empty folder; never quantized.
 
-    Projector, what draws, and trained vocabulary rows are in the stock file; what embeds lies in
+    Projector, image-generation parts, and trained vocabulary rows are in the stock file; what embeds lies in
     `retrieval/`.
 
     Args:

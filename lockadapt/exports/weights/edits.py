@@ -106,8 +106,8 @@ class TensorWrite:
             return rows
         step = max(MIN_ROWS, self.piece_bytes // max(1, columns * self.item))
         if self.base is not None:
-            together = self.base.rows_at_once(columns)
-            step = max(together, step // together * together)
+            rows_at_once = self.base.rows_at_once(columns)
+            step = max(rows_at_once, step // rows_at_once * rows_at_once)
         return step
 
     def _prepared(self, source: int, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""A codebook of directions, learned as moving averages of what falls on each code; idle codes restart."""
+"""A codebook of directions, learned as moving averages of what falls on each entry; idle entries restart."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Codebook:
     """Keeps an embedding table's rows at the mean directions of the vectors nearest to them (of length 1).
 
     The moving averages are those of VQ-VAE (arXiv 1711.00937, appendix A.1), on the sphere; restarts of idle
-    codes from vectors of the batch are those of Jukebox (arXiv 2005.00341, section 3).
+    entries from vectors of the batch are those of Jukebox (arXiv 2005.00341, section 3).
 
     Args:
-        table: (codes, width), changed in place; gets no gradient.
+        table: (codebook size, width), changed in place; gets no gradient.
         generator: draws starting points and restarts.
         decay: of the moving averages at every step.
     """
@@ -30,13 +30,13 @@ class Codebook:
 
     @torch.no_grad()
     def start(self, vectors: Tensor) -> None:
-        """Place the codes by spherical k-means on unit vectors (many, width)."""
-        codes = len(self.table)
-        centres = self._pick(vectors, codes)
+        """Places the entries by spherical k-means on unit vectors (many, width)."""
+        entries = len(self.table)
+        centres = self._pick(vectors, entries)
         for _ in range(KMEANS_ROUNDS):
             owner = nearest(vectors, centres)
             sums = torch.zeros_like(centres).index_add_(0, owner, vectors)
-            empty = torch.bincount(owner, minlength=codes) == 0
+            empty = torch.bincount(owner, minlength=entries) == 0
             sums[empty] = self._pick(vectors, int(empty.sum()))
             centres = F.normalize(sums, dim=1)
         self.table.copy_(centres)
@@ -45,15 +45,16 @@ class Codebook:
 
     @torch.no_grad()
     def update(self, vectors: Tensor, owner: Tensor, *, revive: bool) -> int:
-        """Takes one step of the moving averages; with `revive` idle codes restart at vectors of this batch.
+        """Takes one step of the moving averages; with `revive` idle entries restart at vectors of this batch.
 
         Args:
             vectors: unit vectors (many, width) of a batch.
-            owner: their codes, int64 (many,).
-            revive: whether idle codes restart; not in the last steps, so that what the decoder reads settles.
+            owner: the entries nearest to them, int64 (many,).
+            revive: whether idle entries restart; not in the last steps, so that what the decoder reads
+                settles.
 
         Returns:
-            How many codes restarted.
+            How many entries restarted.
         """
         keep = self.decay
         counts = torch.bincount(owner, minlength=len(self.table)).to(self.counts)
@@ -80,6 +81,6 @@ def nearest(vectors: Tensor, table: Tensor) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> float:
-    """exp of the entropy of how often codes were used: how many codes are in use, each counted by its use."""
+    """exp of the entropy of how often entries were used: how many are in use, each counted by its use."""
     share = counts.double() / counts.sum().clamp_min(1)
     return float(torch.exp(-torch.special.xlogy(share, share).sum()))

@@ -38,6 +38,8 @@ SHOWN = 32
 """Held-out images in the picture of originals and reconstructions."""
 LARGEST = 8 * 2**30
 """Bytes of images that are kept in memory at most."""
+_REPORTED = {"codebook_size": "codes"}
+"""What readers of reports know a value of the shape as."""
 
 
 def train_folder(
@@ -98,7 +100,7 @@ def train_folder(
         scores, back = score_image_tokenizer(model, unseen)
         report = {
             **asdict(scores),
-            **asdict(shape),
+            **{_REPORTED.get(name, name): value for name, value in asdict(shape).items()},
             "training": asdict(settings),
             "trained_on": len(train),
             "seconds": time.monotonic() - started,

@@ -127,9 +127,9 @@ def train_image_tokenizer(
         else:
             if step == plain:
                 codebook.start(torch.cat([*kept, vectors]))
-            codes = nearest(vectors, table)
-            chosen = table[codes].view_as(directions)
-            codebook.update(vectors, codes, revive=step < SETTLED * settings.steps)
+            token_ids = nearest(vectors, table)
+            chosen = table[token_ids].view_as(directions)
+            codebook.update(vectors, token_ids, revive=step < SETTLED * settings.steps)
             losses["commitment"] = settings.commitment * (chosen - directions).square().sum(-1).mean()
             # Straight through: the gradient of the code is that of what the encoder said.
             passed = directions + (chosen - directions).detach()
@@ -174,9 +174,9 @@ def score_image_tokenizer(model: Any, images: Tensor, batch_size: int = 64) -> t
     counts = torch.zeros(model.config.num_embeddings)
     back, wrong, psnr = [], 0.0, 0.0
     for part in images.split(batch_size):
-        codes = encode_pixels(model, scaled(part))
-        counts += torch.bincount(codes.flatten(), minlength=len(counts))
-        made = ((model.decode(codes.to(model.device)).float().cpu().clamp(-1, 1) + 1) * 127.5).round()
+        token_ids = encode_pixels(model, scaled(part))
+        counts += torch.bincount(token_ids.flatten(), minlength=len(counts))
+        made = ((model.decode(token_ids.to(model.device)).float().cpu().clamp(-1, 1) + 1) * 127.5).round()
         error = (made - part) / 255
         wrong += float(error.abs().mean(dim=(1, 2, 3)).sum())
         # The error of rounding, so that an image that comes back exactly has a number.

@@ -154,7 +154,7 @@ def test_blueprint_has_the_same_shapes(sources: dict[str, Path]) -> None:
 
 def test_other_grids_are_refused(sources: dict[str, Path], tmp_path: Path) -> None:
     codes = tiny_image_tokenizer(tmp_path / "codes", grid=8)
-    with pytest.raises(AssemblyError, match=r"8 x 8 codes.*4 x 4 patches"):
+    with pytest.raises(AssemblyError, match=r"8 x 8 image tokens.*4 x 4 patches"):
         assemble(sources["llm"], sources["tower"], tmp_path / "model", image_tokenizer=codes, dtype="float32")
     assert not (tmp_path / "model").exists()
 
