@@ -87,7 +87,7 @@ def tower(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None)
     config.dtype = source.config.dtype
     with torch.device("meta"), quiet():
         made: Any = Idefics3VisionTransformer(config)
-    weights = {key: one for key, one in source.state_dict().items() if not key.startswith(UNUSED)}
+    weights = {key: tensor for key, tensor in source.state_dict().items() if not key.startswith(UNUSED)}
     theirs = made.state_dict()
     if odd := {
         key

@@ -105,8 +105,8 @@ def test_kept_features_are_what_pixels_give(made: Assembled) -> None:
 
 @pytest.mark.parametrize(("way", "quantization"), WAYS)
 def test_a_step_is_the_stock_forwards(way: Way, quantization: str, made: Assembled, tmp_path: Path) -> None:
-    found = assert_parity(made.folder or Path(), tmp_path, way, quantization)
-    assert any("connector" in name for name in found)
+    gradients = assert_parity(made.folder or Path(), tmp_path, way, quantization)
+    assert any("connector" in name for name in gradients)
 
 
 def test_blueprint_has_the_same_shapes(made: Assembled, tiny: Path, tower: Path) -> None:

@@ -57,12 +57,12 @@ def stock_step(
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_parity(folder: Path, room: Path, way: Way, quantization: str) -> dict[str, torch.Tensor]:
+def assert_parity(folder: Path, scratch: Path, way: Way, quantization: str) -> dict[str, torch.Tensor]:
     """A step of training is the stock forward's: loss to 1e-5, gradients to 1e-4 of their largest entry.
 
     Args:
         folder: of a stock model.
-        room: where the rows' pictures are drawn.
+        scratch: where the rows' pictures are drawn.
         way: how the batch is trained.
         quantization: of the LLM's blocks.
 
@@ -71,18 +71,20 @@ def assert_parity(folder: Path, room: Path, way: Way, quantization: str) -> dict
     """
     adapted, processor = adapted_model(folder, quantization, False)
     model: Any = adapted
-    items = Encoder(processor, 10**6).encode([*vqa_samples(room, repeat=2), dialogue_sample(room)]).encoded
+    items = (
+        Encoder(processor, 10**6).encode([*vqa_samples(scratch, repeat=2), dialogue_sample(scratch)]).encoded
+    )
     loss, expected = stock_step(model, processor, items)
     if way == "checkpointed":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    ours, found = gradients(model, _batch(model, processor, items, way))
+    ours, actual = gradients(model, _batch(model, processor, items, way))
     torch.testing.assert_close(ours, loss, rtol=1e-5, atol=1e-5)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, gradient in expected.items():
         tolerance = 1e-5 + 1e-4 * float(gradient.abs().max())
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=tolerance, msg=name)
-    return found
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=tolerance, msg=name)
+    return actual
 
 
 def _batch(model: nn.Module, processor: Any, items: list[Encoded], way: Way) -> Batch:
