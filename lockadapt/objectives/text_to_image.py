@@ -204,7 +204,7 @@ class TextToImage(Objective):
         ids, image_token_ids = batch["input_ids"], batch["image_token_ids"]
         if model.training and not any(name in batch for name in _DRAWN):
             drawn = self.random_numbers(model, batch, len(ids))
-            batch = {**batch, **{name: one.to(ids.device) for name, one in drawn.items()}}
+            batch = {**batch, **{name: tensor.to(ids.device) for name, tensor in drawn.items()}}
         if model.training and "prompt_dropped" in batch:
             ids = torch.where(batch["prompt_dropped"], batch["unconditional_ids"], ids)
         if model.training and "view" in batch:
