@@ -204,12 +204,15 @@ class Features:
         give: a Transformers model, features, and what int8 ones are multiplied with (float32 (images, 1,
             channels) or None; ragged features hold their own) -> the arguments of forward and `generate` that
             stand for pixels, with gradient to what trains; None: features do not enter the class's forward.
-        ragged: whether `take` gives records, and `give` takes `RaggedFeatures`.
+        ragged: whether `take` gives records of one image at a time, and `give` takes `RaggedFeatures`.
+        take_projected: as `take`, where the projector does not train either: image tokens as the LLM reads
+            them; None: `take` serves then as well.
     """
 
     take: Callable[[Any, Mapping[str, Any]], Tensor | Sequence[ImageRecord]]
     give: Callable[[Any, Any, Tensor | None], dict[str, Any]] | None
     ragged: bool = False
+    take_projected: Callable[[Any, Mapping[str, Any]], Sequence[ImageRecord]] | None = None
 
 
 @dataclass(frozen=True)

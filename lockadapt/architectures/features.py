@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Features, unwrap_model
+from lockadapt.architectures.generic.features import stock_features
 from lockadapt.architectures.kept import ImageRecord, RaggedFeatures
 from lockadapt.errors import AssemblyError
 
@@ -26,7 +27,8 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     Raises:
         AssemblyError: nothing of this class may be kept, or its images have different numbers of tokens.
     """
-    kept = kept_outputs(model, {"pixel_values": pixel_values})
+    features = architecture_of(model).features
+    kept = None if features and features.ragged else kept_outputs(model, {"pixel_values": pixel_values})
     if not isinstance(kept, Tensor):
         raise AssemblyError(
             f"images of {type(unwrap_model(model)).__name__} have different numbers of tokens"
@@ -34,12 +36,16 @@ def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
     return kept
 
 
-def kept_outputs(model: nn.Module, images: Mapping[str, Any]) -> Tensor | Sequence[ImageRecord]:
+def kept_outputs(
+    model: nn.Module, images: Mapping[str, Any], projected: bool = False, ragged: bool = False
+) -> Tensor | Sequence[ImageRecord]:
     """What may be kept of the image part of a batch: see `Features.take`.
 
     Args:
         model: a Transformers model, possibly wrapped.
         images: tensors by the name of forward's argument, on the model's device.
+        projected: whether the projector does not train either, so that its outputs may be kept.
+        ragged: whether a processor makes the images' sizes their own, whatever the class's bridges do.
 
     Returns:
         (images, tokens, channels), or a record an image.
@@ -48,8 +54,12 @@ def kept_outputs(model: nn.Module, images: Mapping[str, Any]) -> Tensor | Sequen
         AssemblyError: nothing of this class may be kept.
     """
     base = unwrap_model(model)
-    shown = architecture_of(base).inputs.shown
-    return _features(base).take(base, {**images, **shown(images["pixel_values"])})
+    features = _features(base, ragged)
+    if not ragged:
+        images = {**images, **architecture_of(base).inputs.shown(images["pixel_values"])}
+    if projected and features.take_projected is not None:
+        return features.take_projected(base, images)
+    return features.take(base, images)
 
 
 def image_arguments(
@@ -70,14 +80,17 @@ def image_arguments(
         AssemblyError: features do not enter this class's forward.
     """
     base = unwrap_model(model)
-    give = _features(base).give
+    give = _features(base, isinstance(image_features, RaggedFeatures)).give
     if give is None:
         raise AssemblyError(f"{type(base).__name__} takes no kept features")
     return give(base, image_features, image_scales)
 
 
-def _features(base: Any) -> Features:
-    features = architecture_of(base).features
+def _features(base: Any, ragged: bool) -> Features:
+    architecture = architecture_of(base)
+    features = architecture.features
+    if ragged and (features is None or not features.ragged):
+        return stock_features(architecture.layout)
     if features is None:
         raise AssemblyError(f"nothing of {type(base).__name__} may be kept")
     return features

@@ -27,12 +27,16 @@ system: MobileNetV2 at 128 pixels took 1.0 to 1.6 s for 128 images in eights, 4.
 thread)."""
 
 
-def tower_outputs(model: nn.Module, images: Mapping[str, Any]) -> Kept:
+def tower_outputs(
+    model: nn.Module, images: Mapping[str, Any], projected: bool = False, ragged: bool = False
+) -> Kept:
     """Runs what is frozen of a model on the image part of a batch, which may lie on any device.
 
     Args:
         model: a Transformers model; its tower is put into evaluation mode.
         images: as image inputs give them; floating-point ones are cast to the tower's dtype.
+        projected: see `kept_outputs`.
+        ragged: see `kept_outputs`.
 
     Returns:
         Projector inputs (images, tokens, channels) without gradient; of a dual encoder, what its projection
@@ -46,7 +50,7 @@ def tower_outputs(model: nn.Module, images: Mapping[str, Any]) -> Kept:
         for name, value in images.items()
         if isinstance(value, torch.Tensor)
     }
-    return kept_outputs(model, moved)
+    return kept_outputs(model, moved, projected, ragged)
 
 
 def on_cpu(kept: Kept) -> Kept:

@@ -90,6 +90,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         inputs[packed.positions] = batch["position_ids"]
     inputs |= {name: batch[name] for name in batch.get("token_keys", ())}
     if "image_features" in batch:
+        inputs |= {name: batch[name] for name in batch.get("processor_keys", ())}
         inputs |= image_arguments(model, batch["image_features"], batch.get("image_scales"))
     elif "processor_keys" in batch:
         dtype = next(tower_of(model).parameters()).dtype

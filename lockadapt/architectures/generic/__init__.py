@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from lockadapt.architectures.base import Architecture, Clients, Inputs
+from lockadapt.architectures.generic.features import stock_features
 from lockadapt.architectures.generic.layout import find_layout
 
 NOT_BUILT = "is not built for classes without a description of their own"
@@ -43,10 +44,12 @@ def describe_model(model: PreTrainedModel) -> Architecture:
         AssemblyError: its parts cannot be told.
     """
     if model not in _FOUND:
+        layout = find_layout(model)
         _FOUND[model] = Architecture(
             model_class=type(model),
             config_class=type(model.config),
-            layout=find_layout(model),
+            layout=layout,
+            features=stock_features(layout),
             inputs=Inputs(object, None, stock=True),
             clients=Clients(refused=REFUSED),
             settings=(),
