@@ -165,7 +165,7 @@ def find_cut(
     finally:
         for handle in handles:
             handle.remove()
-    used = {place for place, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
+    used = {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
     if not used:
         raise AssemblyError("nothing that its tower gives is used")
     # Whole numbers (masks) get no gradient, so they count as used where anything beside them is.
@@ -176,7 +176,7 @@ def find_cut(
                 name
                 for name, leaf in outputs.items()
                 if (number, name) in used
-                or (not leaf.requires_grad and any(one == number for one, _ in used))
+                or (not leaf.requires_grad and any(owner == number for owner, _ in used))
             )
             for number, outputs in enumerate(leaves)
         ),
@@ -215,10 +215,10 @@ def leaves_of(output: Any, path: str = "") -> Leaves:
     """The tensors of a module's output by their path."""
     if isinstance(output, Tensor):
         return {path: output}
-    found: Leaves = {}
+    leaves: Leaves = {}
     for name, value in _items(output):
-        found |= leaves_of(value, f"{path}.{name}" if path else str(name))
-    return found
+        leaves |= leaves_of(value, f"{path}.{name}" if path else str(name))
+    return leaves
 
 
 def emptied(output: Any, path: str = "") -> Any:

@@ -128,9 +128,9 @@ def _levels(output: Mapping[str, Any]) -> dict[str, Tensor]:
         parts = (
             {f"{name}.{n}": one for n, one in enumerate(value)} if isinstance(value, (list, tuple)) else {}
         )
-        for part, one in (parts or {name: value}).items():
-            if _holds_tensors(one) and _rows(one).shape == levels[TOKENS].shape:
-                levels[part] = _rows(one)
+        for key, part in (parts or {name: value}).items():
+            if _holds_tensors(part) and _rows(part).shape == levels[TOKENS].shape:
+                levels[key] = _rows(part)
     return levels
 
 
@@ -142,7 +142,7 @@ def _joined(like: Mapping[str, Any], levels: Mapping[str, Sequence[Tensor]]) -> 
             fields[name] = _contained(value, levels[name])
         elif f"{name}.0" in levels:
             fields[name] = type(value)(
-                _contained(one, levels[f"{name}.{number}"]) for number, one in enumerate(value)
+                _contained(part, levels[f"{name}.{number}"]) for number, part in enumerate(value)
             )
         else:
             fields[name] = None if name in RAW else value
@@ -183,7 +183,7 @@ def _given(model: Any, layout: ModelLayout, record: ImageRecord) -> Any:
 
 def _holds_tensors(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(_holds_tensors(one) for one in value)
+        return bool(value) and all(_holds_tensors(part) for part in value)
     return isinstance(value, Tensor) and value.dim() > 1
 
 
@@ -191,4 +191,4 @@ def _rows(value: Any) -> Tensor:
     """(tokens, channels) of a tensor, or of tensors one behind the other."""
     if isinstance(value, Tensor):
         return value.reshape(-1, value.shape[-1])
-    return torch.cat([_rows(one) for one in value])
+    return torch.cat([_rows(part) for part in value])
