@@ -126,7 +126,7 @@ def _levels(output: Mapping[str, Any]) -> dict[str, Tensor]:
         if name in RAW or name == TOKENS:
             continue
         parts = (
-            {f"{name}.{n}": one for n, one in enumerate(value)} if isinstance(value, (list, tuple)) else {}
+            {f"{name}.{n}": part for n, part in enumerate(value)} if isinstance(value, (list, tuple)) else {}
         )
         for key, part in (parts or {name: value}).items():
             if _holds_tensors(part) and _rows(part).shape == levels[TOKENS].shape:
