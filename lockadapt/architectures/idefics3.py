@@ -76,6 +76,14 @@ PIXEL_SHUFFLE_LINEAR = Fusion(
 def tower(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
     """The SigLIP tower as Idefics3 has it, around the same tensors; see `Assembly.tower`.
 
+    Args:
+        ingredients: with the SigLIP tower.
+        fusion: not asked.
+        pixel_values: of an image that both towers must see alike, or None.
+
+    Returns:
+        The tower.
+
     Raises:
         AssemblyError: it is no SigLIP, its patches would get other positions, or its features differ.
     """

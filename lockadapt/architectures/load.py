@@ -29,8 +29,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Model (evaluation mode) and processor of a stock folder or Hub id of any class in `ARCHITECTURES`.
 
-    What a class wants to have rows of length 1 (`Architecture.unit_rows`) gets them, and generation stops at what the
-    chat template ends an answer with.
+    What a class wants to have rows of length 1 (`Architecture.unit_rows`) gets them, and generation stops at
+    what the chat template ends an answer with.
 
     Args:
         folder: safetensors only.
@@ -38,7 +38,11 @@ def load_model(
         device_map: as `from_pretrained` takes it; `None` for the CPU.
         quantization_config: as `from_pretrained` takes it.
         meta: build the model without its weights, on torch's meta device, to look at its structure.
-        without_tower: leave the tower's weights on the disk, and put an `AbsentTower` with this record in its place.
+        without_tower: leave the tower's weights on the disk, and put an `AbsentTower` with this record in its
+            place.
+
+    Returns:
+        Model and processor.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -53,7 +57,8 @@ def load_model(
         raise AssemblyError(
             f"{class_name(config)} is not a class that lockadapt trains",
             where=source.name,
-            fix="start from a checkpoint that answers questions about images, in Transformers format, or from an LLM and a tower",
+            fix="start from a checkpoint in Transformers format that answers questions about images, "
+            "or from an LLM and a tower",
         )
     kind: Any = architecture.model_class if without_tower is None else towerless_class(architecture)
     processor = load_processor(folder)
@@ -96,6 +101,12 @@ def load_model(
 def load_processor(folder: str | Path) -> Any:
     """The processor of a stock folder or Hub id, its chat template settled (`settle_template`).
 
+    Args:
+        folder: the folder or the Hub id.
+
+    Returns:
+        The processor.
+
     Raises:
         SetupError: it does not exist or cannot be read.
         DataError: its chat template is no valid Jinja.
@@ -115,5 +126,6 @@ def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
             raise VerificationError(
                 f"{type(model).__name__} {kind} {some(keys)}",
                 where=where,
-                fix="the folder's weights and config.json do not belong together: export or download it again",
+                fix="the folder's weights and config.json do not belong together: export it or download it "
+                "again",
             )

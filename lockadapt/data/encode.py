@@ -1,4 +1,4 @@
-"""Turns a Sample into token ids and labels: one tokenisation of the whole text, labels on the answers only."""
+"""Turns a Sample into token ids and labels: the whole text is tokenized once, only answers have labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_PIXELS = 100_000_000
 """Of images whose sizes are asked for: a header that says more is refused whatever `data.max_pixels` says."""
 
 PROVED_SHAPES = 8
-"""Kinds of conversations (roles and images of their turns) whose first row is compared with the stock processor."""
+"""Kinds of conversations (roles and images of turns) whose first row is compared with the stock processor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,14 +77,16 @@ class Encoder:
     """Encodes samples for one processor.
 
     Args:
-        processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat template; or
-            one that keeps images and texts apart (no `image_token`), whose samples are no conversations.
+        processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat
+            template; or one that keeps images and texts apart (no `image_token`), whose samples are no
+            conversations.
             Its chat template is settled in place (`settle_template`).
         max_length: the longest sample in tokens, images included; text behind it is cut.
         allow_special_tokens: whether control tokens that a row's text spells out become control tokens.
 
     Raises:
-        DataError: the tokenizer is not a fast one (no offsets), or there is no chat template, or none that is valid.
+        DataError: the tokenizer is not a fast one (no offsets), or there is no chat template, or none that is
+            valid.
     """
 
     def __init__(self, processor: Any, max_length: int, allow_special_tokens: bool = False) -> None:
@@ -130,18 +132,31 @@ class Encoder:
     def expand(self, text: str) -> str:
         """Each image marker repeated as often as the tower gives features, framed as the processor frames it.
 
+        Args:
+            text: with image markers.
+
+        Returns:
+            The text with what stands for each image.
+
         Raises:
             AssemblyError: what an image becomes depends on its size.
         """
         if self.stock is not None:
             raise AssemblyError(
-                f"{type(self.processor).__name__} makes other texts of images of other sizes, which this objective does not take",
+                f"{type(self.processor).__name__} makes other texts of images of other sizes, which this "
+                "objective does not take",
                 fix="use vqa, caption or dialogue",
             )
         return text.replace(self.image_token, self.image_text)
 
     def image_texts(self, sample: Sample) -> tuple[str, ...]:
         """What stands for each image of a sample in the token sequence.
+
+        Args:
+            sample: its images are opened for their sizes if the processor goes by them.
+
+        Returns:
+            A text for each image, in their order.
 
         Raises:
             DataError: an image's size cannot be read.
@@ -165,6 +180,9 @@ class Encoder:
             content: the part of it that came from the row; default: all.
             special: whether the tokenizer adds its special tokens; default: as for a conversation.
 
+        Returns:
+            The ids.
+
         Raises:
             DataError: what was said spells a control token out that cannot be taken as plain text.
         """
@@ -173,7 +191,13 @@ class Encoder:
         return self._tokens([written], [where], special)[0][0]
 
     def prompt_ids(self, sample: Sample) -> list[int]:
-        """Token ids of everything before the last answer, as `generate` needs them and the stock processor makes them.
+        """Token ids of everything before the last answer, as the stock processor makes them for `generate`.
+
+        Args:
+            sample: whose last turn is the answer.
+
+        Returns:
+            The ids.
 
         Raises:
             DataError: it does not fit, or as `encode`.
@@ -191,13 +215,21 @@ class Encoder:
     ) -> EncodeReport:
         """Encodes samples in order; cut and dropped ones are counted in the report by row.
 
-        The first rows are proved: their labels spell the answers, and the stock processor makes the same prompts.
+        The first rows are proved: their labels spell the answers, and the stock processor makes the same
+        prompts.
+
+        Args:
+            samples: in order.
+            progress: is told how many are done, of how many.
+
+        Returns:
+            What became of them.
 
         Raises:
             NoLabelError: a sample has nothing to learn from though nothing was cut.
-            DataError: the image marker stands in a text, a text spells a control token out that cannot be taken as plain
-                text, the tokenizer does not know what an answer is written with, or the chat template refuses, hides
-                or changes a turn.
+            DataError: the image marker stands in a text, a text spells a control token out that cannot be
+                taken as plain text, the tokenizer does not know what an answer is written with, or the chat
+                template refuses, hides or changes a turn.
         """
         report, chunk = EncodeReport(), 512
         for start in range(0, len(samples), chunk):
@@ -222,7 +254,7 @@ class Encoder:
         return self._known(sample, self.dialogue.write(sample))
 
     def _known(self, sample: Sample, written: Written) -> Written:
-        """The text with its images expanded, if it is known which parts of it came from the row wherever that matters."""
+        """The text with its images expanded; refused where it matters what came from the row and is unknown."""
         if written.contents is None and not self.allow_special_tokens:
             for turn in sample.turns:
                 self.controls.refuse(turn.text, sample.where)
@@ -301,7 +333,8 @@ class Encoder:
             piece = written.text[begin:end]
             if piece != str(self.tokenizer.unk_token):
                 raise DataError(
-                    f"the tokenizer does not know {quote(piece)}: it would be learned as {self.tokenizer.unk_token}",
+                    f"the tokenizer does not know {quote(piece)}: it would be learned as "
+                    f"{self.tokenizer.unk_token}",
                     where=sample.where,
                     fix="change the answer, or use an LLM whose tokenizer knows it",
                 )
@@ -322,7 +355,7 @@ class Encoder:
         )
 
     def _prove_prompt(self, sample: Sample) -> None:
-        """The stock processor makes of the same messages the tokens that training puts before the last answer."""
+        """Checks that the stock processor makes the tokens that training puts before the last answer."""
         written = self.dialogue.prompt(sample)
         if written.contents is None or self.controls.spelled(written.text, written.contents):
             return
@@ -374,6 +407,9 @@ def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int
         processor: as clients load it.
         messages: a conversation without its last answer.
         images: how many pictures the messages show.
+
+    Returns:
+        The ids.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     made = processor(

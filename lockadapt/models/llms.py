@@ -19,7 +19,7 @@ PROBE_SHAPE = (2, 12)
 """Rows and tokens of the random text that an LLM is probed and proved on."""
 
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "moe", "mlp", "dense", "sparse"}
-"""Kinds of layers, as configs list them, in which a token gets from others only what the attention mask lets through."""
+"""Kinds of layers, as configs list them, in which tokens get from others only what the mask lets through."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class LoadedLlm:
 
 @dataclass(frozen=True)
 class LlmFacts:
-    """What an LLM was measured to be. `rows` is the size of its embedding table, `context` None where unlimited.
+    """What an LLM was measured to be.
 
-    `tied` says that head and embedding are one tensor; `keeps_tie` that the stock class can tie them too (it only
-    finds a table called `embed_tokens`), else the head is stored as a copy.
+    `rows` is the size of its embedding table, `context` None where unlimited.
+    `tied` says that head and embedding are one tensor; `keeps_tie` that the stock class can tie them too (it
+    only finds a table called `embed_tokens`), else the head is stored as a copy.
     """
 
     hidden_size: int
@@ -48,6 +49,12 @@ class LlmFacts:
 
 def llm_config(source: Source) -> Any:
     """The config of a causal LM that can be bridged; no weight is read.
+
+    Args:
+        source: folder or Hub id.
+
+    Returns:
+        The config.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -70,6 +77,13 @@ def llm_config(source: Source) -> Any:
 
 def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
     """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
+
+    Args:
+        llm: folder or Hub id.
+        dtype: of the weights.
+
+    Returns:
+        The LLM, its source and the keys that it did not use.
 
     Raises:
         SetupError: it does not exist or cannot be read.
@@ -108,6 +122,13 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
 
     That is what LLaVA and FastVLM compute, so whatever else the LLM does would be lost silently.
 
+    Args:
+        llm: in evaluation mode.
+        seed: of the text that it reads.
+
+    Returns:
+        What it is.
+
     Raises:
         AssemblyError: it computes something else; the message names what was measured.
     """
@@ -138,8 +159,8 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         raise _cannot(
             llm,
             f"{', '.join(sorted(others))} beside hidden states and a cache",
-            fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the text side of "
-            "a dual encoder (objectives of the kind itc alone)",
+            fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the "
+            "text side of a dual encoder (objectives of the kind itc alone)",
         )
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
     if not _close(hidden, embedded, allowed):
@@ -155,6 +176,12 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
 def llm_structure(llm: PreTrainedModel) -> LlmFacts:
     """What an LLM's modules and config say, nothing of it measured; also for a model without weights.
 
+    Args:
+        llm: a causal LM.
+
+    Returns:
+        What it is said to be.
+
     Raises:
         AssemblyError: it has no body, embedding table and linear head.
     """
@@ -166,19 +193,23 @@ def llm_structure(llm: PreTrainedModel) -> LlmFacts:
 
 
 def context_of(config: Any) -> int | None:
-    """The context in tokens that an LLM's config names; None: unlimited, also where it says so by 0 or -1 (XLNet)."""
+    """The context in tokens that an LLM's config names; None: unlimited, which XLNet says by 0 or -1."""
     context = getattr(config, "max_position_embeddings", None)
     return int(context) if context is not None and context > 0 else None
 
 
 def beside_attention(llm: nn.Module) -> str | None:
-    """What an LLM has beside plain attention that carries something from token to token, in words; None: nothing.
+    """What an LLM has beside plain attention that carries something from token to token; None: nothing.
 
-    Found by structure: the layers that its config lists (as Transformers makes caches from them), the class's word that
-    it keeps a state, modules that are convolutions or recurrent, and attention that counts places in the row.
+    Found by structure: the layers that its config lists (as Transformers makes caches from them), the class's
+    word that it keeps a state, modules that are convolutions or recurrent, and attention that counts places
+    in the row.
 
     Args:
         llm: the body of a causal LM.
+
+    Returns:
+        What it has, in words.
     """
     config: Any = llm.config
     others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - ATTENTION)
@@ -267,7 +298,8 @@ def _cannot(llm: PreTrainedModel, what: str, fix: str = PLAIN_HEAD) -> AssemblyE
 def name_text_class(config: Any) -> None:
     """Fills in `text_config.architectures` where it is missing, in place.
 
-    Transformers itself never reads it there and many checkpoints lack it; llama.cpp then takes every LLM for a Llama.
+    Transformers itself never reads it there and many checkpoints lack it; llama.cpp then takes every LLM for
+    a Llama.
     """
     text = config.get_text_config()
     if text is config or text.architectures:

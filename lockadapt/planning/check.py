@@ -24,6 +24,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     """Loads components and rows, opens every image, encodes every row, and shows what will be learned.
 
     Args:
+        recipe: read and valid.
+        reporter: is told what was found.
         shown: samples of each objective that are shown token by token, learned tokens in colour.
 
     Returns:
@@ -91,7 +93,11 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
 
 
 def describe_dialogue(encoder: Encoder, model: Any) -> dict[str, Any] | None:
-    """What ends an answer, what generation stops at, and whether thoughts are off; None without a chat template.
+    """What ends an answer, what generation stops at, whether thoughts are off; None without a chat template.
+
+    Args:
+        encoder: of the run.
+        model: whose generation settings say where it stops.
 
     Returns:
         `{"ends", "appended", "stops", "thinking_off"}`: `ends` are the tokens that an answer is learned with;
@@ -123,7 +129,7 @@ def dialogue_text(described: dict[str, Any]) -> str:
 
 
 def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
-    """One sample: learned tokens in green between brackets (brackets also where there is no colour), images counted."""
+    """One sample: learned tokens in green (and between brackets, also without colour), images counted."""
     line, images = Text(), 0
     for token, label in zip(item.input_ids.tolist(), item.labels.tolist(), strict=True):
         if token == encoder.image_token_id:
@@ -146,7 +152,8 @@ def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Rep
     lengths = [len(item.input_ids) for item in report.encoded]
     reporter.note(
         f"{heading}: {len(report.encoded):,} rows, {images:,} images ({encoder.image_tokens} tokens each), "
-        f"{report.tokens:,} tokens (longest {max(lengths):,} of {encoder.max_length:,}), {report.label_tokens:,} learned, "
+        f"{report.tokens:,} tokens (longest {max(lengths):,} of {encoder.max_length:,}), "
+        f"{report.label_tokens:,} learned, "
         f"{len(report.cut)} cut, {len(report.dropped)} dropped"
     )
     if report.merged_boundaries:

@@ -1,8 +1,8 @@
 """Tells rounding from mixing: whether an LLM computes the samples of a packed row as it computes each alone.
 
-What is compared is what the LLM's last block gives, in float32 whatever the run's dtype, so that rounding stays below 1e-5
-and anything above it is a mistake. Weights are cast block by block and put back: casting up is exact, so this is the very
-function that the run approximates, and no more than one block is held twice.
+What is compared is what the LLM's last block gives, in float32 whatever the run's dtype, so that rounding
+stays below 1e-5 and anything above it is a mistake. Weights are cast block by block and put back: casting up
+is exact, so this is the very function that the run approximates, and no more than one block is held twice.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lockadapt.objectives.head import head_input
 from lockadapt.tuning.quantize import dequantized_weight, is_quantized
 
 LEAK = 1e-5
-"""Largest relative change of a token that does not see what was changed. Attention that is masked changes nothing at all;
+"""Largest relative change of a token that does not see what was changed. Masked attention changes nothing;
 experts multiply other numbers of tokens at a time, which rounds otherwise."""
 
 SAME = 1e-4
-"""Largest relative difference of a token packed and alone: sums over another number of keys round otherwise."""
+"""Largest relative difference of a token packed and alone: sums over more keys round differently."""
 
 UNTOUCHED = 2e-6
 """A difference of float32 that needs no comparison with the effect of wrong positions."""
@@ -47,9 +47,11 @@ class Trial:
 
     Attributes:
         failure: what the LLM says of rows with a mask and positions of their own, if it cannot compute them.
-        leak: of tokens that do not see a branch, when that branch becomes noise; nan where no row has two branches.
+        leak: of tokens that do not see a branch, when that branch becomes noise; nan where no row has two
+            branches.
         difference: of predicting tokens, packed and alone.
-        wrong_positions: of predicting tokens, packed, when positions count along the row instead of along the branch.
+        wrong_positions: of predicting tokens, packed, when positions count along the row instead of along the
+            branch.
     """
 
     leak: float
@@ -61,13 +63,16 @@ class Trial:
     def problem(self) -> str | None:
         """Why packing is not exact; None: it is.
 
-        A small difference says little where positions matter little (small weights): it must also be small beside what
-        wrong positions do.
+        A small difference says little where positions matter little (small weights): it must also be small
+        beside what wrong positions do.
         """
         if self.failure is not None:
             return f"the LLM cannot compute rows with a mask of their own ({self.failure})"
         if self.leak > LEAK:
-            return f"changing one sample changes others in its row by up to {self.leak:.1e}, so that they are mixed"
+            return (
+                f"changing one sample changes others in its row by up to {self.leak:.1e}, "
+                "so that they are mixed"
+            )
         limit = min(SAME, max(UNTOUCHED, self.wrong_positions / 10))
         if not self.difference <= limit:
             return f"the same samples, packed and alone, differ by {self.difference:.1e} in float32"
@@ -79,10 +84,14 @@ def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, ma
     """Computes samples packed, alone, packed beside noise, and packed at wrong positions, in eval mode.
 
     Args:
-        model: a model whose architecture has `positions`, possibly wrapped by PEFT. Its weights are untouched afterwards.
+        model: a model whose architecture has `positions`, possibly wrapped by PEFT. Its weights are untouched
+            afterwards.
         items: see `lockadapt.planning.packing.to_be_tried`.
         collate: makes the batches.
         max_row_tokens: longest packed row.
+
+    Returns:
+        What was measured.
     """
     training = model.training
     model.eval()
@@ -153,7 +162,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def _widen(modules: Any) -> list[Callable[[], None]]:
-    """Makes the 16-bit tensors of modules float32; what undoes it. The old storage is kept, so nothing is rounded twice."""
+    """Makes the 16-bit tensors of modules float32; what undoes it puts the old storage back, unrounded."""
     undo: list[Callable[[], None]] = []
     for module in modules:
         for parameter in module.parameters(recurse=False):
@@ -220,7 +229,8 @@ def _noise(embeddings: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
         sees: bool (rows, tokens, tokens).
 
     Returns:
-        The same with noise, three times as large so that a leak shows; bool (rows, tokens), False for padding.
+        The same with noise, three times as large so that a leak shows; bool (rows, tokens), False for
+        padding.
     """
     changed, blind = embeddings.clone(), torch.zeros(sees.shape[:2], dtype=torch.bool, device=sees.device)
     chance = torch.Generator().manual_seed(0)

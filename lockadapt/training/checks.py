@@ -1,4 +1,4 @@
-"""Refuses to waste a run: no gradient, no movement, no finite number, or no look at the image is an error at once."""
+"""Refuses to waste a run: no gradient, no movement, no finite loss and an ignored image are errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def check_finite(loss: torch.Tensor, objective: str, step: int) -> None:
         raise NonFiniteLossError(
             f"the loss of {objective!r} is {float(loss)}",
             where=f"step {step}",
-            fix="lower training.learning_rate and training.projector_learning_rate, or use model.dtype: bfloat16",
+            fix="lower training.learning_rate and training.projector_learning_rate, "
+            "or use model.dtype: bfloat16",
         )
 
 
@@ -33,7 +34,8 @@ class LearningCheck(TrainerCallback):
 
     Args:
         steps: after so many it is judged.
-        waiting: says whether an objective has not been drawn often enough yet; the judgement is put off until then.
+        waiting: says whether an objective has not been drawn often enough yet; the judgement is put off until
+            then.
     """
 
     def __init__(self, steps: int, waiting: Callable[[], bool] = lambda: False) -> None:
@@ -75,7 +77,8 @@ class LearningCheck(TrainerCallback):
             dry = [name for name in names if name not in self._with_gradient]
             if dry:
                 raise NoGradientError(
-                    f"{len(dry)} of {len(names)} tensors that should train got no gradient: {', '.join(dry[:3])}",
+                    f"{len(dry)} of {len(names)} tensors that should train got no gradient: "
+                    f"{', '.join(dry[:3])}",
                     where=f"step {state.global_step}",
                     fix=_without(dry, names),
                 )
@@ -85,7 +88,7 @@ class LearningCheck(TrainerCallback):
 
 
 class AfterStep(TrainerCallback):
-    """Lets every objective bring back what must stay within bounds (a temperature) after each optimiser step."""
+    """Lets objectives bring back what must stay within bounds (a temperature) after each optimiser step."""
 
     def __init__(self, objectives: Mapping[str, Objective]) -> None:
         self.objectives = objectives
@@ -101,6 +104,14 @@ class AfterStep(TrainerCallback):
 @torch.no_grad()
 def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
     """Swaps the images of a batch among each other, or for their negatives; gives the change of the loss.
+
+    Args:
+        model: ready to train; it gets no gradient.
+        loss: of a batch.
+        batch: with images.
+
+    Returns:
+        The change; nan for a batch without images.
 
     Raises:
         ImageIgnoredError: the loss stays the same to the last bit, so the images never reach it.
@@ -122,7 +133,8 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
     model.train(training)
     if seen == other:
         raise ImageIgnoredError(
-            f"the loss of {batch['objective']!r} is {seen:.6f} with the images and with others in their place",
+            f"the loss of {batch['objective']!r} is {seen:.6f} with the images and with others "
+            "in their place",
             where="before step 1",
             fix="check that the projector is not zero and that the rows name different images",
         )
@@ -132,12 +144,15 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
 def freeze_unreached(model: nn.Module, losses: Callable[[], Iterator[torch.Tensor]]) -> list[str]:
     """Freezes what should train but lies on no way to the loss; gives the names.
 
-    A class that nobody described may hold what only other settings or other inputs use (deepstack levels beyond the LLM's
-    depth, embeddings of sounds).
+    A class that nobody described may hold what only other settings or other inputs use (deepstack levels
+    beyond the LLM's depth, embeddings of sounds).
 
     Args:
         model: ready to train; it gets no gradient.
         losses: of a batch of every objective, each with graph.
+
+    Returns:
+        Names of the parameters that no longer train.
     """
     training = model.training
     model.eval()
@@ -161,7 +176,7 @@ def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _without(dry: list[str], names: Mapping[str, nn.Parameter]) -> str:
-    """What to train instead: layers that got no gradient are never called (Mamba reads some weights itself)."""
+    """What to train instead: layers without a gradient are never called (Mamba reads some weights itself)."""
     layers = {name: name.split(".lora_")[0].rsplit(".", 1)[-1] for name in names if ".lora_" in name}
     unused = sorted({layers[name] for name in dry if name in layers})
     used = sorted(set(layers.values()) - set(unused))

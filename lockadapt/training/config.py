@@ -12,8 +12,7 @@ from lockadapt.features.policy import FeatureSettings, ImagePolicy
 
 @dataclass
 class GroundingConfig(TrainingArguments):
-    r"""
-    Arguments of [`GroundingTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
+    r"""Arguments of [`GroundingTrainer`]: those of [`~transformers.TrainingArguments`] and the following.
 
     > Parameters that control what trains and how fast
 

@@ -63,6 +63,9 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         reporter: is told how it goes.
         resume: go on from the last complete checkpoint in `output`.
 
+    Returns:
+        What was written, and how fast.
+
     Raises:
         LockadaptError: children say what and where; what was written before stays for `--resume`.
     """
@@ -116,7 +119,8 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> Tr
 
     write_run(session, training, samples)
     reporter.note(
-        f"lock proof: {training.locked:,} frozen tensors unchanged. {steps:,} steps in {seconds:.0f} s: {folder}"
+        f"lock proof: {training.locked:,} frozen tensors unchanged. "
+        f"{steps:,} steps in {seconds:.0f} s: {folder}"
     )
     rate = round(training.samples_per_second, 2)
     return TrainResult(folder, steps, round(seconds, 2), rate, True)

@@ -47,14 +47,13 @@ from lockadapt.tuning.locks import frozen_digests, prove_locked
 
 
 class GroundingTrainer(Trainer):
-    """
-    Trains projector, LoRA and heads of a stock LLaVA, FastVLM, Janus or dual encoder on one objective or
-    several.
+    """Trains projector, LoRA and heads of a LLaVA, FastVLM, Janus or dual encoder on objectives.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            What `lockadapt.assemble` returns, or any stock LLaVA, FastVLM or Janus folder or object.
-        args ([`GroundingConfig`], *optional*):
+        model:
+            What `lockadapt.assemble` returns, or any stock LLaVA, FastVLM or Janus model or folder, wrapped
+            by PEFT or not.
+        args:
             Arguments of this trainer.
         train_dataset:
             [`~datasets.Dataset`] in TRL's formats (`messages` + `images`, or `prompt` + `completion` +
@@ -62,16 +61,18 @@ class GroundingTrainer(Trainer):
             these.
         eval_dataset:
             The same.
-        processing_class ([`~transformers.ProcessorMixin`], *optional*):
+        processing_class:
             The model's processor; loaded with the model if that is a path.
-        peft_config ([`~peft.LoraConfig`], *optional*):
+        peft_config:
             LoRA on the LLM; use `lockadapt.lora_config` to resolve its targets.
-        objectives (`Mapping[str, Objective]`, *optional*):
+        objectives:
             What to learn, by name; defaults to dialogue.
-        image_inputs (`ImageInputs` or a mapping, *optional*):
+        image_inputs:
             Where pixels, features or image tokens come from, for all objectives or by name; defaults to what
             `args.features` says.
-        callbacks, optimizers:
+        callbacks:
+            As in [`~transformers.Trainer`].
+        optimizers:
             As in [`~transformers.Trainer`].
 
     Raises:

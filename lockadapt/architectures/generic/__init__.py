@@ -40,6 +40,9 @@ def describe_model(model: PreTrainedModel) -> Architecture:
     Args:
         model: on any device; adapters may be attached.
 
+    Returns:
+        What its structure and its config tell; the same object for the same model.
+
     Raises:
         AssemblyError: its parts cannot be told.
     """
@@ -59,6 +62,12 @@ def describe_model(model: PreTrainedModel) -> Architecture:
 
 def describe_config(config: Any) -> Architecture:
     """The description of the stock class that a config is for, which is built without weights.
+
+    Args:
+        config: of a class that answers questions about images.
+
+    Returns:
+        As `describe_model`.
 
     Raises:
         AssemblyError: its parts cannot be told.
