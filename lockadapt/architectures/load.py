@@ -126,6 +126,6 @@ def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:
             raise VerificationError(
                 f"{type(model).__name__} {kind} {some(keys)}",
                 where=where,
-                fix="the folder's weights and config.json do not belong together: export it or download it "
+                fix="the folder's weights and config.json do not belong together: export or download it "
                 "again",
             )

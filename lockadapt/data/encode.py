@@ -254,7 +254,7 @@ class Encoder:
         return self._known(sample, self.dialogue.write(sample))
 
     def _known(self, sample: Sample, written: Written) -> Written:
-        """The text with its images expanded; refused where it matters what came from the row and is unknown."""
+        """The text with its images expanded; refused where rows might forge it."""
         if written.contents is None and not self.allow_special_tokens:
             for turn in sample.turns:
                 self.controls.refuse(turn.text, sample.where)
