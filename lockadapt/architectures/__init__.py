@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 # First, because Transformers imports bitsandbytes, which speaks to the terminal.
 import lockadapt.models.bitsandbytes  # noqa: F401  # isort: skip
@@ -17,6 +20,7 @@ from lockadapt.architectures.generic import describe_config, describe_model, des
 from lockadapt.architectures.idefics3 import IDEFICS3
 from lockadapt.architectures.janus import JANUS
 from lockadapt.architectures.llava import LLAVA
+from lockadapt.architectures.vision_encoder_decoder import VISION_ENCODER_DECODER
 from lockadapt.errors import AssemblyError
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -26,7 +30,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     DUAL_ENCODER,
     AYA_VISION,
     IDEFICS3,
+    VISION_ENCODER_DECODER,
 )
+
+_LOCATED: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()
+"""Of models of classes whose parts lie where their config says: looked for once a model."""
 
 
 def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
@@ -48,6 +56,8 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
         )
         if architecture is None and describes(getattr(base, "config", None)):
             architecture = describe_model(base)
+        elif architecture is not None and architecture.locate is not None:
+            architecture = _located(base, architecture, architecture.locate)
     else:
         base, architecture = thing, find_architecture(thing)
     if architecture is None:
@@ -60,6 +70,8 @@ def architecture_of(thing: nn.Module | PreTrainedConfig) -> Architecture:
 
 def find_architecture(config: Any) -> Architecture | None:
     """The architecture of a config; None: it is of no class that lockadapt trains.
+
+    Its layout names the tower; where `Architecture.locate` is given, only a model tells the other parts.
 
     Args:
         config: of a stock class, or any other.
@@ -74,6 +86,12 @@ def find_architecture(config: Any) -> Architecture | None:
         (architecture for architecture in ARCHITECTURES if type(config) is architecture.config_class), None
     )
     return describe_config(config) if known is None and describes(config) else known
+
+
+def _located(model: Any, architecture: Architecture, locate: Callable[[Any], ModelLayout]) -> Architecture:
+    if model not in _LOCATED:
+        _LOCATED[model] = replace(architecture, layout=locate(model))
+    return _LOCATED[model]
 
 
 def class_name(thing: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
@@ -24,8 +25,15 @@ from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError
 from lockadapt.files import new_folder
 from lockadapt.models.chat_template import TemplateKind, add_end_tokens, chat_template, end_token_ids
-from lockadapt.models.embeddings import image_token_id, load_tokenizer, widen_vocabulary
-from lockadapt.models.llms import LlmFacts, load_llm, name_text_class, probe_ids, probe_llm
+from lockadapt.models.embeddings import image_token_id, lacks_rows, load_tokenizer, widen_vocabulary
+from lockadapt.models.llms import (
+    LlmFacts,
+    llm_structure,
+    load_llm,
+    name_text_class,
+    probe_ids,
+    probe_llm,
+)
 from lockadapt.models.origins import read_origin, write_origins
 from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
@@ -50,7 +58,7 @@ class AssemblyReport:
     llm_facts: LlmFacts
     tower_facts: TowerFacts
     rows: tuple[int, int]
-    image_token_id: int
+    image_token_id: int | None
     template: TemplateKind
     calibrated_on: int
     unused_keys: tuple[str, ...]
@@ -147,7 +155,7 @@ def assemble(
         llm_facts=build.llm_facts,
         tower_facts=build.tower_facts,
         rows=(build.llm_facts.rows, model.get_input_embeddings().weight.shape[0]),
-        image_token_id=model.config.image_token_id,
+        image_token_id=getattr(model.config, "image_token_id", None),
         template=build.template,
         calibrated_on=build.calibrated_on,
         unused_keys=build.unused_keys,
@@ -185,15 +193,21 @@ def load_parts(
 ) -> LoadedSources:
     """Loads and probes an LLM and a tower; arguments and errors as `assemble`."""
     text = load_llm(llm, dtype)
-    llm_facts = probe_llm(text.model, seed)
-    tokenizer = load_tokenizer(text.source, text.model, special_tokens(candidates))
+    # Before the tower is loaded, where all that can come of it holds no more than a plain LLM.
+    whole = any(candidate.assembly.whole_llm for candidate in candidates)
+    llm_facts = llm_structure(text.model) if whole else probe_llm(text.model, seed)
+    tokenizer = load_tokenizer(
+        text.source, text.model, special_tokens(candidates), marked=writes_images(candidates)
+    )
     add_query_tokens(tokenizer, query_tokens)
     vision = load_tower(tower, dtype)
     image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
     vision = at_size(vision, side)
     tower_facts = probe_tower(vision, image_processor, feature_layer)
     where = vision.source.name
-    choice = choose(candidates, tower_facts.kind, where)
+    choice = choose(candidates, tower_facts.kind, where, text.model, vision.model)
+    if whole and not choice.assembly.whole_llm:
+        llm_facts = probe_llm(text.model, seed)
     check_grid(tower_facts, choice, llm_facts, where)
     ingredients = Ingredients(
         text.model,
@@ -210,6 +224,11 @@ def load_parts(
     if codec is not None:
         sources["image tokenizer"] = codec.name
     return LoadedSources(choice, ingredients, (*text.unexpected, *vision.unexpected), sources)
+
+
+def writes_images(candidates: Sequence[Choice]) -> bool:
+    """Whether images stand in the text, whichever of these it will be."""
+    return any(candidate.architecture.beside is None for candidate in candidates)
 
 
 def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
@@ -246,7 +265,7 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
             fix="give another model.factor or image_size",
         )
     tokens = vision.tokens // factor**2
-    if text.context is not None and tokens >= text.context:
+    if choice.architecture.beside is None and text.context is not None and tokens >= text.context:
         raise AssemblyError(
             f"an image takes {tokens} tokens, the LLM's context holds {text.context}",
             where=where,
@@ -271,9 +290,11 @@ def put_together(choice: Choice, ingredients: Ingredients, seed: int) -> tuple[A
     llm, tokenizer, assembly = ingredients.llm, ingredients.tokenizer, choice.assembly
     if assembly.image_tokenizer and llm.device.type != "meta":
         ingredients = replace(ingredients, text_rms=embedding_rms(llm))
-    with quiet():
-        widen_vocabulary(llm, tokenizer)
-    template, kind = chat_template(tokenizer)
+    beside = choice.architecture.beside is not None
+    if not beside or lacks_rows(llm, tokenizer):
+        with quiet():
+            widen_vocabulary(llm, tokenizer)
+    template, kind = chat_template(tokenizer, marked=not beside, begun=assembly.begun)
     tokenizer.chat_template = None
     model = assembly.build(ingredients, choice.fusion, seed)
     processor = assembly.processor(ingredients, template)
@@ -312,6 +333,7 @@ def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | N
     held = choice.assembly.tower(given, choice.fusion, values)
     expected = _expect(choice.assembly, given, choice.architecture.inputs.shown(values), held)
     model, processor, kind = put_together(choice, replace(given, tower=held), seed)
+    expected = _as_held(choice, model, expected)
     calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
     name_text_class(model.config)
     with quiet():
@@ -325,7 +347,9 @@ def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | N
 def _expect(assembly: Assembly, given: Ingredients, images: dict[str, Tensor], held: Any) -> Expectation:
     """What the sources compute before anything is joined; `held` is the tower that will be in the model."""
     llm = given.llm
-    ids = probe_ids(given.text.rows, 1, given.text.context, avoid=image_token_id(given.tokenizer))
+    marked = getattr(given.tokenizer, "image_token", None) is not None
+    avoid = image_token_id(given.tokenizer) if marked else None
+    ids = probe_ids(given.text.rows, 1, given.text.context, avoid=avoid)
     values = images["pixel_values"].flatten(0, -4).to(llm.dtype)
     output = given.tower(values, output_hidden_states=True, return_dict=True)
     return Expectation(
@@ -335,6 +359,22 @@ def _expect(assembly: Assembly, given: Ingredients, images: dict[str, Tensor], h
         features=assembly.projected(output, given.vision).clone(),
         tower_class=_full_name(held),
         llm_class=_full_name(llm.base_model),
+    )
+
+
+def _as_held(choice: Choice, model: Any, expected: Expectation) -> Expectation:
+    """What is expected of classes that hold the LLM otherwise than most: arguments, and where parts lie."""
+    architecture, arguments = architecture_of(model), choice.assembly.arguments
+    if arguments is None:
+        return expected
+    layout = architecture.layout
+    return replace(
+        expected,
+        arguments=arguments(
+            model, expected.token_ids, expected.images["pixel_values"].to(model.dtype, copy=True)
+        ),
+        llm_class=_full_name(model.get_submodule(layout.llm)),
+        parts={"tower": layout.tower, "llm": layout.llm},
     )
 
 
@@ -349,7 +389,7 @@ def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) 
 
 @torch.no_grad()
 def _prove_here(model: Any, expected: Expectation, dtype: torch.dtype) -> ProofReport:
-    logits = model(input_ids=expected.token_ids).logits
+    logits = model(**(expected.arguments or {"input_ids": expected.token_ids})).logits
     images = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in expected.images.items()

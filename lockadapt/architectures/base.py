@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +128,15 @@ class Assembly:
         special_tokens: what the tokenizer gets beside `<image>`, by the names that the processor knows them
             under.
         image_tokenizer: whether it is built around one.
+        whole_llm: whether it holds the causal LM with its own head and whatever lies before that, so that
+            nothing of it need be measured.
+        arguments: the model, ids (rows, tokens) and pixel values (images, channels, side, side) -> arguments
+            of a forward pass whose logits must be the LLM's own; None: ids alone, without an image.
+        calibrate: the model, batches of kept features, the RMS of the LLM's embeddings -> how many images
+            its fresh layers were scaled on; None: as `calibrate_projector` does.
+        refuse: LLM and tower -> why the class cannot hold them as far as structure tells, in words that
+            follow "as"; None: it can.
+        begun: whether conversations begin with bos in any case, as `generate` begins with it.
     """
 
     fusions: Mapping[str, Fusion]
@@ -140,6 +149,11 @@ class Assembly:
     finish: Callable[[Any, Any], None] | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     image_tokenizer: bool = False
+    whole_llm: bool = False
+    arguments: Callable[[Any, Tensor, Tensor], dict[str, Any]] | None = None
+    calibrate: Callable[[Any, Iterable[Tensor], float], int] | None = None
+    refuse: Callable[[Any, Any], str | None] | None = None
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +196,7 @@ class Inputs:
         shown: pixel values (images, channels, side, side) -> the arguments of forward that hold them.
         by_value: whether shapes inside forward depend on pixel values (images of zeros are left out), so
             that a plan needs real ones.
+        beside: whether images are shown beside the text, which has no token of them (cross-attention).
     """
 
     processor_class: type[Any]
@@ -191,6 +206,12 @@ class Inputs:
     uniform: Callable[[Any], bool] = every_picture
     shown: Callable[[Tensor], dict[str, Tensor]] = squares
     by_value: bool = False
+    beside: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether images and texts are never shown together, so that there are no conversations."""
+        return self.span is None and not self.stock and not self.beside
 
 
 @dataclass(frozen=True)
@@ -221,6 +242,28 @@ class Positions:
 
     mask: str = "attention_mask"
     positions: str = "position_ids"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """How a class takes images that are shown beside the text.
+
+    Attributes:
+        arguments: a Transformers model, arguments as most classes take them (`input_ids`, `attention_mask`,
+            `position_ids`, pixels or the arguments of `Features.give`), and the row of each image, int64
+            (images,) -> this class's arguments of forward and of `generate`.
+        left_padding: whether `generate` gives rows that are padded on the left what it gives each alone.
+        text_alone: whether it takes rows without an image.
+        several: whether it takes rows with several images.
+        text_locks: full name of a trained parameter -> whether texts without an image stay what they were as
+            long as it is frozen (`model.lock_text`); None: the class cannot promise that.
+    """
+
+    arguments: Callable[[Any, Mapping[str, Any], Tensor], dict[str, Any]]
+    left_padding: bool = False
+    text_alone: bool = False
+    several: bool = False
+    text_locks: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -321,6 +364,9 @@ class Architecture:
             values.
         unit_rows: matrices whose rows are brought to length 1 as a folder is loaded; whoever else loads it
             does not.
+        beside: how images are shown beside the text; None: they stand in it.
+        logits_to_keep: forward's name for the positions whose logits are needed.
+        locate: where this very model has its parts, where its config decides that; None: `layout` says it.
     """
 
     model_class: type[PreTrainedModel]
@@ -336,6 +382,9 @@ class Architecture:
     generation: Generation | None = None
     settings: tuple[str, ...] = SETTINGS
     unit_rows: tuple[str, ...] = ()
+    beside: Beside | None = None
+    logits_to_keep: str = "logits_to_keep"
+    locate: Callable[[Any], ModelLayout] | None = None
 
     @property
     def answers(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lockadapt.architectures import layout_of, llm_of
-from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.base import is_below, unwrap_model
 from lockadapt.errors import AssemblyError
 from lockadapt.models.llms import context_of
 
@@ -25,6 +25,8 @@ def blocks_path(model: nn.Module) -> str:
         AssemblyError: no list of as many blocks as the config says.
     """
     path, llm = layout_of(model).llm, llm_of(model)
+    if blocks := layout_of(model).blocks:
+        return blocks[0]
     depth = llm.config.num_hidden_layers
     for name, module in llm.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
@@ -33,10 +35,18 @@ def blocks_path(model: nn.Module) -> str:
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Finds every linear layer inside the LLM's blocks by full path, quantized and `Conv1D` ones included."""
+    """Finds every linear layer inside the LLM's blocks by full path, quantized and `Conv1D` ones included.
+
+    What a class keeps of its projector in there (cross-attention) is not among them.
+    """
     base = unwrap_model(model)
-    path = blocks_path(base)
-    return {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
+    path, projector = blocks_path(base), layout_of(base).projector
+    linears = {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
+    return {
+        name: module
+        for name, module in linears.items()
+        if not any(is_below(name, fresh) for fresh in projector)
+    }
 
 
 def attention_linears(model: nn.Module) -> dict[str, nn.Module]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from lockadapt.architectures.assemble import check_grid, put_together, special_tokens
+from lockadapt.architectures.assemble import check_grid, put_together, special_tokens, writes_images
 from lockadapt.architectures.base import Ingredients
 from lockadapt.architectures.choose import Wish, choices, choose
 from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
@@ -73,7 +73,7 @@ def assembled_blueprint(
     with loading(source, "LLM"), META:
         text = AutoModelForCausalLM.from_config(config, dtype=dtype)
     codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
-    tokenizer = load_tokenizer(source, text, special_tokens(candidates))
+    tokenizer = load_tokenizer(source, text, special_tokens(candidates), marked=writes_images(candidates))
     add_query_tokens(tokenizer, query_tokens)
     vision = _tower(tower, dtype)
     where = vision.source.name
@@ -86,7 +86,7 @@ def assembled_blueprint(
     with torch.no_grad():
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
         text_facts = llm_structure(text)
-        choice = choose(candidates, vision_facts.kind, where)
+        choice = choose(candidates, vision_facts.kind, where, text, vision.model)
         check_grid(vision_facts, choice, text_facts, where)
         ingredients = Ingredients(
             text,

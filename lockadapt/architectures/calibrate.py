@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Fusion, unwrap_model
-from lockadapt.errors import AssemblyError, DataError
+from lockadapt.architectures.standardise import channel_statistics, fold
+from lockadapt.errors import AssemblyError
 
 TOKENS_KEPT = 16
 """Tokens of each image that the output scale is measured on; the statistics use all of them."""
-
-SMALLEST_SHARE = 1e-2
-"""Channels that vary by less than this share of the median channel are treated as if they varied by that
-much."""
 
 
 @torch.no_grad()
@@ -43,6 +40,9 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
     base, architecture = unwrap_model(model), architecture_of(model)
     if architecture.assemble is None:
         raise AssemblyError(f"{type(base).__name__} has no projector that is calibrated")
+    if architecture.assemble.calibrate is not None:
+        batches = [features] if isinstance(features, Tensor) else features
+        return architecture.assemble.calibrate(base, batches, embedding_rms)
     fusion = architecture.assemble.fusion_of(base.config)
     return calibrate(base.get_submodule(architecture.layout.projector[0]), fusion, features, embedding_rms)
 
@@ -54,31 +54,21 @@ def calibrate(
     """See `calibrate_projector`, for a projector by itself and its fusion."""
     batches = [features] if isinstance(features, Tensor) else features
     first: Any = projector.get_submodule(fusion.first)
-    images, count = 0, 0
-    total: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    shift: Tensor | None = None
     kept: list[Tensor] = []
-    for batch in batches:
-        if batch.shape[0] == 0:
-            continue
-        flat = _input_of(first, projector, batch).double().flatten(0, -2)
-        # Sums of squares around a first guess of the mean lose no digits where the mean is far from zero.
-        shift = flat.mean(dim=0) if shift is None else shift
-        images, count = images + batch.shape[0], count + flat.shape[0]
-        total, squares = total + (flat - shift).sum(dim=0), squares + (flat - shift).square().sum(dim=0)
-        if fusion.tokenwise:
-            step = max(1, batch.shape[1] // TOKENS_KEPT)
-            kept.append(batch[:, ::step].flatten(0, 1))
-        elif not kept:
-            kept.append(batch)
-    if shift is None or not isinstance(total, Tensor) or not isinstance(squares, Tensor):
-        raise DataError("no image to calibrate the projector on", where="model.calibration_images")
-    mean = shift + total / count
-    deviation = (squares / count - (total / count).square()).clamp_min(0).sqrt()
-    if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
-        raise DataError("the tower's features are not finite", fix="try model.dtype=float32")
-    _fold(first, mean, _guarded(deviation))
+
+    def inputs() -> Iterator[Tensor]:
+        for batch in batches:
+            if batch.shape[0] == 0:
+                continue
+            if fusion.tokenwise:
+                step = max(1, batch.shape[1] // TOKENS_KEPT)
+                kept.append(batch[:, ::step].flatten(0, 1))
+            elif not kept:
+                kept.append(batch)
+            yield _input_of(first, projector, batch)
+
+    images, mean, deviation = channel_statistics(inputs())
+    fold(first, mean, deviation)
     sample = torch.cat(kept).to(first.weight)
     size = projector(sample).double().square().mean().sqrt()
     if float(size) > 0:
@@ -106,17 +96,3 @@ def _input_of(first: nn.Module, projector: nn.Module, features: Tensor) -> Tenso
     finally:
         handle.remove()
     return seen[0]
-
-
-def _guarded(deviation: Tensor) -> Tensor:
-    """Deviations without near-zeros: a dead channel divided by its own would make a stray value explode."""
-    alive = deviation[deviation > 0]
-    floor = SMALLEST_SHARE * alive.median() if alive.numel() else torch.ones((), dtype=deviation.dtype)
-    return torch.where(deviation > floor, deviation, floor.to(deviation).expand_as(deviation))
-
-
-def _fold(layer: nn.Linear, mean: Tensor, deviation: Tensor) -> None:
-    weight = layer.weight.double() / deviation
-    if layer.bias is not None:
-        layer.bias.copy_(layer.bias.double() - weight @ mean)
-    layer.weight.copy_(weight)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lockadapt.architectures import ARCHITECTURES
 from lockadapt.architectures.base import Architecture, Assembly, Fusion
@@ -83,13 +84,15 @@ def choices(wish: Wish) -> list[Choice]:
     return possible
 
 
-def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
-    """Chooses the candidate that takes a tower's kind of output.
+def choose(candidates: Sequence[Choice], kind: str, where: str, llm: Any, tower: Any) -> Choice:
+    """Chooses the candidate that takes a tower's kind of output, and whose class can hold LLM and tower.
 
     Args:
         candidates: from `choices`.
         kind: of the tower's output.
         where: the tower, for messages.
+        llm: the causal LM, with weights or without.
+        tower: the vision model, with weights or without.
 
     Returns:
         The choice.
@@ -97,8 +100,8 @@ def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
     Raises:
         AssemblyError: none does.
     """
-    chosen = next((candidate for candidate in candidates if kind in candidate.assembly.towers), None)
-    if chosen is None:
+    taking = [candidate for candidate in candidates if kind in candidate.assembly.towers]
+    if not taking:
         taken = " or ".join(
             dict.fromkeys(kind for candidate in candidates for kind in candidate.assembly.towers)
         )
@@ -108,4 +111,15 @@ def choose(candidates: Sequence[Choice], kind: str, where: str) -> Choice:
             where=where,
             fix="choose another tower, or another fusion",
         )
-    return chosen
+    reasons = []
+    for candidate in taking:
+        refuse = candidate.assembly.refuse
+        reason = None if refuse is None else refuse(llm, tower)
+        if reason is None:
+            return candidate
+        reasons.append(f"{candidate.architecture.model_class.__name__} cannot, as {reason}")
+    raise AssemblyError(
+        f"no class of the fusion {taking[0].fusion.name} holds this LLM and this tower: {'; '.join(reasons)}",
+        where=where,
+        fix="choose another fusion, LLM or tower",
+    )

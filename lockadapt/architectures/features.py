@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Features, unwrap_model
 from lockadapt.architectures.generic.features import stock_features
 from lockadapt.architectures.kept import ImageRecord, RaggedFeatures
-from lockadapt.errors import AssemblyError
+from lockadapt.errors import AssemblyError, DataError
 
 
 def projector_input(model: nn.Module, pixel_values: Tensor) -> Tensor:
@@ -84,6 +85,46 @@ def image_arguments(
     if give is None:
         raise AssemblyError(f"{type(base).__name__} takes no kept features")
     return give(base, image_features, image_scales)
+
+
+def beside_text(model: nn.Module, arguments: dict[str, Any], image_rows: Tensor | None) -> dict[str, Any]:
+    """Arguments of forward and of `generate` as the class takes them.
+
+    Args:
+        model: a Transformers model, possibly wrapped.
+        arguments: as most classes take them, images in the order of the rows that show them.
+        image_rows: the row of each image, int64 (images,); None without images.
+
+    Returns:
+        The same, of classes whose images stand in the text; else what `Beside.arguments` makes of them.
+
+    Raises:
+        DataError: the class cannot show so many images in a row, or so few.
+    """
+    base = unwrap_model(model)
+    beside = architecture_of(base).beside
+    if beside is None:
+        return arguments
+    rows = image_rows if image_rows is not None else torch.zeros(0, dtype=torch.long)
+    count = int(arguments["input_ids"].shape[0])
+    shown = torch.bincount(rows, minlength=count)
+    if not beside.several and bool((shown > 1).any()):
+        raise DataError(
+            f"{type(base).__name__} is shown one image a row, and a row has {int(shown.max())}",
+            fix="use rows of one image, or another fusion",
+        )
+    if not beside.text_alone and bool((shown < 1).any()):
+        raise DataError(
+            f"{type(base).__name__} answers about an image only, and a row has none",
+            fix="remove rows without an image, or use another fusion",
+        )
+    return beside.arguments(base, arguments, rows)
+
+
+def reads_text_alone(model: nn.Module) -> bool:
+    """Whether the class takes texts without an image."""
+    beside = architecture_of(model).beside
+    return beside is None or beside.text_alone
 
 
 def _features(base: Any, ragged: bool) -> Features:

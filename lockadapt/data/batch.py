@@ -12,6 +12,7 @@ from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.pack import pack
 from lockadapt.data.pixels import ImageInputs, image_part
+from lockadapt.data.sample import ImageRef
 
 Batch = dict[str, Any]
 """What an objective gets; packed and plain batches look the same to it.
@@ -20,9 +21,9 @@ Batch = dict[str, Any]
 - `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens,
   tokens) with `position_ids` int64 (rows, tokens).
 - `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels; `RaggedFeatures` where
-  images have different numbers of tokens), where there are images; or, of processors that are asked for every
-  row, all their keys; `processor_keys` and `token_keys` are the names of those that say something of images
-  and of tokens.
+  images have different numbers of tokens), where there are images, with `image_rows` int64 (images,), the
+  row of each; or, of processors that are asked for every row, all their keys; `processor_keys` and
+  `token_keys` are the names of those that say something of images and of tokens.
 - `predicting` bool (rows, tokens): the positions whose logits are needed.
 - `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in
   reading order) predicts it, its id, and the sample that it belongs to.
@@ -65,7 +66,10 @@ def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch
         "targets",
         "owners",
     )
-    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": [rows.images]}
+    shown: list[list[ImageRef]] = [[] for _ in rows.input_ids]
+    for row, image in zip(rows.image_rows.tolist(), rows.images, strict=True):
+        shown[row].append(image)
+    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": shown}
 
 
 def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:

@@ -43,7 +43,12 @@ class Written:
     contents: tuple[Span, ...] | None
 
     def expanded(self, marker: str, images: Sequence[str]) -> Written:
-        """With every image marker replaced by what stands for its image, one text an image."""
+        """With every image marker replaced by what stands for its image, one text an image.
+
+        Without a marker images stand beside the text, which stays as it is.
+        """
+        if not marker:
+            return self
         pieces = self.text.split(marker)
         text = pieces[0] + "".join(image + piece for image, piece in zip(images, pieces[1:], strict=True))
         growth = [0, *itertools.accumulate(len(image) - len(marker) for image in images)]
@@ -67,7 +72,7 @@ class Dialogue:
     Args:
         tokenizer: the processor's.
         template: Jinja; it is settled first (`settle_template`).
-        image_token: what the template writes for an image.
+        image_token: what the template writes for an image; empty where images stand beside the text.
 
     Attributes:
         template: what is rendered.
@@ -127,7 +132,7 @@ class Dialogue:
             NoLabelError: it shows nothing of an answer that is empty.
         """
         text, texts = self.render(sample), [turn.text for turn in sample.turns]
-        if text.count(self.image_token) != len(sample.images):
+        if self.image_token and text.count(self.image_token) != len(sample.images):
             raise DataError(
                 f"{len(sample.images)} images, but the chat template shows {text.count(self.image_token)}",
                 where=sample.where,

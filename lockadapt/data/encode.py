@@ -79,7 +79,8 @@ class Encoder:
     Args:
         processor: a stock processor with `tokenizer` (fast), `image_processor`, `image_token` and a chat
             template; or one that keeps images and texts apart (no `image_token`), whose samples are no
-            conversations.
+            conversations. Where images are shown beside the text, the tokenizer has the template, and no
+            token stands for them.
             Its chat template is settled in place (`settle_template`).
         max_length: the longest sample in tokens, images included; text behind it is cut.
         allow_special_tokens: whether control tokens that a row's text spells out become control tokens.
@@ -99,14 +100,17 @@ class Encoder:
         self.image_token, self.image_token_id, self.image_tokens, self.image_text = "", -1, 0, ""
         self._proved: set[Any] = set()
         self.stock: StockInputs | None = None
+        self.beside = False
         self._sizes: dict[str, tuple[int, int]] = {}
         inputs = inputs_of(processor)
-        if inputs.span is None and not inputs.stock:
+        if inputs.apart:
             self.controls = ControlTokens(self.tokenizer, control_tokens(self.tokenizer))
             return
-        self.image_token = str(processor.image_token)
-        self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
-        template = processor.chat_template or self.tokenizer.chat_template
+        self.beside = inputs.beside
+        if not inputs.beside:
+            self.image_token = str(processor.image_token)
+            self.image_token_id = int(self.tokenizer.convert_tokens_to_ids(self.image_token))
+        template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template
         if isinstance(template, dict):
             template = template.get("default") or next(iter(template.values()))
         if not template:
@@ -116,11 +120,13 @@ class Encoder:
         self.dialogue = Dialogue(self.tokenizer, template, self.image_token)
         if self.dialogue.template != template:
             # Saved with the processor, so that clients prompt as training does.
-            processor.chat_template = self.dialogue.template
+            (self.tokenizer if inputs.beside else processor).chat_template = self.dialogue.template
         self.controls = ControlTokens(self.tokenizer, self.dialogue.controls)
-        if inputs.span is None:
+        if inputs.stock:
             self.stock = StockInputs(processor)
             self.image_token_id, self.image_tokens = self.stock.token, self.stock.probe_tokens
+            return
+        if inputs.span is None:
             return
         span = inputs.span(processor)
         self.image_tokens, self.image_text = span.count, span.text
@@ -139,8 +145,13 @@ class Encoder:
             The text with what stands for each image.
 
         Raises:
-            AssemblyError: what an image becomes depends on its size.
+            AssemblyError: what an image becomes depends on its size, or it becomes no tokens at all.
         """
+        if self.beside:
+            raise AssemblyError(
+                "images are shown beside the text, where this objective does not show them",
+                fix="use vqa, caption or dialogue",
+            )
         if self.stock is not None:
             raise AssemblyError(
                 f"{type(self.processor).__name__} makes other texts of images of other sizes, which this "
@@ -168,6 +179,20 @@ class Encoder:
             if image.key not in self._sizes:
                 self._sizes[image.key] = image_size(image, MAX_PIXELS, sample.where)
         return self.stock.expansions(tuple(self._sizes[image.key] for image in sample.images))
+
+    def refuse_marker(self, text: str, what: str, where: str) -> None:
+        """Refuses a text that holds what stands for an image.
+
+        Args:
+            text: from a row or a user.
+            what: the message, up to the marker.
+            where: its place.
+
+        Raises:
+            DataError: it does.
+        """
+        if self.image_token and self.image_token in text:
+            raise DataError(f"the {what} {self.image_token!r}", where=where, fix="remove it")
 
     def text_ids(
         self, text: str, where: str, content: str | None = None, *, special: bool | None = None
@@ -245,12 +270,7 @@ class Encoder:
     def _written(self, sample: Sample) -> Written:
         """The expanded text and where the answers stand in it, what ends them included."""
         for turn in sample.turns:
-            if self.image_token in turn.text:
-                raise DataError(
-                    f"the text holds the image marker {self.image_token!r}",
-                    where=sample.where,
-                    fix="remove it",
-                )
+            self.refuse_marker(turn.text, "text holds the image marker", sample.where)
         return self._known(sample, self.dialogue.write(sample))
 
     def _known(self, sample: Sample, written: Written) -> Written:
@@ -345,7 +365,8 @@ class Encoder:
         again = self.tokenizer(answers, add_special_tokens=False)["input_ids"]
         learned = _squeezed(self.tokenizer.decode(labels[labels != IGNORED].tolist()))
         # Tokenizers that lower or compose characters spell the same answer otherwise.
-        expected = {_squeezed(answers.replace(self.image_token, "")), _squeezed(self.tokenizer.decode(again))}
+        shown = answers.replace(self.image_token, "") if self.image_token else answers
+        expected = {_squeezed(shown), _squeezed(self.tokenizer.decode(again))}
         if learned in expected or (merged and any(learned.endswith(answer) for answer in expected)):
             return
         raise DataError(
@@ -365,6 +386,8 @@ class Encoder:
         messages = [message(turn) for turn in sample.turns[:last]]
         if self.stock is not None:
             theirs = self._stock_prompt_ids(messages, sample)
+        elif self.beside:
+            theirs = beside_prompt_ids(self.tokenizer, messages)
         else:
             theirs = stock_prompt_ids(self.processor, messages, len(sample.images))
         if mine != theirs:
@@ -419,6 +442,18 @@ def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int
         return_tensors="pt",
     )
     return [int(token) for token in made["input_ids"][0]]
+
+
+def beside_prompt_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
+    """Token ids that a client's tokenizer makes of a conversation whose images are shown beside it.
+
+    Args:
+        tokenizer: has the chat template.
+        messages: a conversation without its last answer.
+    """
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text))["input_ids"]
+    return [int(token) for token in ids]
 
 
 def _squeezed(text: str) -> str:

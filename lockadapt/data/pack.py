@@ -57,7 +57,8 @@ class Packed:
         predicting: bool (rows, tokens): positions whose logits are needed.
         logit_index, targets, owners: int64 (labels,): for every learned token which of the needed logits (in
             reading order) predicts it, its id, and the sample that it belongs to.
-        images: one entry an image span, in reading order.
+        images: one entry an image span, or an image beside a row, in reading order.
+        image_rows: int64 (images,): the row of each.
     """
 
     input_ids: np.ndarray
@@ -68,10 +69,13 @@ class Packed:
     targets: np.ndarray
     owners: np.ndarray
     images: tuple[ImageRef, ...]
+    image_rows: np.ndarray
 
 
 def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
     """Pack samples into rows by best fit decreasing.
+
+    Where images are shown beside the text, all tokens of a row see all of its images: a row is one tree.
 
     Args:
         items: encoded samples.
@@ -83,21 +87,21 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
         The rows' tokens, positions and mask, and where each sample's labels lie.
     """
     trees = [tree for group in groups(items) for tree in _grow(items, group, max_row_tokens)]
-    rows = _best_fit([len(tree.tokens) for tree in trees])
+    rows = _rows([len(tree.tokens) for tree in trees], items)
     longest = max(len(tree.tokens) for tree in trees)
     input_ids = np.full((len(rows), longest), pad_id, np.int64)
     position_ids = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros((len(rows), longest, longest), bool)
     mask[:, np.arange(longest), np.arange(longest)] = True
     positions, targets, owners = [], [], []
-    images: list[ImageRef] = []
+    images: list[tuple[int, ImageRef]] = []
     for row, members in enumerate(rows):
         start = 0
+        images.extend((row, image) for member in members for image in trees[member].images)
         for tree in (trees[member] for member in members):
             end = start + len(tree.tokens)
             input_ids[row, start:end], position_ids[row, start:end] = tree.tokens, tree.positions
             tree.write_mask(mask[row, start:end, start:end])
-            images.extend(tree.images)
             for number, path in zip(tree.items, tree.paths, strict=True):
                 learned = np.flatnonzero(items[number].labels[1:] != IGNORED)
                 positions.append(row * longest + start + path[learned])
@@ -115,7 +119,8 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
         logit_index.astype(np.int64),
         np.concatenate(targets).astype(np.int64),
         np.concatenate(owners),
-        tuple(images),
+        tuple(image for _, image in images),
+        np.array([row for row, _ in images], np.int64),
     )
 
 
@@ -144,7 +149,7 @@ def packed_area(items: Sequence[Encoded], max_row_tokens: int | None) -> int:
     if max_row_tokens is None:
         return len(items) * max(len(item.input_ids) for item in items)
     sizes = [len(tree.tokens) for group in groups(items) for tree in _grow(items, group, max_row_tokens)]
-    return len(_best_fit(sizes)) * max(sizes)
+    return len(_rows(sizes, items)) * max(sizes)
 
 
 def _grow(items: Sequence[Encoded], group: list[int], limit: int) -> Iterable[Tree]:
@@ -190,6 +195,12 @@ def _common(first: np.ndarray, second: np.ndarray) -> int:
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])
     return int(different[0]) if len(different) else length
+
+
+def _rows(sizes: Sequence[int], items: Sequence[Encoded]) -> list[list[int]]:
+    """Which trees of these sizes share a row."""
+    beside = any(item.images and not item.image_end for item in items)
+    return [[number] for number in range(len(sizes))] if beside else _best_fit(sizes)
 
 
 def _best_fit(sizes: Sequence[int]) -> list[list[int]]:

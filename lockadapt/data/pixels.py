@@ -154,7 +154,9 @@ def image_part(
     """
     if isinstance(images, ProcessorInputs):
         return {**images.of_rows(rows), **images.of_tokens(input_ids)}
-    return images([image for row in rows for image in row])
+    shown = [(number, image) for number, row in enumerate(rows) for image in row]
+    owners = {"image_rows": torch.tensor([number for number, _ in shown])} if shown else {}
+    return {**images([image for _, image in shown]), **owners}
 
 
 def mean_image(images: Iterable[ImageRef], max_pixels: int, side: int, limit: int = 512) -> Image.Image:

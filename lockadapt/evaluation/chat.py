@@ -92,9 +92,7 @@ class Chat:
         # The empty answer only marks whose turn it is; `generate` looks at what stands before it.
         sample = Sample(tuple(self.images), (*turns, Turn("assistant", "")), where="chat")
         self.images, self.waiting = before, 0
-        marker = self.predictor.encoder.image_token
-        if marker in question:
-            raise DataError(f"the question holds the marker {marker!r}", where="chat", fix="remove it")
+        self.predictor.encoder.refuse_marker(question, "question holds the marker", "chat")
         answer = self.predictor.generate([sample], self.max_new_tokens)[0]
         self.images, self.turns = list(sample.images), [*turns, Turn("assistant", answer)]
         return answer

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lockadapt.architectures import architecture_of
 from lockadapt.data.batch import Batch, collate, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.pack import groups
@@ -62,11 +63,12 @@ class SamplePredictor:
         # Prompts of one image side by side; all prompts of a batch have as many tokens up to their images'
         # end.
         order = [number for group in groups(prompts) for number in group]
-        order.sort(key=lambda number: prompts[number].image_end)
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
         share = self.max_row_tokens is not None and not self._explained(why_not_exact(self.model, longest))
         answers: dict[int, str] = {}
-        for part in _parts(order, self.batch_size, lambda number: prompts[number].image_end):
+        alike = self._alike(prompts)
+        order.sort(key=alike)
+        for part in _parts(order, self.batch_size, alike):
             texts = generate_from_shared_prefix(
                 self.model,
                 [prompts[number] for number in part],
@@ -116,6 +118,16 @@ class SamplePredictor:
             if progress:
                 progress(done, len(samples))
         return scores
+
+    def _alike(self, prompts: Sequence[Encoded]) -> Callable[[int], int]:
+        """What prompts of a batch have in common: the tokens up to their images' end, or all of their tokens.
+
+        Some classes count padding among the positions when they generate: none of their rows is padded.
+        """
+        beside = architecture_of(self.model).beside
+        if beside is not None and not beside.left_padding:
+            return lambda number: len(prompts[number].input_ids)
+        return lambda number: prompts[number].image_end
 
     def _exact_row_length(
         self, prompts: Sequence[Encoded], tails: Sequence[Sequence[int]], items: Sequence[Encoded]

@@ -132,9 +132,8 @@ class Predictor:
         return self._predictor.rank(samples, list(choices))
 
     def _sample(self, number: int, shown: Picture | Sequence[Picture] | None, question: str) -> Sample:
-        where, marker = f"question {number}", self._predictor.encoder.image_token
-        if marker in question:
-            raise DataError(f"the question holds the marker {marker!r}", where=where, fix="remove it")
+        where = f"question {number}"
+        self._predictor.encoder.refuse_marker(question, "question holds the marker", where)
         if shown is None:
             shown = []
         elif isinstance(shown, Picture):
@@ -144,8 +143,7 @@ class Predictor:
 
 
 def _require_answers(processor: Any, where: str) -> None:
-    inputs = inputs_of(processor)
-    if inputs.span is None and not inputs.stock:
+    if inputs_of(processor).apart:
         raise RecipeError(
             "a dual encoder embeds and answers nothing", where=where, fix="search with `lockadapt search`"
         )

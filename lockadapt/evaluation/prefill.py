@@ -53,7 +53,7 @@ def generate_from_shared_prefix(
         ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
         shown = image_part(images, [prompt.images for prompt in prompts], ids)
         inputs = on_device({"input_ids": ids, "attention_mask": mask, **shown}, device)
-        return _generate(model, model_inputs(model, inputs), tokenizer, max_new_tokens)
+        return _generate(model, model_inputs(model, inputs), ids.shape[1], tokenizer, max_new_tokens)
     firsts = [prompts[group[0]] for group in same]
     owner = torch.empty(len(prompts), dtype=torch.long)
     for number, group in enumerate(same):
@@ -68,10 +68,13 @@ def generate_from_shared_prefix(
     ids = torch.cat([prefix[owner], rest], 1)
     mask = torch.cat([torch.ones_like(prefix)[owner], mask], 1)
     inputs = on_device({"input_ids": ids, "attention_mask": mask}, device)
-    return _generate(model, {**inputs, "cache": cache}, tokenizer, max_new_tokens)
+    return _generate(model, {**inputs, "cache": cache}, ids.shape[1], tokenizer, max_new_tokens)
 
 
-def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
+def _generate(
+    model: nn.Module, inputs: dict[str, Any], prompt: int, tokenizer: Any, max_new_tokens: int
+) -> list[str]:
+    """Continues prompts of so many tokens, padding included."""
     # Janus sets a length of its own beside ours, and says at every call which one counts.
     with training_autocast(model), quiet():
         made = model.generate(  # type: ignore[operator]
@@ -82,5 +85,5 @@ def _generate(model: nn.Module, inputs: dict[str, Any], tokenizer: Any, max_new_
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
         )
-    new = made[:, inputs["input_ids"].shape[1] :]
+    new = made[:, prompt:]
     return [without_thought(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import AutoConfig
 
+from lockadapt.architectures import find_architecture
 from lockadapt.architectures.load import load_processor
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError, VerificationError
@@ -88,24 +90,31 @@ def _against(stored: Stored, against: Path | Run, reporter: Reporter) -> dict[st
 
 
 def _answers(stored: Stored) -> dict[str, Any]:
-    """Shows two pictures and none: the outputs must be finite, and the pictures must matter."""
+    """Shows two pictures, and none if the class can: outputs must be finite, and the pictures must matter."""
     question = {"type": "text", "text": QUESTION}
     shown = [{"role": "user", "content": [{"type": "image"}, question]}]
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         asked = [{"messages": shown, "images": [path]} for path in pictures(Path(scratch))]
-        asked.append({"messages": [{"role": "user", "content": [question]}], "images": []})
+        if _reads_text_alone(stored.folder):
+            asked.append({"messages": [{"role": "user", "content": [question]}], "images": []})
         fresh = run_fresh(
             stored.folder, dtype=stored.dtype, conversations=asked, max_new_tokens=NEW_TOKENS, fix=FIX
         )
     if problems := unsound(fresh):
         raise VerificationError("; ".join(problems), where=str(stored.folder), fix=FIX)
-    first, second, _ = logits = [fresh.tensors[f"conversation{n}.logits"].float() for n in range(3)]
+    first, second, *_ = logits = [fresh.tensors[f"conversation{n}.logits"].float() for n in range(len(asked))]
     return {
         "model_class": fresh.answer["model_class"].rsplit(".", 1)[-1],
         "missing_keys": fresh.answer["missing_keys"],
         "unexpected_keys": fresh.answer["unexpected_keys"],
         "image_effect": _effect(stored.folder, first, second, *logits),
     }
+
+
+def _reads_text_alone(folder: Path) -> bool:
+    """Whether the folder's class takes texts without an image."""
+    architecture = find_architecture(AutoConfig.from_pretrained(folder, local_files_only=True))
+    return architecture is None or architecture.beside is None or architecture.beside.text_alone
 
 
 def _embeds(stored: Stored) -> dict[str, Any]:

@@ -35,7 +35,9 @@ CLOSED_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*</\1>\s*\Z"
 _SWITCH = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}"
 
 
-def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind]:
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, *, marked: bool = True, begun: bool = False
+) -> tuple[str, TemplateKind]:
     """Makes a Jinja chat template for images and text.
 
     `own`: the tokenizer's template behind a prelude that turns content lists into strings, an image into
@@ -46,6 +48,8 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind
 
     Args:
         tokenizer: the LLM's.
+        marked: whether `<image>` is written for an image, or nothing.
+        begun: whether every conversation begins with bos, whatever the tokenizer puts before texts.
 
     Returns:
         The template, and where it is from.
@@ -56,10 +60,16 @@ def chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[str, TemplateKind
     own = tokenizer.chat_template
     if isinstance(own, dict):
         own = own.get("default") or next(iter(own.values()))
+    bos, written = "{{- bos_token -}}\n", "<image>" if marked else ""
     if not own:
-        bos = "{{- bos_token -}}\n" if starts_with_bos(tokenizer) else ""
-        return bos + _read("plain.jinja"), "plain"
-    return settle_template(tokenizer, _read("flatten.jinja") + own), "own"
+        first = bos if begun or starts_with_bos(tokenizer) else ""
+        return first + _read("plain.jinja").replace("<image>", written), "plain"
+    template = settle_template(tokenizer, _read("flatten.jinja").replace("<image>", written) + own)
+    if begun and not (_tried(tokenizer, template, [_message("user", "a")]) or "").startswith(
+        str(tokenizer.bos_token)
+    ):
+        template = bos + template
+    return template, "own"
 
 
 def settle_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:

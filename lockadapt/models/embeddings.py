@@ -18,13 +18,20 @@ ROW_MULTIPLE = 64
 
 
 def load_tokenizer(
-    source: Source, llm: PreTrainedModel, extra: Mapping[str, str] = MappingProxyType({})
+    source: Source,
+    llm: PreTrainedModel,
+    extra: Mapping[str, str] = MappingProxyType({}),
+    *,
+    marked: bool = True,
 ) -> PreTrainedTokenizerBase:
     """Loads the LLM's tokenizer, with `<image>` as a special token, an eos and a pad token (or eos for it).
+
+    Encoders such as BERT name no ends of a text: their `[CLS]` and `[SEP]` stand for bos and eos then.
 
     Args:
         source: the tokenizer's folder or Hub id.
         llm: its model.
+        marked: whether `<image>` stands in texts; else it is not added.
         extra: further special tokens by the attribute that a stock processor looks for, such as `boi_token`.
 
     Returns:
@@ -35,15 +42,14 @@ def load_tokenizer(
         AssemblyError: nothing says where a text ends, or `<image>` does not become one token.
     """
     with loading(source, "LLM's tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.name, image_token=IMAGE_TOKEN, **extra, **source.arguments
-        )
+        added = {**({"image_token": IMAGE_TOKEN} if marked else {}), **extra}
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **added, **source.arguments)
     for name in ("is_local", "local_files_only"):  # how it was loaded here is not to be saved with it
         tokenizer.init_kwargs.pop(name, None)
     if tokenizer.eos_token is None:
         ids = llm.generation_config.eos_token_id if llm.generation_config else llm.config.eos_token_id
         first = ids[0] if isinstance(ids, list) else ids
-        token = None if first is None else tokenizer.convert_ids_to_tokens(first)
+        token = tokenizer.sep_token if first is None else tokenizer.convert_ids_to_tokens(first)
         if token is None:
             raise AssemblyError(
                 "neither tokenizer nor config names an end-of-text token",
@@ -51,9 +57,11 @@ def load_tokenizer(
                 fix="set eos_token in tokenizer_config.json",
             )
         tokenizer.eos_token = token
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    for token in (IMAGE_TOKEN, *extra.values()):
+    for token in added.values():
         if tokenizer.encode(token, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(token)]:
             raise AssemblyError(f"the tokenizer does not keep {token} as one token", where=source.name)
     return tokenizer
@@ -63,6 +71,11 @@ def image_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id of `<image>`."""
     token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     return int(token_id)
+
+
+def lacks_rows(llm: Any, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a token has no row in the embedding."""
+    return max(tokenizer.get_vocab().values()) >= int(llm.get_input_embeddings().weight.shape[0])
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ The request:
     conversations list of {"messages": chat messages with {"type": "image"} parts, "images": [paths]}; may be
                   empty
     max_new_tokens for the conversations, greedy
-    output        safetensors file to write: for every case with input_ids `case.logits` (batch, tokens,
+    parts         full paths of tower and llm, where images are shown beside the text; empty in other classes
+    output        safetensors file to write: for every case with token ids `case.logits` (batch, tokens,
                   vocabulary), for every case with pixel_values alone `case.features` (images, tokens,
-                  channels), what the projector is fed; for every conversation `conversation0.logits` …
-                  (1, vocabulary), what its first new token is taken from, and `conversation0.pixel_values`
-                  if it has images
+                  channels), what the projector is fed, or with `parts` the tower's last hidden state; for
+                  every conversation `conversation0.logits` … (1, vocabulary), what its first new token is
+                  taken from, and `conversation0.pixel_values` if it has images
     answer        JSON file to write: model_class, tower_class, llm_class, missing_keys, unexpected_keys,
                   mismatched_keys, texts, prompt_ids and answer_ids (a list of token ids for each
                   conversation), image_token_id, processor_image_token_id, versions, lockadapt (whether
@@ -28,6 +29,7 @@ processor name different image tokens: what would be computed means nothing.
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -70,12 +72,13 @@ def main() -> None:
     model = model.eval().to(request["device"])
     processor = AutoProcessor.from_pretrained(request["folder"], **arguments)
     keys = {f"{kind}_keys": names(info.get(f"{kind}_keys", ())) for kind in KINDS}
-    image_token_id = model.config.image_token_id
+    parts = request.get("parts") or {}
+    image_token_id = getattr(model.config, "image_token_id", None)
     written = written_token(processor, image_token_id)
     sound = not any(keys.values()) and image_token_id == written
     outputs: dict[str, torch.Tensor] = {}
     if sound and request.get("tensors"):
-        outputs = run_cases(model, load_file(request["tensors"]))
+        outputs = run_cases(model, load_file(request["tensors"]), parts.get("tower"))
     texts: list[str] = []
     prompts, answers = [], []
     for conversation in (request.get("conversations") or []) if sound else []:
@@ -87,8 +90,8 @@ def main() -> None:
     save_file(outputs, request["output"])
     answer = {
         "model_class": full_name(model),
-        "tower_class": full_name(part(model, TOWERS)),
-        "llm_class": full_name(part(model, LLMS)),
+        "tower_class": full_name(placed(model, parts.get("tower"), TOWERS)),
+        "llm_class": full_name(placed(model, parts.get("llm"), LLMS)),
         **keys,
         "texts": texts,
         "prompt_ids": prompts,
@@ -108,8 +111,10 @@ def keep_as_trained(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Logits of cases with input_ids, projector inputs of cases with pixel_values alone, on the CPU."""
+def run_cases(
+    model: Any, tensors: dict[str, torch.Tensor], tower: str | None = None
+) -> dict[str, torch.Tensor]:
+    """Logits of cases with token ids, projector inputs of cases with pixel_values alone, on the CPU."""
     cases: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         case, argument = name.rsplit(".", 1)
@@ -120,8 +125,13 @@ def run_cases(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.T
     outputs = {}
     with torch.no_grad():
         for case, inputs in cases.items():
-            if "input_ids" in inputs:
+            if {"input_ids", "decoder_input_ids"} & inputs.keys():
                 outputs[f"{case}.logits"] = model(**inputs).logits.cpu().contiguous()
+                continue
+            if tower is not None:
+                outputs[f"{case}.features"] = (
+                    model.get_submodule(tower)(**inputs).last_hidden_state.cpu().contiguous()
+                )
                 continue
             seen: list[torch.Tensor] = []
             handle = part(model, PROJECTORS).register_forward_pre_hook(
@@ -138,6 +148,8 @@ def converse(
 ) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
     """Ids of a conversation's prompt and greedy answer; logits (1, vocabulary) of its first token; pixels."""
     pictures = [Image.open(path).convert("RGB") for path in conversation["images"]]
+    if getattr(processor, "image_token", None) is None:
+        return converse_beside(model, processor, conversation["messages"], pictures, max_new_tokens)
     prompt = processor.apply_chat_template(
         conversation["messages"], add_generation_prompt=True, tokenize=False
     )
@@ -168,8 +180,48 @@ def converse(
     return inputs["input_ids"][0].tolist(), made.sequences[0, length:].tolist(), outputs
 
 
-def written_token(processor: Any, image_token_id: int) -> int:
+def converse_beside(
+    model: Any, processor: Any, messages: list[dict[str, Any]], pictures: list[Any], max_new_tokens: int
+) -> tuple[list[int], list[int], dict[str, torch.Tensor]]:
+    """As `converse`, by a class that is shown images beside the text, as its users would call it."""
+    tokenizer = processor.tokenizer
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    special = tokenizer.bos_token is None or not prompt.startswith(tokenizer.bos_token)
+    text = tokenizer([prompt], add_special_tokens=special, return_tensors="pt").to(model.device)
+    ids, mask = text["input_ids"], text["attention_mask"]
+    values = None
+    if pictures:
+        values = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        values = values.to(model.device, model.dtype)
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        inputs = {"pixel_values": values, "decoder_input_ids": ids, "decoder_attention_mask": mask}
+    else:
+        vision = model.config.vision_config
+        blank = torch.zeros(
+            1, 3, vision.image_size, vision.image_size, device=model.device, dtype=model.dtype
+        )
+        shown = torch.full((1, ids.shape[1], max(len(pictures), 1)), int(bool(pictures)), device=model.device)
+        pixels = (blank if values is None else values)[None]
+        inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
+        inputs["image_attention_mask"] = shown
+    with torch.no_grad():
+        made = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    outputs = {"logits": made.logits[0].cpu().contiguous()}
+    if values is not None:
+        outputs["pixel_values"] = values.cpu().contiguous()
+    return ids[0].tolist(), made.sequences[0, ids.shape[1] :].tolist(), outputs
+
+
+def written_token(processor: Any, image_token_id: int | None) -> int | None:
     """The id that the processor writes for image features, which need not be its template's marker."""
+    if getattr(processor, "image_token", None) is None:
+        return None
     marker = int(processor.tokenizer.convert_tokens_to_ids(str(processor.image_token)))
     if marker == image_token_id:
         return marker
@@ -183,9 +235,15 @@ def names(keys: Any) -> list[str]:
     return sorted(key if isinstance(key, str) else str(key[0]) for key in keys)
 
 
+def placed(model: Any, path: str | None, names: tuple[str, ...]) -> Any:
+    """What lies at a path; without one, the part of the body with one of these names."""
+    return part(model, names) if path is None else model.get_submodule(path)
+
+
 def part(model: Any, names: tuple[str, ...]) -> Any:
     """A part of the body, which classes call by one of a few names; None in other classes."""
-    return next((getattr(model.model, name) for name in names if hasattr(model.model, name)), None)
+    body = getattr(model, "model", None)
+    return next((getattr(body, name) for name in names if hasattr(body, name)), None)
 
 
 def full_name(thing: object) -> str:

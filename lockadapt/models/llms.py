@@ -62,6 +62,8 @@ def llm_config(source: Source) -> Any:
     """
     with loading(source, "LLM"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
+    if getattr(config, "is_decoder", True) is False and not getattr(config, "is_encoder_decoder", False):
+        config.is_decoder = True  # encoders such as BERT get a causal mask by it
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AssemblyError(
             f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
@@ -91,10 +93,15 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
         VerificationError: a weight is not finite.
     """
     source = find(llm, "LLM")
-    llm_config(source)
+    config = llm_config(source)
     with loading(source, "LLM"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
+            source.name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **source.arguments,
         )
     model, info = loaded
     if info["missing_keys"]:

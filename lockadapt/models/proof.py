@@ -41,6 +41,8 @@ class Expectation:
     `token_ids` (rows, tokens) gave `logits` (rows, tokens, old vocabulary). What `images`, arguments of the
     class's forward, show gave `features` (images, tokens, channels) at the projector's entrance.
     `tower_class` is `module.Class` of the source tower.
+    Where the class takes more than ids, `arguments` are what gives the logits, and `parts` says where tower
+    and LLM lie; the features are the tower's outputs then.
     """
 
     token_ids: Tensor
@@ -49,14 +51,18 @@ class Expectation:
     features: Tensor
     tower_class: str
     llm_class: str
+    arguments: Mapping[str, Tensor] | None = None
+    parts: Mapping[str, str] | None = None
 
     @property
     def inputs(self) -> dict[str, Tensor]:
         """The inputs as cases for `run_fresh`."""
-        mask = torch.ones_like(self.token_ids)
+        text = self.arguments or {
+            "input_ids": self.token_ids,
+            "attention_mask": torch.ones_like(self.token_ids),
+        }
         return {
-            "text.input_ids": self.token_ids,
-            "text.attention_mask": mask,
+            **{f"text.{name}": tensor for name, tensor in text.items()},
             **{f"image.{name}": tensor for name, tensor in self.images.items()},
         }
 
@@ -83,6 +89,7 @@ def run_fresh(
     max_new_tokens: int = 16,
     device: str | None = None,
     fix: str = REPORT,
+    parts: Mapping[str, str] | None = None,
 ) -> FreshResult:
     """Loads a stock folder in a fresh process and runs it there; inputs are named as in `fresh_process.py`.
 
@@ -94,6 +101,7 @@ def run_fresh(
         max_new_tokens: in each answer.
         device: where the process runs the model; default: a GPU that has room for it, else the CPU.
         fix: what the error says to do.
+        parts: full paths of `tower` and `llm`, where they are not where most classes have them.
 
     Returns:
         Outputs, texts and the process's answer.
@@ -112,6 +120,7 @@ def run_fresh(
             for conversation in conversations
         ],
         "max_new_tokens": max_new_tokens,
+        "parts": dict(parts or {}),
     }
     outputs, answer = run_script(SCRIPT, folder, request, tensors or {}, fix=fix)
     return FreshResult(outputs, tuple(answer["texts"]), answer)
@@ -214,7 +223,7 @@ def prove_fresh(folder: Path, expected: Expectation, dtype: torch.dtype) -> Proo
     Raises:
         VerificationError: keys missing or unexpected, another class, or other numbers than the sources'.
     """
-    fresh = run_fresh(folder, dtype=dtype, tensors=expected.inputs, device="cpu")
+    fresh = run_fresh(folder, dtype=dtype, tensors=expected.inputs, device="cpu", parts=expected.parts)
     answer = fresh.answer
     for key in ("missing_keys", "unexpected_keys"):
         if answer[key]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from lockadapt.architectures import architecture_of, layout_of, llm_of, tower_of
 from lockadapt.architectures.base import Positions, unwrap_model
-from lockadapt.architectures.features import image_arguments
+from lockadapt.architectures.features import beside_text, image_arguments
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
 from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
@@ -102,7 +102,7 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         values = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
         inputs |= architecture.inputs.shown(values)
-    return inputs
+    return beside_text(model, inputs, batch.get("image_rows"))
 
 
 def _additive(model: nn.Module, sees: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lockadapt.architectures import architecture_of
 from lockadapt.tuning.training_autocast import training_autocast
 
 CHUNK_BYTES = 128 * 2**20
@@ -123,7 +124,7 @@ def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], pred
     handle = head.register_forward_hook(lambda module, given, made: seen.append(made))
     try:
         with training_autocast(model):
-            logits = model(**inputs, logits_to_keep=predicting, use_cache=False).logits
+            logits = model(**inputs, **_kept(model, predicting), use_cache=False).logits
     finally:
         handle.remove()
     scored = logits.numel() == int(predicting.sum()) * logits.shape[-1] == seen[-1].numel()
@@ -146,7 +147,7 @@ def own_cross_entropy(
         See `chunked_cross_entropy`.
     """
     with training_autocast(model):
-        logits = model(**inputs, logits_to_keep=predicting, use_cache=False).logits
+        logits = model(**inputs, **_kept(model, predicting), use_cache=False).logits
     if logits.shape[:2] == predicting.shape:  # the class takes no mask of positions
         logits = logits[predicting]
     rows = logits.reshape(-1, logits.shape[-1]).float()[logit_index]
@@ -169,7 +170,12 @@ def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predic
     handle = head.register_forward_pre_hook(take)
     try:
         with training_autocast(model):
-            model(**inputs, logits_to_keep=predicting, use_cache=False)
+            model(**inputs, **_kept(model, predicting), use_cache=False)
     finally:
         handle.remove()
     return seen[0]
+
+
+def _kept(model: nn.Module, predicting: Tensor) -> dict[str, Tensor]:
+    """The positions whose logits are needed, by the name that the class's forward has for them."""
+    return {architecture_of(model).logits_to_keep: predicting}

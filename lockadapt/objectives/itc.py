@@ -338,7 +338,7 @@ class ImageText(Objective):
 
     def _sequence(self, encoder: Encoder, sample: Sample, where: str) -> np.ndarray:
         queries = self._queries(encoder)
-        for marker in (encoder.image_token, *queries):
+        for marker in filter(None, (encoder.image_token, *queries)):
             if any(marker in turn.text for turn in sample.turns):
                 raise DataError(f"the text holds the marker {marker!r}", where=where, fix="remove it")
         text = encoder.expand(encoder.render(sample, prompt=True)) + "".join(queries)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
+from lockadapt.architectures import inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
@@ -103,7 +104,7 @@ def describe_dialogue(encoder: Encoder, model: Any) -> dict[str, Any] | None:
         `{"ends", "appended", "stops", "thinking_off"}`: `ends` are the tokens that an answer is learned with;
         `appended` says that the template writes none, so that the tokenizer's eos is put there.
     """
-    if not encoder.image_token:
+    if inputs_of(encoder.processor).apart:
         return None
     stops = unwrap_model(model).generation_config.eos_token_id
     ids = stops if isinstance(stops, list) else [stops]
@@ -131,6 +132,8 @@ def dialogue_text(described: dict[str, Any]) -> str:
 def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
     """One sample: learned tokens in green (and between brackets, also without colour), images counted."""
     line, images = Text(), 0
+    if encoder.beside and item.images:
+        line.append(f"<image x{len(item.images)}, beside the text> ", style="cyan")
     for token, label in zip(item.input_ids.tolist(), item.labels.tolist(), strict=True):
         if token == encoder.image_token_id:
             images += 1

@@ -8,6 +8,7 @@ is exact, so this is the very function that the run approximates, and no more th
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,15 +189,21 @@ def _llm_call(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
     """What the stock class calls its LLM with, embeddings and masks in float32, and `batch["predicting"]`."""
     seen: list[dict[str, Any]] = []
     base = unwrap_model(model)
+    names = inspect.signature(llm_of(base).forward)
     head = base.get_submodule(layout_of(model).head)
     handle = llm_of(base).register_forward_pre_hook(
-        lambda _, __, arguments: seen.append(dict(arguments)), with_kwargs=True
+        lambda _, given, named: seen.append(dict(named) | names.bind_partial(*given).arguments),
+        with_kwargs=True,
     )
     try:
         head_input(model, head, model_inputs(model, batch), batch["predicting"])
     finally:
         handle.remove()
-    call = {name: _float32(value) for name, value in seen[0].items()}
+    given = dict(seen[0])
+    if given.get("inputs_embeds") is None:  # classes whose images stand beside the text hand the ids on
+        table: Any = llm_of(base).get_input_embeddings()
+        given["inputs_embeds"] = table(given.pop("input_ids"))
+    call = {name: _float32(value) for name, value in given.items()}
     return call, batch["predicting"]
 
 

@@ -60,7 +60,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 component = "lora"
             elif module is table:
                 component = "embeddings"
-            elif full.startswith(blocks):
+            elif full.startswith(blocks) and component_of(full, parts) == "llm":
                 component = "blocks"
             else:
                 component = component_of(full, parts)

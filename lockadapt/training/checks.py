@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.batch import Batch
 from lockadapt.errors import ImageIgnoredError, NoGradientError, NonFiniteLossError, NotMovingError
@@ -105,6 +106,8 @@ class AfterStep(TrainerCallback):
 def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch) -> float:
     """Swaps the images of a batch among each other, or for their negatives; gives the change of the loss.
 
+    Classes whose fresh layers start as a no-op have the same loss: their gradients must change.
+
     Args:
         model: ready to train; it gets no gradient.
         loss: of a batch.
@@ -124,14 +127,23 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
     model.eval()
     seen = other = float(loss(batch))
     # Images that are alike may change a mean by less than its last bit; negatives are unlike any of them.
+    swaps: list[Any] = []
     if isinstance(images, RaggedFeatures):
-        other = float(loss({**batch, name: images.negative()}))
+        swaps = [images.negative()]
     else:
-        for swapped in (images.roll(1, dims=0), -images):
-            if other == seen and not torch.equal(swapped, images):
-                other = float(loss({**batch, name: swapped}))
+        swaps = [
+            other_images
+            for other_images in (images.roll(1, dims=0), -images)
+            if not torch.equal(other_images, images)
+        ]
+    for swapped in swaps:
+        if other == seen:
+            other = float(loss({**batch, name: swapped}))
+    ignored = seen == other
+    if ignored and architecture_of(model).beside is not None:
+        ignored = not _gradients_change(model, loss, batch, [{**batch, name: swapped} for swapped in swaps])
     model.train(training)
-    if seen == other:
+    if ignored:
         raise ImageIgnoredError(
             f"the loss of {batch['objective']!r} is {seen:.6f} with the images and with others "
             "in their place",
@@ -139,6 +151,25 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
             fix="check that the projector is not zero and that the rows name different images",
         )
     return abs(seen - other)
+
+
+def _gradients_change(
+    model: nn.Module, loss: Callable[[Batch], torch.Tensor], batch: Batch, others: Sequence[Batch]
+) -> bool:
+    """Whether the gradient of what trains is another one for one of the other batches."""
+    trained = [parameter for _, parameter in _trainable(model)]
+
+    def gradients(given: Batch) -> list[torch.Tensor]:
+        with torch.enable_grad():
+            made = torch.autograd.grad(loss(given), trained, allow_unused=True)
+        return [gradient for gradient in made if gradient is not None]
+
+    first = gradients(batch)
+    return any(
+        not torch.equal(mine, theirs)
+        for other in others
+        for mine, theirs in zip(first, gradients(other), strict=True)
+    )
 
 
 def freeze_unreached(model: nn.Module, losses: Callable[[], Iterator[torch.Tensor]]) -> list[str]:

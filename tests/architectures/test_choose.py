@@ -15,7 +15,7 @@ SOURCES = {"llm": "llm", "tower": "tower"}
 def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
     candidates = choices(Wish("mlp"))
     kinds = {
-        kind: choose(candidates, kind, "tower").architecture.model_class.__name__
+        kind: choose(candidates, kind, "tower", None, None).architecture.model_class.__name__
         for kind in ("tokens", "feature-map")
     }
     assert kinds == {
@@ -23,7 +23,7 @@ def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
         "feature-map": "FastVlmForConditionalGeneration",
     }
     with pytest.raises(AssemblyError, match="takes towers that return tokens or feature-map"):
-        choose(candidates, "sound", "tower")
+        choose(candidates, "sound", "tower", None, None)
 
 
 def test_only_one_class_generates_images() -> None:

@@ -52,6 +52,20 @@ GPT2 = {
 }
 OPT = {**COMMON, "dropout": 0.0, "ffn_dim": 48, "word_embed_proj_dim": 32}
 GEMMA = {**GROUPED, "head_dim": 8}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+XGLM = {
+    "vocab_size": ROWS,
+    "d_model": 32,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "ffn_dim": 48,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 
 LLMS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, tie_word_embeddings=False)),
@@ -79,9 +93,14 @@ ODD_LLMS: dict[str, Callable[[], Any]] = {
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**GROUPED, logit_scale=0.0625)),
     "granite": lambda: hf.GraniteForCausalLM(hf.GraniteConfig(**GROUPED, logits_scaling=8.0)),
     "opt-350m": lambda: hf.OPTForCausalLM(hf.OPTConfig(**{**OPT, "word_embed_proj_dim": 16})),
-    "bert": lambda: hf.BertLMHeadModel(hf.BertConfig(**COMMON, is_decoder=True)),
+    "bert": lambda: hf.BertLMHeadModel(hf.BertConfig(**COMMON, **NO_DROPOUT, is_decoder=True)),
+    "roberta": lambda: hf.RobertaForCausalLM(hf.RobertaConfig(**COMMON, **NO_DROPOUT, is_decoder=True)),
+    "electra": lambda: hf.ElectraForCausalLM(
+        hf.ElectraConfig(**COMMON, **NO_DROPOUT, embedding_size=32, is_decoder=True)
+    ),
+    "xglm": lambda: hf.XGLMForCausalLM(hf.XGLMConfig(**XGLM)),
 }
-"""LLMs that they cannot hold."""
+"""LLMs that they cannot hold; the last four only beside images."""
 
 VIT = {
     "hidden_size": 24,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.blocks import context_length
+from lockadapt.architectures.features import beside_text, reads_text_alone
 from lockadapt.data.batch import on_device
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, image_part, pixel_inputs
@@ -122,18 +123,23 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         )
     pixels = pixel_inputs(processor, MAX_PIXELS)
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    alone = [without_images(sample) for sample in samples]
+    alone = [without_images(sample) for sample in samples] if reads_text_alone(model) else []
     tensors: dict[str, Tensor] = {}
-    for number, (sample, text) in enumerate(zip(samples, alone, strict=True)):
+    for number, sample in enumerate(samples):
         shown = _ids(encoder, sample)
         if sample.images:
             own = [pixels.picture(image) for image in sample.images]
-            tensors |= _case(f"sample{number}", shown | _image_keys(model, pixels, own, dtype))
+            tensors |= _case(
+                f"sample{number}", _as_taken(model, shown | _image_keys(model, pixels, own, dtype))
+            )
             others = _others(sample, samples, pixels)
             if isinstance(pixels, ProcessorInputs):  # the tokens stay those of the sample's own sizes
                 others = [other.resize(mine.size) for other, mine in zip(others, own, strict=True)]
-            tensors |= _case(f"swapped{number}", shown | _image_keys(model, pixels, others, dtype))
-        tensors |= _case(f"text{number}", _ids(encoder, text))
+            tensors |= _case(
+                f"swapped{number}", _as_taken(model, shown | _image_keys(model, pixels, others, dtype))
+            )
+    for number, text in enumerate(alone):
+        tensors |= _case(f"text{number}", _as_taken(model, _ids(encoder, text)))
     logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
     conversations = (*(sample for sample in samples if sample.images), *alone)
     answers = tuple(_answer(model, encoder, pixels, sample, dtype) for sample in conversations)
@@ -188,6 +194,12 @@ def _ids(encoder: Encoder, sample: Sample) -> dict[str, Tensor]:
     if encoder.stock is not None:
         given |= {name: key.of(ids) for name, key in encoder.stock.token_keys.items()}
     return given
+
+
+def _as_taken(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row's arguments, as the class takes them."""
+    shown = len(inputs["pixel_values"]) if "pixel_values" in inputs else 0
+    return beside_text(model, inputs, torch.zeros(shown, dtype=torch.long))
 
 
 def _image_keys(
