@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test test-gpu families compatibility lint types check bench assets clean
+.PHONY: quickstart test test-gpu fuzz hostile families compatibility lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
 	@echo "make families    try every decoder family that Transformers builds, in half an hour"
 	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
+	@echo "make hostile     print a table of the hostile inputs: how many, tracebacks, hangs, memory"
+	@echo "make fuzz        draw hostile inputs (FUZZ_MINUTES=20), and print how they ended"
 	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
@@ -27,6 +29,13 @@ test: $(VENV)/.installed-dev
 
 test-gpu: $(VENV)/.installed-dev
 	LOCKADAPT_GPU=1 $(BIN)/python -m pytest -q tests/gpu
+
+hostile: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile
+
+FUZZ_MINUTES ?= 1
+fuzz: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 families: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/decoder_families.py

@@ -389,7 +389,7 @@ class Encoder:
         elif self.beside:
             theirs = beside_prompt_ids(self.tokenizer, messages)
         else:
-            theirs = stock_prompt_ids(self.processor, messages, len(sample.images))
+            theirs = stock_prompt_ids(self.processor, messages, len(sample.images), sample.where)
         if mine != theirs:
             difference = next((n for n, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), -1)
             shown = [
@@ -423,18 +423,30 @@ class Encoder:
         return [int(token) for token in made["input_ids"][0]]
 
 
-def stock_prompt_ids(processor: Any, messages: list[dict[str, Any]], images: int) -> list[int]:
+def stock_prompt_ids(
+    processor: Any, messages: list[dict[str, Any]], images: int, where: str | None = None
+) -> list[int]:
     """Token ids that a stock processor makes of a conversation that asks for an answer, with blank pictures.
 
     Args:
         processor: as clients load it.
         messages: a conversation without its last answer.
         images: how many pictures the messages show.
+        where: the row, for messages.
 
     Returns:
         The ids.
+
+    Raises:
+        DataError: the chat template writes more or fewer image markers.
     """
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    if text.count(processor.image_token) != images:
+        raise DataError(
+            f"the chat template writes {text.count(processor.image_token)} image markers for {images} images",
+            where=where,
+            fix="use a chat template that writes one for each image",
+        )
     made = processor(
         text=[text],
         images=[Image.new("RGB", (32, 32), "white")] * images or None,

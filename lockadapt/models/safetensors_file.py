@@ -132,7 +132,7 @@ def _stored(key: str, entry: Any, start: int, where: str) -> StoredTensor:
         raise DataError("its entry in the header is broken", where=where, fix=AGAIN) from error
     if not whole or begin > end:
         raise DataError("its shape or its offsets are broken", where=where, fix=AGAIN)
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise DataError(f"has the dtype {dtype!r}, which lockadapt does not know", where=where)
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
         raise DataError(f"{end - begin} bytes do not hold {dtype} of shape {shape}", where=where, fix=AGAIN)

@@ -99,21 +99,33 @@ def _open(document: Document, path: KeyPath, origin: Origin) -> bool:
         if isinstance(here, dict) and here.get(str(part)) is None:
             here[str(part)] = {}
             document.origins[path[: number + 1]] = origin
-        if not isinstance(here, (dict, list)):
+        if not _fits(here, part):
             return False
         here = here[part]  # type: ignore[index]
     return isinstance(here, (dict, list))
 
 
 def _put(document: Document, path: KeyPath, value: Any, origins: Mapping[KeyPath, Origin]) -> None:
-    """Replace what stands at a path, with the origins of everything in it."""
+    """Replace what stands at a path, with the origins of everything in it.
+
+    Nothing where a list stands in a section's place or the reverse: the check of the whole reports it.
+    """
     here = document.value
     for part in path[:-1]:
         here = here[part]
+    if not _fits(here, path[-1]):
+        return
     here[path[-1]] = value
     for old in [origin for origin in document.origins if origin[: len(path)] == path]:
         del document.origins[old]
     document.origins.update(origins)
+
+
+def _fits(holder: Any, part: str | int) -> bool:
+    """Whether a part of a key path can lead into a value: a key into a section, a position into a list."""
+    if isinstance(holder, list):
+        return isinstance(part, int) and part < len(holder)
+    return isinstance(holder, dict) and isinstance(part, str)
 
 
 def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lockadapt.errors import VerificationError
 from lockadapt.files import sha256_of, write_json, write_tensors
+from lockadapt.training.stored_state import damaged, reading_checkpoint, require_like
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
 
@@ -35,7 +36,8 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
     Raises:
         VerificationError: the checkpoint's tensors are not exactly those that train.
     """
-    saved = load_file(folder / WEIGHTS)
+    with reading_checkpoint(folder):
+        saved = load_file(folder / WEIGHTS)
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if set(saved) != set(wanted):
         missing, extra = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
@@ -44,8 +46,10 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
             where=str(folder),
             fix="resume with the recipe that wrote it",
         )
-    with torch.no_grad():
+    with reading_checkpoint(folder), torch.no_grad():
         for name, parameter in wanted.items():
+            if saved[name].shape != parameter.shape or not bool(saved[name].isfinite().all()):
+                raise damaged(folder, f"{name} is not finite, or of another shape")
             parameter.copy_(saved[name])
 
 
@@ -65,7 +69,21 @@ def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
-    """Reads optimiser and scheduler back, bit for bit."""
+    """Reads optimiser and scheduler back, bit for bit.
+
+    Args:
+        optimizer: of the same parameters.
+        scheduler: the optimizer's.
+        folder: of the checkpoint.
+
+    Raises:
+        VerificationError: the checkpoint is damaged.
+    """
+    with reading_checkpoint(folder):
+        _load_optimizer(optimizer, scheduler, folder)
+
+
+def _load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
     tensors = load_file(folder / f"{OPTIMIZER}.safetensors")
     other = json.loads((folder / f"{OPTIMIZER}.json").read_text())
     state: dict[int, dict[str, Any]] = {}
@@ -79,6 +97,12 @@ def load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
         {**group, "betas": tuple(group["betas"])} if "betas" in group else group
         for group in other["param_groups"]
     ]
+    require_like(optimizer.state_dict()["param_groups"], groups, "param_groups")
+    require_like(
+        {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+        other["scheduler"],
+        "scheduler",
+    )
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict({**scheduler.state_dict(), **other["scheduler"]})
 
@@ -108,7 +132,20 @@ def save_rng(folder: Path, process: int) -> None:
 
 
 def load_rng(folder: Path, process: int) -> None:
-    """Puts all generators back to where they were."""
+    """Puts all generators back to where they were.
+
+    Args:
+        folder: of the checkpoint.
+        process: whose generators they are.
+
+    Raises:
+        VerificationError: the checkpoint is damaged.
+    """
+    with reading_checkpoint(folder):
+        _load_rng(folder, process)
+
+
+def _load_rng(folder: Path, process: int) -> None:
     tensors = load_file(folder / f"{RNG}-{process}.safetensors")
     other = json.loads((folder / f"{RNG}-{process}.json").read_text())
     version, words, gauss = other["python"]
@@ -138,7 +175,7 @@ def is_complete(folder: Path) -> bool:
             (folder / name).stat().st_size == entry["bytes"] and sha256_of(folder / name) == entry["sha256"]
             for name, entry in files.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from lockadapt.files import write_json, write_tensors
+from lockadapt.training.stored_state import LoopPosition, Progress, reading_checkpoint
 
 if TYPE_CHECKING:
     from lockadapt.training.trainer import GroundingTrainer
@@ -36,6 +37,8 @@ class LoopState(TrainerCallback):
         self.trainer = trainer
         self.resumed: Path | None = None
         """The checkpoint that the next loop goes on from."""
+        self.begun = False
+        """Whether a step was begun."""
 
     def save(self, folder: Path) -> None:
         """Writes it into a checkpoint folder.
@@ -66,9 +69,16 @@ class LoopState(TrainerCallback):
         """Goes on from `resumed`; checkpoints of older versions have nothing to go on from."""
         if self.resumed is None or not (self.resumed / f"{PROGRESS}.json").is_file():
             return
+        with reading_checkpoint(self.resumed):
+            self._restore(self.resumed, args)
+        self.resumed = None
+
+    def _restore(self, folder: Path, args: TrainingArguments) -> None:
         trainer = self.trainer
-        tensors = load_file(self.resumed / f"{PROGRESS}.safetensors")
-        kept = json.loads((self.resumed / f"{PROGRESS}.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / f"{PROGRESS}.safetensors")
+        text = (folder / f"{PROGRESS}.json").read_text(encoding="utf-8")
+        Progress.model_validate_json(text)
+        kept = json.loads(text)
         trainer._tr_loss = tensors.pop("loss").to(args.device)
         trainer._total_loss_scalar = kept["total_loss"]
         trainer._globalstep_last_logged = kept["last_logged"]
@@ -79,7 +89,12 @@ class LoopState(TrainerCallback):
         )
         for callback, patience in zip(self._stoppers(), kept["patience"], strict=True):
             callback.early_stopping_patience_counter = patience
-        self.resumed = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Notes that all that a checkpoint holds was taken in."""
+        self.begun = True
 
     def _stoppers(self) -> list[EarlyStoppingCallback]:
         return [
@@ -87,3 +102,30 @@ class LoopState(TrainerCallback):
             for callback in self.trainer.callback_handler.callbacks
             if isinstance(callback, EarlyStoppingCallback)
         ]
+
+
+def train_from(trainer: GroundingTrainer, last: Path | None) -> Any:
+    """Trains, from a checkpoint or from the start.
+
+    Args:
+        trainer: of the stage.
+        last: the checkpoint to go on from; None: none.
+
+    Returns:
+        What the Trainer returns.
+
+    Raises:
+        VerificationError: the checkpoint is damaged, which is also said of all that a library raises before
+            the first step.
+    """
+    if last is None:
+        return trainer.train()
+    with reading_checkpoint(last):
+        LoopPosition.model_validate_json((last / "trainer_state.json").read_bytes())
+    try:
+        return trainer.train(resume_from_checkpoint=str(last))
+    except Exception:
+        if trainer.loop_state.begun:
+            raise
+        with reading_checkpoint(last):
+            raise

@@ -23,6 +23,7 @@ from lockadapt.training import checkpoint
 from lockadapt.training.arguments import grounding_config
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback, forget_after
+from lockadapt.training.resuming import train_from
 from lockadapt.training.rows import Rows
 from lockadapt.training.start import StageStart, rows_digest
 from lockadapt.training.trainer import GroundingTrainer
@@ -106,7 +107,7 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     largest = try_largest_batch(trainer, session.experiment, session.base, session.reporter)
     with quiet():
-        result = trainer.train(resume_from_checkpoint=str(last) if last else None)
+        result = train_from(trainer, last)
     outcome = {
         "name": stage.name,
         "steps": result.global_step,

@@ -398,7 +398,9 @@ class GroundingTrainer(Trainer):
         checkpoint.load_trainable(model or self.model, Path(resume_from_checkpoint))  # type: ignore[arg-type]
 
     def _load_best_model(self) -> None:
-        checkpoint.load_trainable(self.model, Path(self.state.best_model_checkpoint))  # type: ignore[arg-type]
+        # By its name only: the run folder may have been moved since, and no path in a file leads out of it.
+        best = Path(self.state.best_model_checkpoint).name  # type: ignore[arg-type]
+        checkpoint.load_trainable(self.model, Path(self.args.output_dir) / best)  # type: ignore[arg-type]
 
 
 def _train_in_float32(model: nn.Module) -> None:

@@ -143,3 +143,11 @@ def test_what_stands_in_the_way_is_reported_where_it_stands(file: Path) -> None:
         f"{file}:2: lora: should be a section of keys and values, got 5",
         f"{file}:5: objectives.vqa.test: should be a section of keys and values, got 6",
     ]
+
+
+def test_a_list_in_the_place_of_a_section_is_reported_behind_other_overrides(file: Path) -> None:
+    """Red before: the second override indexed the list that the first put there, and ended in a traceback."""
+    with pytest.raises(RecipeError, match="training"):
+        load_recipe(file, ["training=[1]", "training.steps=3"])
+    with pytest.raises(RecipeError, match="training"):
+        load_recipe(file, ["training=[]", "training.schedule=cosine"])
