@@ -20,6 +20,7 @@ from lockadapt.architectures.generic import describe_config, describe_model, des
 from lockadapt.architectures.idefics3 import IDEFICS3
 from lockadapt.architectures.janus import JANUS
 from lockadapt.architectures.llava import LLAVA
+from lockadapt.architectures.llava_next import LLAVA_NEXT
 from lockadapt.architectures.vision_encoder_decoder import VISION_ENCODER_DECODER
 from lockadapt.errors import AssemblyError
 
@@ -30,6 +31,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     DUAL_ENCODER,
     AYA_VISION,
     IDEFICS3,
+    LLAVA_NEXT,
     VISION_ENCODER_DECODER,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from lockadapt.architectures.base import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
 from lockadapt.architectures.choose import Choice, Wish, choices, choose
-from lockadapt.architectures.features import kept_outputs, projector_input
+from lockadapt.architectures.features import kept_outputs
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError
@@ -35,7 +35,7 @@ from lockadapt.models.llms import (
     probe_llm,
 )
 from lockadapt.models.origins import read_origin, write_origins
-from lockadapt.models.preprocessing import pixels, square_processor
+from lockadapt.models.preprocessing import square_processor
 from lockadapt.models.proof import Expectation, ProofReport, compare, prove_fresh
 from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
@@ -44,6 +44,8 @@ from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
 
 CALIBRATION_BATCH = 16
+PIXELS, SIZES = "pixel_values", "image_sizes"
+"""What an image processor makes that the frozen part reads."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def assemble(
     prove: bool = True,
     query_tokens: int = 0,
     factor: int | None = None,
+    grid: Sequence[tuple[int, int]] | None = None,
+    max_tiles: int | None = None,
 ) -> Assembled:
     """Bridges a causal LM and a vision model in a stock class, chosen by the fusion and the tower's outputs.
 
@@ -117,6 +121,9 @@ def assemble(
         query_tokens: how many the vocabulary gets, for a contrastive run.
         factor: patches on a side that become one token, for fusions that merge patches; default: the fusion's
             own.
+        grid: (rows, columns) of tiles that images may be cut into, for fusions that make tiles; default: all
+            of up to `max_tiles` tiles.
+        max_tiles: the most tiles of an image; default: the fusion's own.
 
     Returns:
         Model, processor and a report.
@@ -128,7 +135,8 @@ def assemble(
         VerificationError: a proof failed. Nothing is left at `output`.
     """
     chosen = resolve_dtype(dtype)
-    candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
+    grids = None if grid is None else tuple(grid)
+    candidates = choices(Wish(fusion_name, factor, grids, max_tiles, image_tokenizer is not None))
     with _workplace(output) as folder:
         codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
         # In one expression, so that nothing here holds the sources while the folder is loaded again.
@@ -219,6 +227,7 @@ def load_parts(
         where,
         image_tokenizer=codec,
         factor=choice.factor,
+        grids=choice.grids,
     )
     sources = {"LLM": str(llm), "tower": str(tower)}
     if codec is not None:
@@ -251,10 +260,11 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
         AssemblyError: it cannot, or does not.
     """
     side, factor = vision.image_size // vision.patch_size, choice.factor
-    if not choice.fusion.tokenwise and side * side != vision.tokens:
+    if (choice.grids or not choice.fusion.tokenwise) and side * side != vision.tokens:
+        does = "joins tiles patch by patch" if choice.grids else "merges patches only"
         raise AssemblyError(
             f"the tower returns {vision.tokens} tokens for {side} x {side} patches, "
-            f"and the fusion {choice.fusion.name} merges patches only",
+            f"and the fusion {choice.fusion.name} {does}",
             where=where,
             fix="give a tower without register tokens, or choose another fusion",
         )
@@ -264,12 +274,16 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
             where=where,
             fix="give another model.factor or image_size",
         )
-    tokens = vision.tokens // factor**2
+    rows, columns = max(choice.grids, key=lambda grid: grid[0] * grid[1], default=(0, 0))
+    # The whole image, and behind each row of the tiles' patches a newline.
+    tokens = vision.tokens // factor**2 + rows * side * (columns * side + bool(columns))
     if choice.architecture.beside is None and text.context is not None and tokens >= text.context:
+        of_tiles = f" in {rows} x {columns} tiles" if choice.grids else ""
         raise AssemblyError(
-            f"an image takes {tokens} tokens, the LLM's context holds {text.context}",
+            f"an image{of_tiles} takes {tokens} tokens, the LLM's context holds {text.context}",
             where=where,
-            fix="give a smaller `image_size`, or an LLM with a longer context",
+            fix=f"give a smaller `image_size`{', fewer tiles' if choice.grids else ''}, or an LLM with a "
+            "longer context",
         )
 
 
@@ -288,7 +302,7 @@ def put_together(choice: Choice, ingredients: Ingredients, seed: int) -> tuple[A
         AssemblyError: the stock class cannot hold these.
     """
     llm, tokenizer, assembly = ingredients.llm, ingredients.tokenizer, choice.assembly
-    if assembly.image_tokenizer and llm.device.type != "meta":
+    if (assembly.image_tokenizer or ingredients.grids) and llm.device.type != "meta":
         ingredients = replace(ingredients, text_rms=embedding_rms(llm))
     beside = choice.architecture.beside is not None
     if not beside or lacks_rows(llm, tokenizer):
@@ -331,7 +345,9 @@ def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | N
     choice, given = parts.choice, parts.ingredients
     values = probe_pixels(given.image_processor)
     held = choice.assembly.tower(given, choice.fusion, values)
-    expected = _expect(choice.assembly, given, choice.architecture.inputs.shown(values), held)
+    example = choice.assembly.example
+    shown = choice.architecture.inputs.shown(values) if example is None else example(given, values)
+    expected = _expect(choice.assembly, given, shown, held)
     model, processor, kind = put_together(choice, replace(given, tower=held), seed)
     expected = _as_held(choice, model, expected)
     calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
@@ -382,23 +398,31 @@ def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) 
     def features() -> Iterator[Tensor]:
         source = iter(images)
         while batch := list(islice(source, CALIBRATION_BATCH)):
-            yield projector_input(model, pixels(image_processor, batch).to(model.dtype))
+            shown = image_processor(images=batch, return_tensors="pt")
+            yield from _features(model, {name: shown[name] for name in (PIXELS, SIZES) if name in shown})
 
     return calibrate_projector(model, features(), embedding_rms(model))
+
+
+def _features(model: Any, images: Mapping[str, Tensor]) -> list[Tensor]:
+    """What enters the projector, (images, tokens, channels): all images in one, or each by itself."""
+    kept = kept_outputs(
+        model,
+        {
+            name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in images.items()
+        },
+    )
+    if isinstance(kept, Tensor):
+        return [kept]
+    return [level[None] for record in kept for level in record.levels.values()]
 
 
 @torch.no_grad()
 def _prove_here(model: Any, expected: Expectation, dtype: torch.dtype) -> ProofReport:
     logits = model(**(expected.arguments or {"input_ids": expected.token_ids})).logits
-    images = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in expected.images.items()
-    }
-    kept = kept_outputs(model, images)
-    if not isinstance(kept, Tensor):
-        levels = [level for record in kept for level in record.levels.values()]
-        kept = torch.cat(levels).reshape(expected.features.shape)
-    return compare(expected, logits, kept, dtype, fresh_process=False)
+    features = torch.cat(_features(model, expected.images)).reshape(expected.features.shape)
+    return compare(expected, logits, features, dtype, fresh_process=False)
 
 
 def _full_name(thing: object) -> str:

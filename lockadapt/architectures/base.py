@@ -61,6 +61,8 @@ class Fusion:
         tokenwise: whether each token is projected by itself. If not, calibration looks at whole images only.
         factor: into how many patches a side the grid is divided where `model.factor` does not say; None: no
             such fusion.
+        max_tiles: how many tiles an image is cut into at most where the recipe does not say; None: an image
+            is one square.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Fusion:
     frozen: tuple[str, ...] = ()
     tokenwise: bool = True
     factor: int | None = None
+    max_tiles: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ class Ingredients:
         text, vision: what was measured.
         where: names the tower in messages.
         image_tokenizer: where images are generated.
-        text_rms: root mean square of the LLM's embeddings, where images are generated.
+        text_rms: root mean square of the LLM's embeddings, where something fresh stands among them.
         factor: see `Fusion`; 1 where the fusion has none.
+        grids: (rows, columns) of tiles that an image may be cut into; empty where it is one square.
     """
 
     llm: PreTrainedModel
@@ -102,6 +106,7 @@ class Ingredients:
     image_tokenizer: Any = None
     text_rms: float = 1.0
     factor: int = 1
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 def as_it_is(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
@@ -137,6 +142,8 @@ class Assembly:
         refuse: LLM and tower -> why the class cannot hold them as far as structure tells, in words that
             follow "as"; None: it can.
         begun: whether conversations begin with bos in any case, as `generate` begins with it.
+        example: pixel values (images, channels, side, side) of squares -> arguments of forward that show
+            nothing but these squares, for the proof; None: as `Inputs.shown` says.
     """
 
     fusions: Mapping[str, Fusion]
@@ -154,6 +161,7 @@ class Assembly:
     calibrate: Callable[[Any, Iterable[Tensor], float], int] | None = None
     refuse: Callable[[Any, Any], str | None] | None = None
     begun: bool = False
+    example: Callable[[Ingredients, Tensor], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def assembled_blueprint(
     image_tokenizer: str | Path | None = None,
     query_tokens: int = 0,
     factor: int | None = None,
+    grid: Sequence[tuple[int, int]] | None = None,
+    max_tiles: int | None = None,
 ) -> Blueprint:
     """Builds what `assemble` would from these sources, without reading a weight. Arguments as there.
 
@@ -58,6 +61,8 @@ def assembled_blueprint(
         image_tokenizer: folder or Hub id; None: no image generation.
         query_tokens: how many are added.
         factor: patches a side that become one token; None: the fusion's own.
+        grid: (rows, columns) of tiles that images may be cut into; None: all of up to `max_tiles` tiles.
+        max_tiles: None: the fusion's own.
 
     Returns:
         The model on the meta device, and its processor.
@@ -67,7 +72,8 @@ def assembled_blueprint(
         AssemblyError: the stock class cannot hold these, as far as structure shows it; numbers are not
             compared.
     """
-    candidates = choices(Wish(fusion_name, factor, generates_images=image_tokenizer is not None))
+    grids = None if grid is None else tuple(grid)
+    candidates = choices(Wish(fusion_name, factor, grids, max_tiles, image_tokenizer is not None))
     source = find(llm, "LLM")
     config = llm_config(source)
     with loading(source, "LLM"), META:
@@ -98,6 +104,7 @@ def assembled_blueprint(
             where,
             image_tokenizer=codec,
             factor=choice.factor,
+            grids=choice.grids,
         )
         held = choice.assembly.tower(ingredients, choice.fusion, None)
         model, processor, _ = put_together(choice, replace(ingredients, tower=held), seed=0)

@@ -164,6 +164,29 @@ def same_structure(what: str, stock_part: nn.Module, source: nn.Module) -> None:
         )
 
 
+@torch.no_grad()
+def entrance(model: Any, path: str, images: Mapping[str, Tensor]) -> Tensor:
+    """What the stock class feeds its projector for images.
+
+    Args:
+        model: a Transformers model.
+        path: of the projector.
+        images: arguments of `get_image_features`.
+
+    Returns:
+        (images or tiles, tokens, channels), without gradient.
+    """
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].detach())
+    )
+    try:
+        model.model.get_image_features(**images)
+    finally:
+        handle.remove()
+    return seen[0]
+
+
 def projector_features(pack: Callable[[Tensor], Any], layout: ModelLayout = LAYOUT) -> Features:
     """What enters the projector is kept, and comes back projected, by `mm_encoder_outputs`.
 
@@ -179,17 +202,8 @@ def projector_features(pack: Callable[[Tensor], Any], layout: ModelLayout = LAYO
     """
     path = layout.projector[0]
 
-    @torch.no_grad()
     def take(model: Any, images: Mapping[str, Tensor]) -> Tensor:
-        seen: list[Tensor] = []
-        handle = model.get_submodule(path).register_forward_pre_hook(
-            lambda _, arguments: seen.append(arguments[0].detach())
-        )
-        try:
-            model.model.get_image_features(**images)
-        finally:
-            handle.remove()
-        return seen[0]
+        return entrance(model, path, images)
 
     def give(model: Any, features: Tensor, scales: Tensor | None) -> dict[str, Any]:
         projector = model.get_submodule(path)

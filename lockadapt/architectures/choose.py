@@ -13,21 +13,32 @@ from lockadapt.errors import AssemblyError, RecipeError
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for: the fusion, patches a side that become one token (or None), image generation."""
+    """What is asked for.
+
+    Attributes:
+        fusion: its name.
+        factor: patches a side that become one token; None: the fusion's own.
+        grid: (rows, columns) of tiles that images may be cut into; None: all of up to `max_tiles` tiles.
+        max_tiles: the most tiles of an image; None: the fusion's own.
+        generates_images: whether the class must.
+    """
 
     fusion: str = "mlp"
     factor: int | None = None
+    grid: tuple[tuple[int, int], ...] | None = None
+    max_tiles: int | None = None
     generates_images: bool = False
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An architecture that can be assembled, and how it will be."""
+    """An architecture that can be assembled, and how it will be; see `Ingredients` for `grids`."""
 
     architecture: Architecture
     assembly: Assembly
     fusion: Fusion
     factor: int
+    grids: tuple[tuple[int, int], ...] = ()
 
 
 def fusion_names() -> tuple[str, ...]:
@@ -52,8 +63,8 @@ def choices(wish: Wish) -> list[Choice]:
         The candidates.
 
     Raises:
-        RecipeError: there is no such fusion, it does not divide the grid, or it is not offered where images
-            are generated.
+        RecipeError: there is no such fusion, it has no use for what else is asked for, or it is not offered
+            where images are generated.
     """
     if wish.fusion not in fusion_names():
         raise RecipeError(
@@ -67,13 +78,9 @@ def choices(wish: Wish) -> list[Choice]:
     possible = []
     for architecture, assembly in fitting:
         if fusion := assembly.fusions.get(wish.fusion):
-            if wish.factor is not None and fusion.factor is None:
-                raise RecipeError(
-                    f"the fusion {fusion.name} makes a token of every patch",
-                    where="model.factor",
-                    fix="leave it out, or choose another fusion",
-                )
-            possible.append(Choice(architecture, assembly, fusion, wish.factor or fusion.factor or 1))
+            check_keys(wish, fusion)
+            factor = wish.factor or fusion.factor or 1
+            possible.append(Choice(architecture, assembly, fusion, factor, tile_grids(wish, fusion)))
     if not possible:
         names = dict.fromkeys(name for _, assembly in fitting for name in assembly.fusions)
         raise RecipeError(
@@ -82,6 +89,55 @@ def choices(wish: Wish) -> list[Choice]:
             fix=f"use one of {', '.join(names)}, or leave model.image_tokenizer out",
         )
     return possible
+
+
+def check_keys(wish: Wish, fusion: Fusion) -> None:
+    """Checks that a fusion knows what is asked of it.
+
+    Args:
+        wish: what is asked for.
+        fusion: as a class offers it.
+
+    Raises:
+        RecipeError: it does not, or two keys say different things.
+    """
+    given = {
+        "factor": (wish.factor, fusion.factor, "makes a token of every patch"),
+        "grid": (wish.grid, fusion.max_tiles, "makes one square of every image"),
+        "max_tiles": (wish.max_tiles, fusion.max_tiles, "makes one square of every image"),
+    }
+    for key, (wanted, offered, why) in given.items():
+        if wanted is not None and offered is None:
+            raise RecipeError(
+                f"the fusion {fusion.name} {why}",
+                where=f"model.{key}",
+                fix="leave it out, or choose another fusion",
+            )
+    if wish.grid is not None and wish.max_tiles is not None:
+        raise RecipeError(
+            "model.grid lists the grids of tiles, and model.max_tiles asks for all up to a number",
+            where="model.max_tiles",
+            fix="leave one of the two out",
+        )
+
+
+def tile_grids(wish: Wish, fusion: Fusion) -> tuple[tuple[int, int], ...]:
+    """The grids, (rows, columns) of tiles, that images may be cut into.
+
+    Args:
+        wish: what is asked for.
+        fusion: offers tiles, or not.
+
+    Returns:
+        As the recipe lists them, or all of up to so many tiles, in order of their number; none without tiles.
+    """
+    if fusion.max_tiles is None:
+        return ()
+    if wish.grid is not None:
+        return tuple(dict.fromkeys(wish.grid))
+    most = wish.max_tiles or fusion.max_tiles
+    grids = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid)))
 
 
 def choose(candidates: Sequence[Choice], kind: str, where: str, llm: Any, tower: Any) -> Choice:

@@ -123,6 +123,8 @@ def assemble_model(
         prove=prove,
         query_tokens=experiment.query_tokens,
         factor=section.factor,
+        grid=section.tile_grid,
+        max_tiles=section.max_tiles,
     )
 
 

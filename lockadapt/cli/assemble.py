@@ -19,6 +19,9 @@ def assemble(
     factor: int = typer.Option(
         None, "--factor", help="Patches on a side that become one token, for projectors that merge patches."
     ),
+    max_tiles: int = typer.Option(
+        None, "--max-tiles", help="The most tiles of an image, for the projector `tiles`."
+    ),
     image_size: int = typer.Option(
         None, "--image-size", help="Side of the square to which images are resized, in pixels."
     ),
@@ -37,6 +40,7 @@ def assemble(
         output,
         fusion_name=fusion,
         factor=factor,
+        max_tiles=max_tiles,
         image_size=image_size,
         feature_layer=feature_layer,
         dtype=dtype,

@@ -13,7 +13,6 @@ from torch import nn
 
 from lockadapt.architectures import tower_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.models.preprocessing import pixels
 from lockadapt.tuning.locks import tensor_digest
 
 FORMAT = 1
@@ -88,7 +87,8 @@ def _preprocessing(image_processor: Any) -> str:
     plain = Image.fromarray(values.astype(np.uint8))
     file = io.BytesIO()
     plain.save(file, "JPEG", quality=90)
-    return tensor_digest(pixels(image_processor, [plain, Image.open(file).convert("RGB")]))
+    pictures = [plain, Image.open(file).convert("RGB")]
+    return tensor_digest(image_processor(images=pictures, return_tensors="pt")["pixel_values"].float())
 
 
 def _hash(value: Any) -> str:

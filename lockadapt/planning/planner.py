@@ -115,6 +115,8 @@ class Planner:
                     query_tokens=self.experiment.query_tokens,
                     image_tokenizer=section.image_tokenizer,
                     factor=section.factor,
+                    grid=section.tile_grid,
+                    max_tiles=section.max_tiles,
                 )
             self._models[key] = traced(
                 blueprint, choice.quantization, choice.dtype, self.experiment.lora, self.objectives

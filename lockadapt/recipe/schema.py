@@ -32,6 +32,9 @@ __all__ = ["InconsistentError", "Recipe", "Section", "SourceSection"]
 
 Part = Literal["projector", "lora", "retrieval", "generation"]
 
+TileGrid = Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=2, max_length=2)]
+"""Rows and columns."""
+
 
 class ModelSection(Section):
     """The models to join: an LLM and a vision tower, or an existing vision-language model."""
@@ -56,6 +59,15 @@ class ModelSection(Section):
         default=None,
         description="patches on a side that become one token, for fusions that merge patches; default: "
         "the fusion's own",
+    )
+    grid: Annotated[list[TileGrid], Field(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="`[rows, columns]` of tiles that images may be cut into, for the fusion `tiles`, which "
+        "takes for each image the one that keeps most of its pixels; default: all of up to `max_tiles` tiles",
+    )
+    max_tiles: Annotated[int, Field(gt=0, le=64)] | None = Field(
+        default=None,
+        description="the most tiles of an image beside the whole image, for the fusion `tiles`; default 4",
     )
     image_size: Annotated[int, Field(gt=0, le=8192)] | None = Field(
         default=None,
@@ -97,17 +109,23 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _offered(self) -> ModelSection:
-        if self.fusion == "mlp" and self.factor is None:
+        wish = (self.factor, self.tile_grid, self.max_tiles)
+        if self.fusion == "mlp" and not any(wish):
             return self
         # Only now, as it imports torch.
         from lockadapt.architectures.choose import Wish, choices
 
         try:
-            choices(Wish(self.fusion, self.factor, generates_images=self.image_tokenizer is not None))
+            choices(Wish(self.fusion, *wish, self.image_tokenizer is not None))
         except RecipeError as error:
             key = (error.where or "").rpartition(".")[2]
             raise InconsistentError([((key,), f"{error.message}; {error.fix}")]) from error
         return self
+
+    @property
+    def tile_grid(self) -> tuple[tuple[int, int], ...] | None:
+        """`grid` as pairs of rows and columns."""
+        return None if self.grid is None else tuple((rows, columns) for rows, columns in self.grid)
 
 
 class LoraSection(Section):

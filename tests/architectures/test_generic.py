@@ -67,7 +67,7 @@ def test_a_run_trains_connector_and_lora_and_proves_the_lock(name: str, tmp_path
 @pytest.mark.parametrize(
     ("name", "projector"),
     [
-        ("llava_next", ("model.image_newline", "model.multi_modal_projector")),
+        ("llava_next", ("model.multi_modal_projector", "model.image_newline")),
         ("idefics3", ("model.connector",)),
         ("qwen2_5_vl", ("model.visual.merger",)),
         ("qwen3_vl", ("model.visual.merger", "model.visual.deepstack_merger_list")),

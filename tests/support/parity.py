@@ -61,7 +61,7 @@ def assert_parity(folder: Path, scratch: Path, way: Way, quantization: str) -> d
     """A step of training is the stock forward's: loss to 1e-5, gradients to 1e-4 of their largest entry.
 
     Args:
-        folder: of a stock model.
+        folder: a Transformers model.
         scratch: where the rows' pictures are drawn.
         way: how the batch is trained.
         quantization: of the LLM's blocks.
