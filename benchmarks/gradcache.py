@@ -160,7 +160,7 @@ def _batch(rows: int) -> tuple[Tensor, Tensor]:
 
 def _step(model: Model, case: str, features: Tensor, ids: Tensor, arguments: argparse.Namespace) -> Tensor:
     from lockadapt.objectives.gradcache import embed_in_chunks
-    from lockadapt.objectives.similarity import contrastive_loss
+    from lockadapt.objectives.similarity import Contrast, contrastive_loss
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     size = len(ids) if case == "full-plain" else arguments.chunk
@@ -175,7 +175,7 @@ def _step(model: Model, case: str, features: Tensor, ids: Tensor, arguments: arg
     images, texts = embed(features, model.images), embed(ids, model.texts)
     temperature = model.temperature
     return contrastive_loss(
-        images, texts, keys, keys, temperature.scale(), temperature.bias(), kind=arguments.kind
+        images, texts, keys, keys, Contrast(temperature.scale(), temperature.bias(), arguments.kind)
     )
 
 

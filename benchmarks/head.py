@@ -82,9 +82,10 @@ def _ways(weight: Any, places: Any, targets: Any) -> dict[str, Callable[[Any], A
         return F.cross_entropy((hidden[places] @ weight.T).float(), targets)
 
     def chunked(hidden: Any) -> Any:
-        from lockadapt.objectives.head import chunked_cross_entropy
+        from lockadapt.objectives.head import FrozenHead, chunked_cross_entropy
 
-        return chunked_cross_entropy(hidden[places], weight, None, torch.arange(len(places)), targets)[0]
+        index = torch.arange(len(places))
+        return chunked_cross_entropy(hidden[places], FrozenHead(weight), index, targets)[0]
 
     def trl_labelled(hidden: Any) -> Any:
         return -_trl_log_probs(hidden[places], weight, targets).sum() / len(targets)

@@ -141,7 +141,12 @@ def assemble(
         codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
         # In one expression, so that nothing here holds the sources while the folder is loaded again.
         build = _build(
-            load_parts(llm, tower, chosen, candidates, image_size, feature_layer, codec, query_tokens, seed),
+            load_parts(
+                (llm, tower),
+                candidates,
+                codec,
+                Loading(chosen, image_size, feature_layer, query_tokens, seed),
+            ),
             folder,
             calibration_images,
             seed,
@@ -188,34 +193,41 @@ class LoadedSources:
     sources: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How sources are loaded and probed; the fields are arguments of `assemble`."""
+
+    dtype: torch.dtype
+    image_size: int | None
+    feature_layer: int
+    query_tokens: int
+    seed: int
+
+
 def load_parts(
-    llm: str | Path,
-    tower: str | Path,
-    dtype: torch.dtype,
+    names: tuple[str | Path, str | Path],
     candidates: Sequence[Choice],
-    image_size: int | None,
-    feature_layer: int,
     codec: ImageTokenizer | None,
-    query_tokens: int,
-    seed: int,
+    how: Loading,
 ) -> LoadedSources:
-    """Loads and probes an LLM and a tower; arguments and errors as `assemble`."""
-    text = load_llm(llm, dtype)
+    """Loads and probes an LLM and a tower, by folder or Hub id; errors as `assemble`."""
+    llm, tower = names
+    text = load_llm(llm, how.dtype)
     # Before the tower is loaded, where all that can come of it holds no more than a plain LLM.
     whole = any(candidate.assembly.whole_llm for candidate in candidates)
-    llm_facts = llm_structure(text.model) if whole else probe_llm(text.model, seed)
+    llm_facts = llm_structure(text.model) if whole else probe_llm(text.model, how.seed)
     tokenizer = load_tokenizer(
         text.source, text.model, special_tokens(candidates), marked=writes_images(candidates)
     )
-    add_query_tokens(tokenizer, query_tokens)
-    vision = load_tower(tower, dtype)
-    image_processor, side = square_processor(vision.image_processor, image_size, vision.source.name)
+    add_query_tokens(tokenizer, how.query_tokens)
+    vision = load_tower(tower, how.dtype)
+    image_processor, side = square_processor(vision.image_processor, how.image_size, vision.source.name)
     vision = at_size(vision, side)
-    tower_facts = probe_tower(vision, image_processor, feature_layer)
+    tower_facts = probe_tower(vision, image_processor, how.feature_layer)
     where = vision.source.name
     choice = choose(candidates, tower_facts.kind, where, text.model, vision.model)
     if whole and not choice.assembly.whole_llm:
-        llm_facts = probe_llm(text.model, seed)
+        llm_facts = probe_llm(text.model, how.seed)
     check_grid(tower_facts, choice, llm_facts, where)
     ingredients = Ingredients(
         text.model,

@@ -27,9 +27,10 @@ def search(
     Each image is embedded once; later searches embed only new or changed images.
     """
     from lockadapt.console import Reporter
+    from lockadapt.evaluation.search import Queries
     from lockadapt.evaluation.search import search as find
 
-    report = find(target, images, query, image, index, top, Reporter(quiet))
+    report = find(target, images, Queries(query, image), index, top, Reporter(quiet))
     searches = report["searches"]
     if as_json:
         # The results of a single query also appear at the top level, where scripts expect them.

@@ -462,6 +462,9 @@ def beside_prompt_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[in
     Args:
         tokenizer: has the chat template.
         messages: a conversation without its last answer.
+
+    Returns:
+        The ids.
     """
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text))["input_ids"]

@@ -30,11 +30,18 @@ NOT_IMAGES = ("weight", "sampling_weight", "batch_size", "chunk", "contrast", "t
 """Settings of an objective that the embedding of an image does not depend on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """What is asked for: texts, and files of images."""
+
+    texts: Sequence[str] = ()
+    pictures: Sequence[Path] = ()
+
+
 def search(
     target: Path,
     images: Path,
-    texts: Sequence[str],
-    pictures: Sequence[Path],
+    queries: Queries,
     index: Path | None,
     top: int,
     reporter: Reporter,
@@ -44,8 +51,7 @@ def search(
     Args:
         target: a run or merged folder that was trained to embed.
         images: searched with its subfolders.
-        texts: queries.
-        pictures: files of query images.
+        queries: at least one.
         index: folder of the index; None: one below `SEARCH_CACHE`, for these images and this model.
         top: images an answer names.
         reporter: told of progress.
@@ -58,21 +64,21 @@ def search(
         RecipeError: no query, a model that was not trained to embed, or an index that another model made.
         DataError: no images, or a query image that cannot be opened.
     """
-    if not texts and not pictures:
+    if not queries.texts and not queries.pictures:
         raise RecipeError("nothing is asked for", where="--query", fix="add --query TEXT or --image FILE")
     opened = open_target(target)
     embedder = Embedder.open(opened)
-    queries = [*texts, *map(str, pictures)]
-    wanted = [embedder.texts(texts)] if texts else []
-    if pictures:
-        wanted.append(embedder.images([ImageRef(str(path), path=path) for path in pictures]))
+    named = [*queries.texts, *map(str, queries.pictures)]
+    wanted = [embedder.texts(queries.texts)] if queries.texts else []
+    if queries.pictures:
+        wanted.append(embedder.images([ImageRef(str(path), path=path) for path in queries.pictures]))
     fingerprint = model_fingerprint(opened, embedder)
     folder = index or _own_place(images, fingerprint)
     searchable, report = _up_to_date(embedder, images, folder, (fingerprint, wanted[0].shape[-1]), reporter)
     rows = [row for part in wanted for row in part]
     searches = [
         {"query": query, "results": _best(searchable, row, top)}
-        for query, row in zip(queries, rows, strict=True)
+        for query, row in zip(named, rows, strict=True)
     ]
     return {"searches": searches, "index": report}
 

@@ -31,8 +31,8 @@ def load_tokenizer(
     Args:
         source: the tokenizer's folder or Hub id.
         llm: its model.
-        marked: whether `<image>` stands in texts; else it is not added.
         extra: further special tokens by the attribute that a stock processor looks for, such as `boi_token`.
+        marked: whether `<image>` stands in texts; else it is not added.
 
     Returns:
         The tokenizer.

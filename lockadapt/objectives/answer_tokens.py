@@ -20,7 +20,13 @@ from lockadapt.architectures.features import beside_text, image_arguments
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
 from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
-from lockadapt.objectives.head import chunked_cross_entropy, head_input, head_is_last, own_cross_entropy
+from lockadapt.objectives.head import (
+    FrozenHead,
+    chunked_cross_entropy,
+    head_input,
+    head_is_last,
+    own_cross_entropy,
+)
 from lockadapt.tuning.query_rows import head_rows
 
 
@@ -148,4 +154,4 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.T
     hidden = head_input(model, head, inputs, predicting)
     # A head that PEFT wraps for query tokens says nothing of a bias; those that can be wrapped have none.
     bias = getattr(head, "bias", None)
-    return chunked_cross_entropy(hidden, head.weight, bias, index, targets, rows=rows)
+    return chunked_cross_entropy(hidden, FrozenHead(head.weight, bias, rows), index, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,34 +78,42 @@ class _ChunkedLoss(torch.autograd.Function):
         return (gradient * upstream).to(ctx.dtype), None, None, None, None, None, None, None
 
 
+@dataclass(frozen=True)
+class FrozenHead:
+    """A head as it is computed with; nothing of it gets a gradient.
+
+    Attributes:
+        weight: (vocabulary, hidden).
+        bias: (vocabulary,), or None.
+        rows: vocabulary ids, int64 (n,), and what the head has there instead of its weight, (n, hidden).
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    rows: tuple[Tensor, Tensor] | None = None
+
+
 def chunked_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    logit_index: Tensor,
-    targets: Tensor,
-    chunk: int | None = None,
-    rows: tuple[Tensor, Tensor] | None = None,
+    hidden: Tensor, head: FrozenHead, logit_index: Tensor, targets: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean negative log-likelihood of targets under `softmax(hidden @ weight.T + bias)`, in float32.
 
     Args:
         hidden: (positions, hidden), any floating dtype.
-        weight: of the frozen head, (vocabulary, hidden); it gets no gradient.
-        bias: of the frozen head, (vocabulary,), or None; it gets no gradient.
+        head: makes logits of the positions.
         logit_index: int64 (labels,): target i is predicted by position `logit_index[i]`.
         targets: int64 (labels,), vocabulary ids.
         chunk: positions at a time; by default as many as keep the logits below `CHUNK_BYTES`.
-        rows: vocabulary ids, int64 (n,), and what the head has there instead of its weight, (n, hidden); no
-            gradient.
 
     Returns:
         The mean (scalar, with graph), every target's own loss (labels,) and the number of targets that were
         the likeliest token, both without graph.
     """
-    chunk = chunk or max(1, CHUNK_BYTES // (4 * len(weight)))
-    ids, there = rows or (None, None)
-    return _ChunkedLoss.apply(hidden, weight, bias, logit_index, targets, chunk, ids, there)  # type: ignore[no-any-return]
+    chunk = chunk or max(1, CHUNK_BYTES // (4 * len(head.weight)))
+    ids, there = head.rows or (None, None)
+    return _ChunkedLoss.apply(  # type: ignore[no-any-return]
+        hidden, head.weight, head.bias, logit_index, targets, chunk, ids, there
+    )
 
 
 @torch.no_grad()

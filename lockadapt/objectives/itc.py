@@ -32,7 +32,7 @@ from lockadapt.objectives.retrieval import (
     in_chunks,
     retrieval_of,
 )
-from lockadapt.objectives.similarity import Kind, contrastive_loss
+from lockadapt.objectives.similarity import Contrast, Kind, contrastive_loss
 from lockadapt.objectives.temperature import Temperature
 
 IMAGES = ("pixel_values", "image_features", "image_scales")
@@ -199,8 +199,9 @@ class ImageText(Objective):
         images = self.embed_images(model, batch)[batch["image_of"]]
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
-        scale, bias = temperature.scale(), temperature.bias()
-        loss = contrastive_loss(gather(images), gather(texts), keys, keys, scale, bias, self.contrast)
+        scale = temperature.scale()
+        contrast = Contrast(scale, temperature.bias(), self.contrast)
+        loss = contrastive_loss(gather(images), gather(texts), keys, keys, contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 
     def embed_images(self, model: nn.Module, batch: Batch) -> Tensor:

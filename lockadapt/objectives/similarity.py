@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,14 +17,28 @@ BLOCK_BYTES = 4 * 2**20
 """Float32 similarities that exist at a time; about five tensors of that size do."""
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """What becomes of the similarity of a pair.
+
+    Attributes:
+        scale: scalar, the factor itself; the exponential of what is learned
+            (`lockadapt.objectives.temperature`).
+        bias: scalar, or None.
+        kind: `infonce` or `sigmoid`.
+    """
+
+    scale: Tensor
+    bias: Tensor | None = None
+    kind: Kind = "infonce"
+
+
 def contrastive_loss(
     images: Tensor,
     texts: Tensor,
     image_keys: Tensor,
     text_keys: Tensor,
-    scale: Tensor,
-    bias: Tensor | None = None,
-    kind: Kind = "infonce",
+    contrast: Contrast,
     rows: int | None = None,
 ) -> Tensor:
     """How badly images and texts find each other, computed in float32 whatever autocast says.
@@ -44,10 +59,7 @@ def contrastive_loss(
         texts: L2-normalised embeddings, (texts, size), any floating dtype.
         image_keys: int64, (images,) or (images, columns). Keys below zero equal nothing.
         text_keys: int64, (texts,) or (texts, columns), as many columns as `image_keys`.
-        scale: scalar, the factor itself; the exponential of what is learned
-            (`lockadapt.objectives.temperature`).
-        bias: scalar, or None.
-        kind: `infonce` or `sigmoid`.
+        contrast: the loss, its scale and its bias.
         rows: images at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
 
     Returns:
@@ -57,6 +69,7 @@ def contrastive_loss(
         DataError: no image or no text, a row without keys, nothing that belongs together, or a bias with
             `infonce`.
     """
+    scale, bias, kind = contrast.scale, contrast.bias, contrast.kind
     image_keys, text_keys = _columns(image_keys), _columns(text_keys)
     _check(images, texts, image_keys, text_keys, bias, kind)
     rows = rows or max(1, BLOCK_BYTES // (4 * len(texts)))

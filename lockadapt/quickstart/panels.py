@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -94,16 +94,15 @@ class _Page:
         middle: float,
         text: str,
         size: float,
-        colour: str = PLAIN,
+        colour: str | None = None,
         bold: bool = False,
-        ha: str = "left",
     ) -> None:
-        """Writes text whose middle is at that height."""
+        """Writes text whose middle is at that height; coloured text is centred, plain text begins there."""
         wide, high = self.figure.get_size_inches()
         weight = "bold" if bold else "normal"
-        self.figure.text(
-            left / wide, 1 - middle / high, text, size=size, color=colour, weight=weight, ha=ha, va="center"
-        )
+        ha = "left" if colour is None else "center"
+        style: Any = {"size": size, "color": colour or PLAIN, "weight": weight, "ha": ha, "va": "center"}
+        self.figure.text(left / wide, 1 - middle / high, text, **style)
 
 
 def _height(items: Sequence[Shown], lines: int) -> float:
@@ -143,7 +142,7 @@ def _one(page: _Page, item: Shown, left: float, top: float) -> None:
         (line, _colour(item.right) or PLAIN, True) for line in textwrap.wrap(item.answer, LETTERS - 2)[:2]
     ]
     for number, (line, colour, bold) in enumerate(lines):
-        page.text(left + CELL / 2, top + CELL + (number + 0.65) * LINE, line, 9, colour, bold, "center")
+        page.text(left + CELL / 2, top + CELL + (number + 0.65) * LINE, line, 9, colour, bold)
 
 
 def _colour(right: bool | None) -> str | None:

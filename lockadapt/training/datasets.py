@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.readers.rows import row_to_samples
+from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
 from lockadapt.objectives import Objective
@@ -57,13 +57,5 @@ def _samples(items: Any, kind: str) -> list[Sample]:
         return list(items)
     samples: list[Sample] = []
     for number in range(len(items)):
-        samples += row_to_samples(
-            items[number],
-            columns={},
-            kind=kind,
-            prompt=None,
-            root=Path("."),
-            image_name=None,
-            where=f"row {number}",
-        )
+        samples += row_to_samples(items[number], Source(f"row {number}", kind, images="."), f"row {number}")
     return samples

@@ -18,7 +18,7 @@ from lockadapt.errors import DataError, RecipeError, VerificationError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
-from lockadapt.evaluation.search import search
+from lockadapt.evaluation.search import Queries, search
 from lockadapt.evaluation.target import open_target
 from tests.support.rows import CAPTIONS, pictures
 
@@ -163,7 +163,7 @@ def test_search_with_run_and_merged_folder(
     scores = own @ embedder.texts([query])[0]
     expected = [f"{list(paths)[number]}.png" for number in scores.argsort(descending=True).tolist()]
     index = tmp_path / "index"
-    first = search(embedding_run, images, [query], [paths["blue"]], index, 3, QUIET)
+    first = search(embedding_run, images, Queries([query], [paths["blue"]]), index, 3, QUIET)
     text, picture = first["searches"]
     assert text["query"] == query
     assert [hit["file"] for hit in text["results"]] == expected[:3]
@@ -175,20 +175,20 @@ def test_search_with_run_and_merged_folder(
     report = first["index"]
     assert (report["folder"], report["images"], report["embedded"]) == (str(index), 4, 4)
     assert [problem["file"] for problem in report["bad"]] == ["broken.png"]
-    again = search(embedding_run, images, [query], [], index, 9, QUIET)
+    again = search(embedding_run, images, Queries([query]), index, 9, QUIET)
     assert again["index"]["embedded"] == 0
     assert [hit["file"] for hit in again["searches"][0]["results"]] == expected
     with pytest.raises(RecipeError, match="another model"):
-        search(embedding_merged, images, [query], [], index, 3, QUIET)
-    merged = search(embedding_merged, images, [query], [], tmp_path / "index2", 3, QUIET)
+        search(embedding_merged, images, Queries([query]), index, 3, QUIET)
+    merged = search(embedding_merged, images, Queries([query]), tmp_path / "index2", 3, QUIET)
     assert [hit["file"] for hit in merged["searches"][0]["results"]] == expected[:3]
     assert [hit["score"] for hit in merged["searches"][0]["results"]] == pytest.approx(
         [hit["score"] for hit in text["results"]], abs=1e-4
     )
     with pytest.raises(DataError, match="broken.png"):
-        search(embedding_run, images, [], [images / "broken.png"], index, 3, QUIET)
+        search(embedding_run, images, Queries([], [images / "broken.png"]), index, 3, QUIET)
     with pytest.raises(RecipeError, match="nothing is asked"):
-        search(embedding_run, images, [], [], index, 3, QUIET)
+        search(embedding_run, images, Queries(), index, 3, QUIET)
 
 
 def test_every_model_has_an_index_of_its_own(
@@ -199,7 +199,7 @@ def test_every_model_has_an_index_of_its_own(
     copy = tmp_path / "copy"
     shutil.copytree(embedding_merged, copy)
     folders = [
-        search(target, tmp_path / "images", ["red"], [], None, 1, QUIET)["index"]
+        search(target, tmp_path / "images", Queries(["red"]), None, 1, QUIET)["index"]
         for target in (embedding_run, embedding_merged, copy)
     ]
     assert folders[1]["folder"] == folders[2]["folder"] != folders[0]["folder"]
@@ -207,13 +207,13 @@ def test_every_model_has_an_index_of_its_own(
     settings = json.loads((copy / "lockadapt.json").read_text())
     settings["recipe"]["objectives"]["itc"]["image_prompt"] = "look"
     (copy / "lockadapt.json").write_text(json.dumps(settings))
-    assert search(copy, tmp_path / "images", ["red"], [], None, 1, QUIET)["index"]["embedded"] == 4
+    assert search(copy, tmp_path / "images", Queries(["red"]), None, 1, QUIET)["index"]["embedded"] == 4
 
 
 def test_a_model_that_cannot_embed_is_refused(assembled: object, tmp_path: Path) -> None:
     pictures(tmp_path / "images")
     with pytest.raises(RecipeError, match="does not say which recipe"):
-        search(assembled.folder, tmp_path / "images", ["red"], [], None, 1, QUIET)  # type: ignore[attr-defined]
+        search(assembled.folder, tmp_path / "images", Queries(["red"]), None, 1, QUIET)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

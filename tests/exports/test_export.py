@@ -15,7 +15,7 @@ from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.evaluate import evaluate_folder
-from lockadapt.evaluation.search import search
+from lockadapt.evaluation.search import Queries, search
 from lockadapt.evaluation.target import open_target
 from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
@@ -92,7 +92,9 @@ def test_dual_folder_embeds_as_the_run_and_can_be_searched(dual_run: Path, tmp_p
     assert set(before) == {"retrieval"}
     assert evaluate_folder(folder, None, (), False, None, QUIET) == before
     hits = [
-        search(target, tmp_path / "pictures", [CAPTIONS["red"]], [], tmp_path / f"index{number}", 4, QUIET)
+        search(
+            target, tmp_path / "pictures", Queries([CAPTIONS["red"]]), tmp_path / f"index{number}", 4, QUIET
+        )
         for number, target in enumerate((dual_run, folder))
     ]
     assert hits[0]["searches"] == [

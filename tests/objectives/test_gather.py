@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lockadapt.errors import DataError
 from lockadapt.objectives.gather import average_gradients, gather
 from lockadapt.objectives.gradcache import embed_in_chunks
-from lockadapt.objectives.similarity import Kind, contrastive_loss
+from lockadapt.objectives.similarity import Contrast, Kind, contrastive_loss
 from lockadapt.objectives.temperature import Temperature
 
 RANKS, ROWS = 2, 6
@@ -45,7 +45,7 @@ class Step(nn.Module):
         ]
         scale, bias = self.temperature.scale(), self.temperature.bias()
         keys = gather(image_keys), gather(text_keys)
-        return contrastive_loss(gather(sides[0]), gather(sides[1]), *keys, scale, bias, self.kind)
+        return contrastive_loss(gather(sides[0]), gather(sides[1]), *keys, Contrast(scale, bias, self.kind))
 
 
 def batch() -> tuple[Tensor, Tensor]:

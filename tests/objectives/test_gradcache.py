@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lockadapt.errors import NoGradientError
 from lockadapt.objectives.gradcache import embed_in_chunks
-from lockadapt.objectives.similarity import contrastive_loss
+from lockadapt.objectives.similarity import Contrast, contrastive_loss
 from lockadapt.objectives.temperature import Temperature
 
 Embed = Callable[[list[Callable[[], Tensor]], list[Tensor]], Tensor]
@@ -47,7 +47,7 @@ def loss_of(model: Model, embed: Embed, size: int) -> Tensor:
     images = embed([lambda p=p: model.embed(p, model.image) for p in IMAGES.split(size)], trained)
     texts = embed([lambda p=p: model.embed(p, model.text) for p in TEXTS.split(size)], trained)
     scale, bias = model.temperature.scale(), model.temperature.bias()
-    return contrastive_loss(images, texts, KEYS[:11], KEYS, scale, bias, "sigmoid", rows=4)
+    return contrastive_loss(images, texts, KEYS[:11], KEYS, Contrast(scale, bias, "sigmoid"), rows=4)
 
 
 def gradients(model: Model) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lockadapt.objectives.head import chunked_cross_entropy
+from lockadapt.objectives.head import FrozenHead, chunked_cross_entropy
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 8, None])
@@ -21,7 +21,7 @@ def test_equals_cross_entropy(chunk: int | None, biased: bool) -> None:
     targets = torch.randint(50, (9,), generator=made)
     targets[7] = targets[6]
     ours, plain = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    loss, each, correct = chunked_cross_entropy(ours, weight, bias, index, targets, chunk)
+    loss, each, correct = chunked_cross_entropy(ours, FrozenHead(weight, bias), index, targets, chunk)
     logits = F.linear(plain, weight, bias)[index]
     reference = F.cross_entropy(logits, targets, reduction="none")
     (loss * 3).backward()
@@ -37,8 +37,8 @@ def test_bfloat16_stays_near_float32() -> None:
     weight, hidden = torch.randn(64, 32, generator=made), torch.randn(5, 32, generator=made)
     index, targets = torch.arange(5), torch.arange(5)
     exact, small = hidden.clone().requires_grad_(), hidden.bfloat16().requires_grad_()
-    chunked_cross_entropy(exact, weight, None, index, targets)[0].backward()
-    chunked_cross_entropy(small, weight.bfloat16(), None, index, targets)[0].backward()
+    chunked_cross_entropy(exact, FrozenHead(weight), index, targets)[0].backward()
+    chunked_cross_entropy(small, FrozenHead(weight.bfloat16()), index, targets)[0].backward()
     assert small.grad is not None
     assert small.grad.dtype == torch.bfloat16
     torch.testing.assert_close(small.grad.float(), exact.grad, rtol=5e-2, atol=5e-3)
@@ -47,6 +47,6 @@ def test_bfloat16_stays_near_float32() -> None:
 def test_nothing_is_kept_without_gradient() -> None:
     with torch.no_grad():
         loss, _, _ = chunked_cross_entropy(
-            torch.zeros(2, 4), torch.zeros(8, 4), None, torch.arange(2), torch.arange(2)
+            torch.zeros(2, 4), FrozenHead(torch.zeros(8, 4)), torch.arange(2), torch.arange(2)
         )
     assert loss.requires_grad is False

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lockadapt.errors import DataError
-from lockadapt.objectives.similarity import contrastive_loss
+from lockadapt.objectives.similarity import Contrast, contrastive_loss
 
 Kind = Literal["infonce", "sigmoid"]
 
@@ -74,8 +74,7 @@ def check(
         ours[1],
         torch.tensor(image_keys),
         torch.tensor(text_keys),
-        *ours[2:],
-        kind=kind,
+        Contrast(*ours[2:], kind=kind),
         rows=rows,
     )
     bias = exact[3] if kind == "sigmoid" else None
@@ -126,9 +125,7 @@ def test_equals_open_clip(rows: int | None) -> None:
             ours[1],
             torch.arange(8),
             torch.arange(8),
-            ours[2].exp(),
-            bias if kind == "sigmoid" else None,
-            kind,  # type: ignore[arg-type]
+            Contrast(ours[2].exp(), bias if kind == "sigmoid" else None, kind),  # type: ignore[arg-type]
             rows,
         )
         loss.backward()
@@ -142,9 +139,9 @@ def test_equals_open_clip(rows: int | None) -> None:
 def test_float32_under_autocast(kind: Kind) -> None:
     images, texts = embeddings(6, 16, 0).float(), embeddings(6, 16, 1).float()
     keys = torch.arange(6)
-    exact = contrastive_loss(images, texts, keys, keys, torch.tensor(50.0), kind=kind)
+    exact = contrastive_loss(images, texts, keys, keys, Contrast(torch.tensor(50.0), kind=kind))
     with torch.autocast("cpu", torch.bfloat16):
-        cast = contrastive_loss(images, texts, keys, keys, torch.tensor(50.0), kind=kind)
+        cast = contrastive_loss(images, texts, keys, keys, Contrast(torch.tensor(50.0), kind=kind))
     assert torch.equal(exact, cast)
 
 
@@ -166,7 +163,7 @@ def test_never_as_large_as_all_pairs(kind: Kind, monkeypatch: pytest.MonkeyPatch
     images = embeddings(60, 4, 0).float().requires_grad_()
     texts, keys = embeddings(60, 4, 1).float(), torch.arange(60)
     with Watch():
-        contrastive_loss(images, texts, keys, keys, torch.tensor(5.0), kind=kind, rows=5).backward()
+        contrastive_loss(images, texts, keys, keys, Contrast(torch.tensor(5.0), kind=kind), rows=5).backward()
     assert largest == 5 * 60
 
 
@@ -175,7 +172,7 @@ def test_large_scales_stay_finite() -> None:
     keys = torch.arange(5)
     for kind in ("infonce", "sigmoid"):
         images.grad = None
-        loss = contrastive_loss(images, texts, keys, keys, torch.tensor(1e4), kind=kind)  # type: ignore[arg-type]
+        loss = contrastive_loss(images, texts, keys, keys, Contrast(torch.tensor(1e4), kind=kind))  # type: ignore[arg-type]
         loss.backward()
         assert loss.isfinite()
         assert images.grad is not None
@@ -186,12 +183,12 @@ def test_refuses_what_cannot_be_learned_from() -> None:
     images, texts, scale = torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1.0)
     keys = torch.arange(2)
     with pytest.raises(DataError, match="nothing to learn from"):
-        contrastive_loss(images, texts, keys, keys + 2, scale)
+        contrastive_loss(images, texts, keys, keys + 2, Contrast(scale))
     with pytest.raises(DataError, match="0 texts"):
-        contrastive_loss(images, texts[:0], keys, keys[:0], scale)
+        contrastive_loss(images, texts[:0], keys, keys[:0], Contrast(scale))
     with pytest.raises(DataError, match="2 images with keys for 3"):
-        contrastive_loss(images, texts, torch.arange(3), keys, scale)
+        contrastive_loss(images, texts, torch.arange(3), keys, Contrast(scale))
     with pytest.raises(DataError, match="columns"):
-        contrastive_loss(images, texts, keys[:, None].repeat(1, 2), keys, scale)
+        contrastive_loss(images, texts, keys[:, None].repeat(1, 2), keys, Contrast(scale))
     with pytest.raises(DataError, match="bias cancels"):
-        contrastive_loss(images, texts, keys, keys, scale, scale)
+        contrastive_loss(images, texts, keys, keys, Contrast(scale, scale))

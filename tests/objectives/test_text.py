@@ -14,6 +14,7 @@ from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import IGNORED, Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.readers.rows import row_to_samples
+from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError, NoLabelError
 from lockadapt.evaluation.context import PredictionContext
@@ -24,7 +25,7 @@ TEXTS = ("the shape is blue", "what is the color of this shape ? it is red", "ye
 
 
 def text(words: str) -> Sample:
-    (sample,) = row_to_samples({"text": words}, {}, "text", None, None, None, "rows:1")
+    (sample,) = row_to_samples({"text": words}, Source("rows:1", "text"), "rows:1")
     return sample
 
 

@@ -187,6 +187,14 @@ def find_cut(
 def seen_outputs(model: nn.Module, paths: Sequence[str], run: Callable[[], Any]) -> list[Any]:
     """What modules give while `run` calls them; classes may write into it afterwards.
 
+    Args:
+        model: holds the modules.
+        paths: of the modules.
+        run: calls the model once.
+
+    Returns:
+        The output of each module, in the order of `paths`.
+
     Raises:
         AssemblyError: a module is not called, or more than once.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from lockadapt.data.paths import DataRoot
@@ -67,22 +66,14 @@ def nothing_left(source: Source) -> DataError:
 
 def row_to_samples(
     row: Any,
-    columns: Mapping[str, str | int],
-    kind: str,
-    prompt: str | None,
-    root: Path | None,
-    image_name: str | None,
+    source: Source,
     where: str,
 ) -> list[Sample]:
     """Turn one row that no reader read into samples; for many rows `samples_of` is faster.
 
     Args:
         row: a mapping or a list, unchecked.
-        columns: as in `Source`.
-        kind: as in `Source`.
-        prompt: as in `Source`.
-        root: the folder that image names are relative to; None: rows hold no names.
-        image_name: as in `Source`.
+        source: says what its fields mean; without `images`, rows hold no names of files.
         where: its place, for messages and `Sample.where`.
 
     Returns:
@@ -91,8 +82,7 @@ def row_to_samples(
     Raises:
         DataError, SafetyError, RecipeError: as `samples_of`.
     """
-    pictures = Pictures(None if root is None else DataRoot(root), image_name)
-    source = Source(path=where, kind=kind, columns=columns, prompt=prompt)
+    pictures = Pictures(None if source.images is None else DataRoot(source.images), source.image_name)
     return samples_of(row, rules_for(source, pictures), where)
 
 

@@ -336,12 +336,12 @@ def test_vqa_v2(tmp_path: Path) -> None:
 def test_the_trainers_rows() -> None:
     picture = Image.new("RGB", (3, 2), (255, 0, 0))
     row = {"images": [picture, picture.copy()], "prompt": "Same?", "completion": "yes"}
-    (sample,) = row_to_samples(row, {}, "dialogue", None, None, None, "row 0")
+    (sample,) = row_to_samples(row, Source("row 0", "dialogue"), "row 0")
     assert sample.images[0] == sample.images[1]  # by pixels
     assert sample.images[0].key.startswith("sha256:")
     assert open_image(sample.images[0], 100).getpixel((0, 0)) == (255, 0, 0)
     with pytest.raises(DataError, match="no folder"):
-        row_to_samples({"image": "0.png", "caption": "x"}, {}, "caption", None, None, None, "row 0")
+        row_to_samples({"image": "0.png", "caption": "x"}, Source("row 0", "caption"), "row 0")
 
 
 def test_keys_differ_over_folders_and_agree_over_sources(tmp_path: Path) -> None:
