@@ -17,7 +17,7 @@ from lockadapt.data.dialogue import Dialogue, Written, shape_of
 from lockadapt.data.images import image_size, open_image
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef, Sample, message
-from lockadapt.errors import AssemblyError, DataError, NoLabelError
+from lockadapt.errors import AssemblyError, DataError, LockadaptError, NoLabelError
 from lockadapt.models.chat_template import adds_special_tokens, control_tokens
 
 IGNORED = -100
@@ -115,7 +115,8 @@ class Encoder:
             template = template.get("default") or next(iter(template.values()))
         if not template:
             raise DataError(
-                "the processor has no chat template", fix="assemble with lockadapt, which writes one"
+                "the processor has no chat template",
+                fix="add chat_template.jinja to the model's folder, or assemble with lockadapt, which writes one",
             )
         self.dialogue = Dialogue(self.tokenizer, template, self.image_token)
         if self.dialogue.template != template:
@@ -170,7 +171,7 @@ class Encoder:
             A text for each image, in their order.
 
         Raises:
-            DataError: an image's size cannot be read.
+            DataError: an image's size cannot be read, or the processor refuses an image of that shape.
             SafetyError: an image is too large.
         """
         if self.stock is None:
@@ -178,7 +179,18 @@ class Encoder:
         for image in sample.images:
             if image.key not in self._sizes:
                 self._sizes[image.key] = image_size(image, MAX_PIXELS, sample.where)
-        return self.stock.expansions(tuple(self._sizes[image.key] for image in sample.images))
+        sizes = tuple(self._sizes[image.key] for image in sample.images)
+        try:
+            return self.stock.expansions(sizes)
+        except LockadaptError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(f"{width} x {height}" for width, height in sizes)
+            raise DataError(
+                f"{type(self.processor).__name__} takes no picture of {shapes} pixels: {error}",
+                where=sample.where,
+                fix="crop the picture, or leave the row out",
+            ) from error
 
     def refuse_marker(self, text: str, what: str, where: str) -> None:
         """Refuses a text that holds what stands for an image.

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, memory_ran_out
+from lockadapt.errors import AssemblyError, DataError, LockadaptError, SafetyError, SetupError, memory_ran_out
 from lockadapt.models.hub import hub_is_reachable
 from lockadapt.models.model_folder import check_model_folder
 from lockadapt.models.quiet import quiet
+from lockadapt.models.safetensors_file import read_shard
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -102,6 +104,8 @@ def loading(source: Source, what: str) -> Iterator[None]:
     except Exception as error:
         if memory_ran_out(error):
             raise
+        if source.local and isinstance(error, SafetensorError):
+            _name_damaged_shard(Path(source.name), what)
         message = f"the {what} cannot be loaded: {_reason(error)}"
         if "trust_remote_code" in str(error):
             raise SafetyError(
@@ -131,6 +135,17 @@ def _reason(error: Exception) -> str:
         return "its tensors have other shapes than its config.json describes"
     told = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     return f"{type(error).__name__}: {told}"
+
+
+def _name_damaged_shard(folder: Path, what: str) -> None:
+    """Raises an error that names the file, which the library that met the damage does not."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            read_shard(file)
+        except DataError as damage:
+            raise SetupError(
+                f"the {what} cannot be loaded: {damage.message}", where=damage.where, fix=damage.fix
+            ) from damage
 
 
 def _package(error: ImportError) -> str:

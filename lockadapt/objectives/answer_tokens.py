@@ -6,7 +6,8 @@ The head runs on those tokens only.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -14,11 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lockadapt.architectures import architecture_of, layout_of, llm_of, tower_of
+from lockadapt.architectures import architecture_of, class_name, layout_of, llm_of, tower_of
 from lockadapt.architectures.base import Positions, unwrap_model
 from lockadapt.architectures.features import beside_text, image_arguments
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
+from lockadapt.errors import AssemblyError, memory_ran_out
 from lockadapt.objectives.base import EvaluationContext, Objective, Report, Row, prediction_row
 from lockadapt.objectives.head import (
     FrozenHead,
@@ -71,10 +73,28 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
 
     Returns:
         The loss (scalar, float32, with graph); a report with `tokens` and `token_accuracy`.
+
+    Raises:
+        AssemblyError: the class's own forward fails on the batch.
     """
-    loss, losses, correct = _token_losses(model, batch)
+    with _stock_forward(model):
+        loss, losses, correct = _token_losses(model, batch)
     tokens = torch.tensor(float(len(losses)))
     return loss, {"tokens": tokens, "token_accuracy": correct.float() / len(losses)}
+
+
+@contextmanager
+def _stock_forward(model: nn.Module) -> Iterator[None]:
+    """Names the class whose forward fails, as some of Transformers' do on pictures of a single token."""
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        if not architecture_of(model).inputs.stock or memory_ran_out(error):
+            raise
+        raise AssemblyError(
+            f"the forward of {class_name(unwrap_model(model))} fails: {type(error).__name__}: {error}",
+            fix="leave out rows with unusual pictures, such as tiny ones, or start from another class",
+        ) from error
 
 
 @torch.no_grad()

@@ -19,8 +19,13 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-import datasets  # noqa: F401
+# Operators of torchvision have to be there before Transformers looks for it.
+# isort: off
 import torch
+import tests.support.torchvision_operators  # noqa: F401
+
+# isort: on
+import datasets  # noqa: F401
 import transformers
 
 import lockadapt.building.cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hostile import commands, formats, images, models, recipes, rows
+from tests.hostile import commands, existing, formats, images, models, recipes, rows
 from tests.hostile.case import Case
 
 CASES: list[Case] = [
@@ -21,6 +21,7 @@ CASES: list[Case] = [
     *recipes.CASES,
     *commands.CASES,
     *models.CASES,
+    *existing.CASES,
 ]
 GROUPS = list(dict.fromkeys(case.group for case in CASES))
 MEMORY = 1536 * 1024**2
