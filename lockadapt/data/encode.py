@@ -116,7 +116,7 @@ class Encoder:
         if not template:
             raise DataError(
                 "the processor has no chat template",
-                fix="add chat_template.jinja to the model's folder, or assemble with lockadapt, which writes one",
+                fix="add chat_template.jinja to its folder, or assemble with lockadapt, which writes one",
             )
         self.dialogue = Dialogue(self.tokenizer, template, self.image_token)
         if self.dialogue.template != template:
