@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from lockadapt.data.problems import ROW_ERRORS, Problems, quote
 from lockadapt.data.readers.columns import clean_text, rules_for
 from lockadapt.data.readers.files import read_json
 from lockadapt.data.readers.pictures import Pictures
-from lockadapt.data.readers.rows import caption_samples, nothing_left
+from lockadapt.data.readers.rows import caption_samples, collect
 from lockadapt.data.readers.source import Source
 from lockadapt.data.readers.tables import by_id, number_of, table
 from lockadapt.data.sample import Sample
@@ -43,7 +42,6 @@ def read(source: Source) -> Iterator[Sample]:
     value = read_json(path)
     _refuse_detection(value, path)
     problems = Problems(str(source.path), skip=source.bad_rows)
-    good = 0
     images = by_id(table(value, "images", path), "id", f"{path.name}:images", problems)
     captions: dict[int, list[tuple[str, str]]] = {number: [] for number in images}
     for index, row in enumerate(table(value, "annotations", path)):
@@ -54,29 +52,20 @@ def read(source: Source) -> Iterator[Sample]:
             )
         except ROW_ERRORS as error:
             problems.add(error)
-    for number, (where, image) in islice(images.items(), source.limit):
-        try:
-            if not captions[number]:
-                raise DataError(
-                    f"image {number} has no caption",
-                    where=where,
-                    fix="remove it from `images`, or caption it",
-                )
-            name = number if source.image_name is not None else image.get("file_name")
-            refs = pictures.refs(name, where)
-            if not refs:
-                raise DataError(
-                    "the image has no file_name", where=where, fix="write it, or set `image_name`"
-                )
-            samples = caption_samples(captions[number], refs, rules, str(number))
-        except ROW_ERRORS as error:
-            problems.add(error)
-        else:
-            good += 1
-            yield from samples
-    problems.finish(good)
-    if not images:
-        raise nothing_left(source)
+
+    def make(number: int, placed: tuple[str, dict[str, Any]]) -> list[Sample]:
+        where, image = placed
+        if not captions[number]:
+            raise DataError(
+                f"image {number} has no caption", where=where, fix="remove it from `images`, or caption it"
+            )
+        name = number if source.image_name is not None else image.get("file_name")
+        refs = pictures.refs(name, where)
+        if not refs:
+            raise DataError("the image has no file_name", where=where, fix="write it, or set `image_name`")
+        return caption_samples(captions[number], refs, rules, str(number))
+
+    yield from collect(source, images.items(), make, problems)
 
 
 def _refuse_detection(value: Any, path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from lockadapt.data.paths import DataRoot
 from lockadapt.data.problems import ROW_ERRORS, Problems, quote
@@ -26,6 +26,9 @@ from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError, LockadaptError, RecipeError
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 
 def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) -> Iterator[Sample]:
     """Turn rows with their places into samples; a row that is an error is a problem like any other.
@@ -42,13 +45,40 @@ def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) 
         DataError, SafetyError: after the last row, or at `MOST_PROBLEMS`: all problems at once; or no row at
             all.
     """
-    problems, empty, good = Problems(str(source.path), skip=source.bad_rows), True, 0
-    for where, row in islice(rows, source.limit):
+
+    def make(where: str, row: Any) -> list[Sample]:
+        if isinstance(row, LockadaptError):
+            raise row
+        return samples_of(row, rules, where)
+
+    yield from collect(source, rows, make, Problems(str(source.path), skip=source.bad_rows))
+
+
+def collect(
+    source: Source,
+    rows: Iterable[tuple[Key, Value]],
+    make: Callable[[Key, Value], Iterable[Sample]],
+    problems: Problems,
+) -> Iterator[Sample]:
+    """Make samples of the first `source.limit` rows; what is wrong with a row is a problem of its own.
+
+    Args:
+        source: of the rows.
+        rows: what `make` is called with.
+        make: gives a row's samples, or raises one of `ROW_ERRORS`.
+        problems: may hold some already; finished after the last row.
+
+    Yields:
+        The samples in the rows' order.
+
+    Raises:
+        DataError, SafetyError: after the last row: all problems at once, or no row at all.
+    """
+    empty, good = True, 0
+    for key, value in islice(rows, source.limit):
         empty = False
         try:
-            if isinstance(row, LockadaptError):
-                raise row
-            samples = samples_of(row, rules, where)
+            samples = make(key, value)
         except ROW_ERRORS as error:
             problems.add(error)
         else:
@@ -56,12 +86,7 @@ def read_rows(source: Source, rows: Iterable[tuple[str, Any]], rules: RowRules) 
             yield from samples
     problems.finish(good)
     if empty:
-        raise nothing_left(source)
-
-
-def nothing_left(source: Source) -> DataError:
-    """The error for a source without a row."""
-    return DataError("there is no row in it", where=str(source.path), fix="add rows, or name another file")
+        raise DataError("there is no row in it", where=str(source.path), fix="add rows, or name another file")
 
 
 def row_to_samples(

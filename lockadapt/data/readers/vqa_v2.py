@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lockadapt.data.problems import ROW_ERRORS, Problems, quote
+from lockadapt.data.problems import Problems, quote
 from lockadapt.data.readers.columns import RowRules, answer_type_of, clean_text, rules_for
 from lockadapt.data.readers.files import read_json
 from lockadapt.data.readers.pictures import Pictures
-from lockadapt.data.readers.rows import framed, main_answer, nothing_left
+from lockadapt.data.readers.rows import collect, framed, main_answer
 from lockadapt.data.readers.source import Source
 from lockadapt.data.readers.tables import by_id, number_of, table
 from lockadapt.data.sample import Sample, question_answer
@@ -53,26 +52,20 @@ def read(source: Source) -> Iterator[Sample]:
     pictures = Pictures(source.image_root(path.parent), pattern, _split(source, value, pattern))
     rules = rules_for(source, pictures)
     problems = Problems(f"{source.path} with {source.annotations}", skip=source.bad_rows)
-    good = 0
     questions = by_id(table(value, "questions", path), "question_id", path.name, problems)
     answered = table(read_json(answers_path), "annotations", answers_path)
     annotations = by_id(answered, "question_id", answers_path.name, problems)
     for number, (where, _) in annotations.items():
         if number not in questions:
             problems.add(_alone("annotation", "question", number, where))
-    for number, (where, question) in islice(questions.items(), source.limit):
-        try:
-            if number not in annotations:
-                raise _alone("question", "annotation", number, where)
-            samples = [_sample(question, annotations[number], rules, where)]
-        except ROW_ERRORS as error:
-            problems.add(error)
-        else:
-            good += 1
-            yield from samples
-    problems.finish(good)
-    if not questions:
-        raise nothing_left(source)
+
+    def make(number: int, placed: tuple[str, dict[str, Any]]) -> list[Sample]:
+        where, question = placed
+        if number not in annotations:
+            raise _alone("question", "annotation", number, where)
+        return [_sample(question, annotations[number], rules, where)]
+
+    yield from collect(source, questions.items(), make, problems)
 
 
 def _sample(
