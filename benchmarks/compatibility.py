@@ -69,6 +69,7 @@ def _measure(entry: Entry, scratch: Path, row: dict[str, Any]) -> None:
     row.update({name: _said(findings[name]) for name in ("cache", "packing")})
     recipe = values(scratch, scratch)
     recipe["model"] = {"vlm": str(scratch / "vlm"), "dtype": "float32"}
+    recipe["data"] = {"packing": "shared" if row["packing"] == "exact" else "none"}
     recipe["training"] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2}
     train(load_recipe(None, (), recipe).recipe, scratch / "run", QUIET)
     row.update(trained=True, locked=open_run(scratch / "run").record.locked)

@@ -244,12 +244,24 @@ class Features:
     take_projected: Callable[[Any, Mapping[str, Any]], Sequence[ImageRecord]] | None = None
 
 
+def depths_in_branches(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The place of each token in its branch, int64 (rows, tokens); see `Positions.follow`."""
+    depths: Tensor = batch["position_ids"]
+    return depths
+
+
 @dataclass(frozen=True)
 class Positions:
-    """Forward's names for mask (rows, 1, tokens, tokens) and positions of rows with shared prefixes."""
+    """How forward is told of rows with shared prefixes.
+
+    Attributes:
+        mask, positions: its names for mask (rows, 1, tokens, tokens) and positions.
+        follow: a model and a packed batch -> the positions that the class gives to the tokens of its samples.
+    """
 
     mask: str = "attention_mask"
     positions: str = "position_ids"
+    follow: Callable[[nn.Module, Mapping[str, Any]], Tensor] = depths_in_branches
 
 
 @dataclass(frozen=True)

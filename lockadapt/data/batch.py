@@ -12,14 +12,14 @@ from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.pack import pack
 from lockadapt.data.pixels import ImageInputs, image_part
-from lockadapt.data.sample import ImageRef
 
 Batch = dict[str, Any]
 """What an objective gets; packed and plain batches look the same to it.
 
 - `objective`: its name.
 - `input_ids` int64 (rows, tokens); `attention_mask` int64 (rows, tokens), or, packed, bool (rows, 1, tokens,
-  tokens) with `position_ids` int64 (rows, tokens).
+  tokens) with `position_ids` int64 (rows, tokens), each token's place in its sample, and `trees` and `stems`,
+  see `lockadapt.data.pack.Packed`.
 - `pixel_values` (images, 3, side, side) or `image_features` (images, tokens, channels; `RaggedFeatures` where
   images have different numbers of tokens), where there are images, with `image_rows` int64 (images,), the
   row of each; or, of processors that are asked for every row, all their keys; `processor_keys` and
@@ -51,8 +51,8 @@ def collate(
         The batch, on the CPU; shapes and dtypes as in the module's description.
     """
     batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
-    shown = batch.pop("images")
-    return {"objective": objective, **batch, **image_part(images, shown, batch["input_ids"])}
+    shown, rows = batch.pop("images"), batch.pop("tree_rows", None)
+    return {"objective": objective, **batch, **image_part(images, shown, batch["input_ids"], rows)}
 
 
 def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch:
@@ -65,11 +65,11 @@ def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch
         "logit_index",
         "targets",
         "owners",
+        "trees",
+        "stems",
     )
-    shown: list[list[ImageRef]] = [[] for _ in rows.input_ids]
-    for row, image in zip(rows.image_rows.tolist(), rows.images, strict=True):
-        shown[row].append(image)
-    return {**{name: torch.from_numpy(getattr(rows, name)) for name in names}, "images": shown}
+    tensors = {name: torch.from_numpy(getattr(rows, name)) for name in names}
+    return {**tensors, "images": rows.images, "tree_rows": rows.tree_rows}
 
 
 def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:

@@ -57,8 +57,11 @@ class Packed:
         predicting: bool (rows, tokens): positions whose logits are needed.
         logit_index, targets, owners: int64 (labels,): for every learned token which of the needed logits (in
             reading order) predicts it, its id, and the sample that it belongs to.
-        images: one entry an image span, or an image beside a row, in reading order.
-        image_rows: int64 (images,): the row of each.
+        trees: int64 (rows, tokens): the number of the tree that a token stands in, -1 for padding.
+        stems: int64 (trees, tokens): the places of each tree's first sample in `input_ids` read row by row;
+            -1 behind its end.
+        images: of each tree: one entry an image span, or an image beside its row.
+        tree_rows: int64 (trees,): the row of each.
     """
 
     input_ids: np.ndarray
@@ -68,8 +71,10 @@ class Packed:
     logit_index: np.ndarray
     targets: np.ndarray
     owners: np.ndarray
-    images: tuple[ImageRef, ...]
-    image_rows: np.ndarray
+    trees: np.ndarray
+    stems: np.ndarray
+    images: tuple[tuple[ImageRef, ...], ...]
+    tree_rows: np.ndarray
 
 
 def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
@@ -93,15 +98,21 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
     position_ids = np.zeros((len(rows), longest), np.int64)
     mask = np.zeros((len(rows), longest, longest), bool)
     mask[:, np.arange(longest), np.arange(longest)] = True
+    numbers = np.full((len(rows), longest), -1, np.int64)
+    stems = np.full((len(trees), longest), -1, np.int64)
     positions, targets, owners = [], [], []
-    images: list[tuple[int, ImageRef]] = []
+    images: list[tuple[ImageRef, ...]] = []
+    tree_rows: list[int] = []
     for row, members in enumerate(rows):
         start = 0
-        images.extend((row, image) for member in members for image in trees[member].images)
         for tree in (trees[member] for member in members):
             end = start + len(tree.tokens)
             input_ids[row, start:end], position_ids[row, start:end] = tree.tokens, tree.positions
             tree.write_mask(mask[row, start:end, start:end])
+            numbers[row, start:end] = len(images)
+            stems[len(images), : len(tree.paths[0])] = row * longest + start + tree.paths[0]
+            images.append(tree.images)
+            tree_rows.append(row)
             for number, path in zip(tree.items, tree.paths, strict=True):
                 learned = np.flatnonzero(items[number].labels[1:] != IGNORED)
                 positions.append(row * longest + start + path[learned])
@@ -119,8 +130,10 @@ def pack(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Packed:
         logit_index.astype(np.int64),
         np.concatenate(targets).astype(np.int64),
         np.concatenate(owners),
-        tuple(image for _, image in images),
-        np.array([row for row, _ in images], np.int64),
+        numbers,
+        stems[:, : (stems >= 0).sum(1).max()],
+        tuple(images),
+        np.array(tree_rows, np.int64),
     )
 
 

@@ -140,22 +140,27 @@ def pixel_inputs(
 
 
 def image_part(
-    images: ImageInputs, rows: Sequence[Sequence[ImageRef]], input_ids: torch.Tensor
+    images: ImageInputs,
+    samples: Sequence[Sequence[ImageRef]],
+    input_ids: torch.Tensor,
+    rows: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Makes what a batch has of its images, beside their tokens.
 
     Args:
         images: where they come from.
-        rows: the images of each row.
+        samples: the images of each sample, or of samples that share them, in reading order.
         input_ids: int64 (rows, tokens).
+        rows: the row of each; default: one behind the other.
 
     Returns:
         Arguments of forward.
     """
     if isinstance(images, ProcessorInputs):
-        return {**images.of_rows(rows), **images.of_tokens(input_ids)}
-    shown = [(number, image) for number, row in enumerate(rows) for image in row]
-    owners = {"image_rows": torch.tensor([number for number, _ in shown])} if shown else {}
+        return {**images.of_rows(samples), **images.of_tokens(input_ids)}
+    numbers = range(len(samples)) if rows is None else rows
+    shown = [(int(row), image) for row, sample in zip(numbers, samples, strict=True) for image in sample]
+    owners = {"image_rows": torch.tensor([row for row, _ in shown])} if shown else {}
     return {**images([image for _, image in shown]), **owners}
 
 

@@ -25,7 +25,7 @@ from lockadapt.errors import DataError
 from lockadapt.evaluation.prefill import generate_from_shared_prefix
 from lockadapt.objectives.answer_tokens import sample_losses
 from lockadapt.planning.exactness import try_packing
-from lockadapt.planning.packing import why_not_exact, with_a_sibling
+from lockadapt.planning.packing import why_not_exact, why_not_shared, with_a_sibling
 
 Progress = Callable[[int, int], None]
 RANK_ROWS = 16
@@ -64,7 +64,7 @@ class SamplePredictor:
         # end.
         order = [number for group in groups(prompts) for number in group]
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
-        share = self.max_row_tokens is not None and not self._explained(why_not_exact(self.model, longest))
+        share = self.max_row_tokens is not None and not self._explained(why_not_shared(self.model, longest))
         answers: dict[int, str] = {}
         alike = self._alike(prompts)
         order.sort(key=alike)

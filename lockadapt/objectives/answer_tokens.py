@@ -15,9 +15,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name, layout_of, llm_of, tower_of
+from lockadapt.architectures import architecture_of, class_name, layout_of, tower_of
 from lockadapt.architectures.base import Positions, unwrap_model
 from lockadapt.architectures.features import beside_text, image_arguments
+from lockadapt.architectures.masks import tree_masks
 from lockadapt.data.batch import Batch
 from lockadapt.data.sample import Sample
 from lockadapt.errors import AssemblyError, memory_ran_out
@@ -112,8 +113,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if "position_ids" in batch:  # only packed rows say where their tokens stand
         packed = architecture.positions or Positions()
-        inputs[packed.mask] = _additive(model, inputs.pop("attention_mask"))
-        inputs[packed.positions] = batch["position_ids"]
+        sees, depths = inputs.pop("attention_mask"), batch["position_ids"]
+        inputs[packed.mask] = tree_masks(model, sees, depths, batch["input_ids"])
+        inputs[packed.positions] = packed.follow(model, batch)
     inputs |= {name: batch[name] for name in batch.get("token_keys", ())}
     if "image_features" in batch:
         inputs |= {name: batch[name] for name in batch.get("processor_keys", ())}
@@ -129,16 +131,6 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         values = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
         inputs |= architecture.inputs.shown(values)
     return beside_text(model, inputs, batch.get("image_rows"))
-
-
-def _additive(model: nn.Module, sees: torch.Tensor) -> torch.Tensor:
-    """A mask as the LLM's attention takes it: eager attention adds it to scores, where True would be 1."""
-    if llm_of(model).config._attn_implementation != "eager":  # type: ignore[union-attr]
-        return sees
-    dtype = unwrap_model(model).dtype
-    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(
-        ~sees, torch.finfo(dtype).min
-    )
 
 
 _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import block_linears, context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter, table_text
-from lockadapt.data.batch import collate, on_device
-from lockadapt.data.encode import IGNORED, Encoder
+from lockadapt.data.batch import Batch, collate, on_device
+from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AssemblyError
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives.answer_tokens import answer_loss, ends_with_its_head, model_inputs
+from lockadapt.planning.exactness import try_packing
+from lockadapt.planning.packing import TRIED, to_be_tried, why_not_exact
 
 MAX_PIXELS = 50_000_000
 SEES_AHEAD = 1e-3
@@ -139,7 +141,10 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
         raise AssemblyError(f"images change nothing in {name}", fix="start from another checkpoint")
     _check_causal(model, {**inputs}, rows[0].labels, name)
     tail = ends_with_its_head(model, inputs, batch["predicting"])
-    packs, keeps = architecture.positions is not None, architecture.features is not None
+    packing = _packing_problem(
+        model, rows, lambda items, limit: collate(items, images, pad, "admission", limit)
+    )
+    keeps = architecture.features is not None
     stock = architecture.inputs.stock or "processor_keys" in batch
     built = "not yet built for this class"
     keys = [key for key in inputs if key != "mm_encoder_outputs"]
@@ -152,10 +157,25 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
         Finding(
             "tail", "head" if tail else "logits", "" if tail else "the class changes what its head gives"
         ),
-        Finding("packing", "tried on rows" if packs else "off", "" if packs else built),
+        Finding("packing", "off" if packing else "exact", packing or ""),
         Finding("cache", "kept" if keeps and not stock else "off", "" if keeps and not stock else built),
         Finding("nf4", f"{nf4_share(base):.3f}", "share of the LLM's parameters that quantization takes"),
     ]
+
+
+def _packing_problem(
+    model: nn.Module, rows: Sequence[Encoded], collated: Callable[[Sequence[Encoded], int | None], Batch]
+) -> str | None:
+    """Why rows that share their beginnings would be computed otherwise than alone; None: they are not."""
+    device = next(model.parameters()).device
+    tried = to_be_tried({"admission": rows})
+    longest = max(len(item.input_ids) for item in tried)
+    if problem := why_not_exact(model, longest):
+        return problem
+    trial = try_packing(
+        model, tried, lambda items, limit: on_device(collated(items, limit), device), TRIED * longest
+    )
+    return trial.problem
 
 
 def nf4_share(model: nn.Module) -> float:

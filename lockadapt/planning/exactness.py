@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import blocks_path
+from lockadapt.architectures.masks import learn_masks
 from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.errors import LockadaptError
@@ -47,7 +48,7 @@ class Trial:
     """What was measured; all are largest relative L2 differences of a token's last hidden state.
 
     Attributes:
-        failure: what the LLM says of rows with a mask and positions of their own, if it cannot compute them.
+        failure: why the LLM cannot compute rows with a mask and positions of their own, if it cannot.
         leak: of tokens that do not see a branch, when that branch becomes noise; nan where no row has two
             branches.
         difference: of predicting tokens, packed and alone.
@@ -68,7 +69,7 @@ class Trial:
         beside what wrong positions do.
         """
         if self.failure is not None:
-            return f"the LLM cannot compute rows with a mask of their own ({self.failure})"
+            return self.failure
         if self.leak > LEAK:
             return (
                 f"changing one sample changes others in its row by up to {self.leak:.1e}, "
@@ -84,6 +85,8 @@ class Trial:
 def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, max_row_tokens: int) -> Trial:
     """Computes samples packed, alone, packed beside noise, and packed at wrong positions, in eval mode.
 
+    First the model's attention masks are learned from the samples alone, and remembered (`learn_masks`).
+
     Args:
         model: a model whose architecture has `positions`, possibly wrapped by PEFT. Its weights are untouched
             afterwards.
@@ -96,15 +99,20 @@ def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, ma
     """
     training = model.training
     model.eval()
+    nothing = float("nan")
     try:
         packed, alone = (collate(items, limit) for limit in (max_row_tokens, None))
+        inputs = model_inputs(model, alone)
+        if problem := learn_masks(model, inputs, alone["input_ids"], alone["attention_mask"]):
+            return Trial(nothing, nothing, nothing, problem)
         (rows, kept), (single, taken) = (_llm_call(model, batch) for batch in (packed, alone))
         llm = llm_of(model)
         with in_float32(model):
             before, reference = _run(llm, rows), _run(llm, single)
             ours, theirs = _by_sample(before, kept, packed), _by_sample(reference, taken, alone)
-            counted = torch.arange(kept.shape[1], device=kept.device).expand(kept.shape)
-            wrong = _by_sample(_run(llm, {**rows, _positions_name(rows): counted}), kept, packed)
+            name = _positions_name(rows)
+            counted = torch.arange(kept.shape[1], device=kept.device).expand(rows[name].shape)
+            wrong = _by_sample(_run(llm, {**rows, name: counted}), kept, packed)
             noise, blind = _noise(rows["inputs_embeds"], packed["attention_mask"][:, 0])
             leak = torch.tensor(float("nan"))
             if blind.any():
@@ -113,10 +121,9 @@ def try_packing(model: nn.Module, items: Sequence[Encoded], collate: Collate, ma
         raise
     # Forwards that were not written for such rows (GPT-1) fail in as many ways as there are.
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        nothing = float("nan")
-        return Trial(
-            nothing, nothing, nothing, f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        )
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        failure = f"the LLM cannot compute rows with a mask of their own ({message})"
+        return Trial(nothing, nothing, nothing, failure)
     finally:
         model.train(training)
     return Trial(float(leak), float(_relative(ours, theirs)), float(_relative(wrong, ours)))
@@ -208,6 +215,11 @@ def _llm_call(model: nn.Module, batch: Batch) -> tuple[dict[str, Any], Tensor]:
 
 
 def _float32(value: Any) -> Any:
+    """A call's argument with all of its floating-point tensors in float32."""
+    if isinstance(value, dict):
+        return {name: _float32(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_float32(part) for part in value)
     wide = torch.is_tensor(value) and value.is_floating_point()
     return value.float() if wide else value
 

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from lockadapt.architectures import architecture_of, class_name, llm_of
 from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.masks import sliding_window
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import count_tokens, groups
 from lockadapt.errors import RecipeError
@@ -165,50 +167,76 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
     implementation = llm.config._attn_implementation
     if implementation not in MASKED:
         return f"{implementation} takes no mask that says which tokens see each other"
-    window = attention_window(model)
-    if window is not None and longest > window:
-        return f"{type(llm).__name__} looks back {window} tokens, the longest sample has {longest}"
+    chunk = attention_chunk(llm.config)
+    if chunk is not None and longest > chunk:
+        return (
+            f"{type(llm).__name__} looks at chunks of {chunk} tokens, whose borders lie elsewhere in a "
+            f"packed row (the longest sample has {longest})"
+        )
     return None
 
 
-def attention_window(model: nn.Module) -> int | None:
-    """How far back some layer of the LLM looks, in tokens, by its config; None: to the first token."""
-    config = llm_of(model).config
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention", "chunked_attention"]
-    windows = []
-    if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        windows.append(getattr(config, "sliding_window", None))
-    if "chunked_attention" in kinds:
-        windows.append(getattr(config, "attention_chunk_size", None))
-    return min((int(window) for window in windows if window), default=None)
+def why_not_shared(model: nn.Module, longest: int) -> str | None:
+    """Why one reading of an image cannot serve several questions in generation; None: nothing forbids it.
+
+    Beside what forbids packing: a window counts places in the cache, where shorter questions are padded.
+
+    Args:
+        model: a Transformers model, possibly wrapped.
+        longest: of all prompts with what is generated, in tokens.
+
+    Returns:
+        The reason, or None.
+    """
+    llm = llm_of(model)
+    window = sliding_window(llm.config)
+    if window is not None and longest > window:
+        return f"{type(llm).__name__} looks back {window} tokens, the longest text has {longest}"
+    return why_not_exact(model, longest)
+
+
+def attention_chunk(config: Any) -> int | None:
+    """How long the chunks are that some layers look at, in tokens, by an LLM's config; None: it has none."""
+    kinds = getattr(config, "layer_types", None) or ["chunked_attention"]
+    chunk = getattr(config, "attention_chunk_size", None) if "chunked_attention" in kinds else None
+    return int(chunk) if chunk else None
 
 
 def to_be_tried(rows: Mapping[str, Sequence[Encoded]]) -> list[Encoded]:
     """A few samples whose packed form differs most from standing alone: the longest of the largest group."""
     best: list[Encoded] = []
     for items in rows.values():
-        group = max(groups(items), key=len)
-        # Equal samples would share all their tokens, and show nothing.
-        different = {items[n].input_ids.tobytes(): items[n] for n in group}
-        chosen = sorted(different.values(), key=lambda item: -len(item.input_ids))[: TRIED - 1]
-        # One of another image, so that trees in one row are tried too, and the longest of all, for sliding
-        # windows.
-        longest = max(items, key=lambda item: len(item.input_ids))
-        chosen += [item for item in (longest, items[0], items[-1]) if item not in chosen][:1]
+        largest = max(groups(items), key=len)
+        group = set(largest)
+        longest_first = sorted((items[n] for n in group), key=lambda item: -len(item.input_ids))
+        chosen = longest_first[:1]
+        # Of equal samples, or one that another goes on from, all tokens would be shared: they show nothing.
+        chosen += [item for item in longest_first if _part_ways(item, chosen[0])][: TRIED - 2]
+        # The longest of another image: so that trees in one row are tried too, and the longest of all is.
+        others = [item for number, item in enumerate(items) if number not in group] or longest_first
+        others = [item for item in others if not any(item is taken for taken in chosen)]
+        chosen += sorted(others, key=lambda item: -len(item.input_ids))[: TRIED - len(chosen)]
         best = max(best, chosen, key=lambda some: sum(len(item.input_ids) for item in some))
     return with_a_sibling(best)
 
 
 def with_a_sibling(items: Sequence[Encoded]) -> list[Encoded]:
-    """Samples; where no two of one image differ, the first once more with its text reversed.
+    """Samples; where no two of one image part ways, the first once more with its text reversed.
 
     Without two branches behind one prefix, a trial would not see what one branch does to the other.
     """
-    if any(len({items[n].input_ids.tobytes() for n in group}) > 1 for group in groups(items)):
+    pairs = (pair for group in groups(items) for pair in combinations(group, 2))
+    if any(_part_ways(items[a], items[b]) for a, b in pairs):
         return list(items)
     ids, end = items[0].input_ids.copy(), items[0].image_end
     ids[end:] = ids[end:][::-1]
     return [*items, dataclasses.replace(items[0], input_ids=ids)]
+
+
+def _part_ways(first: Encoded, second: Encoded) -> bool:
+    """Whether two samples differ before the end of the shorter one."""
+    length = min(len(first.input_ids), len(second.input_ids))
+    return bool((first.input_ids[:length] != second.input_ids[:length]).any())
 
 
 def _saved(packed: int, plain: int) -> str:

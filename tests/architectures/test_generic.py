@@ -108,9 +108,8 @@ def test_a_checkpoint_alone_is_measured(name: str, tmp_path: Path) -> None:
     results = {finding["probe"]: (finding["result"], finding["detail"]) for finding in measured["findings"]}
     assert "red and round" in results["labels"][1]
     assert results["images"][0] == results["answers"][0] == "ok"
-    not_built = ("off", "not yet built for this class")
-    assert results["packing"] == (("tried on rows", "") if name == "idefics3" else not_built)
-    assert results["cache"] == not_built
+    assert results["packing"] == ("exact", "")
+    assert results["cache"] == ("off", "not yet built for this class")
     assert 0.5 < float(results["nf4"][0]) < 0.7
 
 

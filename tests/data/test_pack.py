@@ -56,8 +56,21 @@ def test_rows_keep_to_the_budget_and_images_to_their_spans(items: list[Encoded],
     assert packed.input_ids.shape[1] <= max(max_row_tokens, longest)
     spans = int((packed.input_ids == IMAGE_TOKEN).sum())
     assert spans == len(packed.images)
-    places = [int(image.key.removeprefix("image-")) for image in packed.images]
+    places = [int(image.key.removeprefix("image-")) for (image,) in packed.images]
     assert set(places) == {int(item.images[0].key.removeprefix("image-")) for item in items}
+
+
+@given(some_items(), st.integers(1, 60))
+def test_each_tree_knows_its_first_sample_and_its_images(items: list[Encoded], max_row_tokens: int) -> None:
+    packed = pack(items, 0, max_row_tokens)
+    assert len(packed.stems) == len(packed.images) == packed.trees.max() + 1
+    flat, every = packed.input_ids.ravel(), {item.input_ids.tobytes() for item in items}
+    for number, (stem, images) in enumerate(zip(packed.stems, packed.images, strict=True)):
+        places = stem[stem >= 0]
+        assert flat[places].astype(np.int32).tobytes() in every
+        assert (packed.trees.ravel()[places] == number).all()
+        assert packed.position_ids.ravel()[places].tolist() == list(range(len(places)))
+        assert len(images) == int((flat[packed.trees.ravel() == number] == IMAGE_TOKEN).sum())
 
 
 @given(some_items())
@@ -99,4 +112,4 @@ def test_too_many_samples_of_one_image_are_divided(count: int) -> None:
     packed = pack(items, 0, 12)
     assert packed.input_ids.shape[1] <= 12
     assert len(packed.images) == -(-count // 3)
-    assert isinstance(packed.images[0], ImageRef)
+    assert isinstance(packed.images[0][0], ImageRef)

@@ -7,12 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 
 from lockadapt.architectures.assemble import Assembled, assemble
+from lockadapt.data.pack import pack
 from lockadapt.errors import RecipeError
-from lockadapt.planning.packing import PackingTrial, PackingWish, choose_packing, packed_tokens, padded_tokens
+from lockadapt.planning.packing import (
+    PackingTrial,
+    PackingWish,
+    choose_packing,
+    packed_tokens,
+    padded_tokens,
+    to_be_tried,
+)
 from tests.support.rows import encoded, trainer, vqa_samples
-from tests.support.tiny import tiny_llm
+from tests.support.tiny import GROUPED, tiny_llm, tiny_tokenizer
+
+LAYERS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+WINDOWS: dict[str, hf.PreTrainedConfig] = {
+    "mistral, all layers": hf.MistralConfig(**GROUPED, sliding_window=8),
+    "qwen2": hf.Qwen2Config(**GROUPED, **LAYERS, use_sliding_window=True),
+    "gemma3": hf.Gemma3TextConfig(**GROUPED, **LAYERS, head_dim=8),
+}
 
 
 def losses(own) -> list[float]:
@@ -69,19 +85,39 @@ def test_rows_are_divided_at_the_budget(assembled: Assembled, tmp_path: Path) ->
     assert max(widths) <= max(70, longest)
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"), [("bloom", "takes no positions"), ("gemma3-text", "looks back 16 tokens")]
-)
-def test_llms_that_cannot_be_packed(kind: str, reason: str, tiny: Path, tmp_path: Path) -> None:
+def test_llms_that_cannot_be_packed(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stock"
-    assemble(tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
+    assemble(tiny_llm("bloom", tmp_path / "llm"), tiny / "clip-vision", folder, dtype="float32", prove=False)
     rows = vqa_samples(tmp_path, repeat=2)
     common = {"per_device_train_batch_size": 16, "max_samples_per_image": 4}
     own = trainer(folder, rows, tmp_path / "auto", packing="auto", **common)
     assert own.packing.max_row_tokens is None
-    assert reason in own.packing.why
-    with pytest.raises(RecipeError, match=reason):
+    assert "takes no positions" in own.packing.why
+    with pytest.raises(RecipeError, match="takes no positions"):
         _ = trainer(folder, rows, tmp_path / "shared", packing="shared", **common).packing
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("llm", WINDOWS)
+def test_windows_shorter_than_a_sample_are_packed_exactly(
+    llm: str, attention: str, tiny: Path, tmp_path: Path
+) -> None:
+    """Bridges around LLMs that look back 8 tokens in some of their layers, where samples have more than 20."""
+    folder = tmp_path / "stock"
+    torch.manual_seed(0)
+    hf.AutoModelForCausalLM.from_config(WINDOWS[llm]).save_pretrained(tmp_path / "llm")
+    tiny_tokenizer().save_pretrained(tmp_path / "llm")
+    assemble(tmp_path / "llm", tiny / "clip-vision", folder, dtype="float32", prove=False)
+    rows = vqa_samples(tmp_path, repeat=2)
+    common = {"per_device_train_batch_size": 16, "max_samples_per_image": 4}
+    curves = {}
+    for packing in ("none", "shared"):
+        own = trainer(folder, rows, tmp_path / packing, packing=packing, **common)
+        own.model.get_base_model().set_attn_implementation(attention)
+        assert (own.packing.max_row_tokens is None) == (packing == "none")
+        curves[packing] = losses(own)
+    assert min(len(item.input_ids) for item in own.train_dataset.rows["vqa"]) > 20
+    assert curves["shared"] == pytest.approx(curves["none"], rel=1e-3)
 
 
 def test_a_model_that_ignores_the_mask_is_found_out(assembled: Assembled, tmp_path: Path) -> None:
@@ -111,3 +147,14 @@ def test_tokens_are_counted_as_they_are_run() -> None:
     assert packed_tokens(items, 2) == 2 * (3 + 2 * 2)
     longer = dataclasses.replace(items[0], input_ids=torch.arange(10).numpy().astype("int32"))
     assert padded_tokens([*items, longer], 5) > 5 * 6
+
+
+def test_samples_that_go_on_from_each_other_are_no_trial() -> None:
+    """They share all their tokens in one row, so that nothing stands beside anything."""
+    nested = [encoded("image-0", [3], [4, 5], [9]), encoded("image-0", [3], [4, 5, 9, 6, 7], [9])]
+    for extra in ([], [encoded("image-0", [3], [8], [9]), encoded("image-1", [3], [4], [9])]):
+        tried = to_be_tried({"vqa": [*nested, *extra]})
+        mask = pack(tried, 0, 100).attention_mask[:, 0]
+        assert any(not row[n + 1, n] and row[n + 1, 0] for row in mask for n in range(len(row) - 1))
+        assert len(tried) == 3
+        assert len({item.images for item in tried}) == (2 if extra else 1)

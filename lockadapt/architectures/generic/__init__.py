@@ -13,9 +13,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from lockadapt.architectures.base import Architecture, Clients, Inputs
+from lockadapt.architectures.base import Architecture, Clients, Inputs, Positions
 from lockadapt.architectures.generic.features import stock_features
 from lockadapt.architectures.generic.layout import find_layout
+from lockadapt.architectures.generic.positions import tree_positions
 
 NOT_BUILT = "is not built for classes without a description of their own"
 REFUSED = dict.fromkeys(("bridge", "colpali", "sentence-transformers"), f"this export {NOT_BUILT}")
@@ -54,6 +55,7 @@ def describe_model(model: PreTrainedModel) -> Architecture:
             layout=layout,
             features=stock_features(layout),
             inputs=Inputs(object, None, stock=True),
+            positions=Positions(follow=tree_positions),
             clients=Clients(refused=REFUSED),
             settings=(),
         )
