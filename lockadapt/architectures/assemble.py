@@ -18,7 +18,7 @@ from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
-from lockadapt.architectures.choose import Choice, Wish, choices, choose
+from lockadapt.architectures.choose import USUAL, Choice, Wish, choices, choose
 from lockadapt.architectures.features import kept_outputs
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from lockadapt.architectures.load import load_model
@@ -86,7 +86,7 @@ def assemble(
     tower: str | Path,
     output: str | Path | None = None,
     *,
-    fusion_name: str = "mlp",
+    fusion_name: str | None = USUAL,
     image_size: int | None = None,
     feature_layer: int = -2,
     dtype: str | torch.dtype = "auto",
@@ -106,7 +106,8 @@ def assemble(
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
         output: folder for the Transformers model, which must not exist or be empty; written whole or not at
             all. `None` keeps nothing on disk.
-        fusion_name: the projector: `mlp` (two layers), `linear`, or another of `fusion_names()`.
+        fusion_name: the projector: `mlp` (two layers), `linear`, or another of `fusion_names()`. None: `mlp`,
+            or, where no class holds LLM and tower with it, the only fusion that does.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
         feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
@@ -136,21 +137,27 @@ def assemble(
     """
     chosen = resolve_dtype(dtype)
     grids = None if grid is None else tuple(grid)
-    candidates = choices(Wish(fusion_name, factor, grids, max_tiles, image_tokenizer is not None))
+    wish = Wish(fusion_name or USUAL, factor, grids, max_tiles, image_tokenizer is not None)
+    candidates = choices(wish)
     with _workplace(output) as folder:
         codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
+
+        def parts() -> LoadedSources:
+            settings = Loading(chosen, image_size, feature_layer, query_tokens, seed)
+            try:
+                return load_parts((llm, tower), candidates, codec, settings)
+            except AssemblyError as error:
+                if fusion_name is not None or image_tokenizer is not None:
+                    raise
+                # Only now, as it builds on this module.
+                from lockadapt.architectures.suggest import holdings, only_fusion
+
+                entries = holdings(llm, tower, image_size=image_size, feature_layer=feature_layer)
+                other = replace(wish, fusion=only_fusion(entries, error))
+            return load_parts((llm, tower), choices(other), codec, settings)
+
         # In one expression, so that nothing here holds the sources while the folder is loaded again.
-        build = _build(
-            load_parts(
-                (llm, tower),
-                candidates,
-                codec,
-                Loading(chosen, image_size, feature_layer, query_tokens, seed),
-            ),
-            folder,
-            calibration_images,
-            seed,
-        )
+        build = _build(parts(), folder, calibration_images, seed)
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
         here = _prove_here(model, build.expected, chosen)

@@ -10,6 +10,9 @@ from lockadapt.architectures import ARCHITECTURES
 from lockadapt.architectures.base import Architecture, Assembly, Fusion
 from lockadapt.errors import AssemblyError, RecipeError
 
+USUAL = "mlp"
+"""The fusion of whoever names none, where a class holds LLM and tower with it."""
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -23,7 +26,7 @@ class Wish:
         generates_images: whether the class must.
     """
 
-    fusion: str = "mlp"
+    fusion: str = USUAL
     factor: int | None = None
     grid: tuple[tuple[int, int], ...] | None = None
     max_tiles: int | None = None

@@ -14,7 +14,7 @@ def assemble(
     tower: str = typer.Option(..., "--tower", help="Folder or Hub id of a vision tower."),
     output: str = typer.Option(..., "--output", "-o", help="Output folder; must be new or empty."),
     fusion: str = typer.Option(
-        "mlp", "--fusion", help="Projector: mlp, linear, or another; a wrong name lists them."
+        None, "--fusion", help="Projector: mlp (default), linear, or another; a wrong name lists them."
     ),
     factor: int = typer.Option(
         None, "--factor", help="Patches on a side that become one token, for projectors that merge patches."

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 
 from lockadapt.architectures.blocks import context_length
-from lockadapt.architectures.blueprint import assembled_blueprint, stock_blueprint
+from lockadapt.architectures.blueprint import Blueprint, assembled_blueprint, stock_blueprint
+from lockadapt.architectures.choose import USUAL
+from lockadapt.architectures.suggest import holdings, only_fusion
 from lockadapt.building.experiment import build_experiment, feature_settings
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.mixture import Draws
-from lockadapt.errors import RecipeError
+from lockadapt.errors import AssemblyError, RecipeError
 from lockadapt.features.policy import Store, choose_store
 from lockadapt.features.shards import Layout
 from lockadapt.models.sources import resolve_dtype
@@ -103,25 +105,48 @@ class Planner:
             if section.vlm is not None:
                 blueprint = stock_blueprint(section.vlm, choice.dtype)
             else:
-                assert section.llm is not None
-                assert section.tower is not None
-                blueprint = assembled_blueprint(
-                    section.llm,
-                    section.tower,
-                    choice.dtype,
-                    fusion_name=section.fusion,
-                    image_size=section.image_size,
-                    feature_layer=section.feature_layer,
-                    query_tokens=self.experiment.query_tokens,
-                    image_tokenizer=section.image_tokenizer,
-                    factor=section.factor,
-                    grid=section.tile_grid,
-                    max_tiles=section.max_tiles,
-                )
+                blueprint = self._assembled(choice.dtype)
             self._models[key] = traced(
                 blueprint, choice.quantization, choice.dtype, self.experiment.lora, self.objectives
             )
         return self._models[key]
+
+    def _assembled(self, dtype: torch.dtype) -> Blueprint:
+        """What `assemble` would make of the recipe, as far as structure tells which fusion that is."""
+        section = self.recipe.model
+        try:
+            return self._with_fusion(section.fusion or USUAL, dtype)
+        except AssemblyError as error:
+            if section.fusion is not None or section.image_tokenizer is not None:
+                raise
+            assert section.llm is not None
+            assert section.tower is not None
+            entries = holdings(
+                section.llm,
+                section.tower,
+                image_size=section.image_size,
+                feature_layer=section.feature_layer,
+                measured=False,
+            )
+            return self._with_fusion(only_fusion(entries, error), dtype)
+
+    def _with_fusion(self, fusion: str, dtype: torch.dtype) -> Blueprint:
+        section = self.recipe.model
+        assert section.llm is not None
+        assert section.tower is not None
+        return assembled_blueprint(
+            section.llm,
+            section.tower,
+            dtype,
+            fusion_name=fusion,
+            image_size=section.image_size,
+            feature_layer=section.feature_layer,
+            query_tokens=self.experiment.query_tokens,
+            image_tokenizer=section.image_tokenizer,
+            factor=section.factor,
+            grid=section.tile_grid,
+            max_tiles=section.max_tiles,
+        )
 
     def peak(self, choice: Choice, like: Peak | None = None) -> Peak:
         """Finds the largest moment of all stages with a choice, on the device, without the host's bytes.

@@ -50,10 +50,11 @@ class ModelSection(Section):
         description="folder or Hub id of a JanusVQVAE, so that the model also generates images; needs a "
         "SigLIP tower",
     )
-    fusion: Text = Field(
-        default="mlp",
-        description="projector architecture: `mlp` (two layers with GELU), `linear` (one layer), or another "
-        "that a model class offers; a wrong name lists them all",
+    fusion: Text | None = Field(
+        default=None,
+        description="what lies between tower and LLM: `mlp` (two layers with GELU), `linear` (one layer), or "
+        "another that a model class offers; a wrong name lists them all. Default: `mlp`, or, where no class "
+        "holds LLM and tower with it, the only fusion that does",
     )
     factor: Annotated[int, Field(gt=0, le=64)] | None = Field(
         default=None,
@@ -110,13 +111,13 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _offered(self) -> ModelSection:
         wish = (self.factor, self.tile_grid, self.max_tiles)
-        if self.fusion == "mlp" and not any(wish):
+        if self.fusion in (None, "mlp") and not any(wish):
             return self
         # Only now, as it imports torch.
-        from lockadapt.architectures.choose import Wish, choices
+        from lockadapt.architectures.choose import USUAL, Wish, choices
 
         try:
-            choices(Wish(self.fusion, *wish, self.image_tokenizer is not None))
+            choices(Wish(self.fusion or USUAL, *wish, self.image_tokenizer is not None))
         except RecipeError as error:
             key = (error.where or "").rpartition(".")[2]
             raise InconsistentError([((key,), f"{error.message}; {error.fix}")]) from error
