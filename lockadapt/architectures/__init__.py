@@ -17,6 +17,7 @@ from lockadapt.architectures.base import Architecture, Generation, Inputs, Model
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
 from lockadapt.architectures.generic import describe_config, describe_model, describes
+from lockadapt.architectures.idefics import IDEFICS
 from lockadapt.architectures.idefics3 import IDEFICS3
 from lockadapt.architectures.janus import JANUS
 from lockadapt.architectures.llava import LLAVA
@@ -33,6 +34,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     IDEFICS3,
     LLAVA_NEXT,
     VISION_ENCODER_DECODER,
+    IDEFICS,
 )
 
 _LOCATED: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()

@@ -111,7 +111,9 @@ def towerless_class(architecture: Architecture) -> type[Any]:
 def put_absent_tower(model: Any, record: TowerRecord) -> None:
     """Finishes what `towerless_class` loaded: the stand-in in the tower's place, and the stock class."""
     path = layout_of(model).tower
-    model.set_submodule(path, AbsentTower(model.config.vision_config, record, path))
+    model.set_submodule(
+        path, AbsentTower(getattr(model.config, "vision_config", None) or model.config.encoder, record, path)
+    )
     # It differs from its parent only in how it is loaded, and what asks for its class means the stock one.
     model.__class__ = type(model).__bases__[0]
 

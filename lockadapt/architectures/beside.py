@@ -25,6 +25,26 @@ CROSS_ATTENTION = Fusion("cross-attention", "", untouched, first="", scaled="", 
 """Fresh layers inside the LLM attend to the tower's outputs; at their start the LLM computes what it did."""
 
 
+REFUSED = dict.fromkeys(
+    ("bridge", "colpali", "sentence-transformers", "gguf", "adapter-full"),
+    "images are shown beside the text, which this export does not write",
+)
+"""See `Clients.refused`."""
+
+
+def draw_(matrix: Tensor, generator: torch.Generator, *, transposed: bool = False) -> None:
+    """Fills a matrix from N(0, 1 / inputs), so that outputs are as large as inputs; in place.
+
+    Args:
+        matrix: (out, in), or (in, out) if transposed. Nothing happens on the meta device.
+        generator: draws in float32, so that a seed means the same in any dtype.
+        transposed: whether it is one of GPT-2's.
+    """
+    if not matrix.is_meta:
+        inputs = matrix.shape[0 if transposed else 1]
+        matrix.copy_(torch.randn(matrix.shape, generator=generator) * inputs**-0.5)
+
+
 def processor(ingredients: Ingredients, template: str) -> Any:
     """See `Assembly.processor`."""
     ingredients.tokenizer.chat_template = template

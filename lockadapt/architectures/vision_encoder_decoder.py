@@ -30,6 +30,8 @@ from lockadapt.architectures.base import (
 from lockadapt.architectures.beside import (
     CROSS_ATTENTION,
     INPUTS,
+    REFUSED,
+    draw_,
     last_hidden_state,
     processor,
     standardise,
@@ -49,8 +51,6 @@ READERS = (
     *("crossattention.self.key", "crossattention.self.value"),
 )
 """What reads the tower's outputs in there."""
-DEVIATION = 0.02
-"""Of fresh matrices, as GPT-2 and BERT were initialised."""
 
 
 def build(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
@@ -130,8 +130,7 @@ def _fresh(module: nn.Module, llm: Any, generator: torch.Generator, path: str | 
             elif leaf != "weight" or (full and full.endswith(OUTPUTS)):
                 parameter.zero_()
             else:
-                scale = DEVIATION if path else part.in_features**-0.5  # type: ignore[operator]
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+                draw_(parameter, generator, transposed=not isinstance(part, nn.Linear))
     for leaf, buffer in module.named_buffers():
         raise AssemblyError(f"{path}.{leaf} is a buffer that nothing fills", where=str(buffer.dtype))
     return module
@@ -261,12 +260,7 @@ VISION_ENCODER_DECODER = Architecture(
         "encoder", "encoder_outputs", lambda kept: BaseModelOutput(last_hidden_state=kept)
     ),
     positions=Positions("attention_mask", "position_ids"),
-    clients=Clients(
-        refused=dict.fromkeys(
-            ("bridge", "colpali", "sentence-transformers", "gguf", "adapter-full"),
-            "images are shown beside the text, which this export does not write",
-        )
-    ),
+    clients=Clients(refused=REFUSED),
     settings=("decoder_start_token_id",),
     beside=Beside(arguments),
     logits_to_keep="decoder_logits_to_keep",

@@ -214,7 +214,7 @@ def converse_beside(
         )
     outputs = {"logits": made.logits[0].cpu().contiguous()}
     if values is not None:
-        outputs["pixel_values"] = values.cpu().contiguous()
+        outputs["pixel_values"] = inputs["pixel_values"].cpu().contiguous()
     return ids[0].tolist(), made.sequences[0, ids.shape[1] :].tolist(), outputs
 
 

@@ -205,7 +205,7 @@ def context_of(config: Any) -> int | None:
     return int(context) if context is not None and context > 0 else None
 
 
-def beside_attention(llm: nn.Module) -> str | None:
+def beside_attention(llm: nn.Module, inside: nn.Module | None = None) -> str | None:
     """What an LLM has beside plain attention that carries something from token to token; None: nothing.
 
     Found by structure: the layers that its config lists (as Transformers makes caches from them), the class's
@@ -214,6 +214,7 @@ def beside_attention(llm: nn.Module) -> str | None:
 
     Args:
         llm: the body of a causal LM.
+        inside: where modules are looked for, in bodies that hold more than the LLM; None: all of it.
 
     Returns:
         What it has, in words.
@@ -227,7 +228,9 @@ def beside_attention(llm: nn.Module) -> str | None:
     if getattr(llm, "_is_stateful", False):
         return "recurrent layers"
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
-    beside = next((type(module).__name__ for module in llm.modules() if isinstance(module, kinds)), None)
+    beside = next(
+        (type(module).__name__ for module in (inside or llm).modules() if isinstance(module, kinds)), None
+    )
     return f"{beside} layers" if beside else None
 
 

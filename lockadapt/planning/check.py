@@ -56,7 +56,11 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         reporter.note(experts)
     for objective in objectives.values():
         objective.prepare(model)
-    set_trainable(model, default_parts(model, [objective.parts for objective in objectives.values()]))
+    set_trainable(
+        model,
+        default_parts(model, [objective.parts for objective in objectives.values()]),
+        lock_text=experiment.model.lock_text,
+    )
     table = component_table(model)
     reporter.note(component_text(table))
     encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)

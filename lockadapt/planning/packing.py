@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name, llm_of
+from lockadapt.architectures import architecture_of, class_name, layout_of, llm_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.masks import sliding_window
 from lockadapt.data.encode import Encoded
@@ -156,7 +156,8 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
     llm = llm_of(model)
     if architecture_of(model).positions is None:
         return f"{class_name(unwrap_model(model))} has rows of one sample only"
-    layer = beside_attention(llm)
+    own = layout_of(model).blocks  # some classes keep their tower inside the LLM's body
+    layer = beside_attention(llm, unwrap_model(model).get_submodule(own[0]) if own else None)
     if layer is not None:
         return (
             f"{type(llm).__name__} has {layer}, which mix a token with whatever stands before it in the row"

@@ -107,7 +107,12 @@ class Planner:
             else:
                 blueprint = self._assembled(choice.dtype)
             self._models[key] = traced(
-                blueprint, choice.quantization, choice.dtype, self.experiment.lora, self.objectives
+                blueprint,
+                choice.quantization,
+                choice.dtype,
+                self.experiment.lora,
+                self.objectives,
+                section.lock_text,
             )
         return self._models[key]
 

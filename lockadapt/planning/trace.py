@@ -70,15 +70,17 @@ class Traced:
     dtype: torch.dtype
     features: tuple[int, int]
     """Tokens and channels of what the tower gives the projector for one image."""
+    lock_text: bool = False
+    """See `set_trainable`."""
 
     def sizes(self, train: Sequence[str]) -> list[Size]:
         """Sizes of the components, with `train` (projector, lora) trained."""
-        set_trainable(self.model, train)
+        set_trainable(self.model, train, lock_text=self.lock_text)
         return component_sizes(self.model)
 
     def state(self, train: Sequence[str], eight_bit: bool) -> tuple[int, int]:
         """Bytes of the gradients and of Adam's two averages of what trains."""
-        set_trainable(self.model, train)
+        set_trainable(self.model, train, lock_text=self.lock_text)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         moments = 0
         for parameter in trained:
@@ -105,7 +107,7 @@ class Traced:
             The peak in bytes, its parts (see `step_peak`), and the bytes of the batch, which are not among
             them.
         """
-        set_trainable(self.model, step.train)
+        set_trainable(self.model, step.train, lock_text=self.lock_text)
         switch = "enable" if step.checkpointing else "disable"
         getattr(self.model, f"activation_checkpointing_{switch}")()
         self.model.train()
@@ -129,6 +131,7 @@ def traced(
     dtype: torch.dtype,
     lora: LoraSettings | None,
     objectives: Mapping[str, Objective] = MappingProxyType({}),
+    lock_text: bool = False,
 ) -> Traced:
     """Makes a blueprint ready to be traced, with what its objectives add to it. In place."""
     queries = max((objective.query_tokens for objective in objectives.values()), default=0)
@@ -137,7 +140,7 @@ def traced(
         for objective in objectives.values():
             objective.prepare(model)
     mode = fake(model)
-    result = Traced(model, blueprint.processor, mode, dtype, (0, 0))
+    result = Traced(model, blueprint.processor, mode, dtype, (0, 0), lock_text)
     pixels = _FakeImages(result, False)([ImageRef("any")])["pixel_values"]
     with FakeFloats(mode), _arithmetic(dtype):
         seen = projector_input(model, pixels.to(dtype))

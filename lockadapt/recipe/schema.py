@@ -82,7 +82,13 @@ class ModelSection(Section):
     )
     feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
         default=-2,
-        description="hidden layer of a token tower to project (feature-map towers always use the last)",
+        description="hidden layer of a token tower to project (feature maps and cross-attention always use "
+        "the last)",
+    )
+    lock_text: bool = Field(
+        default=False,
+        description="keep what the LLM makes of texts without an image, bit for bit, and prove it: for gated "
+        "cross-attention (IDEFICS-1); needs `lora: null`",
     )
     calibration_images: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=256,
@@ -404,6 +410,16 @@ class Recipe(Section):
     @classmethod
     def _kinds_are_names(cls, objectives: Any) -> Any:
         return with_kinds(objectives)
+
+    @field_validator("lora")
+    @classmethod
+    def _texts_stay_locked(cls, lora: LoraSection | None, info: ValidationInfo) -> LoraSection | None:
+        model = info.data.get("model")
+        if lora is not None and model is not None and model.lock_text:
+            refuse(
+                [((), "changes what the LLM makes of texts, which model.lock_text keeps: set `lora: null`")]
+            )
+        return lora
 
     @field_validator("objectives")
     @classmethod

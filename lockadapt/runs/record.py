@@ -55,6 +55,7 @@ class StageRecord(_Record):
         locked: frozen tensors whose digests were compared.
         samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were
             recorded.
+        text_logit_change: with `model.lock_text`, the largest change of a text-only logit, which is 0.
     """
 
     name: str
@@ -69,6 +70,7 @@ class StageRecord(_Record):
     packing: PackingRecord | None = None
     seconds: Seconds | None = None
     locked: Count
+    text_logit_change: Measured | None = None
 
     @field_validator("components")
     @classmethod

@@ -63,6 +63,7 @@ def grounding_config(
     return GroundingConfig(
         output_dir=str(folder),
         train_parts=list(stage.train),
+        lock_text=experiment.model.lock_text,
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch_size,
         per_device_eval_batch_size=experiment.evaluation.batch_size,

@@ -20,6 +20,8 @@ class GroundingConfig(TrainingArguments):
         train_parts (`list[str]`, *optional*):
             What trains: of `"projector"`, `"lora"`, `"retrieval"`, `"generation"`; defaults to what the
             objectives need, and LoRA if there is any. Everything else is locked, and proved to be.
+        lock_text (`bool`, *optional*, defaults to `False`):
+            Also freeze what texts without an image go through, where a class can (gated cross-attention).
         projector_learning_rate (`float`, *optional*, defaults to `2e-5`):
             Learning rate of the projector; `learning_rate` is that of the LoRA adapters.
         retrieval_learning_rate (`float`, *optional*):
@@ -88,6 +90,7 @@ class GroundingConfig(TrainingArguments):
     disable_tqdm: bool | None = field(default=True, metadata={"help": "Progress is shown by lockadapt."})
 
     train_parts: list[str] | None = field(default=None, metadata={"help": "What trains: projector, lora."})
+    lock_text: bool = field(default=False, metadata={"help": "Keep what the LLM makes of texts alone."})
     projector_learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of the projector."})
     retrieval_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of what embeds images and texts."}

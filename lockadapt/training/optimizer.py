@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lockadapt.architectures import layout_of
+from lockadapt.architectures import architecture_of, layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
 from lockadapt.training.config import GroundingConfig
 
@@ -21,7 +21,7 @@ def parameter_groups(model: nn.Module, config: GroundingConfig) -> list[dict[str
     """What trains, in groups for an optimizer; groups without parameters are left out.
 
     LoRA's A (and what DoRA adds) and B have groups of their own, as their rates differ by the LoRA+ ratio
-    (arXiv 2402.12354).
+    (arXiv 2402.12354). Gates, norms and biases of cross-attention are not decayed.
 
     Args:
         model: a Transformers model, possibly wrapped by PEFT, whose `requires_grad` say what trains.
@@ -36,14 +36,19 @@ def parameter_groups(model: nn.Module, config: GroundingConfig) -> list[dict[str
         "lora_A": {"lr": config.learning_rate},
         "lora_B": {"lr": config.learning_rate * config.lora_plus_ratio},
         "projector": {"lr": rest},
+        "gates": {"lr": rest, "weight_decay": 0.0},
         "retrieval": {"lr": retrieval},
         "generation": {"lr": config.generation_learning_rate or rest},
         "temperature": {"lr": retrieval, "weight_decay": 0.0},
     }
     base, layout = unwrap_model(model), layout_of(model)
+    beside = architecture_of(model).beside is not None
     for name, parameter in base.named_parameters():
         if parameter.requires_grad:
-            groups[_group(name, component_of(name, layout))].setdefault("params", []).append(parameter)
+            group = _group(name, component_of(name, layout))
+            if group == "projector" and beside and parameter.dim() < 2:
+                group = "gates"
+            groups[group].setdefault("params", []).append(parameter)
     return [
         {"weight_decay": config.weight_decay, "group": name, **group}
         for name, group in groups.items()

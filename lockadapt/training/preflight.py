@@ -49,7 +49,14 @@ def try_largest_batch(
 def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path, measured: Measured) -> int:
     dtype, args = resolve_dtype(experiment.model.dtype), trainer.args
     blueprint = stock_blueprint(base, dtype)
-    trace = traced(blueprint, experiment.model.quantization, dtype, experiment.lora, trainer.objectives)
+    trace = traced(
+        blueprint,
+        experiment.model.quantization,
+        dtype,
+        experiment.lora,
+        trainer.objectives,
+        experiment.model.lock_text,
+    )
     step = MicroBatch(
         measured.objective,
         trainer.objectives[measured.objective],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, PrinterCallback
 
 from lockadapt.building.experiment import Experiment
@@ -27,7 +28,16 @@ from lockadapt.training.resuming import train_from
 from lockadapt.training.rows import Rows
 from lockadapt.training.start import StageStart, rows_digest
 from lockadapt.training.trainer import GroundingTrainer
-from lockadapt.tuning.locks import component_table, component_text, table_json
+from lockadapt.tuning.locks import (
+    component_table,
+    component_text,
+    prove_text_locked,
+    table_json,
+    text_logits,
+)
+
+TEXTS = 8
+"""Of each objective, that `model.lock_text` is proved on."""
 
 CHECKPOINTS, FINISHED, OUTCOME = "checkpoints", "finished", "outcome.json"
 
@@ -105,6 +115,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     if session.resume:
         forget_after(session.folder / run_folder.METRICS, stage.name, last)
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
+    texts = _texts(session) if session.experiment.model.lock_text else []
+    before = text_logits(model, texts)
     largest = try_largest_batch(trainer, session.experiment, session.base, session.reporter)
     with quiet():
         result = train_from(trainer, last)
@@ -121,11 +133,20 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         "packing": trainer.packing.to_dict(),
         "seconds": round(trainer.measures.seconds, 3),
         "locked": trainer.prove_locked(),
+        "text_logit_change": prove_text_locked(before, text_logits(model, texts)) if texts else None,
     }
+    if texts:
+        note(f"text lock: the logits of {len(texts)} texts without an image are unchanged, bit for bit")
     checkpoint.save_trainable(model, finished)
     write_json(finished / OUTCOME, outcome)
     checkpoint.seal(finished)
     return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
+
+
+def _texts(session: Session) -> list[torch.Tensor]:
+    """Training rows without their images, as token ids."""
+    rows = [row for items in session.rows.train.values() for row in items[:TEXTS]]
+    return [torch.from_numpy(row.input_ids.astype("int64")) for row in rows]
 
 
 def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrainer:

@@ -110,7 +110,9 @@ class GroundingTrainer(Trainer):
         for objective in self.objectives.values():
             objective.prepare(model)
         set_trainable(
-            model, args.train_parts or default_parts(model, [o.parts for o in self.objectives.values()])
+            model,
+            args.train_parts or default_parts(model, [o.parts for o in self.objectives.values()]),
+            lock_text=args.lock_text,
         )
         _train_in_float32(model)
         self.encoder = Encoder(

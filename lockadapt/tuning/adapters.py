@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from lockadapt.architectures import architecture_of
-from lockadapt.architectures.base import component_of, is_below, unwrap_model
+from lockadapt.architectures.base import Architecture, component_of, is_below, unwrap_model
 from lockadapt.architectures.blocks import (
     attention_linears,
     block_linears,
@@ -223,7 +223,7 @@ def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str
     return list(dict.fromkeys([*parts, *(["lora"] if adapted_paths(model) else [])]))
 
 
-def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def set_trainable(model: nn.Module, parts: Sequence[str], *, lock_text: bool = False) -> list[str]:
     """Freezes everything but the given parts (of `TRAINABLE`).
 
     What only stands in for nothing stays frozen (`Architecture.frozen_layers`): the identity behind a linear
@@ -232,25 +232,45 @@ def set_trainable(model: nn.Module, parts: Sequence[str]) -> list[str]:
     Args:
         model: a Transformers model, possibly wrapped by PEFT.
         parts: what trains.
+        lock_text: freeze all that texts without an image go through as well.
 
     Returns:
         Names of the parameters that train.
 
     Raises:
-        AdapterError: the model has nothing of a part.
+        AdapterError: the model has nothing of a part, or cannot lock its texts.
     """
     base, architecture = unwrap_model(model), architecture_of(model)
+    locks = _text_locks(base, architecture, parts) if lock_text else None
     layout, frozen = architecture.layout, architecture.frozen_layers(base.config)
     trainable_parts = set()
     for name, parameter in base.named_parameters():
         part = component_of(name, layout)
         trains = part in parts and part in TRAINABLE and not any(is_below(name, path) for path in frozen)
+        trains = trains and not (locks is not None and locks(name))
         parameter.requires_grad_(trains)
         trainable_parts.update([part] if trains else [])
     for part in parts:
         if part not in trainable_parts:
             raise AdapterError(f"nothing of {part} can be trained", where="train", fix=_MISSING[part])
     return [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+
+
+def _text_locks(model: Any, architecture: Architecture, parts: Sequence[str]) -> Callable[[str], bool]:
+    beside = architecture.beside
+    if beside is None or beside.text_locks is None:
+        raise AdapterError(
+            f"{type(model).__name__} cannot keep what its LLM makes of texts",
+            where="model.lock_text",
+            fix="use fusion: cross-attention with a bias-free Llama and a CLIP tower, or leave it out",
+        )
+    if set(parts) - {"projector"}:
+        raise AdapterError(
+            f"{', '.join(sorted(set(parts) - {'projector'}))} would change what the LLM makes of texts",
+            where="model.lock_text",
+            fix="train the projector only, or leave it out",
+        )
+    return beside.text_locks
 
 
 def _unmatched(model: nn.Module, target: str, allowed: dict[str, nn.Module]) -> AdapterError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,10 @@ from torch import nn
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.absent_tower import absent_tower
 from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of, unwrap_model
+from lockadapt.architectures.features import beside_text
 from lockadapt.console import table_text
 from lockadapt.errors import LockError
+from lockadapt.tuning.training_autocast import training_autocast
 
 ORDER = (
     *("tower", "projector", "llm", "head", "image tokenizer"),
@@ -151,6 +153,52 @@ def prove_locked(model: nn.Module, before: Mapping[str, str]) -> int:
             fix="do not use this run; report it, with run.json",
         )
     return len(before)
+
+
+@torch.no_grad()
+def text_logits(model: nn.Module, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What a model makes of texts without an image.
+
+    Args:
+        model: a Transformers model that takes such rows, possibly wrapped by PEFT.
+        texts: token ids, int64 (tokens,) each.
+
+    Returns:
+        Logits (1, tokens, vocabulary) of each, on the CPU.
+    """
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    made = []
+    for text in texts:
+        ids = text[None].to(device)
+        given = beside_text(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, None)
+        with training_autocast(model):
+            made.append(model(**given, use_cache=False).logits.cpu())
+    model.train(training)
+    return made
+
+
+def prove_text_locked(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """Compares what a model makes of texts before and after training.
+
+    Args:
+        before: as `text_logits` gave them.
+        after: of the same texts.
+
+    Returns:
+        The largest difference of a logit, which is 0.0.
+
+    Raises:
+        LockError: it is not.
+    """
+    change = max(float((a.double() - b.double()).abs().max()) for a, b in zip(before, after, strict=True))
+    if change != 0.0:
+        raise LockError(
+            f"texts without an image have other logits than before training, by up to {change:.3g}",
+            where="model.lock_text",
+            fix="do not use this run; report it, with run.json",
+        )
+    return change
 
 
 def true_size(parameter: nn.Parameter) -> int:
