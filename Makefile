@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test test-gpu fuzz hostile families compatibility lint types check bench assets clean
+.PHONY: quickstart test test-gpu fuzz kill hostile families compatibility lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
@@ -16,6 +16,7 @@ help:
 	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
 	@echo "make hostile     print a table of the hostile inputs: how many, tracebacks, hangs, memory"
 	@echo "make fuzz        draw hostile inputs (FUZZ_MINUTES=20), and print how they ended"
+	@echo "make kill        kill training, merging, exporting, caching and indexing 50 times for each of 3 seeds, and compare"
 	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
@@ -36,6 +37,9 @@ hostile: $(VENV)/.installed-dev
 FUZZ_MINUTES ?= 1
 fuzz: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
+
+kill: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.kill
 
 families: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/decoder_families.py

@@ -14,9 +14,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ExportableState
 
 from lockadapt.files import write_json, write_tensors
-from lockadapt.training.stored_state import LoopPosition, Progress, reading_checkpoint
+from lockadapt.training.stored_state import LoopPosition, Progress, reading_checkpoint, require_like
 
 if TYPE_CHECKING:
     from lockadapt.training.trainer import GroundingTrainer
@@ -121,7 +122,11 @@ def train_from(trainer: GroundingTrainer, last: Path | None) -> Any:
     if last is None:
         return trainer.train()
     with reading_checkpoint(last):
-        LoopPosition.model_validate_json((last / "trainer_state.json").read_bytes())
+        position = LoopPosition.model_validate_json((last / "trainer_state.json").read_bytes())
+        exported = [trainer.control, *trainer.callback_handler.callbacks]
+        for callback in (item for item in exported if isinstance(item, ExportableState)):
+            name = type(callback).__name__
+            require_like(callback.state(), position.stateful_callbacks[name], f"stateful_callbacks.{name}")
     try:
         return trainer.train(resume_from_checkpoint=str(last))
     except Exception:

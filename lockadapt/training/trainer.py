@@ -291,8 +291,15 @@ class GroundingTrainer(Trainer):
             start = end
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Of a micro-batch, over its pieces."""
-        return sum(super(GroundingTrainer, self).floating_point_ops(piece) for piece in pieces_of(inputs))
+        """Hugging Face's estimate for a micro-batch, 6 operations a token and parameter, without the tower.
+
+        A resumed run may not load its tower, and must count the same.
+        """
+        model: Any = self.model
+        tower = sum(parameter.numel() for parameter in tower_of(model).parameters())
+        counted = sum(parameter.numel() for parameter in model.parameters()) - tower
+        ids = [piece["input_ids"] for piece in pieces_of(inputs) if "input_ids" in piece]
+        return 6 * counted * sum(int(tokens.numel()) for tokens in ids)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -22,12 +22,9 @@ from lockadapt.training.loop import LOCK, train
 from lockadapt.training.progress import forget_after, read_metrics
 from tests.support.rows import embedding_recipe
 from tests.support.runs import values
+from tests.support.timeless import contents
 
 QUIET = Reporter(quiet=True)
-TIMES = {
-    *("seconds", "samples_per_second", "data_share", "train_runtime", "train_samples_per_second"),
-    *("train_steps_per_second", "largest_batch_bytes", "command"),
-}
 
 
 class Interruption(TrainerCallback):
@@ -55,29 +52,6 @@ def interrupted(recipe: Recipe, folder: Path, step: int, monkeypatch: pytest.Mon
         patch.setattr(stage_module, "stage_trainer", with_interruption)
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folder, QUIET)
-
-
-def contents(folder: Path) -> dict[str, Any]:
-    """Every file: JSON without times, everything else as bytes. The folder's own name is left out of texts."""
-    content: dict[str, Any] = {}
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        if not file.is_file() or name.endswith(("manifest.json", ".png", "README.md", "training_args.bin")):
-            continue  # digests of the others, and what is drawn from them
-        data = file.read_bytes().replace(str(folder).encode(), b"RUN")
-        if file.suffix == ".json":
-            content[name] = timeless(json.loads(data))
-        elif file.suffix == ".jsonl":
-            content[name] = [timeless(json.loads(line)) for line in data.splitlines()]
-        else:
-            content[name] = data
-    return content
-
-
-def timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return [(key, timeless(inner)) for key, inner in value.items() if key not in TIMES]
-    return [timeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 @pytest.mark.slow
