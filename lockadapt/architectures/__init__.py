@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from lockadapt.architectures.aya_vision import AYA_VISION
 from lockadapt.architectures.base import Architecture, Generation, Inputs, ModelLayout, unwrap_model
+from lockadapt.architectures.blip2 import BLIP2
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
 from lockadapt.architectures.generic import describe_config, describe_model, describes
@@ -35,6 +36,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     LLAVA_NEXT,
     VISION_ENCODER_DECODER,
     IDEFICS,
+    BLIP2,
 )
 
 _LOCATED: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()

@@ -33,6 +33,7 @@ from lockadapt.models.llms import (
     name_text_class,
     probe_ids,
     probe_llm,
+    probe_whole_llm,
 )
 from lockadapt.models.origins import read_origin, write_origins
 from lockadapt.models.preprocessing import square_processor
@@ -98,6 +99,7 @@ def assemble(
     factor: int | None = None,
     grid: Sequence[tuple[int, int]] | None = None,
     max_tiles: int | None = None,
+    queries: int | None = None,
 ) -> Assembled:
     """Bridges a causal LM and a vision model in a stock class, chosen by the fusion and the tower's outputs.
 
@@ -125,6 +127,8 @@ def assemble(
         grid: (rows, columns) of tiles that images may be cut into, for fusions that make tiles; default: all
             of up to `max_tiles` tiles.
         max_tiles: the most tiles of an image; default: the fusion's own.
+        queries: tokens that an image becomes, for fusions that read it with learned queries; default: the
+            fusion's own.
 
     Returns:
         Model, processor and a report.
@@ -137,7 +141,8 @@ def assemble(
     """
     chosen = resolve_dtype(dtype)
     grids = None if grid is None else tuple(grid)
-    wish = Wish(fusion_name or USUAL, factor, grids, max_tiles, image_tokenizer is not None)
+    draws = image_tokenizer is not None
+    wish = Wish(fusion_name or USUAL, factor, grids, max_tiles, draws, queries)
     candidates = choices(wish)
     with _workplace(output) as folder:
         codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
@@ -235,6 +240,8 @@ def load_parts(
     choice = choose(candidates, tower_facts.kind, where, text.model, vision.model)
     if whole and not choice.assembly.whole_llm:
         llm_facts = probe_llm(text.model, how.seed)
+    elif whole and choice.architecture.beside is None:  # it is given embeddings
+        llm_facts = probe_whole_llm(text.model, how.seed)
     check_grid(tower_facts, choice, llm_facts, where)
     ingredients = Ingredients(
         text.model,
@@ -247,6 +254,7 @@ def load_parts(
         image_tokenizer=codec,
         factor=choice.factor,
         grids=choice.grids,
+        queries=choice.queries,
     )
     sources = {"LLM": str(llm), "tower": str(tower)}
     if codec is not None:
@@ -279,7 +287,8 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
         AssemblyError: it cannot, or does not.
     """
     side, factor = vision.image_size // vision.patch_size, choice.factor
-    if (choice.grids or not choice.fusion.tokenwise) and side * side != vision.tokens:
+    patches_only = choice.grids or choice.fusion.factor is not None
+    if patches_only and side * side != vision.tokens:
         does = "joins tiles patch by patch" if choice.grids else "merges patches only"
         raise AssemblyError(
             f"the tower returns {vision.tokens} tokens for {side} x {side} patches, "
@@ -294,15 +303,16 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
             fix="give another model.factor or image_size",
         )
     rows, columns = max(choice.grids, key=lambda grid: grid[0] * grid[1], default=(0, 0))
-    # The whole image, and behind each row of the tiles' patches a newline.
-    tokens = vision.tokens // factor**2 + rows * side * (columns * side + bool(columns))
+    # The whole image, and behind each row of the tiles' patches a newline; or one a query.
+    tokens = choice.queries or vision.tokens // factor**2 + rows * side * (columns * side + bool(columns))
     if choice.architecture.beside is None and text.context is not None and tokens >= text.context:
+        fewer = "fewer `queries`" if choice.queries else "a smaller `image_size`"
+        fewer += ", fewer tiles" if choice.grids else ""
         of_tiles = f" in {rows} x {columns} tiles" if choice.grids else ""
         raise AssemblyError(
             f"an image{of_tiles} takes {tokens} tokens, the LLM's context holds {text.context}",
             where=where,
-            fix=f"give a smaller `image_size`{', fewer tiles' if choice.grids else ''}, or an LLM with a "
-            "longer context",
+            fix=f"give {fewer}, or an LLM with a longer context",
         )
 
 

@@ -63,6 +63,8 @@ class Fusion:
             such fusion.
         max_tiles: how many tiles an image is cut into at most where the recipe does not say; None: an image
             is one square.
+        queries: how many learned queries read an image where `model.queries` does not say; None: no such
+            fusion.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Fusion:
     tokenwise: bool = True
     factor: int | None = None
     max_tiles: int | None = None
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Ingredients:
         text_rms: root mean square of the LLM's embeddings, where something fresh stands among them.
         factor: see `Fusion`; 1 where the fusion has none.
         grids: (rows, columns) of tiles that an image may be cut into; empty where it is one square.
+        queries: see `Fusion`; 0 where the fusion has none.
     """
 
     llm: PreTrainedModel
@@ -107,6 +111,7 @@ class Ingredients:
     text_rms: float = 1.0
     factor: int = 1
     grids: tuple[tuple[int, int], ...] = ()
+    queries: int = 0
 
 
 def as_it_is(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
@@ -205,6 +210,10 @@ class Inputs:
         by_value: whether shapes inside forward depend on pixel values (images of zeros are left out), so
             that a plan needs real ones.
         beside: whether images are shown beside the text, which has no token of them (cross-attention).
+        no_image: a model -> the arguments of forward that say that no image is shown; None: nothing has
+            to say so.
+        image_tokens: a model -> how many tokens it has for an image, where the class itself does not
+            compare that with the text; None: it does.
     """
 
     processor_class: type[Any]
@@ -215,6 +224,8 @@ class Inputs:
     shown: Callable[[Tensor], dict[str, Tensor]] = squares
     by_value: bool = False
     beside: bool = False
+    no_image: Callable[[Any], dict[str, Any]] | None = None
+    image_tokens: Callable[[Any], int] | None = None
 
     @property
     def apart(self) -> bool:
@@ -387,6 +398,8 @@ class Architecture:
         beside: how images are shown beside the text; None: they stand in it.
         logits_to_keep: forward's name for the positions whose logits are needed.
         locate: where this very model has its parts, where its config decides that; None: `layout` says it.
+        writer: a model and arguments of its forward -> what `generate` is called on, and with which
+            arguments; None: the model itself, with these.
     """
 
     model_class: type[PreTrainedModel]
@@ -405,6 +418,12 @@ class Architecture:
     beside: Beside | None = None
     logits_to_keep: str = "logits_to_keep"
     locate: Callable[[Any], ModelLayout] | None = None
+    writer: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]] | None = None
+
+    @property
+    def whole_llm(self) -> bool:
+        """Whether the LLM lies in it whole, so that what its head gives need not be what it returns."""
+        return self.assemble is not None and self.assemble.whole_llm
 
     @property
     def answers(self) -> bool:

@@ -48,6 +48,7 @@ def assembled_blueprint(
     factor: int | None = None,
     grid: Sequence[tuple[int, int]] | None = None,
     max_tiles: int | None = None,
+    queries: int | None = None,
 ) -> Blueprint:
     """Builds what `assemble` would from these sources, without reading a weight. Arguments as there.
 
@@ -63,6 +64,7 @@ def assembled_blueprint(
         factor: patches a side that become one token; None: the fusion's own.
         grid: (rows, columns) of tiles that images may be cut into; None: all of up to `max_tiles` tiles.
         max_tiles: None: the fusion's own.
+        queries: tokens that an image becomes; None: the fusion's own.
 
     Returns:
         The model on the meta device, and its processor.
@@ -73,7 +75,8 @@ def assembled_blueprint(
             compared.
     """
     grids = None if grid is None else tuple(grid)
-    candidates = choices(Wish(fusion_name, factor, grids, max_tiles, image_tokenizer is not None))
+    draws = image_tokenizer is not None
+    candidates = choices(Wish(fusion_name, factor, grids, max_tiles, draws, queries))
     source = find(llm, "LLM")
     config = llm_config(source)
     with loading(source, "LLM"), META:
@@ -105,6 +108,7 @@ def assembled_blueprint(
             image_tokenizer=codec,
             factor=choice.factor,
             grids=choice.grids,
+            queries=choice.queries,
         )
         held = choice.assembly.tower(ingredients, choice.fusion, None)
         model, processor, _ = put_together(choice, replace(ingredients, tower=held), seed=0)

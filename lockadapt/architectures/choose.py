@@ -24,6 +24,7 @@ class Wish:
         grid: (rows, columns) of tiles that images may be cut into; None: all of up to `max_tiles` tiles.
         max_tiles: the most tiles of an image; None: the fusion's own.
         generates_images: whether the class must.
+        queries: learned queries that read an image; None: the fusion's own.
     """
 
     fusion: str = USUAL
@@ -31,17 +32,19 @@ class Wish:
     grid: tuple[tuple[int, int], ...] | None = None
     max_tiles: int | None = None
     generates_images: bool = False
+    queries: int | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An architecture that can be assembled, and how it will be; see `Ingredients` for `grids`."""
+    """An architecture that can be assembled, and how it will be; see `Ingredients` for its numbers."""
 
     architecture: Architecture
     assembly: Assembly
     fusion: Fusion
     factor: int
     grids: tuple[tuple[int, int], ...] = ()
+    queries: int = 0
 
 
 def fusion_names() -> tuple[str, ...]:
@@ -82,8 +85,9 @@ def choices(wish: Wish) -> list[Choice]:
     for architecture, assembly in fitting:
         if fusion := assembly.fusions.get(wish.fusion):
             check_keys(wish, fusion)
-            factor = wish.factor or fusion.factor or 1
-            possible.append(Choice(architecture, assembly, fusion, factor, tile_grids(wish, fusion)))
+            factor, queries = wish.factor or fusion.factor or 1, wish.queries or fusion.queries or 0
+            grids = tile_grids(wish, fusion)
+            possible.append(Choice(architecture, assembly, fusion, factor, grids, queries))
     if not possible:
         names = dict.fromkeys(name for _, assembly in fitting for name in assembly.fusions)
         raise RecipeError(
@@ -108,6 +112,7 @@ def check_keys(wish: Wish, fusion: Fusion) -> None:
         "factor": (wish.factor, fusion.factor, "makes a token of every patch"),
         "grid": (wish.grid, fusion.max_tiles, "makes one square of every image"),
         "max_tiles": (wish.max_tiles, fusion.max_tiles, "makes one square of every image"),
+        "queries": (wish.queries, fusion.queries, "reads images without queries"),
     }
     for key, (wanted, offered, why) in given.items():
         if wanted is not None and offered is None:

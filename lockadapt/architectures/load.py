@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
-from lockadapt.architectures import class_name, find_architecture
+from lockadapt.architectures import architecture_of, class_name, find_architecture, inputs_of
 from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
@@ -85,6 +85,7 @@ def load_model(
         )
     model, info = loaded
     _check(model, info, source.name)
+    _check_image_tokens(model, processor, source.name)
     require_finite(model, source.name)
     with torch.no_grad():
         for name in architecture.unit_rows:
@@ -118,6 +119,19 @@ def load_processor(folder: str | Path) -> Any:
     if isinstance(template, str) and getattr(processor, "image_token", None):
         processor.chat_template = settle_template(processor.tokenizer, template)
     return processor
+
+
+def _check_image_tokens(model: PreTrainedModel, processor: Any, where: str) -> None:
+    """Refuses a processor that writes another number of image tokens than a class takes silently."""
+    wanted, span = architecture_of(model).inputs.image_tokens, inputs_of(processor).span
+    if wanted is None or span is None:
+        return
+    if (written := span(processor).count) != (held := wanted(model)):
+        raise VerificationError(
+            f"{type(model).__name__} has {held} tokens for an image, and the processor writes {written}",
+            where=where,
+            fix="the folder's processor and config.json do not belong together: export or download it again",
+        )
 
 
 def _check(model: PreTrainedModel, info: dict[str, Any], where: str) -> None:

@@ -125,6 +125,7 @@ def assemble_model(
         factor=section.factor,
         grid=section.tile_grid,
         max_tiles=section.max_tiles,
+        queries=section.queries,
     )
 
 

@@ -22,6 +22,11 @@ def assemble(
     max_tiles: int = typer.Option(
         None, "--max-tiles", help="The most tiles of an image, for the projector `tiles`."
     ),
+    queries: int = typer.Option(
+        None,
+        "--queries",
+        help="Tokens that an image becomes, for projectors that read it with learned queries.",
+    ),
     image_size: int = typer.Option(
         None, "--image-size", help="Side of the square to which images are resized, in pixels."
     ),
@@ -41,6 +46,7 @@ def assemble(
         fusion_name=fusion,
         factor=factor,
         max_tiles=max_tiles,
+        queries=queries,
         image_size=image_size,
         feature_layer=feature_layer,
         dtype=dtype,

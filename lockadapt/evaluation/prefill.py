@@ -15,7 +15,7 @@ from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs, image_part
 from lockadapt.models.chat_template import without_thought
 from lockadapt.models.quiet import quiet
-from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.objectives.answer_tokens import model_inputs, writer_of
 from lockadapt.tuning.training_autocast import training_autocast
 
 
@@ -62,7 +62,10 @@ def generate_from_shared_prefix(
     shown = images([image for first in firsts for image in first.images])
     inputs = on_device({"input_ids": prefix, "attention_mask": torch.ones_like(prefix), **shown}, device)
     with training_autocast(model):
-        cache = model(**model_inputs(model, inputs), use_cache=True, logits_to_keep=1).cache
+        reader, given = writer_of(model, model_inputs(model, inputs))
+        if "inputs_embeds" in given:
+            del given["input_ids"]
+        cache = reader(**given, use_cache=True, logits_to_keep=1).cache
     cache.batch_select_indices(owner.to(device))
     rest, mask = left_padded([prompt.input_ids[end:].tolist() for prompt in prompts], tokenizer.pad_token_id)
     ids = torch.cat([prefix[owner], rest], 1)
@@ -77,8 +80,9 @@ def _generate(
     """Continues prompts of so many tokens, padding included."""
     # Janus sets a length of its own beside ours, and says at every call which one counts.
     with training_autocast(model), quiet():
-        made = model.generate(  # type: ignore[operator]
-            **inputs,
+        writer, given = writer_of(model, inputs)
+        made = writer.generate(
+            **given,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

@@ -92,7 +92,11 @@ def widen_vocabulary(llm: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     if rows == old:
         return rows
     means = [layer.weight.double().mean(dim=0) for layer in (table, head)]
+    bias = None if head.bias is None else head.bias.double().mean()
     llm.resize_token_embeddings(rows, mean_resizing=False)
     for layer, mean in zip((llm.get_input_embeddings(), llm.get_output_embeddings()), means, strict=True):
         layer.weight[old:] = mean.to(layer.weight.dtype)
+    if bias is not None:
+        widened = llm.get_output_embeddings().bias
+        widened[old:] = bias.to(widened.dtype)
     return rows

@@ -163,12 +163,19 @@ def converse(
         add_special_tokens=special,
         return_tensors="pt",
     ).to(model.device)
+    if "pixel_values" not in inputs and wants_pixels(model):
+        blank = processor.image_processor(Image.new("RGB", (64, 64), "white"), return_tensors="pt")
+        unseen = {"pixel_values": blank["pixel_values"].to(model.device, model.dtype)}
+    else:
+        unseen = {}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    length = inputs["input_ids"].shape[1]
+    # What an encoder-decoder gives begins with one token that starts every answer.
+    length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     with torch.no_grad():
         made = model.generate(
             **inputs,
+            **unseen,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             return_dict_in_generate=True,
@@ -216,6 +223,13 @@ def converse_beside(
     if values is not None:
         outputs["pixel_values"] = inputs["pixel_values"].cpu().contiguous()
     return ids[0].tolist(), made.sequences[0, ids.shape[1] :].tolist(), outputs
+
+
+def wants_pixels(model: Any) -> bool:
+    """Whether forward wants pixels with every text, also where no token stands for them (BLIP-2)."""
+    stock = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given = inspect.signature(type(stock).forward).parameters.get("pixel_values")
+    return given is not None and given.default is inspect.Parameter.empty
 
 
 def written_token(processor: Any, image_token_id: int | None) -> int | None:

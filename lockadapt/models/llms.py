@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +154,9 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
     except Exception as error:
         if memory_ran_out(error):
             raise
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise AssemblyError(
-            f"{type(llm).__name__} cannot read {ids.shape[1]} tokens: {type(error).__name__}: {first}",
-            where=str(config.name_or_path) or None,
-            fix="check its config.json: Transformers itself cannot run it",
-        ) from error
+        raise _unreadable(llm, ids, error) from error
     allowed = tolerance(hidden.dtype, hidden)
-    others = output.keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
-    if others:
-        raise _cannot(
-            llm,
-            f"{', '.join(sorted(others))} beside hidden states and a cache",
-            fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the "
-            "text side of a dual encoder (objectives of the kind itc alone)",
-        )
+    _refuse_memories(llm, output)
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
     if not _close(hidden, embedded, allowed):
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
@@ -178,6 +166,44 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
     _check_head(llm, head, ids, seen, plain)
 
     return llm_structure(llm)
+
+
+@torch.no_grad()
+def probe_whole_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
+    """Runs an LLM that a class keeps whole, and checks that it can be given embeddings and keeps a cache.
+
+    Whatever its head does (a bias, a scale, a soft-cap), the class does too, as it calls the LLM itself.
+
+    Args:
+        llm: a causal LM.
+        seed: of the random tokens.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        AssemblyError: it computes something else from embeddings than from tokens, or keeps no cache.
+    """
+    body, table, _ = _parts(llm)
+    width = table.weight.shape[1]
+    if width != llm.config.hidden_size:
+        raise _cannot(
+            llm, f"an embedding of {width} dimensions beside hidden states of {llm.config.hidden_size}"
+        )
+    ids = probe_ids(table.weight.shape[0], seed, context_of(llm.config)).to(table.weight.device)
+    try:
+        logits = llm(input_ids=ids, use_cache=False).logits
+        output = body(input_ids=ids)
+    except Exception as error:
+        if memory_ran_out(error):
+            raise
+        raise _unreadable(llm, ids, error) from error
+    _refuse_memories(llm, output)
+    embedded = llm(inputs_embeds=table(ids), use_cache=False).logits
+    if not _close(logits, embedded, tolerance(logits.dtype, logits)):
+        raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
+    facts = llm_structure(llm)
+    return replace(facts, keeps_tie=facts.tied)
 
 
 def llm_structure(llm: PreTrainedModel) -> LlmFacts:
@@ -243,6 +269,26 @@ def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:
     if llm.config.get_text_config() is not llm.config:
         raise _cannot(llm, "other modalities beside text (to train an existing VLM, start from `model.vlm`)")
     return body, table, head
+
+
+def _unreadable(llm: PreTrainedModel, ids: Tensor, error: Exception) -> AssemblyError:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return AssemblyError(
+        f"{type(llm).__name__} cannot read {ids.shape[1]} tokens: {type(error).__name__}: {first}",
+        where=str(llm.config.name_or_path) or None,
+        fix="check its config.json: Transformers itself cannot run it",
+    )
+
+
+def _refuse_memories(llm: PreTrainedModel, output: Any) -> None:
+    others = output.keys() - {field.name for field in fields(MultimodalBaseModelOutputWithPast)}
+    if others:
+        raise _cannot(
+            llm,
+            f"{', '.join(sorted(others))} beside hidden states and a cache",
+            fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the "
+            "text side of a dual encoder (objectives of the kind itc alone)",
+        )
 
 
 def _check_head(llm: PreTrainedModel, head: nn.Linear, ids: Tensor, hidden: Tensor, logits: Tensor) -> None:

@@ -130,7 +130,23 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         # Most towers cast pixels themselves; those that begin with a bare convolution do not (MobileNet).
         values = batch["pixel_values"].to(next(tower_of(model).parameters()).dtype)
         inputs |= architecture.inputs.shown(values)
+    elif architecture.inputs.no_image is not None:
+        inputs |= architecture.inputs.no_image(unwrap_model(model))
     return beside_text(model, inputs, batch.get("image_rows"))
+
+
+def writer_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What `generate` is called on, and with what; see `Architecture.writer`.
+
+    Args:
+        model: a Transformers model, possibly wrapped.
+        inputs: see `model_inputs`.
+
+    Returns:
+        The model and these arguments, unless its class says otherwise.
+    """
+    writer = architecture_of(model).writer
+    return (model, inputs) if writer is None else writer(unwrap_model(model), inputs)
 
 
 _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -138,7 +154,9 @@ _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: torch.Tensor) -> bool:
-    """Whether logits are what the head computes; measured where the class has no description of its own.
+    """Whether logits are what the head computes.
+
+    Measured where the class has no description of its own, or holds an LLM with whatever head it has.
 
     Args:
         model: a Transformers model, possibly wrapped.
@@ -149,7 +167,8 @@ def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: tor
         True if they are.
     """
     base = unwrap_model(model)
-    if not architecture_of(base).inputs.stock:
+    architecture = architecture_of(base)
+    if not architecture.inputs.stock and not architecture.whole_llm:
         return True
     if base not in _ENDS:
         head = base.get_submodule(layout_of(base).head)

@@ -182,7 +182,8 @@ def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predic
             model(**inputs, **_kept(model, predicting), use_cache=False)
     finally:
         handle.remove()
-    return seen[0]
+    # Some LLMs take no mask of positions, and hand their head all of them.
+    return seen[0][predicting] if seen[0].shape[:2] == predicting.shape else seen[0]
 
 
 def _kept(model: nn.Module, predicting: Tensor) -> dict[str, Tensor]:

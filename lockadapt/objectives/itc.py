@@ -125,6 +125,12 @@ class ImageText(Objective):
                 where=f"objectives.….mode: {self.mode}",
                 fix="mode dual wants llm and tower, or a dual encoder as vlm; mode vlm any other model",
             )
+        if architecture_of(model).whole_llm:
+            raise RecipeError(
+                f"{type(unwrap_model(model)).__name__} keeps its LLM with its head, so nothing embeds in it",
+                where="objectives",
+                fix="choose another model.fusion, or train retrieval alone (mode dual)",
+            )
         temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale, self.learn_scale)
         add_retrieval(model, self.dimension, temperature, self.pooling)
 

@@ -151,6 +151,7 @@ class Planner:
             factor=section.factor,
             grid=section.tile_grid,
             max_tiles=section.max_tiles,
+            queries=section.queries,
         )
 
     def peak(self, choice: Choice, like: Peak | None = None) -> Peak:

@@ -70,6 +70,11 @@ class ModelSection(Section):
         default=None,
         description="the most tiles of an image beside the whole image, for the fusion `tiles`; default 4",
     )
+    queries: Annotated[int, Field(gt=0, le=4096)] | None = Field(
+        default=None,
+        description="tokens that an image becomes, for fusions that read it with learned queries "
+        "(`qformer`); default: the fusion's own",
+    )
     image_size: Annotated[int, Field(gt=0, le=8192)] | None = Field(
         default=None,
         description="side of the square to which images are resized, in pixels; default: the size in the "
@@ -117,13 +122,14 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _offered(self) -> ModelSection:
         wish = (self.factor, self.tile_grid, self.max_tiles)
-        if self.fusion in (None, "mlp") and not any(wish):
+        if self.fusion in (None, "mlp") and not any(wish) and self.queries is None:
             return self
         # Only now, as it imports torch.
         from lockadapt.architectures.choose import USUAL, Wish, choices
 
         try:
-            choices(Wish(self.fusion or USUAL, *wish, self.image_tokenizer is not None))
+            draws = self.image_tokenizer is not None
+            choices(Wish(self.fusion or USUAL, *wish, draws, self.queries))
         except RecipeError as error:
             key = (error.where or "").rpartition(".")[2]
             raise InconsistentError([((key,), f"{error.message}; {error.fix}")]) from error

@@ -217,6 +217,7 @@ ELSEWHERE = {
     "model.factor": "tests/architectures/test_choose.py::test_what_is_not_offered",
     "model.grid": "tests/architectures/test_llava_next.py::test_the_recipe_says_which_grids_there_are",
     "model.max_tiles": "tests/architectures/test_llava_next.py::test_the_recipe_says_which_grids_there_are",
+    "model.queries": "tests/architectures/blip2/test_decoders.py::test_trained_merged_exported_and_verified",
     "model.fusion": "tests/architectures/test_assemble.py::test_linear_fusion_is_linear",
     "model.image_size": "tests/architectures/test_assemble.py::test_image_size_is_a_choice",
     "model.max_image_tokens": "tests/architectures/test_limits.py::test_a_run_trains_and_merges_with_it",

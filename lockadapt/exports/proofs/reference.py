@@ -21,7 +21,7 @@ from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
-from lockadapt.objectives.answer_tokens import model_inputs
+from lockadapt.objectives.answer_tokens import model_inputs, writer_of
 
 MAX_PIXELS = 50_000_000
 NEW_TOKENS = 20
@@ -138,8 +138,11 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
             tensors |= _case(
                 f"swapped{number}", _as_taken(model, shown | _image_keys(model, pixels, others, dtype))
             )
+    unseen = {}
+    if architecture_of(model).inputs.no_image is not None:  # its forward wants pixels with every text
+        unseen = _image_keys(model, pixels, [Image.new("RGB", (64, 64), "white")], dtype)
     for number, text in enumerate(alone):
-        tensors |= _case(f"text{number}", _as_taken(model, _ids(encoder, text)))
+        tensors |= _case(f"text{number}", _as_taken(model, _ids(encoder, text)) | unseen)
     logits = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
     conversations = (*(sample for sample in samples if sample.images), *alone)
     answers = tuple(_answer(model, encoder, pixels, sample, dtype) for sample in conversations)
@@ -248,8 +251,9 @@ def _answer(
     }
     arguments = model_inputs(model, inputs)
     with quiet():  # Janus says at every call which of two lengths counts
-        made: Any = model.generate(  # type: ignore[operator]
-            **arguments,
+        writer, given = writer_of(model, arguments)
+        made: Any = writer.generate(
+            **given,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             num_beams=1,

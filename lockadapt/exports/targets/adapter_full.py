@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from lockadapt.architectures import find_architecture
 from lockadapt.console import Reporter
 from lockadapt.exports.peft_folder import finish_adapter, read_config, write_full
 from lockadapt.exports.proofs.adapter_folder import prove_adapter, trained_answers
@@ -13,7 +16,22 @@ from lockadapt.exports.targets.adapter import refusal
 from lockadapt.exports.targets.base import ExportTarget
 from lockadapt.exports.targets.servers import Served, servable, tensor_names
 from lockadapt.files import new_folder
+from lockadapt.runs.artifacts import PART_FILES
 from lockadapt.runs.run import Run
+
+
+def no_full_adapter(run: Run) -> str | None:
+    """There must be LoRA, and beside it only whole modules, which is what PEFT saves."""
+    if reason := refusal(run):
+        return reason
+    architecture, file = find_architecture(run.config()), run.folder / PART_FILES["projector"]
+    if architecture is None or not file.is_file():
+        return None
+    with safe_open(file, "pt") as saved:
+        bare = [path for path in architecture.layout.projector if path in set(saved.keys())]
+    if not bare:
+        return None
+    return f"PEFT's modules_to_save holds modules, and {bare[0]} is a parameter (use --to adapter)"
 
 
 def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
@@ -33,5 +51,5 @@ def write(run: Run, output: Path, reporter: Reporter) -> dict[str, Any]:
 
 
 ADAPTER_FULL = ExportTarget(
-    "adapter-full", "all that was trained as a PEFT folder, for the untrained base", refusal, write
+    "adapter-full", "all that was trained as a PEFT folder, for the untrained base", no_full_adapter, write
 )
