@@ -15,6 +15,8 @@ from lockadapt.exports.merge_command import MergeRequest, merge_command
 from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import LoadedRecipe
 from lockadapt.recipe.read import load_recipe as read
+from lockadapt.report.follow import follow
+from lockadapt.report.write import write_report
 from lockadapt.runs.run import LoadedRun, Run
 from lockadapt.training.loop import TrainResult
 from lockadapt.training.loop import train as run_recipe
@@ -74,7 +76,11 @@ def train(
     folder = output if output is not None else recipe.recipe.output
     if folder is None:
         raise RecipeError("no run folder given", where=str(recipe.path or "recipe"), fix="add output=FOLDER")
-    return run_recipe(recipe.recipe, folder, reporter, resume)
+    if not recipe.recipe.report:
+        return run_recipe(recipe.recipe, folder, reporter, resume)
+    trained = run_recipe(recipe.recipe, folder, reporter, resume, [follow])
+    write_report([trained.output])
+    return trained
 
 
 def evaluate(

@@ -24,7 +24,7 @@ from lockadapt.files import write_json, write_text
 from lockadapt.objectives import Objective
 from lockadapt.runs.card import write_card
 from lockadapt.runs.run import LoadedRun, Run
-from lockadapt.runs.run_folder import SCORES
+from lockadapt.runs.run_folder import PREDICTIONS, SCORES
 
 
 def evaluate_folder(
@@ -64,13 +64,19 @@ def evaluate_folder(
     blind = blind or experiment.blind
     scores, rows = evaluate(target, experiment, blind, reporter)
     if predictions is not None:
-        write_text(predictions, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_text(predictions, _json_lines(rows))
     if target.run is not None and recipe_file is None:
         known = target.run.scores()
         known["blind" if blind else "seeing"] = scores
         write_json(target.run.folder / SCORES, known)
+        if blind == experiment.blind:
+            write_text(target.run.folder / PREDICTIONS, _json_lines(rows))
         write_card(target.run)
     return scores
+
+
+def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def evaluate(

@@ -403,6 +403,11 @@ class Recipe(Section):
         description="replace every image by the mean image, to measure how much can be answered from the "
         "text alone",
     )
+    report: bool = Field(
+        default=True,
+        description="predict a few validation samples at every validation, and write `report.html` into the "
+        "run folder, at validations and at the end",
+    )
     output: Text | None = Field(default=None, description="run folder")
 
     @model_validator(mode="before")

@@ -25,13 +25,15 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.runs.record import RUN
 from lockadapt.version import __version__
 
-RECIPE, METRICS, SCORES, BASE, PROBE, MEAN_IMAGE_FILE = (
+RECIPE, METRICS, SCORES, BASE, PROBE, MEAN_IMAGE_FILE, FOLLOWED, PREDICTIONS = (
     "recipe.yaml",
     "metrics.jsonl",
     "evaluation.json",
     "base",
     "probe",
     "mean_image.png",
+    "followed.jsonl",
+    "predictions.jsonl",
 )
 PROBE_SAMPLES = 8
 PACKAGES = (

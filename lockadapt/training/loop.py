@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
-from lockadapt.training.stage import Session, run_stage
+from lockadapt.training.stage import Observer, Session, run_stage
 from lockadapt.tuning.adapters import experts_note
 from lockadapt.tuning.base_identity import base_identity
 
@@ -54,7 +55,13 @@ class TrainResult:
         return {**asdict(self), "output": str(self.output)}
 
 
-def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool = False) -> TrainResult:
+def train(
+    recipe: Recipe,
+    output: str | Path,
+    reporter: Reporter,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> TrainResult:
     """Run a recipe and write the run folder.
 
     Args:
@@ -62,6 +69,7 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
         output: the run folder; must be new or empty, unless `resume`.
         reporter: is told how it goes.
         resume: go on from the last complete checkpoint in `output`.
+        observers: give further callbacks to every stage.
 
     Returns:
         What was written, and how fast.
@@ -77,10 +85,12 @@ def train(recipe: Recipe, output: str | Path, reporter: Reporter, resume: bool =
                 where=str(folder),
                 fix="wait for it, or name another --output",
             )
-        return _train(recipe, folder, reporter, resume)
+        return _train(recipe, folder, reporter, resume, observers)
 
 
-def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> TrainResult:
+def _train(
+    recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, observers: Sequence[Observer]
+) -> TrainResult:
     """The way of `train` in a folder that is this process's alone."""
     experiment, dtype = build_experiment(recipe), resolve_dtype(recipe.model.dtype)
 
@@ -110,7 +120,7 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool) -> Tr
 
     # Lock, train, prove: stage by stage.
     admission = admit_rows(model, processor, images_first(samples), reporter)
-    session = Session(experiment, folder, model, processor, rows, reporter, resume, admission)
+    session = Session(experiment, folder, model, processor, rows, reporter, resume, admission, observers)
     stages = experiment.stages(rows.counts)
     trained = [run_stage(session, stage) for stage in stages]
     steps = sum(stage.steps for stage in stages)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from lockadapt.building.experiment import Experiment
 from lockadapt.building.objectives import stage_objectives
@@ -17,6 +17,7 @@ from lockadapt.console import Reporter
 from lockadapt.files import write_json
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype, some
+from lockadapt.objectives import Objective
 from lockadapt.planning.admission import Finding
 from lockadapt.runs import run_folder
 from lockadapt.runs.record import StageRecord, read_as
@@ -39,6 +40,9 @@ from lockadapt.tuning.locks import (
 TEXTS = 8
 """Of each objective, that `model.lock_text` is proved on."""
 
+Observer = Callable[["Session", str, Mapping[str, Objective]], list[TrainerCallback]]
+"""Session, name of a stage and its objectives -> callbacks of the stage's trainer."""
+
 CHECKPOINTS, FINISHED, OUTCOME = "checkpoints", "finished", "outcome.json"
 
 
@@ -55,6 +59,7 @@ class Session:
         reporter: is told how it goes.
         resume: whether to go on from the last complete checkpoint.
         admission: what was measured of a class without a description of its own.
+        observers: give further callbacks to every stage.
     """
 
     experiment: Experiment
@@ -65,6 +70,7 @@ class Session:
     reporter: Reporter
     resume: bool
     admission: Sequence[Finding] = ()
+    observers: Sequence[Observer] = ()
 
     @property
     def base(self) -> str:
@@ -113,7 +119,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
     last = checkpoint.latest(folder) if session.resume else None
     if session.resume:
-        forget_after(session.folder / run_folder.METRICS, stage.name, last)
+        for file in (run_folder.METRICS, run_folder.FOLLOWED):
+            forget_after(session.folder / file, stage.name, last)
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     texts = _texts(session) if session.experiment.model.lock_text else []
     before = text_logits(model, texts)
@@ -165,6 +172,8 @@ def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrai
         shown = validation.get(name) or rows.train[name]
         samples = session.folder / "samples" / stage.name / name
         callbacks += objective.callbacks(samples, session.processor, shown)
+    for observer in session.observers:
+        callbacks += observer(session, stage.name, objectives)
     dtype = resolve_dtype(experiment.model.dtype)
     trainer = GroundingTrainer(
         session.model,

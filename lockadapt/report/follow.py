@@ -1,0 +1,93 @@
+"""Follows the same samples through training: predicted at every validation, shown in the run's report."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lockadapt.architectures.blocks import context_length
+from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.evaluation.context import PredictionContext
+from lockadapt.objectives.answer_tokens import AnswerObjective
+from lockadapt.objectives.base import prediction_row
+from lockadapt.report.write import write_report
+from lockadapt.runs.run_folder import FOLLOWED
+from lockadapt.training.stage import Session
+
+SAMPLES = 24
+SECONDS = 60.0
+"""The report is written again at most so often while a run trains: drawing costs about a second."""
+
+
+def follow(session: Session, stage: str, objectives: Mapping[str, Any]) -> list[TrainerCallback]:
+    """Gives the callback that follows a stage; see `lockadapt.training.loop.train`."""
+    followed = {
+        name: (objective, _chosen(session.rows.validation.get(name, ()), len(objectives)))
+        for name, objective in objectives.items()
+        if isinstance(objective, AnswerObjective)
+    }
+    return [FollowedSamples(session, stage, followed)] if any(rows for _, rows in followed.values()) else []
+
+
+def _chosen(rows: Sequence[Encoded], objectives: int) -> list[Encoded]:
+    number = min(len(rows), max(1, SAMPLES // objectives))
+    return random.Random(0).sample(list(rows), number)
+
+
+class FollowedSamples(TrainerCallback):
+    """Appends predictions of a few validation samples to `followed.jsonl`, and refreshes the report.
+
+    Args:
+        session: of the run.
+        stage: its name.
+        followed: objective and samples, by the objective's name.
+    """
+
+    def __init__(
+        self, session: Session, stage: str, followed: Mapping[str, tuple[AnswerObjective, Sequence[Encoded]]]
+    ) -> None:
+        self.session, self.stage, self.followed = session, stage, followed
+        data = session.experiment.data
+        limit = data.max_length or context_length(session.model)
+        self.encoder = Encoder(session.processor, limit, data.allow_special_tokens)
+        self._written = time.monotonic()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Predicts; random numbers of training stay as they are."""
+        if not state.is_world_process_zero:
+            return
+        rows: list[dict[str, Any]] = []
+        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices=cuda):
+            for name, (objective, items) in self.followed.items():
+                samples = [item.sample for item in items]
+                answers = self._context(name).answers(samples, objective.answers, objective.max_new_tokens)
+                rows += [
+                    {"stage": self.stage, "step": state.global_step, "objective": name}
+                    | prediction_row(sample, answer)
+                    for sample, answer in zip(samples, answers, strict=True)
+                ]
+        with open(self.session.folder / FOLLOWED, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if time.monotonic() - self._written >= SECONDS:
+            write_report([self.session.folder])
+            self._written = time.monotonic()
+
+    def _context(self, name: str) -> PredictionContext:
+        session = self.session
+        return PredictionContext(
+            session.model,
+            self.encoder,
+            session.rows.images[name],
+            session.experiment.evaluation.batch_size,
+            None,
+            session.experiment.evaluation.method,
+        )
