@@ -22,7 +22,7 @@ from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.evaluation.prefill import generate_from_shared_prefix
+from lockadapt.evaluation.prefill import generate_from_shared_prefix, prefill_problem, shares
 from lockadapt.objectives.answer_tokens import sample_losses
 from lockadapt.planning.exactness import try_packing
 from lockadapt.planning.packing import why_not_exact, why_not_shared, with_a_sibling
@@ -65,13 +65,19 @@ class SamplePredictor:
         order = [number for group in groups(prompts) for number in group]
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
         share = self.max_row_tokens is not None and not self._explained(why_not_shared(self.model, longest))
+        tried = not architecture_of(self.model).inputs.stock
         answers: dict[int, str] = {}
         alike = self._alike(prompts)
         order.sort(key=alike)
         for part in _parts(order, self.batch_size, alike):
+            batch = [prompts[number] for number in part]
+            if share and not tried and shares(batch):
+                tried = True
+                problem = prefill_problem(self.model, batch, self.images, self.encoder.tokenizer)
+                share = not self._explained(problem)
             texts = generate_from_shared_prefix(
                 self.model,
-                [prompts[number] for number in part],
+                batch,
                 self.images,
                 self.encoder.tokenizer,
                 max_new_tokens,
