@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.masks import MaskRule, fit, learn_masks, learned_masks
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import pixel_inputs
-from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
+from lockadapt.data.sample import Sample, Turn
 from lockadapt.models.chat_template import adds_special_tokens
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
 from lockadapt.planning.exactness import Trial, try_packing
 from lockadapt.planning.packing import to_be_tried, why_not_exact
-from tests.support.rows import padded_labels
+from tests.support.rows import padded_labels, picture_questions
 from tests.support.zoo import entry_of
 
 WITHOUT_TORCHVISION = (
@@ -41,29 +40,21 @@ LOSS, GRADIENT = 5e-6, 5e-5
 """Largest differences: of the loss, and of a tensor's gradient relative to its largest entry, both in float32."""
 
 
-def asked(*questions: tuple[str, str], pictures: dict[str, tuple[int, int]]) -> list[Sample]:
-    """Questions about the same noise pictures of the sizes given."""
-    images = tuple(
-        ImageRef(key, picture=Image.effect_noise(size, 90).convert("RGB")) for key, size in pictures.items()
-    )
-    return [question_answer(question, answer, list(images), question) for question, answer in questions]
-
-
 def samples(name: str) -> list[Sample]:
     """Three and two questions about pictures of two shapes, a dialogue, and two pictures at once."""
-    rows = asked(
+    rows = picture_questions(
         ("What is this?", "red and round"),
         ("How many?", "three"),
         ("How many things?", "none"),
         pictures={"a": (64, 48)},
     )
-    rows += asked(
+    rows += picture_questions(
         ("What is this?", "a long blue line, I think"), ("Is it big?", "no"), pictures={"b": (40, 96)}
     )
     again = (*rows[0].turns, Turn("user", "Sure?"), Turn("assistant", "yes"))
     rows.append(Sample(rows[0].images, again, where="dialogue"))
     if name not in ONE_IMAGE:
-        rows += asked(
+        rows += picture_questions(
             ("Which is red?", "the first"),
             ("Which is long?", "the second"),
             pictures={"c": (64, 48), "d": (40, 56)},

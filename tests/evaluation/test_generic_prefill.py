@@ -10,7 +10,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.evaluation import predict
 from lockadapt.evaluation.predict import SamplePredictor
-from tests.architectures.test_generic_packing import asked
+from tests.support.rows import picture_questions
 from tests.support.zoo import entry_of
 
 SHARED = ("gemma3", "llava_next", "idefics2", "qwen2_5_vl", "qwen3_vl", "glm4v", "internvl", "mistral3")
@@ -27,8 +27,10 @@ def answers(name: str) -> tuple[list[str], list[str], list[str]]:
     if missing := entry.missing():
         pytest.skip(f"its processor needs {' and '.join(missing)}")
     model, processor = entry.build()
-    samples = asked(("What?", "x"), ("How many things?", "x"), ("Which?", "x"), pictures={"a": (96, 32)})
-    samples += asked(("What?", "x"), ("Is it?", "x"), pictures={"b": (48, 64)})
+    samples = picture_questions(
+        ("What?", "x"), ("How many things?", "x"), ("Which?", "x"), pictures={"a": (96, 32)}
+    )
+    samples += picture_questions(("What?", "x"), ("Is it?", "x"), pictures={"b": (48, 64)})
     notes: list[str] = []
     images = pixel_inputs(processor, 10**6)
     own = SamplePredictor(model, Encoder(processor, 4096), images, batch_size=8, note=notes.append)

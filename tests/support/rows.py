@@ -50,6 +50,14 @@ def vqa_samples(folder: Path, repeat: int = 1) -> list[Sample]:
     return samples
 
 
+def picture_questions(*questions: tuple[str, str], pictures: dict[str, tuple[int, int]]) -> list[Sample]:
+    """Questions about the same noise pictures of the sizes given."""
+    images = tuple(
+        ImageRef(key, picture=Image.effect_noise(size, 90).convert("RGB")) for key, size in pictures.items()
+    )
+    return [question_answer(question, answer, list(images), question) for question, answer in questions]
+
+
 def dialogue_sample(folder: Path) -> Sample:
     """Two turns about one picture."""
     path = pictures(folder)["red"]
