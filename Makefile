@@ -66,6 +66,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gradcache.py --details benchmarks/results/gradcache.json
 	$(BIN)/python benchmarks/merge.py --details benchmarks/results/merge.json
 	$(BIN)/python benchmarks/merge.py --layers 108 --shards 4 --rounds 2 --only lockadapt --details benchmarks/results/merge-large.json
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/report.py
 
 assets: $(VENV)/.installed

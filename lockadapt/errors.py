@@ -110,6 +110,19 @@ class LockError(VerificationError):
     """A frozen tensor changed during training."""
 
 
+class ProcessEndedError(LockadaptError):
+    """Another process of a run on several processes ended; it says why itself.
+
+    Args:
+        message: as of `LockadaptError`.
+        code: exit code of the other process, if it is known.
+    """
+
+    def __init__(self, message: str, *, code: int = 1) -> None:
+        super().__init__(message, fix="see what the process that ended first says")
+        self.exit_code = code
+
+
 class SafetyError(LockadaptError):
     """Refused for safety: remote code, a path outside the data root, pickle, a decompression bomb."""
 

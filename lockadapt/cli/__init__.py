@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -31,16 +32,19 @@ from lockadapt.cli import (
     unmerge,
     verify,
 )
+from lockadapt.cli.launching import end_launched
 from lockadapt.console import emit
 from lockadapt.errors import (
     DiskError,
     DoesNotFitError,
     LockadaptError,
+    ProcessEndedError,
     RecipeError,
     disk_ran_out,
     first_line,
     memory_cause,
 )
+from lockadapt.processes import is_first, launched, lost
 from lockadapt.version import __version__
 
 app = typer.Typer(
@@ -100,6 +104,31 @@ def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     arguments = sys.argv[1:]
+    error: Exception | None = None
+    try:
+        code = _run(arguments)
+    except Exception as raised:  # a bug, or what several processes say of it
+        if not launched():
+            raise
+        error, code = raised, _say(raised)
+    if launched():
+        end_launched(code, error)
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs a command, and says what went wrong.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Exception: a bug; on several processes any error.
+    """
+    code: Any
     try:
         _refuse_odd_arguments(arguments)
         # Typer would end the process itself, print arguments as they are, and stay silent on Ctrl-C.
@@ -108,18 +137,27 @@ def main() -> None:
         shown = io.StringIO()
         error.show(shown)
         emit(shown.getvalue(), end="", error=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        told = told_to_users(error)
-        if told is None:  # a bug: its traceback is what a report of it needs
+        if launched() or told_to_users(error) is None:  # a bug: its traceback is what a report of it needs
             raise
-        emit(f"error: {told}", error=True)
-        sys.exit(told.exit_code)
-    if code == INTERRUPTED:
+        return _say(error)
+    if code == INTERRUPTED and is_first():
         emit(f"\ninterrupted: {_how_to_go_on(arguments)}", error=True)
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _say(error: Exception) -> int:
+    """Says what went wrong, unless another process says it; gives the exit code."""
+    told = told_to_users(error)
+    if told is None:
+        traceback.print_exception(error)
+        return 1
+    if not isinstance(error, ProcessEndedError):
+        emit(f"error: {told}", error=True)
+    return told.exit_code
 
 
 INTERRUPTED = 130
@@ -156,6 +194,8 @@ def told_to_users(error: Exception) -> LockadaptError | None:
         )
     if isinstance(error, LockadaptError):
         return error
+    if lost(error):
+        return ProcessEndedError(f"another process ended: {first_line(error)}")
     if isinstance(error, OSError):
         return DiskError(
             f"{error.strerror or first_line(error)}",

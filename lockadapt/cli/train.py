@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import typer
 
+from lockadapt import processes
 from lockadapt.console import emit
 from lockadapt.errors import RecipeError
 
@@ -23,9 +25,16 @@ def train(
     print_config: bool = typer.Option(
         False, "--print-config", help="Print every value and where it comes from, then exit."
     ),
+    count: int = typer.Option(
+        None,
+        "--processes",
+        min=1,
+        max=1024,
+        help="Train in several processes on this machine, one a GPU; for several machines use torchrun.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
-) -> None:
+) -> int:
     """Train projector and LoRA adapters on a recipe, and write a run folder."""
     from lockadapt.cli.recipe_file import read_recipe
     from lockadapt.recipe.explain import print_config as shown
@@ -38,16 +47,22 @@ def train(
     loaded = read_recipe(recipe, changes)
     if print_config:
         emit(shown(loaded))
-        return
+        return 0
     if dry_run:
         from lockadapt.console import Reporter
         from lockadapt.planning.check import check_recipe
 
         check_recipe(loaded.recipe, Reporter(quiet))
-        return
+        return 0
     if loaded.recipe.output is None:
         raise RecipeError("no run folder given", where=str(recipe), fix="add --output FOLDER")
+    if count is not None and count > 1:
+        from lockadapt.cli.launching import launch
+
+        return launch(sys.argv[1:], count)
     from lockadapt.api.steps import train as run
 
     result = run(loaded, resume=resume, quiet=quiet)
-    emit(json.dumps(result.to_json()) if as_json else result.output)
+    if processes.is_first():
+        emit(json.dumps(result.to_json()) if as_json else result.output)
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Draws:
         sampling_weights: share of micro-batches by objective; only their proportions count.
         sizes: rows in a micro-batch, by objective.
         batches: how many micro-batches there are in all, over all processes.
+        processes: that train together; so many micro-batches of one objective follow each other.
         seed: same seed, same order.
         max_samples_per_image: the most rows about the same images that follow each other, by objective; 1
             draws every row by itself.
@@ -50,13 +52,15 @@ class Draws:
     batches: int
     seed: int
     max_samples_per_image: Mapping[str, int]
+    processes: int = 1
 
 
 class MixtureSampler(Sampler[list[int]]):
     """Yields lists of indices into a MixedDataset, one objective a list.
 
     Which objective comes next is decided by credit (every objective earns its weight, the richest pays
-    1), so that after any number of batches each has had its share to within one batch. Within an objective,
+    1), so that after any number of batches each has had its share to within one batch. A choice holds for
+    all processes, each of which takes every so many-th list (`OwnBatches`). Within an objective,
     permutations follow each other without a gap, so that every batch is full and every row is seen once
     before any is seen again. Rows about the same images can be drawn together, so that packing finds them in
     one batch.
@@ -78,12 +82,13 @@ class MixtureSampler(Sampler[list[int]]):
         share = {name: self.draws.sampling_weights[name] / total for name in names}
         credit = dict.fromkeys(names, 0.0)
         streams = {name: self._rows(name, number) for number, name in enumerate(names)}
-        for _ in range(self.draws.batches):
+        for _ in range(self.draws.batches // self.draws.processes):
             for name in names:
                 credit[name] += share[name]
             chosen = max(names, key=lambda name: credit[name])
             credit[chosen] -= 1.0
-            yield [next(streams[chosen]) for _ in range(self.draws.sizes[chosen])]
+            for _ in range(self.draws.processes):
+                yield [next(streams[chosen]) for _ in range(self.draws.sizes[chosen])]
 
     def _rows(self, name: str, number: int) -> Iterator[int]:
         offset, items = self.dataset.offsets[name], self.dataset.rows[name]
@@ -95,6 +100,24 @@ class MixtureSampler(Sampler[list[int]]):
             for chosen in torch.randperm(len(runs), generator=generator).tolist():
                 for row in runs[chosen]:
                     yield offset + row
+
+
+class OwnBatches(Sampler[list[int]]):
+    """A process's own micro-batches: of each choice of a `MixtureSampler` one.
+
+    Args:
+        sampler: draws for all processes.
+        rank: of this one.
+    """
+
+    def __init__(self, sampler: MixtureSampler, rank: int) -> None:
+        self.sampler, self.rank = sampler, rank
+
+    def __len__(self) -> int:
+        return self.sampler.draws.batches // self.sampler.draws.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self.sampler, self.rank, None, self.sampler.draws.processes)
 
 
 def _runs(group: list[int], longest: int, generator: torch.Generator) -> list[list[int]]:

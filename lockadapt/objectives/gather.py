@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lockadapt import processes
 from lockadapt.errors import DataError
 
 
@@ -17,8 +19,8 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     Embeddings keep their gradient: in the backward pass each process gets the sum, over all processes, of the
     gradients of its own rows. So when every process computes the same loss from what it gathered, a tensor
     before the gather has on each process (number of processes) times its part of the gradient, and a tensor
-    after it (temperature, bias) the whole gradient. The mean over processes, which is what DDP takes, is then
-    the gradient of one process that holds the whole batch, for both.
+    after it (temperature, bias) the whole gradient. The mean over processes (what DDP takes, or the sum where
+    each divides its loss by their number) is then the gradient of one process that holds the whole batch.
 
     Keys must mean the same everywhere: numbers of images in the data set, not in the batch, and no `hash()`
     of strings.
@@ -33,7 +35,7 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     Raises:
         DataError: the processes hold different shapes; on every process, so that none waits.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not _together(group):
         return tensor
     shape = torch.tensor(tensor.shape, device=tensor.device)
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size(group))]
@@ -47,25 +49,38 @@ def gather(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return _Gather.apply(tensor, group)  # type: ignore[no-any-return]
 
 
-def average_gradients(parameters: list[Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Replaces `.grad` by its mean over processes, for passes that DDP's hooks did not see; in place.
+def sum_gradients(parameters: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Replaces `.grad` by its sum over processes, in place, in one exchange a dtype.
 
-    A parameter without gradient on one process counts as zero there if another process has one.
+    For passes that no hook of DDP sees: chunks that run twice, objectives that leave parameters unused. A
+    parameter without gradient on one process counts as zero there if another process has one, and has none
+    where no process has.
+
+    Args:
+        parameters: those that train, in the same order on every process.
+        group: the processes that add up; None: all.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+    if not _together(group):
         return
-    if not parameters:
-        return
-    present = torch.tensor(
-        [float(parameter.grad is not None) for parameter in parameters], device=parameters[0].device
-    )
-    dist.all_reduce(present, group=group)
-    for parameter, some in zip(parameters, present.tolist(), strict=True):
-        if some:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad, group=group)
-            parameter.grad /= dist.get_world_size(group)
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
+        some = [parameter for parameter in parameters if parameter.dtype == dtype]
+        present = torch.tensor([float(p.grad is not None) for p in some], device=some[0].device)
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+        flat = torch.cat([*(piece.detach().flatten() for piece in pieces), present.to(dtype)])
+        dist.all_reduce(flat, group=group)
+        sums = flat.split([*(p.numel() for p in some), len(some)])
+        for parameter, total, holders in zip(some, sums, sums[-1].tolist(), strict=False):
+            if holders:
+                if parameter.grad is None:
+                    parameter.grad = torch.empty_like(parameter)
+                parameter.grad.copy_(total.view_as(parameter))
+
+
+def _together(group: dist.ProcessGroup | None) -> bool:
+    """Whether there are other processes to exchange with."""
+    if group is None:
+        return processes.count() > 1
+    return dist.get_world_size(group) > 1
 
 
 class _Gather(torch.autograd.Function):

@@ -36,7 +36,7 @@ def embed_in_chunks(chunks: Sequence[Chunk], parameters: Sequence[Tensor]) -> Te
     fires once a backward pass. But a chunk must not call the DDP wrapper itself: its forward, run again
     within the backward pass, would make it forget what it has reduced. Either chunks, gather and loss all run
     inside the forward of the module that DDP wraps, and DDP reduces as always; or chunks call the module
-    inside the wrapper, DDP's hooks stay silent (`no_sync`), and `gather.average_gradients` is called after
+    inside the wrapper, DDP's hooks stay silent (`no_sync`), and `gather.sum_gradients` is called after
     the last backward pass of the step.
 
     Args:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
+from lockadapt import processes
 from lockadapt.architectures import tower_of
 from lockadapt.data.encode import Encoded
 from lockadapt.errors import DoesNotFitError
@@ -56,10 +57,13 @@ def fit_micro_batch(trainer: GroundingTrainer, note: Callable[[str], None]) -> M
         DoesNotFitError: a single sample does not fit.
     """
     while True:
-        measured = _measure(trainer)
-        if isinstance(measured, Measured):
+        with processes.alone():
+            measured = _measure(trainer)
+        too_large = _too_large_anywhere(trainer, measured)
+        if too_large is None:
+            assert isinstance(measured, Measured)
             return measured
-        note(_halve(trainer, measured))
+        note(_halve(trainer, too_large))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -86,6 +90,16 @@ class _TooLarge:
 
     objective: str
     reason: str
+
+
+def _too_large_anywhere(trainer: GroundingTrainer, measured: Measured | _TooLarge) -> _TooLarge | None:
+    """What does not fit on this process or another: all must divide their batches alike."""
+    names = list(trainer.objectives)
+    own = -1 if isinstance(measured, Measured) else names.index(measured.objective)
+    worst = int(processes.gather_numbers(float(own)).max())
+    if worst == own and isinstance(measured, _TooLarge):
+        return measured
+    return None if worst < 0 else _TooLarge(names[worst], "on another process")
 
 
 def _halve(trainer: GroundingTrainer, tried: _TooLarge) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lockadapt.errors import VerificationError
 from lockadapt.files import sha256_of, write_json, write_tensors
+from lockadapt.training.shared_random import STRIDE
 from lockadapt.training.stored_state import damaged, reading_checkpoint, require_like
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
@@ -118,43 +119,66 @@ def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor], plain: d
         plain[prefix] = value
 
 
-def save_rng(folder: Path, process: int) -> None:
-    """Writes the state of Python's, NumPy's and torch's generators, the GPU's too."""
-    version, words, gauss = random.getstate()
-    state: Any = np.random.get_state()
-    kind, keys, position, has_gauss, cached = state
-    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.random.get_rng_state()
-    write_tensors(folder / f"{RNG}-{process}.safetensors", tensors)
-    other = {"python": [version, list(words), gauss], "numpy": [kind, position, has_gauss, cached]}
-    write_json(folder / f"{RNG}-{process}.json", other)
-
-
-def load_rng(folder: Path, process: int) -> None:
-    """Puts all generators back to where they were.
+def save_rng(folder: Path, process: int = 0, processes: int = 1, shared: torch.Tensor | None = None) -> None:
+    """Writes the state of Python's, NumPy's and torch's generators, the GPU's too.
 
     Args:
         folder: of the checkpoint.
         process: whose generators they are.
+        processes: how many train together.
+        shared: the stream that all of them draw from alike, uint8; None: there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    version, words, gauss = random.getstate()
+    state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = state
+    tensors = {"torch": torch.random.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
+    if shared is not None:
+        tensors["shared"] = shared
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.random.get_rng_state()
+    write_tensors(folder / f"{RNG}-{process}.safetensors", tensors)
+    other = {"python": [version, list(words), gauss], "numpy": [kind, position, has_gauss, cached]}
+    write_json(folder / f"{RNG}-{process}.json", {**other, "processes": processes})
+
+
+def load_rng(folder: Path, process: int = 0, processes: int = 1) -> torch.Tensor | None:
+    """Puts all generators back to where they were.
+
+    A checkpoint of another number of processes has the first one's generators for all; those behind the first
+    go on from seeds of their own.
+
+    Args:
+        folder: of the checkpoint.
+        process: which one this is.
+        processes: how many train together now.
+
+    Returns:
+        The state of the stream that all processes draw from alike; None where one is alone.
 
     Raises:
         VerificationError: the checkpoint is damaged.
     """
     with reading_checkpoint(folder):
-        _load_rng(folder, process)
+        return _load_rng(folder, process, processes)
 
 
-def _load_rng(folder: Path, process: int) -> None:
-    tensors = load_file(folder / f"{RNG}-{process}.safetensors")
-    other = json.loads((folder / f"{RNG}-{process}.json").read_text())
+def _load_rng(folder: Path, process: int, processes: int) -> torch.Tensor | None:
+    before = json.loads((folder / f"{RNG}-0.json").read_text()).get("processes", 1)
+    number = process if before == processes else 0
+    tensors = load_file(folder / f"{RNG}-{number}.safetensors")
+    other = json.loads((folder / f"{RNG}-{number}.json").read_text())
     version, words, gauss = other["python"]
     random.setstate((version, tuple(words), gauss))
     kind, position, has_gauss, cached = other["numpy"]
     np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.random.set_rng_state(tensors["torch"])
+    shared = tensors.get("shared", tensors["torch"])
+    torch.random.set_rng_state(shared if processes == 1 else tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.random.set_rng_state(tensors["cuda"])
+    if before != processes and process:
+        torch.manual_seed(int(torch.randint(STRIDE, ())) + STRIDE * process)
+    return shared if processes > 1 else None
 
 
 def seal(folder: Path) -> None:

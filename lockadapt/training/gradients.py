@@ -11,6 +11,7 @@ from torch import nn
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
+from lockadapt.processes import add_up
 
 SHARED = ("lora", "projector")
 
@@ -42,8 +43,8 @@ class GradientNotes:
         return torch.cat(pieces) if pieces else torch.zeros(1)
 
     def note(self, objective: str, model: nn.Module, before: torch.Tensor) -> None:
-        """Remembers what has been added since `before`."""
-        self._latest[objective] = self.snapshot(model) - before
+        """Remembers what has been added since `before`, over all processes, which must all call."""
+        self._latest[objective] = add_up(self.snapshot(model) - before)
         self._new.add(objective)
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[str]]:

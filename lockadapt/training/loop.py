@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+from lockadapt import processes
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, build_model
 from lockadapt.console import Reporter
@@ -22,6 +24,7 @@ from lockadapt.planning.admission import admit_rows
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
+from lockadapt.training.begun import first_then_others, run_processes
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
 from lockadapt.training.stage import Observer, Session, run_stage
@@ -77,32 +80,44 @@ def train(
     Raises:
         LockadaptError: children say what and where; what was written before stays for `--resume`.
     """
-    folder = run_folder.open_folder(recipe, Path(output), resume)
-    with Claims(folder / LOCK) as claims:
-        if not claims.take(0):
-            raise RecipeError(
-                "another process is training in it",
-                where=str(folder),
-                fix="wait for it, or name another --output",
-            )
+    processes.join()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
+    folder = Path(output)
+    with contextlib.ExitStack() as claimed:
+        processes.first(lambda: _claim(claimed, run_folder.open_folder(recipe, folder, resume)))
         return _train(recipe, folder, reporter, resume, observers)
+
+
+def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:
+    """Keeps other runs out of a folder until `claimed` closes."""
+    claims = claimed.enter_context(Claims(folder / LOCK))
+    if not claims.take(0):
+        raise RecipeError(
+            "another process is training in it",
+            where=str(folder),
+            fix="wait for it, or name another --output",
+        )
 
 
 def _train(
     recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, observers: Sequence[Observer]
 ) -> TrainResult:
-    """The way of `train` in a folder that is this process's alone."""
+    """The way of `train` in a folder that is this run's alone."""
     experiment, dtype = build_experiment(recipe), resolve_dtype(recipe.model.dtype)
+    began_with = processes.together(lambda: run_processes(folder, resume))
 
     # Read: rows, and all that their images would need the tower for, if it is kept.
-    samples = load_samples(experiment, reporter)
+    samples = processes.together(lambda: load_samples(experiment, reporter))
     base = folder / run_folder.BASE
     start = Path(recipe.model.vlm or base).expanduser()
     cached = cached_tower(start, dtype, images_of(samples), image_policy(experiment, reporter))
 
     # Build: the base, its adapters, and what objectives add, also those that no stage trains.
     calibration = [sample for items in samples["train"].values() for sample in items]
-    model, processor = build_model(experiment, base, calibration, reporter, cached.record if cached else None)
+    model, processor = first_then_others(
+        lambda: build_model(experiment, base, calibration, reporter, cached.record if cached else None)
+    )
     trained_rows = query_token_ids(processor.tokenizer, experiment.query_tokens)
     identity = base_identity(model, processor.tokenizer, trained_rows)
     base_files = base_digest(folder, recipe.model.vlm or "")
@@ -115,19 +130,22 @@ def _train(
         objective.prepare(model)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    rows = encode_rows(experiment, model, processor, samples, reporter, cached)
-    remember_towers(start, dtype, model, rows.images.values())
+    encoding = first_then_others if experiment.features.choice == "disk" else processes.together
+    rows = encoding(lambda: encode_rows(experiment, model, processor, samples, reporter, cached))
+    processes.first(lambda: remember_towers(start, dtype, model, rows.images.values()))
 
     # Lock, train, prove: stage by stage.
-    admission = admit_rows(model, processor, images_first(samples), reporter)
-    session = Session(experiment, folder, model, processor, rows, reporter, resume, admission, observers)
-    stages = experiment.stages(rows.counts)
+    admission = processes.together(lambda: admit_rows(model, processor, images_first(samples), reporter))
+    session = Session(
+        experiment, folder, model, processor, rows, reporter, resume, admission, observers, began_with
+    )
+    stages = experiment.stages(rows.counts, began_with)
     trained = [run_stage(session, stage) for stage in stages]
     steps = sum(stage.steps for stage in stages)
     seconds = sum(stage.record.seconds or 0.0 for stage in trained)
     training = Training(trained, identity, base_files, steps, seconds)
 
-    write_run(session, training, samples)
+    processes.first(lambda: write_run(session, training, samples))
     reporter.note(
         f"lock proof: {training.locked:,} frozen tensors unchanged. "
         f"{steps:,} steps in {seconds:.0f} s: {folder}"

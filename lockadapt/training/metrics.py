@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lockadapt.processes import add_up
 from lockadapt.training.gradients import GradientNotes
 from lockadapt.training.shares import WHOLE, Share
 
@@ -18,7 +19,7 @@ class TrainingMetrics:
     """Collects between two lines of metrics.
 
     Attributes:
-        seen: samples by objective since the start.
+        seen: samples by objective since the start, over all processes.
         gradients: how objectives pull on what they share.
     """
 
@@ -26,6 +27,7 @@ class TrainingMetrics:
         self.seen: dict[str, int] = defaultdict(int)
         self.gradients = GradientNotes()
         self._reports: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._own: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._in_step: set[str] = set()
         self._waited, self._since = 0.0, time.perf_counter()
         self._step = self._samples = 0
@@ -42,7 +44,7 @@ class TrainingMetrics:
 
         Args:
             objective: its name.
-            samples: in the batch.
+            samples: in the batch, and those of the other processes in theirs.
             report: detached scalars; `tokens` are averaged over the step's micro-batches.
             share: of the batch in its step.
         """
@@ -50,9 +52,9 @@ class TrainingMetrics:
         for name, value in report.items():
             key, part = f"{objective}/{name}", value * (share.each if name == "tokens" else share.mean)
             if key in self._in_step:
-                self._reports[key][-1] = self._reports[key][-1] + part
+                self._own[key][-1] = self._own[key][-1] + part
             else:
-                self._reports[key].append(part)
+                self._own[key].append(part)
                 self._in_step.add(key)
 
     @contextmanager
@@ -68,7 +70,11 @@ class TrainingMetrics:
         return self._before + time.perf_counter() - self._started
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that a resumed run needs to give the same numbers: tensors, and plain values for JSON."""
+        """All that a resumed run needs to give the same numbers: tensors, and plain values for JSON.
+
+        All processes must call.
+        """
+        self._add_up()
         tensors, counts = self.gradients.state()
         reports = {f"report.{key}": torch.stack(values).cpu() for key, values in self._reports.items()}
         plain = {
@@ -91,17 +97,28 @@ class TrainingMetrics:
         self._waited, self._since = 0.0, time.perf_counter()
         self._started, self._before = self._since, plain["seconds"]
 
-    def take(self, step: int, processes: int) -> dict[str, float]:
-        """The numbers since the last call.
+    def _add_up(self) -> None:
+        """The parts of steps that the processes noted become the steps' numbers."""
+        for key, values in self._own.items():
+            self._reports[key] += add_up(torch.stack(values)).unbind()
+        self._own.clear()
 
-        Means of reports, gradients, samples a second over all processes, and the share of the time that was
-        spent waiting for data.
+    def take(self, step: int) -> dict[str, float]:
+        """The numbers since the last call, over all processes, which must all call.
+
+        Args:
+            step: optimiser steps until now.
+
+        Returns:
+            Means of reports over steps, gradients, samples a second, and the share of the time that this
+            process spent waiting for data.
         """
+        self._add_up()
         logs = {key: float(torch.stack(values).float().mean()) for key, values in self._reports.items()}
         logs.update(self.gradients.take())
         logs.update({f"{name}/samples": float(count) for name, count in self.seen.items()})
         elapsed = max(time.perf_counter() - self._since, 1e-9)
-        total = sum(self.seen.values()) * processes
+        total = sum(self.seen.values())
         logs["samples_per_second"] = (total - self._samples) / elapsed if step > self._step else 0.0
         logs["data_share"] = self._waited / elapsed
         self._reports.clear()

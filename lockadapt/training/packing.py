@@ -56,8 +56,9 @@ def decide_packing(trainer: GroundingTrainer) -> Packing:
                 args.max_row_tokens,
             ).problem
 
-    size = trainer._train_batch_size
-    step = size * args.gradient_accumulation_steps * args.world_size
+    # Of all processes, so that any number of them draws the same rows.
+    size = trainer._train_batch_size * args.world_size
+    step = size * args.gradient_accumulation_steps
     most = samples_per_image(args.max_samples_per_image, step, size)
     trial = PackingTrial(lambda longest: why_not_exact(model, longest), mistake)
     return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import load_file
 from transformers import (
     EarlyStoppingCallback,
@@ -16,6 +17,7 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from lockadapt import processes
 from lockadapt.files import write_json, write_tensors
 from lockadapt.training.stored_state import LoopPosition, Progress, reading_checkpoint, require_like
 
@@ -42,7 +44,7 @@ class LoopState(TrainerCallback):
         """Whether a step was begun."""
 
     def save(self, folder: Path) -> None:
-        """Writes it into a checkpoint folder.
+        """Writes it into a checkpoint folder; all processes must call, and the first one writes.
 
         Args:
             folder: of the checkpoint.
@@ -52,9 +54,10 @@ class LoopState(TrainerCallback):
         """
         trainer = self.trainer
         tensors, counts = trainer.measures.state()
-        write_tensors(
-            folder / f"{PROGRESS}.safetensors", {**tensors, "loss": trainer._tr_loss.detach().cpu()}
-        )
+        losses = processes.gather_numbers(float(trainer._tr_loss))
+        if not (trainer.args.should_save and folder.exists()):
+            return
+        write_tensors(folder / f"{PROGRESS}.safetensors", {**tensors, "losses": losses})
         kept = {
             "measures": counts,
             "total_loss": trainer._total_loss_scalar,
@@ -80,7 +83,7 @@ class LoopState(TrainerCallback):
         text = (folder / f"{PROGRESS}.json").read_text(encoding="utf-8")
         Progress.model_validate_json(text)
         kept = json.loads(text)
-        trainer._tr_loss = tensors.pop("loss").to(args.device)
+        trainer._tr_loss = _own_loss(tensors, args)
         trainer._total_loss_scalar = kept["total_loss"]
         trainer._globalstep_last_logged = kept["last_logged"]
         trainer._initial_global_step = 0  # the mean loss is of all steps
@@ -134,3 +137,14 @@ def train_from(trainer: GroundingTrainer, last: Path | None) -> Any:
             raise
         with reading_checkpoint(last):
             raise
+
+
+def _own_loss(tensors: dict[str, torch.Tensor], args: TrainingArguments) -> torch.Tensor:
+    """This process's sum of losses since the last line of metrics, float32; taken out of `tensors`.
+
+    A checkpoint of another number of processes gives each the mean, which is what is logged.
+    """
+    losses = tensors.pop("losses") if "losses" in tensors else tensors.pop("loss").reshape(1)
+    same = len(losses) == args.world_size
+    own = losses[args.process_index] if same else losses.mean()
+    return own.float().to(args.device)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from lockadapt import processes
 from lockadapt.building.experiment import Experiment
 from lockadapt.building.objectives import stage_objectives
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
+from lockadapt.errors import VerificationError
 from lockadapt.files import write_json
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype, some
@@ -23,6 +26,7 @@ from lockadapt.runs import run_folder
 from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
 from lockadapt.training.arguments import grounding_config
+from lockadapt.training.begun import own_rows
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback, forget_after
 from lockadapt.training.resuming import train_from
@@ -60,6 +64,7 @@ class Session:
         resume: whether to go on from the last complete checkpoint.
         admission: what was measured of a class without a description of its own.
         observers: give further callbacks to every stage.
+        began_with: processes that the run began with; its steps are made for so many.
     """
 
     experiment: Experiment
@@ -71,6 +76,7 @@ class Session:
     resume: bool
     admission: Sequence[Finding] = ()
     observers: Sequence[Observer] = ()
+    began_with: int = 1
 
     @property
     def base(self) -> str:
@@ -104,14 +110,21 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     trainer = stage_trainer(session, stage, folder)
     model, note = session.model, session.reporter.note
     table = component_table(model)
-    samples_a_step = stage.micro_batch * stage.accumulation
+    samples_a_step = stage.micro_batch * stage.accumulation * session.began_with
     note(f"stage {stage.name}: {stage.steps:,} steps of {samples_a_step:g}\n{component_text(table)}")
     note(trainer.packing.why)
     if trainer.unreached:
         note(f"frozen, as no loss depends on them: {some(trainer.unreached)}")
     fingerprint = run_folder.fingerprint(trainer.locked)
     rows = {name: rows_digest(session.rows.train[name]) for name in stage.objectives}
-    StageStart(trainer.locked, rows).keep_or_compare(folder, session.resume)
+    start = StageStart(trainer.locked, rows)
+    if others := processes.other_ranks(f"{fingerprint} {sorted(rows.items())}"):
+        raise VerificationError(
+            f"processes {others} have another base or other rows than process 0",
+            where=stage.name,
+            fix="give all machines the same files",
+        )
+    processes.first(lambda: start.keep_or_compare(folder, session.resume))
     finished = folder / FINISHED
     if session.resume and checkpoint.is_complete(finished):
         checkpoint.load_trainable(model, finished)
@@ -120,11 +133,13 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     last = checkpoint.latest(folder) if session.resume else None
     if session.resume:
         for file in (run_folder.METRICS, run_folder.FOLLOWED):
-            forget_after(session.folder / file, stage.name, last)
+            processes.first(partial(forget_after, session.folder / file, stage.name, last))
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     texts = _texts(session) if session.experiment.model.lock_text else []
     before = text_logits(model, texts)
-    largest = try_largest_batch(trainer, session.experiment, session.base, session.reporter)
+    largest = processes.together(
+        lambda: try_largest_batch(trainer, session.experiment, session.base, session.reporter)
+    )
     with quiet():
         result = train_from(trainer, last)
     outcome = {
@@ -139,15 +154,20 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         "components": table_json(table),
         "packing": trainer.packing.to_dict(),
         "seconds": round(trainer.measures.seconds, 3),
-        "locked": trainer.prove_locked(),
+        "locked": processes.together(trainer.prove_locked),
         "text_logit_change": prove_text_locked(before, text_logits(model, texts)) if texts else None,
     }
     if texts:
         note(f"text lock: the logits of {len(texts)} texts without an image are unchanged, bit for bit")
+    trainer.check_same()
+    processes.first(lambda: _write_end(model, finished, outcome))
+    return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
+
+
+def _write_end(model: Any, finished: Path, outcome: Mapping[str, Any]) -> None:
     checkpoint.save_trainable(model, finished)
     write_json(finished / OUTCOME, outcome)
     checkpoint.seal(finished)
-    return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
 
 
 def _texts(session: Session) -> list[torch.Tensor]:
@@ -160,11 +180,18 @@ def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrai
     """The trainer of a stage, which writes its checkpoints into `folder`."""
     experiment, rows = session.experiment, session.rows
     validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
-    objectives = stage_objectives(experiment.objectives, stage.objectives, stage.sampling_weights)
+    began_with = session.began_with
+    objectives = {
+        name: replace(objective, batch_size=own_rows(objective.batch_size, began_with, f"objectives.{name}"))
+        if objective.batch_size
+        else objective
+        for name, objective in stage_objectives(
+            experiment.objectives, stage.objectives, stage.sampling_weights
+        ).items()
+    }
     metrics = session.folder / run_folder.METRICS
-    per_step = (
-        stage.micro_batch * stage.accumulation / sum(len(rows.train[name]) for name in stage.objectives)
-    )
+    samples_a_step = stage.micro_batch * stage.accumulation * began_with
+    per_step = samples_a_step / sum(len(rows.train[name]) for name in stage.objectives)
     callbacks: list[Any] = [ProgressCallback(session.reporter, metrics, stage.name, per_step)]
     if experiment.training.patience and validation:
         callbacks.append(EarlyStoppingCallback(experiment.training.patience))
@@ -177,7 +204,13 @@ def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrai
     dtype = resolve_dtype(experiment.model.dtype)
     trainer = GroundingTrainer(
         session.model,
-        grounding_config(experiment, stage, folder, dtype, bool(validation)),
+        grounding_config(
+            experiment,
+            replace(stage, batch_size=own_rows(stage.batch_size, began_with, "training.batch_size")),
+            folder,
+            dtype,
+            bool(validation),
+        ),
         {name: rows.train[name] for name in stage.objectives},
         validation or None,
         session.processor,

@@ -13,18 +13,21 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
+from transformers.training_args import ParallelMode
 
+from lockadapt import processes
 from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder
-from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler
+from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler, OwnBatches
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
-from lockadapt.errors import RecipeError
+from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.objectives import KINDS, Objective
+from lockadapt.objectives.gather import sum_gradients
 from lockadapt.planning.packing import Packing
 from lockadapt.runs.artifacts import save_artifacts
 from lockadapt.training import checkpoint
@@ -41,9 +44,10 @@ from lockadapt.training.metrics import TrainingMetrics
 from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.training.packing import decide_packing
 from lockadapt.training.resuming import LoopState
+from lockadapt.training.shared_random import SharedRandom
 from lockadapt.training.shares import WHOLE, give_shares, pieces_of, step_terms
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
-from lockadapt.tuning.locks import frozen_digests, prove_locked
+from lockadapt.tuning.locks import frozen_digests, prove_locked, trained_digest
 
 
 class GroundingTrainer(Trainer):
@@ -141,9 +145,16 @@ class GroundingTrainer(Trainer):
             ],
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise RecipeError(
+                "Accelerate's settings ask for FSDP or DeepSpeed, with which runs are not proved",
+                where="accelerate launch",
+                fix="launch without --use_fsdp and --use_deepspeed; see docs/scale.md",
+            )
         self.model_accepts_loss_kwargs = False
         # The loss is normalised here, by the terms of the step: see `lockadapt.training.shares`.
         self.loss_is_scaled_for_ga = True
+        self.shared_random = SharedRandom()
         self.rows_at_once: dict[str, int] = {}
         """Rows that go through the model together, of objectives whose micro-batch does not fit."""
         self.unreached: list[str] = []
@@ -179,32 +190,39 @@ class GroundingTrainer(Trainer):
         for name, rows in self.train_dataset.rows.items():  # type: ignore[union-attr]
             row = next((candidate for candidate in rows if candidate.images), rows[0])
             batch = self._prepare_inputs(self.collate(name, [row], None))
-            with self.compute_loss_context_manager():
+            with self.compute_loss_context_manager(), processes.alone():
                 yield self.objectives[name].loss(self.model, batch)[0]  # type: ignore[arg-type]
 
     @cached_property
     def packing(self) -> Packing:
         """How rows are made: decided once, on training rows and model; see `lockadapt.planning.packing`."""
-        return decide_packing(self)
+        packing = decide_packing(self)
+        if others := processes.other_ranks(str(packing.to_dict())):
+            raise VerificationError(
+                f"processes {others} would pack rows otherwise than process 0",
+                where="data.packing",
+                fix="use the same kind of device everywhere, or packing: none",
+            )
+        return packing
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches of one objective each, drawn by sampling weight; one pass is the whole run."""
+        """This process's micro-batches of the whole run, of one objective each, drawn by sampling weight."""
         dataset = self.train_dataset
         if not isinstance(dataset, MixedDataset):
             raise RecipeError("train_dataset is missing", fix="pass rows to train on")
-        loader = DataLoader(
+        # Not prepared by Accelerate, which would deal batches of different objectives to the processes.
+        return DataLoader(
             dataset,
-            batch_sampler=MixtureSampler(dataset, self.draws()),
+            batch_sampler=OwnBatches(MixtureSampler(dataset, self.draws()), self.args.process_index),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_num_workers > 0,
         )
-        return self.accelerator.prepare(loader)
 
     def _some_are_new(self) -> bool:
         """Whether an objective has been drawn less than twice."""
-        sizes = self.micro_batches()
+        sizes = {name: size * self.args.world_size for name, size in self.micro_batches().items()}
         return any(self.measures.seen[name] < 2 * sizes[name] for name in self.train_dataset.rows)  # type: ignore[union-attr]
 
     def micro_batches(self) -> dict[str, int]:
@@ -221,6 +239,7 @@ class GroundingTrainer(Trainer):
             self.planned_steps() * self.args.gradient_accumulation_steps * self.args.world_size,
             self.args.seed,
             {name: most if objective.packs else 1 for name, objective in self.objectives.items()},
+            self.args.world_size,
         )
 
     def planned_steps(self) -> int:
@@ -242,7 +261,7 @@ class GroundingTrainer(Trainer):
         with self.measures.waiting():
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.measures.begin_step()
-        give_shares(batches, self.objectives, step_terms(batches, self.objectives))
+        give_shares(batches, self.objectives, processes.add_up(step_terms(batches, self.objectives)))
         return batches, None
 
     # --- loss
@@ -254,15 +273,16 @@ class GroundingTrainer(Trainer):
         name = inputs["objective"]
         objective = self.objectives[name]
         if model.training and name not in self.image_sensitivity and not self.args.blind:  # type: ignore[attr-defined]
-            self.image_sensitivity[name] = check_image_sensitivity(
-                model, lambda batch: objective.loss(model, batch)[0], inputs
-            )
+            with processes.alone():
+                self.image_sensitivity[name] = check_image_sensitivity(
+                    model, lambda batch: objective.loss(model, batch)[0], inputs
+                )
         tower_of(model).eval()
         loss, report = objective.loss(model, inputs)
         check_finite(loss.detach(), name, self.state.global_step + 1)
         share = inputs.get("share", WHOLE)
         rows = inputs.get("rows", self.micro_batches()[name])
-        self.measures.note(name, rows, {"loss": loss.detach(), **report}, share)
+        self.measures.note(name, rows * self.args.world_size, {"loss": loss.detach(), **report}, share)
         loss = loss * (objective.weight * share.loss)
         return (loss, None) if return_outputs else loss
 
@@ -277,14 +297,21 @@ class GroundingTrainer(Trainer):
         losses = [super(GroundingTrainer, self).training_step(model, piece) for piece in self._drawn(inputs)]
         if before is not None:
             self.measures.gradients.note(name, model, before)
-        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        if self.accelerator.sync_gradients:
+            sum_gradients([p for p in self.model.parameters() if p.requires_grad])  # type: ignore[union-attr]
+        # What is logged is the mean over processes, and the loss of a step is the sum of their shares.
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return loss * self.args.world_size if self.args.world_size > 1 else loss
 
     def _drawn(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The pieces of a micro-batch, each with its rows of the random numbers drawn for all of it."""
         pieces, objective = pieces_of(inputs), self.objectives[inputs["objective"]]
         rows = sum(piece.get("rows", 0) for piece in pieces)
-        numbers = objective.random_numbers(self.model, pieces[0], rows) if rows else {}  # type: ignore[arg-type]
-        start = 0
+        numbers: dict[str, Any] = {}
+        if rows:
+            with self.shared_random.drawing(self.args.seed):
+                numbers = objective.random_numbers(self.model, pieces[0], rows * self.args.world_size)  # type: ignore[arg-type]
+        start = rows * self.args.process_index
         for piece in pieces:
             end = start + piece.get("rows", 0)
             yield {**piece, **{name: drawn[start:end] for name, drawn in numbers.items()}}
@@ -327,15 +354,16 @@ class GroundingTrainer(Trainer):
         order = [number for group in groups(rows) for number in group]
         numbers = order if self.objectives[name].packs else range(len(rows))
         items: Any = [(name, rows[number]) for number in numbers]
-        loader = self.accelerator.prepare(
-            DataLoader(items, self.args.eval_batch_size, collate_fn=self._collate_whole)
-        )
+        size = self.args.eval_batch_size
+        batches = [list(range(start, min(start + size, len(items)))) for start in range(0, len(items), size)]
+        own = batches[self.args.process_index :: self.args.world_size]
         sums = torch.zeros(2, dtype=torch.float64)
-        for batch in loader:
-            loss, report = self.objectives[name].loss(self.model, batch)  # type: ignore[arg-type]
-            tokens = float(report["tokens"])
-            sums += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
-        sums = self.accelerator.reduce(sums.to(self.args.device)).cpu()  # type: ignore[union-attr]
+        with processes.alone():
+            for batch in DataLoader(items, batch_sampler=own, collate_fn=self._collate_whole):
+                loss, report = self.objectives[name].loss(self.model, self._prepare_inputs(batch))  # type: ignore[arg-type]
+                tokens = float(report["tokens"])
+                sums += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
+        sums = processes.add_up(sums)
         return float(sums[0] / sums[1])
 
     # --- optimiser and metrics
@@ -355,7 +383,7 @@ class GroundingTrainer(Trainer):
         """Adds each objective's own numbers, the projector's rate, samples a second, the data's time."""
         if "loss" in logs:
             logs.update(learning_rates(self.optimizer.param_groups))  # type: ignore[union-attr]
-            logs.update(self.measures.take(self.state.global_step, self.args.world_size))
+            logs.update(self.measures.take(self.state.global_step))
         if "train_runtime" in logs:
             # Hugging Face's Trainer counts from where it was resumed.
             share = logs["train_runtime"] / max(self.measures.seconds, 1e-9)
@@ -367,6 +395,36 @@ class GroundingTrainer(Trainer):
     def prove_locked(self) -> int:
         """The lock proof: number of frozen tensors compared; raises LockError if one changed."""
         return prove_locked(self.model, self.locked)  # type: ignore[arg-type]
+
+    # --- several processes
+
+    def _prepare_for_training(self, *given: Any, **named: Any) -> Any:
+        # Transformers' own way for models that nothing shall wrap: chunks that run twice and objectives that
+        # leave parameters unused need gradients that are added up once a step, not DDP's hooks.
+        # Launched alone, a model would be wrapped as well.
+        self.is_distributed_loading_by_transformers = self.args.parallel_mode == ParallelMode.DISTRIBUTED
+        return super()._prepare_for_training(*given, **named)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """All processes start from the first one's weights."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                processes.share_first(parameter)
+
+    def check_same(self) -> None:
+        """Compares what trains over all processes.
+
+        Raises:
+            VerificationError: on every process, if one has other weights than the first.
+        """
+        if self.args.world_size == 1:
+            return
+        if others := processes.other_ranks(trained_digest(self.model)):  # type: ignore[arg-type]
+            raise VerificationError(
+                f"what trains differs between processes: {others} have other weights than process 0",
+                where=f"step {self.state.global_step}",
+                fix="do not use this run; report it, with its recipe",
+            )
 
     # --- saving
 
@@ -381,11 +439,14 @@ class GroundingTrainer(Trainer):
             save_artifacts(self.model, self.processing_class, folder)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.check_same()
         super()._save_checkpoint(model, trial)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[arg-type]
+        self.loop_state.save(folder)
+        processes.wait()
         if self.args.should_save and folder.exists():
-            self.loop_state.save(folder)
             checkpoint.seal(folder)
+        processes.wait()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -397,11 +458,13 @@ class GroundingTrainer(Trainer):
             self.loop_state.resumed = Path(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        checkpoint.save_rng(Path(output_dir), self.args.process_index)
+        shared = self.shared_random.state
+        checkpoint.save_rng(Path(output_dir), self.args.process_index, self.args.world_size, shared)
 
     def _load_rng_state(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:
-            checkpoint.load_rng(Path(checkpoint_folder), self.args.process_index)
+            number, count = self.args.process_index, self.args.world_size
+            self.shared_random.state = checkpoint.load_rng(Path(checkpoint_folder), number, count)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load_trainable(model or self.model, Path(resume_from_checkpoint))  # type: ignore[arg-type]

@@ -128,6 +128,12 @@ def tensor_digest(tensor: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
+def trained_digest(model: nn.Module) -> str:
+    """SHA-256 over names and digests of every tensor that trains."""
+    trained = {name: tensor_digest(p) for name, p in model.named_parameters() if p.requires_grad}
+    return hashlib.sha256("\n".join(f"{k} {v}" for k, v in sorted(trained.items())).encode()).hexdigest()
+
+
 def prove_locked(model: nn.Module, before: Mapping[str, str]) -> int:
     """Compares with the digests taken before training.
 

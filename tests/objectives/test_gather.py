@@ -1,4 +1,4 @@
-"""Two processes give the loss and gradients of one that holds the whole batch: by DDP, and averaged by hand."""
+"""Two processes give the loss and gradients of one that holds the whole batch: by DDP, and added up by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from lockadapt.errors import DataError
-from lockadapt.objectives.gather import average_gradients, gather
+from lockadapt.objectives.gather import gather, sum_gradients
 from lockadapt.objectives.gradcache import embed_in_chunks
 from lockadapt.objectives.similarity import Contrast, Kind, contrastive_loss
 from lockadapt.objectives.temperature import Temperature
@@ -74,14 +74,14 @@ def work(rank: int, folder: str) -> None:
             results[f"{kind}-{size}-ddp"] = collected(loss, step)
             step = Step(kind)
             loss = step(*part, size)
-            loss.backward()
-            average_gradients(list(step.parameters()))
+            (loss / RANKS).backward()
+            sum_gradients(list(step.parameters()))
             results[f"{kind}-{size}-by-hand"] = collected(loss, step)
     lonely = torch.ones(2, requires_grad=True)
     unused = torch.ones(2, requires_grad=True)
     if rank == 1:
         lonely.grad = torch.full((2,), 3.0)
-    average_gradients([lonely, unused])
+    sum_gradients([lonely, unused])
     assert unused.grad is None
     results["lonely"] = {"loss": lonely.grad}  # type: ignore[dict-item]
     try:
@@ -126,12 +126,12 @@ def test_unequal_rows_are_an_error_everywhere(ranks: list[dict[str, dict[str, Te
 @pytest.mark.slow
 def test_a_gradient_of_one_process_is_shared(ranks: list[dict[str, dict[str, Tensor]]]) -> None:
     for rank in ranks:
-        assert torch.equal(rank["lonely"]["loss"], torch.full((2,), 1.5))
+        assert torch.equal(rank["lonely"]["loss"], torch.full((2,), 3.0))
 
 
 def test_nothing_to_do_alone() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
     assert gather(rows) is rows
     rows.grad = torch.ones(2, 3)
-    average_gradients([rows])
+    sum_gradients([rows])
     assert torch.equal(rows.grad, torch.ones(2, 3))
