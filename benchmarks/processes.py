@@ -144,7 +144,7 @@ def train(
     recipe["objectives"] = chosen
     recipe["training"] |= {
         **{"steps": steps, "batch_size": rows, "accumulation": accumulation, "log_every": 1},
-        **{"learning_rate": 1e-3, "projector_learning_rate": 1e-3},
+        **{"learning_rate": 2e-4, "projector_learning_rate": 1e-3},
     }
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe))
