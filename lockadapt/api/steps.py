@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lockadapt import processes
 from lockadapt.api.results import EvaluationResult, ExportResult, MergeResult, VerifyResult
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
@@ -79,7 +80,7 @@ def train(
     if not recipe.recipe.report:
         return run_recipe(recipe.recipe, folder, reporter, resume)
     trained = run_recipe(recipe.recipe, folder, reporter, resume, [follow])
-    write_report([trained.output])
+    processes.first(lambda: write_report([trained.output]))
     return trained
 
 
