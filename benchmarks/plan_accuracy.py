@@ -31,7 +31,7 @@ from lockadapt.planning.plan import plan_recipe
 from lockadapt.planning.sizes import named_tensors
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.arguments import grounding_config
-from lockadapt.training.rows import encode_rows, load_samples
+from lockadapt.training.rows import encode_rows, image_policy, load_samples
 from lockadapt.training.trainer import GroundingTrainer
 from lockadapt.tuning.adapters import attach_lora, lora_config
 
@@ -199,7 +199,7 @@ def measured(recipe: Any, folder: Path) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         model = model.to("cuda")
-    rows = encode_rows(experiment, model, processor, samples, QUIET)
+    rows = encode_rows(experiment, model, processor, samples, image_policy(experiment, QUIET))
     stage = experiment.stages({"vqa": len(rows.train["vqa"])})[0]
     trainer = GroundingTrainer(
         model,

@@ -9,14 +9,18 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures import inputs_of
+from lockadapt.architectures.blocks import context_length
+from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import draft_model
 from lockadapt.console import Reporter
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.encode import Encoder
+from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.scan import scan_images
-from lockadapt.errors import RecipeError
-from lockadapt.features.inputs import disk_features
-from lockadapt.features.policy import FeatureSettings
+from lockadapt.errors import AssemblyError, RecipeError
+from lockadapt.features.inputs import disk_features, why_nothing_is_kept
+from lockadapt.features.policy import FeatureSettings, ImagePolicy
 from lockadapt.features.towerless import remember_towers
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
@@ -64,8 +68,14 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     if torch.cuda.is_available():
         model = model.to("cuda")
     settings: FeatureSettings = replace(experiment.features, choice="disk")
-    pixels = PixelInputs(processor.image_processor, data.max_pixels)
-    disk = disk_features(model, processor, pixels, settings, reporter.note, thorough=True)
+    pixels, projected = pixel_inputs(processor, data.max_pixels), not experiment.projector_trains
+    policy = ImagePolicy(settings, data.max_pixels, projector_trains=not projected)
+    encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
+    tried = encoder.encode(rows_to_try(scan.good)).encoded if inputs_of(processor).stock else []
+    policy = measured_policy(policy, model, processor, tried)
+    if (reason := why_nothing_is_kept(model, pixels, policy, [s.images for s in scan.good])) is not None:
+        raise AssemblyError(reason, where="data.features", fix="use none")
+    disk = disk_features(model, pixels, settings, reporter.note, projected=projected, thorough=True)
     reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
     computed = disk.fill(images.values(), reporter.counted("shards"))
     start = Path(recipe.model.vlm).expanduser() if recipe.model.vlm else None

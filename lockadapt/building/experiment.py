@@ -62,6 +62,12 @@ class Experiment:
         return feature_settings(self.recipe.data)
 
     @cached_property
+    def projector_trains(self) -> bool:
+        """Whether the projector trains in any stage; if not, what it makes of images may be kept."""
+        stages = self.stages(dict.fromkeys(self.objectives, 1))
+        return any("projector" in stage.train for stage in stages)
+
+    @cached_property
     def query_tokens(self) -> int:
         """How many query tokens the objectives read embeddings behind."""
         return max(objective.query_tokens for objective in self.objectives.values())

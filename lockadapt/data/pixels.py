@@ -101,10 +101,20 @@ class ProcessorInputs:
         """The image itself, or what is shown in its place: one picture for all images of a size."""
         if self.replacement is None:
             return image
+        width, height = size = self.size(image)
+        return ImageRef(f"{MEAN_IMAGE} {width} x {height}", picture=self.replacement.resize(size))
+
+    def size(self, image: ImageRef) -> tuple[int, int]:
+        """Width and height in pixels, read once."""
         if image.key not in self._sizes:
             self._sizes[image.key] = image_size(image, self.max_pixels)
-        width, height = size = self._sizes[image.key]
-        return ImageRef(f"{MEAN_IMAGE} {width} x {height}", picture=self.replacement.resize(size))
+        return self._sizes[image.key]
+
+    def as_alone(self, row: Sequence[ImageRef]) -> bool:
+        """Whether each image of a row gives the same tokens as in a row of its own."""
+        sizes = tuple(self.size(image) for image in row)
+        alone = tuple(self.stock.expansions((size,))[0] for size in sizes)
+        return len(row) < 2 or self.stock.expansions(sizes) == alone
 
     def of_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
         """Every key that the processor makes of RGB pictures, each of which stands in a row of its own."""
@@ -161,7 +171,10 @@ def image_part(
     numbers = range(len(samples)) if rows is None else rows
     shown = [(int(row), image) for row, sample in zip(numbers, samples, strict=True) for image in sample]
     owners = {"image_rows": torch.tensor([row for row, _ in shown])} if shown else {}
-    return {**images([image for _, image in shown]), **owners}
+    made = {**images([image for _, image in shown]), **owners}
+    # Kept features say nothing of tokens; what preprocessed their images does.
+    pixels = getattr(images, "pixels", None)
+    return {**made, **pixels.of_tokens(input_ids)} if isinstance(pixels, ProcessorInputs) else made
 
 
 def mean_image(images: Iterable[ImageRef], max_pixels: int, side: int, limit: int = 512) -> Image.Image:

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures import inputs_of
 from lockadapt.architectures.blocks import context_length
+from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import Experiment, read_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
@@ -113,14 +115,15 @@ def evaluate(
         samples = scan.good
         objective = experiment.objectives[name]
         make_ready(target, objective)
+        encoder = Encoder(
+            target.processor,
+            experiment.data.max_length or context_length(target.model),
+            experiment.data.allow_special_tokens,
+        )
         context = PredictionContext(
             target.model,
-            Encoder(
-                target.processor,
-                experiment.data.max_length or context_length(target.model),
-                experiment.data.allow_special_tokens,
-            ),
-            _images(target, objective, experiment, samples, blind, reporter),
+            encoder,
+            _images(target, objective, _policy(target, experiment, blind, reporter), samples, encoder),
             experiment.evaluation.batch_size,
             reporter.counted(f"{name} test"),
             experiment.evaluation.method,
@@ -135,29 +138,46 @@ def evaluate(
     return scores, rows
 
 
-def _images(
-    target: Target,
-    objective: Objective,
-    experiment: Experiment,
-    samples: Sequence[Sample],
-    blind: bool,
-    reporter: Reporter,
-) -> ImageInputs:
-    images = {image.key: image for sample in samples for image in sample.images}
-    reused = blind or sum(len(sample.images) for sample in samples) > len(images)
-    settings = experiment.features
-    # Unlike training, evaluation sees each use of an image once: what is not used again is not worth the
-    # memory.
-    if settings.choice == "memory" and not reused:
-        settings = replace(settings, choice="none")
-    policy = ImagePolicy(
-        settings,
+def _policy(target: Target, experiment: Experiment, blind: bool, reporter: Reporter) -> ImagePolicy:
+    return ImagePolicy(
+        experiment.features,
         experiment.data.max_pixels,
         blind,
         target.mean,
-        reporter.note,
-        reporter.counted("running what is frozen on images"),
+        projector_trains=experiment.projector_trains,
+        note=reporter.note,
+        progress=reporter.counted("running what is frozen on images"),
     )
+
+
+def _images(
+    target: Target,
+    objective: Objective,
+    policy: ImagePolicy,
+    samples: Sequence[Sample],
+    encoder: Encoder,
+) -> ImageInputs:
+    images = {image.key: image for sample in samples for image in sample.images}
+    reused = policy.blind or sum(len(sample.images) for sample in samples) > len(images)
+    # Unlike training, evaluation sees each use of an image once: what is not used again is not worth the
+    # memory.
+    if policy.settings.choice == "memory" and not reused:
+        policy = replace(policy, settings=replace(policy.settings, choice="none"))
     if objective.frozen in IMAGE_TOKENS:
         return token_inputs(target.model, target.processor, images, policy)
-    return tower_inputs(target.model, target.processor, images, policy, reused)
+    if reused or policy.settings.choice != "auto":
+        policy = _measured(policy, target, encoder, samples)
+    together = [sample.images for sample in samples]
+    return tower_inputs(target.model, target.processor, images, policy, reused, together)
+
+
+def _measured(
+    policy: ImagePolicy, target: Target, encoder: Encoder, samples: Sequence[Sample]
+) -> ImagePolicy:
+    """The policy with why nothing may be kept of images, as the run found out or as is measured now."""
+    findings = (target.run.record.admission if target.run is not None else None) or ()
+    for finding in findings:
+        if finding["probe"] == "cache":
+            return replace(policy, refused=finding["detail"] if finding["result"] == "off" else None)
+    rows = encoder.encode(rows_to_try(samples)).encoded if inputs_of(target.processor).stock else []
+    return measured_policy(policy, target.model, target.processor, rows)

@@ -6,20 +6,26 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lockadapt.architectures import architecture_of, inputs_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.encode import Encoded, distinct_images
-from lockadapt.data.pixels import Frozen, ImageInputs, PixelInputs, ProcessorInputs, mean_image
+from lockadapt.data.pixels import (
+    Frozen,
+    ImageInputs,
+    PixelInputs,
+    ProcessorInputs,
+    mean_image,
+    pixel_inputs,
+)
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import AssemblyError
 from lockadapt.features.folder import FeatureFolder
-from lockadapt.features.identity import feature_identity
+from lockadapt.features.identity import feature_identity, ragged_identity
 from lockadapt.features.image_tokens import ImageTokenInputs, image_token_inputs
 from lockadapt.features.in_memory import FeatureInputs
-from lockadapt.features.on_disk import DiskFeatures
+from lockadapt.features.on_disk import DiskFeatures, mean_bytes
 from lockadapt.features.policy import FeatureSettings, ImagePolicy, Note, choose_store
 from lockadapt.features.tower import image_side, tower_batch, tower_outputs
 
@@ -59,7 +65,8 @@ def inputs_by_objective(
     seen = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
     shared: ImageInputs = PixelInputs(processor.image_processor, policy.max_pixels)
     if seen or inputs_of(processor).stock:
-        shared = tower_inputs(model, processor, distinct_images(seen), policy, reused)
+        together = [row.images for row in seen]
+        shared = tower_inputs(model, processor, distinct_images(seen), policy, reused, together)
     inputs = dict.fromkeys(frozen, shared)
     for kept in IMAGE_TOKENS:
         names = [name for name, needed in frozen.items() if needed == kept]
@@ -76,6 +83,7 @@ def tower_inputs(
     images: Mapping[str, ImageRef],
     policy: ImagePolicy,
     reused: bool = True,
+    together: Sequence[Sequence[ImageRef]] = (),
 ) -> ImageInputs:
     """Makes what gives these images to a model that sees them through its tower, filled already.
 
@@ -85,6 +93,7 @@ def tower_inputs(
         images: by key.
         policy: how they become inputs; `policy.note` is told which and why.
         reused: as `choose_store` takes it.
+        together: the images of each row.
 
     Returns:
         Pixel values at every step, or features kept in memory or on disk.
@@ -92,31 +101,25 @@ def tower_inputs(
     Raises:
         DiskError: features shall be kept on disk and do not fit.
     """
-    replacement, settings = policy.mean if policy.blind else None, policy.settings
-    if inputs_of(processor).stock:
-        return _processor_inputs(processor, images, policy)
-    if policy.blind and images and replacement is None:
-        replacement = mean_image(images.values(), policy.max_pixels, image_side(processor))
-    pixels = PixelInputs(processor.image_processor, policy.max_pixels, replacement)
+    settings, pixels = policy.settings, _pixels(processor, images, policy)
     if not images:
         policy.note("no images")
         return pixels
     base = unwrap_model(model)
-    if architecture_of(base).features is None:
-        policy.note(f"images: pixels at every step, as nothing of {type(base).__name__} may be kept")
+    if (reason := why_nothing_is_kept(model, pixels, policy, together)) is not None:
+        policy.note(f"images: pixels at every step, as {reason}")
         return pixels
-    kept = FeatureInputs(pixels, lambda values: tower_outputs(base, values), tower_batch(base))
+    kept = memory_features(base, pixels, projected=not policy.projector_trains)
 
     def memory_bytes() -> int:
         # Not kept: images that go through the tower in the same batches as for the disk have the same
         # features to the bit.
-        first = kept.tower(pixels([next(iter(images.values()))]))
-        assert isinstance(first, Tensor)
-        return first.nbytes * (1 if policy.blind else len(images))
+        distinct = list({shown.key: shown for shown in map(pixels.shown, images.values())}.values())
+        return mean_bytes(pixels, kept.tower, distinct) * len(distinct)
 
     @cache
     def disk() -> DiskFeatures:
-        return disk_features(model, processor, pixels, settings, policy.note)
+        return disk_features(model, pixels, settings, policy.note, projected=not policy.projector_trains)
 
     def disk_refusal() -> str | None:
         content = disk().content(images.values())
@@ -174,41 +177,103 @@ def token_inputs(
     return tokens
 
 
+def memory_features(
+    model: nn.Module, pixels: PixelInputs | ProcessorInputs, *, projected: bool = False
+) -> FeatureInputs:
+    """Keeps features of this model's tower in memory; nothing is computed yet.
+
+    Args:
+        model: a Transformers model, possibly wrapped by PEFT.
+        pixels: how its pictures are preprocessed.
+        projected: whether the projector's outputs may be kept, where images have sizes of their own.
+
+    Returns:
+        Image inputs.
+    """
+    base, ragged = unwrap_model(model), isinstance(pixels, ProcessorInputs)
+    size = 1 if ragged else tower_batch(base)
+    return FeatureInputs(pixels, lambda part: tower_outputs(base, part, projected, ragged), size)
+
+
 def disk_features(
     model: nn.Module,
-    processor: Any,
-    pixels: PixelInputs,
+    pixels: PixelInputs | ProcessorInputs,
     settings: FeatureSettings,
     note: Note,
     *,
+    projected: bool = False,
     thorough: bool = False,
 ) -> DiskFeatures:
-    """The cache on disk for this model's tower; nothing is computed yet. `thorough`: see `FeatureFolder`."""
-    base = unwrap_model(model)
-    identity = feature_identity(base, processor.image_processor, settings.stored)
+    """The cache on disk for this model's tower; nothing is computed yet.
+
+    Args:
+        model: a Transformers model, possibly wrapped by PEFT.
+        pixels: how its pictures are preprocessed.
+        settings: which folder, and how much of it.
+        note: told about damage.
+        projected: see `memory_features`.
+        thorough: see `FeatureFolder`.
+
+    Returns:
+        Image inputs.
+    """
+    kept = memory_features(model, pixels, projected=projected)
+    if isinstance(pixels, ProcessorInputs):
+        identity = ragged_identity(model, pixels, settings.stored, projected)
+    else:
+        identity = feature_identity(unwrap_model(model), pixels.image_processor, settings.stored)
     folder = FeatureFolder(settings.cache, identity, settings.disk_gib, note, thorough=thorough)
-    return DiskFeatures(
-        pixels, lambda values: tower_outputs(base, values), folder, settings.workers, tower_batch(base)
-    )
+    return DiskFeatures(pixels, kept.tower, folder, settings.workers, kept.batch_size)
 
 
-def _processor_inputs(processor: Any, images: Mapping[str, ImageRef], policy: ImagePolicy) -> ProcessorInputs:
-    """Pixels at every step, by the stock processor.
+def _pixels(
+    processor: Any, images: Mapping[str, ImageRef], policy: ImagePolicy
+) -> PixelInputs | ProcessorInputs:
+    """Pixels at every step, of the mean image in a blind run."""
+    stock = inputs_of(processor).stock
+    replacement = policy.mean if policy.blind else None
+    if policy.blind and images and replacement is None:
+        side = BLIND_SIDE if stock else image_side(processor)
+        replacement = mean_image(images.values(), policy.max_pixels, side)
+    return pixel_inputs(processor, policy.max_pixels, replacement)
+
+
+def why_nothing_is_kept(
+    model: nn.Module,
+    pixels: PixelInputs | ProcessorInputs,
+    policy: ImagePolicy,
+    together: Sequence[Sequence[ImageRef]],
+) -> str | None:
+    """Why features may not be kept of images.
+
+    Args:
+        model: a Transformers model, possibly wrapped by PEFT.
+        pixels: how its pictures are preprocessed.
+        policy: what is asked for, and what was measured.
+        together: the images of each row.
+
+    Returns:
+        The reason; None: they may be kept.
 
     Raises:
-        AssemblyError: features shall be kept.
+        AssemblyError: the recipe asks for them all the same, of images with sizes of their own.
     """
-    if policy.settings.choice in ("memory", "disk"):
+    base = unwrap_model(model)
+    if not isinstance(pixels, ProcessorInputs):
+        kept = architecture_of(base).features is not None
+        return None if kept else f"nothing of {type(base).__name__} may be kept"
+    if policy.settings.choice == "none":
+        return None
+    refused = policy.refused
+    if refused is None and not all(pixels.as_alone(row) for row in together):
+        refused = "images beside others in their row give other tokens than alone"
+    if refused is not None and policy.settings.choice in ("memory", "disk"):
         raise AssemblyError(
-            f"the feature cache takes images of one size, those of {type(processor).__name__} have their own",
+            f"features of {type(base).__name__} cannot be kept: {refused}",
             where="data.features",
             fix="use auto or none",
         )
-    replacement = policy.mean if policy.blind else None
-    if policy.blind and images and replacement is None:
-        replacement = mean_image(images.values(), policy.max_pixels, BLIND_SIDE)
-    policy.note("images: pixels at every step, as they have sizes of their own")
-    return ProcessorInputs(StockInputs(processor), policy.max_pixels, replacement)
+    return refused
 
 
 def _filled(disk: DiskFeatures, images: Mapping[str, ImageRef], policy: ImagePolicy) -> DiskFeatures:

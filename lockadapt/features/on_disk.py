@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lockadapt.architectures.kept import ImageRecord
 from lockadapt.data.image_bytes import content_keys, picture_of
 from lockadapt.data.images import open_image
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs
@@ -131,15 +132,33 @@ def tried_layout(
     Returns:
         The layout; a ragged one says how much an image takes on average.
     """
+    first, records = _tried(pixels, tower, images)
+    if isinstance(first, torch.Tensor):
+        return Layout(first.shape[1], first.shape[2], stored)
+    return RaggedLayout.tried(records, stored)
+
+
+def mean_bytes(pixels: PixelInputs | ProcessorInputs, tower: Tower, images: Sequence[ImageRef]) -> int:
+    """What an image takes in memory; arguments as of `tried_layout`."""
+    first, records = _tried(pixels, tower, images)
+    if isinstance(first, torch.Tensor):
+        return first.nbytes
+    return sum(level.nbytes for record in records for level in record.levels.values()) // len(records)
+
+
+def _tried(
+    pixels: PixelInputs | ProcessorInputs, tower: Tower, images: Sequence[ImageRef]
+) -> tuple[Kept, list[ImageRecord]]:
+    """What the first image is kept as, and, where that is a record, those of some."""
 
     def computed(image: ImageRef) -> Kept:
         return tower(pixels.of_pictures([open_image(image, pixels.max_pixels)]))
 
     first = computed(images[0])
     if isinstance(first, torch.Tensor):
-        return Layout(first.shape[1], first.shape[2], stored)
+        return first, []
     others = images[1 :: max(1, len(images) // (TRIED - 1))][: TRIED - 1]
-    return RaggedLayout.tried([*first, *(record for image in others for record in computed(image))], stored)
+    return first, [*first, *(record for image in others for record in computed(image))]  # type: ignore[misc]
 
 
 def gather(positions: Sequence[tuple[Shard, int]], layout: Layout) -> dict[str, torch.Tensor]:

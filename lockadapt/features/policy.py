@@ -52,6 +52,8 @@ class ImagePolicy:
         max_pixels: larger images are refused before decoding.
         blind: every image is replaced by a mean image.
         mean: that image; default: the mean of the images asked for.
+        projector_trains: whether the projector trains in any stage. If not, its outputs may be kept.
+        refused: why nothing is kept of images with sizes of their own, as was measured; None: it may be.
         note: is told what was decided, and why.
         progress: is told (done, all) while frozen outputs are computed.
     """
@@ -60,6 +62,8 @@ class ImagePolicy:
     max_pixels: int
     blind: bool = False
     mean: Image.Image | None = None
+    projector_trains: bool = True
+    refused: str | None = None
     note: Note = silent
     progress: Progress | None = None
 

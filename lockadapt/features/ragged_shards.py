@@ -106,8 +106,8 @@ def write_ragged(
         for row, (codes, scale) in zip(rows, stored, strict=True):
             difference = (codes.float() * scale - row.float()).double()
             moved, whole = (
-                moved + float(difference.square().sum()),
-                whole + float(row.double().square().sum()),
+                moved + float(difference.square().sum().detach()),
+                whole + float(row.detach().double().square().sum()),
             )
             largest = max(largest, float(difference.abs().max()) if row.numel() else 0.0)
     recorded = {

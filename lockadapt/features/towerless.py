@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from lockadapt.architectures import layout_of
+from lockadapt.architectures import inputs_of, layout_of
 from lockadapt.architectures.absent_tower import TowerRecord, absent_tower, files_digest
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.load import load_processor
@@ -61,7 +61,10 @@ def cached_tower(
     record = recall_tower(settings.cache, start, dtype)
     if record is None:
         return None
-    processor = load_processor(start).image_processor
+    whole = load_processor(start)
+    if inputs_of(whole).stock:
+        return None
+    processor = whole.image_processor
     identity = with_preprocessing(record.identity, processor, settings.stored)
     folder = FeatureFolder(settings.cache, identity, settings.disk_gib, policy.note)
     disk = DiskFeatures(PixelInputs(processor, policy.max_pixels), _no_tower, folder)
@@ -92,7 +95,7 @@ def remember_towers(
     if not _is_folder(start) or absent_tower(model) is not None:
         return
     for images in inputs:
-        if isinstance(images, DiskFeatures):
+        if isinstance(images, DiskFeatures) and isinstance(images.pixels, PixelInputs):
             remember_tower(images.folder.path.parent, model, start, dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import isnan
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lockadapt.architectures import architecture_of, class_name, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import block_linears, context_length
 from lockadapt.architectures.load import load_model
+from lockadapt.building.cache_trial import rows_to_try, try_cache
 from lockadapt.console import Reporter, table_text
 from lockadapt.data.batch import Batch, collate, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
@@ -59,7 +61,11 @@ def check_vlm(source: str, reporter: Reporter) -> dict[str, Any]:
 
 
 def admit_rows(
-    model: nn.Module, processor: Any, samples: Sequence[Sample], reporter: Reporter
+    model: nn.Module,
+    processor: Any,
+    samples: Sequence[Sample],
+    reporter: Reporter,
+    projector_trains: bool = True,
 ) -> list[Finding]:
     """Measures a run's model on its own rows, where nobody described its class or its processor.
 
@@ -68,6 +74,7 @@ def admit_rows(
         processor: the model's.
         samples: with images; none: nothing is measured.
         reporter: shown the table.
+        projector_trains: whether it trains in any stage.
 
     Returns:
         See `admit`; empty where there is nothing to measure.
@@ -80,7 +87,7 @@ def admit_rows(
         return []
     training = model.training
     model.eval()
-    findings = admit(model, processor, samples)
+    findings = admit(model, processor, samples, projector_trains)
     model.train(training)
     reporter.note(findings_text(findings))
     return findings
@@ -101,13 +108,16 @@ def drawn_samples() -> list[Sample]:
 
 
 @torch.no_grad()
-def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[Finding]:
+def admit(
+    model: nn.Module, processor: Any, samples: Sequence[Sample], projector_trains: bool = True
+) -> list[Finding]:
     """Measures a model on rows.
 
     Args:
         model: a Transformers model, possibly wrapped; in eval mode.
         processor: the model's.
         samples: some with images, with answers of two tokens or more.
+        projector_trains: whether it trains in any stage: what may be kept of images depends on it.
 
     Returns:
         What was found, in the order of the table.
@@ -144,9 +154,6 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
     packing = _packing_problem(
         model, rows, lambda items, limit: collate(items, images, pad, "admission", limit)
     )
-    keeps = architecture.features is not None
-    stock = architecture.inputs.stock or "processor_keys" in batch
-    built = "not yet built for this class"
     keys = [key for key in inputs if key != "mm_encoder_outputs"]
     return [
         Finding("parts", "ok", f"{layout.tower}, {', '.join(layout.projector)}, {layout.llm}, {layout.head}"),
@@ -158,7 +165,7 @@ def admit(model: nn.Module, processor: Any, samples: Sequence[Sample]) -> list[F
             "tail", "head" if tail else "logits", "" if tail else "the class changes what its head gives"
         ),
         Finding("packing", "off" if packing else "exact", packing or ""),
-        Finding("cache", "kept" if keeps and not stock else "off", "" if keeps and not stock else built),
+        _cache_finding(model, processor, rows, projector_trains),
         Finding("nf4", f"{nf4_share(base):.3f}", "share of the LLM's parameters that quantization takes"),
     ]
 
@@ -176,6 +183,27 @@ def _packing_problem(
         model, tried, lambda items, limit: on_device(collated(items, limit), device), TRIED * longest
     )
     return trial.problem
+
+
+def _cache_finding(
+    model: nn.Module, processor: Any, rows: Sequence[Encoded], projector_trains: bool
+) -> Finding:
+    """Whether features may be kept of the images."""
+    if not inputs_of(processor).stock:
+        kept = architecture_of(model).features is not None
+        return Finding("cache", "kept" if kept else "off", "" if kept else "not yet built for this class")
+    trial = try_cache(model, processor, rows_to_try(rows), projector_trains, MAX_PIXELS)
+    if trial.problem is not None:
+        return Finding("cache", "off", trial.problem)
+    what = "the tower's outputs" if projector_trains else "image tokens"
+    gradient = "" if isnan(trial.gradient) else f", gradients by {trial.gradient:.1e}"
+    return Finding("cache", "exact", f"of {what}: the loss differs by {trial.loss:.1e}{gradient}")
+
+
+def cache_refusal(findings: Sequence[Finding]) -> str | None:
+    """Why nothing may be kept of images, by what was found; None: it may, or nothing was measured."""
+    finding = next((finding for finding in findings if finding.probe == "cache"), None)
+    return finding.detail if finding is not None and finding.result == "off" else None
 
 
 def nf4_share(model: nn.Module) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lockadapt.errors import RecipeError
 from lockadapt.features.towerless import cached_tower, remember_towers
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
-from lockadapt.planning.admission import admit_rows
+from lockadapt.planning.admission import admit_rows, cache_refusal
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
@@ -111,7 +111,8 @@ def _train(
     samples = processes.together(lambda: load_samples(experiment, reporter))
     base = folder / run_folder.BASE
     start = Path(recipe.model.vlm or base).expanduser()
-    cached = cached_tower(start, dtype, images_of(samples), image_policy(experiment, reporter))
+    policy = image_policy(experiment, reporter)
+    cached = cached_tower(start, dtype, images_of(samples), policy)
 
     # Build: the base, its adapters, and what objectives add, also those that no stage trains.
     calibration = [sample for items in samples["train"].values() for sample in items]
@@ -130,12 +131,15 @@ def _train(
         objective.prepare(model)
     if torch.cuda.is_available():
         model = model.to("cuda")
+    admission = processes.together(
+        lambda: admit_rows(model, processor, images_first(samples), reporter, experiment.projector_trains)
+    )
+    measured = replace(policy, refused=cache_refusal(admission))
     encoding = first_then_others if experiment.features.choice == "disk" else processes.together
-    rows = encoding(lambda: encode_rows(experiment, model, processor, samples, reporter, cached))
+    rows = encoding(lambda: encode_rows(experiment, model, processor, samples, measured, cached))
     processes.first(lambda: remember_towers(start, dtype, model, rows.images.values()))
 
     # Lock, train, prove: stage by stage.
-    admission = processes.together(lambda: admit_rows(model, processor, images_first(samples), reporter))
     session = Session(
         experiment, folder, model, processor, rows, reporter, resume, admission, observers, began_with
     )

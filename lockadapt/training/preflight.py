@@ -7,7 +7,7 @@ from pathlib import Path
 from lockadapt.architectures.blueprint import stock_blueprint
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
-from lockadapt.data.pixels import PixelInputs
+from lockadapt.data.pixels import PixelInputs, ProcessorInputs
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.trace import MicroBatch, traced
 from lockadapt.training.batch_size_search import Measured, fit_micro_batch
@@ -62,7 +62,7 @@ def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path
         trainer.objectives[measured.objective],
         measured.items,
         args.train_parts or ["projector"],  # type: ignore[attr-defined]
-        cached=not isinstance(trainer.image_inputs[measured.objective], PixelInputs),
+        cached=not isinstance(trainer.image_inputs[measured.objective], (PixelInputs, ProcessorInputs)),
         checkpointing=bool(args.activation_checkpointing),
         accumulate=args.gradient_accumulation_steps > 1 or measured.objective in trainer.rows_at_once,
         max_row_tokens=trainer.packing.max_row_tokens,

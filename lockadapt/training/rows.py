@@ -86,9 +86,10 @@ def images_of(samples: Samples) -> dict[str, ImageRef]:
 
 
 def images_first(samples: Samples, count: int = 2) -> list[Sample]:
-    """A few training samples that show images."""
-    shown = (sample for rows in samples["train"].values() for sample in rows if sample.images)
-    return list(itertools.islice(shown, count))
+    """A few training samples that show images: the first ones, and the first that shows several."""
+    shown = [sample for rows in samples["train"].values() for sample in rows if sample.images]
+    several = (sample for sample in shown[count:] if len(sample.images) > 1)
+    return [*shown[:count], *itertools.islice(several, 1)]
 
 
 def encode_rows(
@@ -96,7 +97,7 @@ def encode_rows(
     model: Any,
     processor: Any,
     samples: Samples,
-    reporter: Reporter,
+    policy: ImagePolicy,
     cached: CachedTower | None = None,
 ) -> Rows:
     """Encodes all rows, and computes what is kept of their images.
@@ -106,7 +107,7 @@ def encode_rows(
         model: as it trains.
         processor: the model's.
         samples: from `load_samples`.
-        reporter: is told what is left out, and where images come from.
+        policy: how images become inputs; its `note` is told what is left out.
         cached: what the run has instead of its tower, if all of that is kept.
 
     Returns:
@@ -124,7 +125,7 @@ def encode_rows(
     validation, _ = encoded_rows(samples["validation"], objectives, encoder)
     for name, report in reports.items():
         if report.cut or report.dropped:
-            reporter.note(
+            policy.note(
                 f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than "
                 "the limit)"
             )
@@ -136,13 +137,11 @@ def encode_rows(
     uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     distinct = len({image.key for items in rows.values() for row in items for image in row.images})
     count = sum(map(len, rows.values()))
-    reporter.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
+    policy.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     if cached is not None:
         return Rows(train, validation, dict.fromkeys(objectives, cached.images))
     frozen = {name: objective.frozen for name, objective in objectives.items()}
-    images = inputs_by_objective(
-        model, processor, frozen, rows, image_policy(experiment, reporter), reused=uses > distinct
-    )
+    images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
     return Rows(train, validation, images)
 
 
@@ -152,6 +151,7 @@ def image_policy(experiment: Experiment, reporter: Reporter) -> ImagePolicy:
         experiment.features,
         experiment.data.max_pixels,
         experiment.blind,
+        projector_trains=experiment.projector_trains,
         note=reporter.note,
         progress=reporter.counted("running what is frozen on images"),
     )

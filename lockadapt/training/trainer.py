@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lockadapt import processes
 from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
+from lockadapt.building.cache_trial import measured_policy
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler, OwnBatches
 from lockadapt.data.pack import groups
@@ -127,7 +129,11 @@ class GroundingTrainer(Trainer):
         if image_inputs is None:
             frozen = {name: objective.frozen for name, objective in self.objectives.items()}
             rows = {name: [*train.get(name, ()), *evaluation.get(name, ())] for name in frozen}
-            image_inputs = inputs_by_objective(model, processing_class, frozen, rows, args.image_policy())
+            parts = args.train_parts or default_parts(model, [o.parts for o in self.objectives.values()])
+            policy = replace(args.image_policy(), projector_trains="projector" in parts)
+            first = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
+            policy = measured_policy(policy, model, processing_class, first)
+            image_inputs = inputs_by_objective(model, processing_class, frozen, rows, policy)
         elif not isinstance(image_inputs, Mapping):
             image_inputs = dict.fromkeys(self.objectives, image_inputs)
         self.image_inputs = dict(image_inputs)

@@ -109,7 +109,7 @@ def test_a_checkpoint_alone_is_measured(name: str, tmp_path: Path) -> None:
     assert "red and round" in results["labels"][1]
     assert results["images"][0] == results["answers"][0] == "ok"
     assert results["packing"] == ("exact", "")
-    assert results["cache"] == ("off", "not yet built for this class")
+    assert results["cache"][0] == "exact"
     assert 0.5 < float(results["nf4"][0]) < 0.7
 
 

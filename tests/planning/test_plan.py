@@ -31,7 +31,7 @@ from lockadapt.planning.sizes import component_sizes, named_tensors
 from lockadapt.planning.trace import MicroBatch
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
-from lockadapt.training.rows import encode_rows, load_samples
+from lockadapt.training.rows import encode_rows, image_policy, load_samples
 from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
 from lockadapt.tuning.quantize import load_quantized
 from tests.support.command import lockadapt
@@ -58,7 +58,7 @@ def real_model(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
     if experiment.lora is not None:
         model = attach_lora(model, lora_config(model, experiment.lora))
     samples = load_samples(experiment, QUIET)
-    return model, encode_rows(experiment, model, built.processor, samples, QUIET)
+    return model, encode_rows(experiment, model, built.processor, samples, image_policy(experiment, QUIET))
 
 
 SHAPES = [

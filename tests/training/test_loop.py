@@ -17,7 +17,7 @@ from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.loop import train
-from lockadapt.training.rows import Rows, encode_rows, load_samples
+from lockadapt.training.rows import Rows, encode_rows, image_policy, load_samples
 from tests.support.rows import embedding_recipe
 from tests.support.runs import rows_file, values
 
@@ -67,7 +67,9 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
 def rows_of(recipe: Any, assembled: Assembled) -> Rows:
     experiment = build_experiment(recipe)
     samples = load_samples(experiment, QUIET)
-    return encode_rows(experiment, assembled.model, assembled.processor, samples, QUIET)
+    return encode_rows(
+        experiment, assembled.model, assembled.processor, samples, image_policy(experiment, QUIET)
+    )
 
 
 def test_features_key(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
