@@ -6,13 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test test-gpu fuzz kill hostile families compatibility lint types check bench assets clean
+.PHONY: quickstart test test-gpu fuzz kill hostile families compatibility bridges fusions lint types check bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
 	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
 	@echo "make families    try every decoder family that Transformers builds, in half an hour"
+	@echo "make bridges      LLM families x towers x fusions, trained, merged and proved, into docs/bridges.md"
+	@echo "make fusions      every fusion on the same task with the same time, into docs/fusions.md"
 	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
 	@echo "make hostile     print a table of the hostile inputs: how many, tracebacks, hangs, memory"
 	@echo "make fuzz        draw hostile inputs (FUZZ_MINUTES=20), and print how they ended"
@@ -46,6 +48,12 @@ families: $(VENV)/.installed-dev
 
 compatibility: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/compatibility.py --markdown docs/compatibility.md
+
+bridges: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/compatibility.py --bridges --markdown docs/bridges.md
+
+fusions: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/fusions.py --markdown docs/fusions.md
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """Runs the zoo through check, three training steps, merge, verify and adapter export; writes the table.
 
     python benchmarks/compatibility.py [--json] [--only NAME] [--markdown docs/compatibility.md]
+    python benchmarks/compatibility.py --bridges [--json] [--only NAME] [--markdown docs/bridges.md]
+
+With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names LLMs, towers and fusions.
 
 Models are tiny and random. Proofs run in forks of one process that has imported Transformers, not lockadapt.
 """
@@ -18,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tests.support.torchvision_operators  # noqa: F401  # before Transformers
+from benchmarks.bridges import bridges_markdown, measured_cells, report
 from lockadapt.console import Reporter
 from lockadapt.errors import LockadaptError
 from lockadapt.exports.export import export_run
@@ -102,18 +106,24 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", action="append")
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--bridges", action="store_true")
     asked = parser.parse_args()
     warm = Warm()
     proof.run_python = warm
-    rows = []
-    for entry in ENTRIES:
+    rows: list[dict[str, Any]] = []
+    table = bridges_markdown if asked.bridges else markdown
+    if asked.bridges:
+        for row in measured_cells(asked.only or ()):
+            rows.append(row)
+            report(row)
+    for entry in () if asked.bridges else ENTRIES:
         if not asked.only or entry.name in asked.only:
             rows.append(measure(entry))
             print(entry.name, rows[-1]["reason"] or "ok", file=sys.stderr, flush=True)
     warm.close()
     if asked.markdown:
-        asked.markdown.write_text(markdown(rows), encoding="utf-8")
-    print(json.dumps({"rows": rows}) if asked.json else markdown(rows))
+        asked.markdown.write_text(table(rows), encoding="utf-8")
+    print(json.dumps({"rows": rows}) if asked.json else table(rows))
 
 
 if __name__ == "__main__":
