@@ -1,8 +1,8 @@
-"""LLM families x towers x fusions, tiny and random: assembled, trained three steps, merged, proved; or why not.
+"""LLM families x towers x fusions, tiny and random: assembled, trained, merged and proved, or why not.
 
 Run by `python benchmarks/compatibility.py --bridges`. Every cell asks `lockadapt.architectures.suggest` which
-class holds the pair; one that is held is trained with packing and a feature cache, merged, and the merged folder
-is loaded in a process that has not imported lockadapt.
+class holds the pair; one that is held is trained for three steps with packing and a feature cache and merged,
+and the merged folder is loaded in a process that has not imported lockadapt.
 """
 
 from __future__ import annotations
@@ -110,10 +110,8 @@ def bridges_markdown(rows: Sequence[dict[str, Any]]) -> str:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["llm"], row["fusion"]), []).append(row)
-    lines = [
-        "| LLM | fusion | class | towers | largest difference | not |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ("LLM", "fusion", "class", "towers", "largest difference", "not")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for (llm, fusion), cells in groups.items():
         good = [row for row in cells if row["merged"]]
         classes = ", ".join(dict.fromkeys(row["class"] for row in good)) or "–"
@@ -130,8 +128,10 @@ def bridges_markdown(rows: Sequence[dict[str, Any]]) -> str:
         number = "–" if worst is None else f"{worst:.1g}"
         lines.append(f"| {llm} | {fusion} | {classes} | {towers} | {number} | {refused or '–'} |")
     merged, held = sum(row["merged"] for row in rows), sum(row["class"] is not None for row in rows)
-    head = f"{merged} of {held} cells that a class holds are trained, merged and proved; {len(rows)} were asked.\n\n"
-    return head + "\n".join(lines) + "\n"
+    head = (
+        f"{merged} of {held} cells that a class holds are trained, merged and proved; {len(rows)} were asked."
+    )
+    return head + "\n\n" + "\n".join(lines) + "\n"
 
 
 def report(row: dict[str, Any]) -> None:

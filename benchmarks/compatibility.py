@@ -3,7 +3,7 @@
     python benchmarks/compatibility.py [--json] [--only NAME] [--markdown docs/compatibility.md]
     python benchmarks/compatibility.py --bridges [--json] [--only NAME] [--markdown docs/bridges.md]
 
-With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names LLMs, towers and fusions.
+With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names any of these.
 
 Models are tiny and random. Proofs run in forks of one process that has imported Transformers, not lockadapt.
 """

@@ -1,0 +1,242 @@
+"""Every fusion on one task with the same LLM, tower, LoRA and training time; tiles where they are needed.
+
+    python benchmarks/fusions.py [--json] [--only FUSION] [--seconds 300] [--markdown docs/fusions.md]
+
+Needs easy-VQA and the TinyStories LLM in the folder `LOCKADAPT_REAL` (default: ../shared/real). The tower is
+the quickstart's SigLIP, 64 pixels in 4 x 4 patches. Each run has a process of its own, for its own peak memory:
+it first trains a few steps to learn its speed, then as many as the time allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import lockadapt
+import lockadapt.quickstart
+from lockadapt.architectures.base import unwrap_model
+from lockadapt.architectures.suggest import holdings
+from lockadapt.data.encode import Encoder
+from lockadapt.data.sample import ImageRef, question_answer
+from lockadapt.errors import LockadaptError
+from lockadapt.quickstart.drawing import COLOURS, SHAPES, Scene, Thing, draw
+
+ASSETS = Path(lockadapt.quickstart.__file__).parent / "assets"
+REAL = Path(os.environ.get("LOCKADAPT_REAL", Path(__file__).parents[2] / "shared" / "real"))
+WARM_UP = 40
+"""Steps that tell how fast a run is."""
+BATCH = 64
+SCENE, GLYPH = 448, (0.022, 0.03)
+"""Side of a scene in pixels, and the radius of its one glyph as a share of it: 20 to 27 pixels across."""
+TILE_GRID = [[4, 4]]
+BEGIN, END = (
+    "<!-- measured by benchmarks/fusions.py: begin -->",
+    "<!-- measured by benchmarks/fusions.py: end -->",
+)
+COLUMNS = (
+    *("fusion", "class", "accuracy", "samples_per_second", "image_tokens", "trained_parameters", "peak_mib"),
+    "eval_samples_per_second",
+)
+
+
+def easy_vqa() -> dict[str, Any]:
+    """The rows of easy-VQA."""
+    data = REAL / "data" / "easy-vqa"
+    halves = {
+        half: {
+            "format": "jsonl",
+            "path": str(data / half / "questions.json"),
+            "images": str(data / half / "images"),
+            "columns": {"question": 0, "answer": 1, "image": 2},
+            "image_name": "{}.png",
+        }
+        for half in ("train", "test")
+    }
+    return {"vqa": {**halves, "answers": str(data / "answers.txt")}}
+
+
+def glyphs(folder: Path, count: int = 4000, tested: int = 500) -> dict[str, Any]:
+    """Draws one small shape in each large scene, and asks which it is: five answers, equally often."""
+    halves = {}
+    for half, number in (("train", count), ("test", tested)):
+        (folder / half).mkdir(parents=True, exist_ok=True)
+        random, lines = Random(f"glyphs {half}"), []
+        for index in range(number):
+            shape, size = SHAPES[index % len(SHAPES)], random.uniform(*GLYPH)
+            x, y = (random.uniform(0.05, 0.95) for _ in "xy")
+            thing = Thing(random.choice(list(COLOURS)), shape, x, y, size, random.uniform(-12, 12))
+            draw(Scene((thing,)), SCENE).save(folder / half / f"{index:05d}.png", compress_level=1)
+            row = {"image": f"{index:05d}.png", "question": "what shape is in the image?", "answer": shape}
+            lines.append(json.dumps(row))
+        (folder / f"{half}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        halves[half] = {
+            "format": "jsonl",
+            "path": str(folder / f"{half}.jsonl"),
+            "images": str(folder / half),
+        }
+    return {"vqa": {**halves, "answers": list(SHAPES)}}
+
+
+def worker(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """Trains and scores one fusion.
+
+    Args:
+        job: `{"model", "objectives", "seconds"}`.
+        scratch: for its runs.
+
+    Returns:
+        The contract's keys but the fusion's name.
+    """
+    recipe = {
+        "model": {**job["model"], "dtype": "float32"},
+        "lora": {"rank": 16},
+        "objectives": job["objectives"],
+        "data": {"cache": str(scratch / "cache")},
+        "training": {
+            **{"steps": WARM_UP, "batch_size": BATCH, "learning_rate": 3e-3, "warmup": 0.05},
+            **{"projector_learning_rate": 3e-3, "schedule": "cosine", "log_every": 50},
+        },
+    }
+    first = lockadapt.train(recipe, output=scratch / "warm", quiet=True)
+    steps = max(WARM_UP, round(job["seconds"] * first.samples_per_second / BATCH))
+    done = lockadapt.train(recipe, output=scratch / "run", overrides=[f"training.steps={steps}"], quiet=True)
+    run = lockadapt.load_run(scratch / "run")
+    began = time.perf_counter()
+    scores = lockadapt.evaluate(run, quiet=True).scores["vqa"]
+    seconds = time.perf_counter() - began
+    shown = ImageRef("one", picture=draw(Scene(()), job["side"]))
+    encoder = Encoder(run.processor, 10**6)
+    row = encoder.encode([question_answer("what is it?", "a", [shown], "row")]).encoded[0]
+    components = run.run.record.stages[-1].components
+    return {
+        "class": type(unwrap_model(run.model)).__name__,
+        "accuracy": scores["accuracy"],
+        "samples_per_second": done.samples_per_second,
+        "image_tokens": int((row.input_ids == encoder.image_token_id).sum()),
+        "trained_parameters": sum(row.parameters for row in components if row.state == "trained"),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        "eval_samples_per_second": scores["n"] / seconds,
+        "steps": steps,
+    }
+
+
+def in_own_process(job: dict[str, Any]) -> dict[str, Any]:
+    """What `worker` measures, in a new Python; the last line of its errors as `reason` where it fails."""
+    with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+        file = Path(scratch) / "job.json"
+        file.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, __file__, "--worker", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"reason": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measured(only: Sequence[str], seconds: float) -> list[dict[str, Any]]:
+    """A row for every fusion that holds the pair, with its numbers; for others the reason."""
+    llm, tower = str(REAL / "llm" / "tinystories-656k"), str(ASSETS / "tower")
+    rows = []
+    for entry in holdings(llm, tower):
+        if only and entry.fusion not in only:
+            continue
+        row: dict[str, Any] = {"fusion": entry.fusion, "class": entry.model_class, "reason": entry.reason}
+        if entry.model_class is not None:
+            model = {"llm": llm, "tower": tower, "fusion": entry.fusion}
+            job = {"model": model, "objectives": easy_vqa(), "seconds": seconds, "side": 64}
+            row |= in_own_process(job)
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def measured_glyphs(folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """The square picture and tiles on small glyphs in large scenes."""
+    llm, tower = str(REAL / "llm" / "tinystories-656k"), str(ASSETS / "tower")
+    objectives = glyphs(folder)
+    rows = []
+    for fusion, keys in (("mlp", {}), ("tiles", {"grid": TILE_GRID})):
+        model = {"llm": llm, "tower": tower, "fusion": fusion, **keys}
+        job = {"model": model, "objectives": objectives, "seconds": seconds, "side": SCENE}
+        rows.append({"fusion": fusion, **in_own_process(job)})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with numbers as a table of Markdown, then the reasons of the others."""
+    lines = [f"| {' | '.join(COLUMNS)} |".replace("_", " "), "| --- " * len(COLUMNS) + "|"]
+    for row in rows:
+        if row.get("accuracy") is not None:
+            cells = [
+                f"{row[name]:,.4g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [""] + [f"- `{row['fusion']}`: {row['reason']}" for row in rows if row.get("reason")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Accuracy over image tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=150, layout="constrained")
+    for row in rows:
+        if row.get("accuracy") is not None:
+            axes.scatter(row["image_tokens"], row["accuracy"], s=row["trained_parameters"] / 2000)
+            axes.annotate(row["fusion"], (row["image_tokens"], row["accuracy"]), fontsize=8)
+    axes.set_xlabel("tokens an image (area: trained parameters)")
+    axes.set_ylabel("accuracy, easy-VQA")
+    figure.savefig(file)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--glyphs", action="store_true", help="only the task that needs resolution")
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--worker", type=Path)
+    asked = parser.parse_args()
+    if asked.worker:
+        try:
+            result = worker(json.loads(asked.worker.read_text(encoding="utf-8")), asked.worker.parent)
+        except LockadaptError as error:
+            sys.exit(error.message)
+        print(json.dumps(result))
+        return
+    rows = [] if asked.glyphs else measured(asked.only or (), asked.seconds)
+    small: list[dict[str, Any]] = []
+    if asked.glyphs or not asked.only:
+        with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
+            small = measured_glyphs(Path(scratch), asked.seconds)
+    if asked.markdown:
+        text = asked.markdown.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        parts = [f"easy-VQA, {asked.seconds:g} seconds of training:", table(rows)]
+        parts += [f"One small shape in a scene of {SCENE} pixels:", table(small)]
+        inner = "\n\n".join(part.strip() for part in parts)
+        asked.markdown.write_text(f"{before}{BEGIN}\n{inner}\n{END}{after}", encoding="utf-8")
+        plot(rows, asked.markdown.with_suffix(".png"))
+    result = {"fusions": rows, "glyphs": small}
+    print(json.dumps(result) if asked.json else f"{table(rows)}\n{table(small)}")
+
+
+if __name__ == "__main__":
+    main()
