@@ -3,8 +3,8 @@
     python benchmarks/fusions.py [--json] [--only FUSION] [--seconds 300] [--markdown docs/fusions.md]
 
 Needs easy-VQA and the TinyStories LLM in the folder `LOCKADAPT_REAL` (default: ../shared/real). The tower is
-the quickstart's SigLIP, 64 pixels in 4 x 4 patches. Each run has a process of its own, for its own peak memory:
-it first trains a few steps to learn its speed, then as many as the time allows.
+the quickstart's SigLIP, 64 pixels in 4 x 4 patches. Each run has a process of its own, for its own peak
+memory: it first trains a few steps to learn its speed, then as many as the time allows.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def easy_vqa() -> dict[str, Any]:
     return {"vqa": {**halves, "answers": str(data / "answers.txt")}}
 
 
-def glyphs(folder: Path, count: int = 4000, tested: int = 500) -> dict[str, Any]:
+def glyphs(folder: Path, count: int = 2000, tested: int = 300) -> dict[str, Any]:
     """Draws one small shape in each large scene, and asks which it is: five answers, equally often."""
     halves = {}
     for half, number in (("train", count), ("test", tested)):
