@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
 from lockadapt.models.finite import require_finite
 from lockadapt.models.four_bit import keep_as_trained
+from lockadapt.models.model_folder import check_described_size
 from lockadapt.models.sources import find, loading, resolve_dtype, some
 
 
@@ -75,6 +77,8 @@ def load_model(
     if quantization_config is not None:
         extra["quantization_config"] = quantization_config
     with loading(source, "VLM"):
+        if source.local:
+            check_described_size(Path(source.name), lambda: kind._from_config(copy.deepcopy(config)), "VLM")
         loaded: Any = kind.from_pretrained(
             source.name,
             dtype=chosen,

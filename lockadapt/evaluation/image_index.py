@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lockadapt.errors import DataError, RecipeError, VerificationError
-from lockadapt.files import write_bytes, write_json
+from lockadapt.files import write_bytes
 
 FILE, FORMAT = "index.json", 1
 """Name and version of what says which file a row is of."""
@@ -108,7 +108,8 @@ def write_index(folder: Path, model: str, index: ImageIndex) -> None:
     before = _read(folder)["embeddings"] if (folder / FILE).is_file() else name
     write_bytes(folder / name, data, fix=_FIX)
     files = [dataclasses.asdict(file) for file in index.files]
-    write_json(folder / FILE, {"format": FORMAT, "model": model, "embeddings": name, "files": files})
+    text = json.dumps({"format": FORMAT, "model": model, "embeddings": name, "files": files}, indent=1)
+    write_bytes(folder / FILE, text.encode(), fix=_FIX)
     if before != name:
         (folder / before).unlink(missing_ok=True)
 

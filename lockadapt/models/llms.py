@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.modeling_outputs import MultimodalBaseModelOutputWithPast
 
 from lockadapt.errors import AssemblyError, memory_ran_out
 from lockadapt.models.finite import require_finite
+from lockadapt.models.model_folder import check_described_size
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some, tolerance
 
 PROBE_SHAPE = (2, 12)
@@ -95,6 +97,10 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
     source = find(llm, "LLM")
     config = llm_config(source)
     with loading(source, "LLM"):
+        if source.local:
+            check_described_size(
+                Path(source.name), lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config)), "LLM"
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.name,
             config=config,

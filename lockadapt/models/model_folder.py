@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic_core import from_json
 
-from lockadapt.errors import SafetyError, SetupError
+from lockadapt.errors import DataError, SafetyError, SetupError
 from lockadapt.models.safetensors_file import AGAIN, read_shard
 
 MAX_JSON = 64 << 20
@@ -58,6 +60,41 @@ def check_model_folder(folder: Path, what: str) -> None:
     layers = max((count for key, value in _leaves(config) for count in _layers(key, value)), default=0)
     if layers > DEEP:
         _check_depth(folder, layers, what)
+
+
+def check_described_size(folder: Path, build: Callable[[], Any], what: str) -> None:
+    """Refuses a config of a far larger model than the folder's weights, before memory is taken for it.
+
+    Transformers makes tensors of the described shapes for all that the weights lack.
+
+    Args:
+        folder: of the model.
+        build: makes the model of its config; called on torch's meta device, where tensors take no memory.
+        what: names it in messages.
+
+    Raises:
+        SetupError: the config describes more than a few times the parameters that the folder holds.
+    """
+    try:
+        shards = [read_shard(file) for file in sorted(folder.glob("*.safetensors"))]
+    except DataError:
+        return  # whoever loads it says what is damaged
+    stored = sum(math.prod(tensor.shape) for shard in shards for tensor in shard.tensors)
+    if not stored:
+        return
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in build().parameters())
+    if described > LARGER * stored + SLACK:
+        raise SetupError(
+            f"the {what}'s config.json describes {described:,} parameters, its weights are {stored:,}",
+            where=str(folder),
+            fix="use the config that belongs to the weights",
+        )
+
+
+LARGER, SLACK = 4, 10_000_000
+"""So many times as large, and so many parameters more, may a model be than its file: weights are stored
+packed, and heads that are not used are left out."""
 
 
 def _check_depth(folder: Path, layers: int, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from lockadapt.errors import AssemblyError
 from lockadapt.models.finite import require_finite
+from lockadapt.models.model_folder import check_described_size
 from lockadapt.models.preprocessing import load_image_processor, pixels
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
@@ -68,6 +70,10 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
     _check_known(getattr(config, "vision_config", None) or config, source)
     with loading(source, "tower"):
+        if source.local:
+            check_described_size(
+                Path(source.name), lambda: AutoModel.from_config(copy.deepcopy(config)), "tower"
+            )
         model, info = AutoModel.from_pretrained(
             source.name, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.arguments
         )

@@ -40,8 +40,9 @@ class _AdapterConfig(BaseModel):
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
-    rank_pattern: dict[str, _Rank] | None = None
-    alpha_pattern: dict[str, _Finite] | None = None
+    # PEFT computes with these two as they stand, so null is no way to leave them out.
+    rank_pattern: dict[str, _Rank] = {}
+    alpha_pattern: dict[str, _Finite] = {}
     layers_to_transform: list[_Index] | _Index | None = None
     layers_pattern: list[str] | str | None = None
     token_indices: list[_Index] | None = None

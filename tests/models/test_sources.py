@@ -105,7 +105,7 @@ def test_broken_llms(
     break_it(llm)
     with pytest.raises(kind, match=named) as caught:
         assemble(llm, tiny / "clip-vision", tmp_path / "out", dtype="float32", prove=False)
-    assert caught.value.where == str(llm)
+    assert str(caught.value.where).startswith(str(llm))  # the folder, or a file of it
     assert not (tmp_path / "out").exists()
 
 
