@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 
 from lockadapt.console import emit
+from lockadapt.data.boxes import BoxRules
 from lockadapt.data.problems import BadRows
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import DataError
+from lockadapt.recipe.objectives import GroundingSection
 from lockadapt.recipe.schema import Recipe, SourceSection
 
 
@@ -46,7 +49,10 @@ def build_samples(
             continue
         prompt = getattr(section, "prompt", None)  # not every kind has one
         rows = section.rows or section.kind
-        samples[name] = read_samples(source.format, row_source(source, rows, prompt, part, bad_rows))
+        told = row_source(source, rows, prompt, part, bad_rows)
+        if isinstance(section, GroundingSection):
+            told = replace(told, boxes=box_rules(section, part))
+        samples[name] = read_samples(source.format, told)
         if part == "validation":
             samples[name] = samples[name][: recipe.training.validation_samples]
         if not samples[name]:
@@ -71,4 +77,15 @@ def row_source(
         # An image with five captions is five lessons, but one question.
         expand=part == "train",
         bad_rows=bad_rows,
+    )
+
+
+def box_rules(section: GroundingSection, part: str) -> BoxRules:
+    """How the boxes of one part of the data are given and written; only training rows are changed."""
+    train = part == "train"
+    return BoxRules(
+        section.box_format or "qwen",
+        section.coordinates or "xyxy",
+        (section.jitter or 0.0) if train else 0.0,
+        bool(section.flip) and train,
     )

@@ -16,10 +16,13 @@ from lockadapt.errors import DataError, SafetyError
 _AT_ONCE = 512
 # Keeps decoded pictures apart from files; no image format begins like this.
 _PICTURE = b"lockadapt picture "
+_MIRRORED = b"lockadapt mirrored "
 
 
 def content_key(image: ImageRef, max_pixels: int) -> str:
     """Return the SHA-256 (hex) of an image's bytes; for a decoded picture, of its size and RGB pixels.
+
+    The key of a mirrored file is another than that of the file.
 
     Args:
         image: path, bytes or decoded picture.
@@ -36,7 +39,7 @@ def content_key(image: ImageRef, max_pixels: int) -> str:
         picture = open_image(image, max_pixels)
         head = _PICTURE + f"{picture.width}x{picture.height} ".encode()
         return hashlib.sha256(head + picture.tobytes()).hexdigest()
-    return hashlib.sha256(_bytes(image)).hexdigest()
+    return _digest(image, _bytes(image))
 
 
 def content_keys(
@@ -72,11 +75,15 @@ def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
         return open_image(image, max_pixels)
     data = _bytes(image)
     source = str(image.path or image.key)
-    if hashlib.sha256(data).hexdigest() != key:
+    if _digest(image, data) != key:
         raise DataError(
             "the image changed during the run", where=source, fix="leave images alone while they are read"
         )
-    return open_image(ImageRef(image.key, data=data), max_pixels, source)
+    return open_image(ImageRef(image.key, data=data, mirrored=image.mirrored), max_pixels, source)
+
+
+def _digest(image: ImageRef, data: bytes) -> str:
+    return hashlib.sha256(_MIRRORED + data if image.mirrored else data).hexdigest()
 
 
 def _bytes(image: ImageRef) -> bytes:

@@ -39,6 +39,7 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
     Transparency of any kind is composited on white. 16-bit grey is divided by 257. 32-bit and float grey are
     taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched
     from minimum to maximum. Of an animation the first frame is taken. ICC profiles are not applied.
+    A `mirrored` picture is mirrored last.
 
     Args:
         ref: path, bytes or picture.
@@ -52,7 +53,8 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         DataError: missing, not an image of `FORMATS`, cut off, damaged, or with values that are no numbers.
         SafetyError: more than `max_pixels` pixels.
     """
-    return _read(ref, where, lambda picture: _decoded(picture, max_pixels))
+    picture = _read(ref, where, lambda opened_picture: _decoded(opened_picture, max_pixels))
+    return ImageOps.mirror(picture) if ref.mirrored else picture
 
 
 def image_size(ref: ImageRef, max_pixels: int, where: str | None = None) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lockadapt.metrics.boxes import Box
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -27,7 +29,8 @@ class ImageRef:
     Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded
     bytes) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too: the
     absolute path of a file, or the SHA-256 of bytes or pixels. `stamp` is the state in which the file of a
-    row was checked; what is opened later must still be in it.
+    row was checked; what is opened later must still be in it. `mirrored` swaps left and right once it is
+    opened; such an image has a key of its own.
     """
 
     key: str
@@ -35,6 +38,7 @@ class ImageRef:
     data: bytes | None = field(default=None, repr=False)
     picture: Any = field(default=None, repr=False, compare=False)
     stamp: FileStamp | None = field(default=None, repr=False, compare=False)
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Sample:
     accepted answers or captions (several humans); by default the text of the last assistant turn.
     `where` names the row for messages to the user, e.g. `train.jsonl:17`. `answer_type` is the group that an
     accuracy is broken down by ("yes/no", "number", "other"), `sample_id` the id in the source, if any.
+    `boxes` are what a phrase is about: left, top, right and bottom as fractions of the image's sides.
     """
 
     images: tuple[ImageRef, ...]
@@ -62,6 +67,7 @@ class Sample:
     references: tuple[str, ...] = ()
     answer_type: str | None = None
     sample_id: str | None = None
+    boxes: tuple[Box, ...] = ()
 
     @property
     def answer(self) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 from lockadapt.objectives.base import Objective, Objectives
 from lockadapt.objectives.caption import Caption
 from lockadapt.objectives.dialogue import Dialogue
+from lockadapt.objectives.grounding import Grounding
 from lockadapt.objectives.itc import ImageText
 from lockadapt.objectives.text import PlainText
 from lockadapt.objectives.text_to_image import TextToImage
@@ -14,6 +15,7 @@ KINDS: dict[str, Any] = {
     "caption": Caption,
     "vqa": Vqa,
     "dialogue": Dialogue,
+    "grounding": Grounding,
     "itc": ImageText,
     "t2i": TextToImage,
     "text": PlainText,
@@ -24,6 +26,7 @@ __all__ = [
     "KINDS",
     "Caption",
     "Dialogue",
+    "Grounding",
     "ImageText",
     "Objective",
     "Objectives",

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lockadapt.data.batch import Batch, collate
+from lockadapt.data.boxes import BoxRules
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import Frozen, ImageInputs
 from lockadapt.data.sample import Sample
@@ -109,8 +110,13 @@ class Objective(ABC):
 
     @property
     def rows(self) -> str:
-        """The kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `text`)."""
+        """The kind of rows that its readers give (`caption`, `vqa`, `dialogue`, `grounding`, `text`)."""
         return self.kind
+
+    @property
+    def box_rules(self) -> BoxRules:
+        """How rows give boxes and answers spell them, where they hold any."""
+        return BoxRules()
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -70,6 +70,13 @@ def draw(scene: Scene, side: int = SIDE) -> Image.Image:
     return picture.reduce(_OVERSAMPLING)
 
 
+def extent(thing: Thing) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom edge of a thing as it is drawn, as fractions of the side."""
+    corners = _placed(thing, 1)
+    across, down = [x for x, _ in corners], [y for _, y in corners]
+    return min(across), min(down), max(across), max(down)
+
+
 def outline(shape: str) -> list[Point]:
     """Corners of a shape of radius about 1 around the origin, y downwards.
 

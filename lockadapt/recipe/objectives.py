@@ -49,8 +49,8 @@ class ObjectiveSection(Section):
         problems: list[tuple[KeyPath, str]] = []
         for part in ("train", "validation", "test"):
             source: SourceSection | None = getattr(self, part)
-            if source is not None and ROWS_OF_FORMATS.get(source.format, rows) != rows:
-                held = ROWS_OF_FORMATS[source.format]
+            if source is not None and rows not in ROWS_OF_FORMATS.get(source.format, (rows,)):
+                held = " or ".join(ROWS_OF_FORMATS[source.format])
                 text = f"format {source.format} holds {held} rows, but the kind is {self.kind}"
                 problems.append(((part, "format"), text))
         refuse(problems)
@@ -86,6 +86,48 @@ class VqaSection(AnswerSection):
     @model_validator(mode="after")
     def _prompt_has_question_slot(self) -> VqaSection:
         refuse(_without(self, "prompt", "question"))
+        return self
+
+
+class GroundingSection(ObjectiveSection):
+    """Grounding: the boxes of what a phrase names, as text."""
+
+    kind: Literal["grounding"] = Field(default="grounding", description=KIND)
+    prompt: str | None = Field(
+        default=None, description="template containing `{phrase}`; default `Locate: {phrase}`"
+    )
+    box_format: Literal["qwen", "paligemma", "plain"] | None = Field(
+        default=None,
+        description='text of a box: `{"bbox_2d": [x1, y1, x2, y2]}` (qwen, default), location tokens of '
+        "the tokenizer (paligemma), or `[x1, y1, x2, y2]` (plain)",
+    )
+    coordinates: Literal["xyxy", "xywh", "normalised"] | None = Field(
+        default=None,
+        description="numbers of a box in rows: pixels, as left, top, right, bottom (xyxy, default) or left, "
+        "top, width, height (xywh), or fractions of the image's sides (normalised)",
+    )
+    jitter: Annotated[float, Field(ge=0, lt=0.5)] | None = Field(
+        default=None,
+        description="largest random shift of a training box's edges, as a fraction of its width or height, "
+        "drawn once for each row; default 0",
+    )
+    flip: bool | None = Field(
+        default=None,
+        description="also train on the mirror image of each row; phrases that say left or right are errors; "
+        "default false",
+    )
+    max_new_tokens: Annotated[int, Field(gt=0, le=65_536)] | None = Field(
+        default=None, description="maximum number of tokens generated per answer in evaluation; default 128"
+    )
+
+    @model_validator(mode="after")
+    def _keys_have_rows_to_act_on(self) -> GroundingSection:
+        problems = _without(self, "prompt", "phrase")
+        sources = [source for source in (self.train, self.validation, self.test) if source is not None]
+        if self.coordinates is not None and all(source.format in ROWS_OF_FORMATS for source in sources):
+            text = "boxes of coco and refcoco are always xywh in pixels; leave this out"
+            problems.append((("coordinates",), text))
+        refuse(problems)
         return self
 
 
@@ -201,7 +243,15 @@ class TextSection(ObjectiveSection):
     kind: Literal["text"] = Field(default="text", description=KIND)
 
 
-AnyObjective = CaptionSection | VqaSection | DialogueSection | ItcSection | TextToImageSection | TextSection
+AnyObjective = (
+    CaptionSection
+    | VqaSection
+    | DialogueSection
+    | GroundingSection
+    | ItcSection
+    | TextToImageSection
+    | TextSection
+)
 """A kind of objective is one class above, one entry here, and its class in `lockadapt.objectives.KINDS`."""
 
 KINDS: dict[str, type[ObjectiveSection]] = {

@@ -9,12 +9,12 @@ from pydantic import Field, model_validator
 
 from lockadapt.recipe.sections import KeyPath, Natural, Positive, Section, Text, refuse
 
-ROWS_OF_FORMATS = {"coco": "caption", "vqa-v2": "vqa"}
-"""Formats that hold rows of one kind only."""
+ROWS_OF_FORMATS = {"coco": ("caption", "grounding"), "vqa-v2": ("vqa",), "refcoco": ("grounding",)}
+"""Formats that hold rows of few kinds only, in columns of their own."""
 
 SAMPLE_FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
-    *("messages", "prompt", "completion", "answer_type", "id", "text"),
+    *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
 )
 if TYPE_CHECKING:
     SampleField = str  # for callers any text; for the reader of a recipe a closed list
@@ -25,22 +25,26 @@ else:
 class SourceSection(Section):
     """A set of rows and the images they refer to."""
 
-    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "datasets"] = Field(
+    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "datasets"] = Field(
         description="file format of the rows"
     )
     path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
     images: Text | None = Field(
         default=None, description="folder to which image names are relative; default: the folder of `path`"
     )
-    annotations: Text | None = Field(default=None, description="vqa-v2: annotations file")
+    annotations: Text | None = Field(
+        default=None, description="vqa-v2: annotations file; refcoco: instances file of the `ann_id`s"
+    )
     split: Text | None = Field(
         default=None,
-        description="datasets, imagefolder: name of the split; vqa-v2: replaces `{split}` in image names",
+        description="datasets, imagefolder, refcoco: name of the split; vqa-v2: replaces `{split}` in image "
+        "names",
     )
     columns: dict[SampleField, Text | Natural] = Field(
         default_factory=dict,
         description="sample field -> column name, or index if rows are lists; fields: image, images, "
-        "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text",
+        "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text, "
+        "phrase, box, boxes",
     )
     image_name: Text | None = Field(
         default=None,
@@ -54,7 +58,7 @@ class SourceSection(Section):
         problems: list[tuple[KeyPath, str]] = []
         if self.format == "vqa-v2" and self.annotations is None:
             problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
-        if self.format != "vqa-v2" and self.annotations is not None:
+        if self.format not in ("vqa-v2", "refcoco") and self.annotations is not None:
             problems.append((("annotations",), f"format {self.format} has no annotations file"))
         named_by_split = "{split}" in (self.image_name or "")
         if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
@@ -72,6 +76,6 @@ class SourceSection(Section):
         return self
 
 
-_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2")
+_WITH_SPLITS = ("datasets", "imagefolder", "vqa-v2", "refcoco")
 _IMAGE_NAME = re.compile(r"(?:[^{}]|\{\{|\}\}|\{(?:id|0)?(?::0?\d{0,2}d?)?\}|\{split\})*")
 _IMAGE_FIELD = re.compile(r"\{(id|0)?(:[^{}]*)?\}")

@@ -47,15 +47,17 @@ def encoded_rows(
         if len(items) and isinstance(items[0], Encoded):
             rows[name] = list(items)
             continue
-        reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name].rows))
+        reports[name] = objectives[name].encode(encoder, _samples(items, objectives[name]))
         rows[name] = reports[name].encoded
     return rows, reports
 
 
-def _samples(items: Any, kind: str) -> list[Sample]:
+def _samples(items: Any, objective: Objective) -> list[Sample]:
     if len(items) and isinstance(items[0], Sample):
         return list(items)
     samples: list[Sample] = []
     for number in range(len(items)):
-        samples += row_to_samples(items[number], Source(f"row {number}", kind, images="."), f"row {number}")
+        where = f"row {number}"
+        source = Source(where, objective.rows, images=".", boxes=objective.box_rules)
+        samples += row_to_samples(items[number], source, where)
     return samples

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lockadapt.recipe.schema import Recipe
-from tests.support.recipe_keys import ELSEWHERE, ITC, SEEN, T2I
+from tests.support.recipe_keys import ELSEWHERE, GROUNDING, ITC, SEEN, T2I
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def test_every_key_is_accounted_for() -> None:
         if key not in ("model", "data", "training", "evaluation", "stages", "objectives")
     }
     keys -= {"objectives.train"}
-    special = {f"objectives.{key}" for key in (*ITC, *T2I)}
+    special = {f"objectives.{key}" for key in (*ITC, *T2I, *GROUNDING)}
     assert keys == set(SEEN) | set(ELSEWHERE) | special
 
 

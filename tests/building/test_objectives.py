@@ -10,7 +10,7 @@ import pytest
 from lockadapt.errors import DataError
 from lockadapt.objectives import KINDS
 from lockadapt.recipe.objectives import KEYS_OF_KINDS
-from tests.support.recipe_keys import ITC, OBJECTIVES, T2I, built, has_its_effect
+from tests.support.recipe_keys import GROUNDING, ITC, OBJECTIVES, T2I, built, has_its_effect
 
 
 @pytest.mark.parametrize("key", OBJECTIVES)
@@ -18,9 +18,12 @@ def test_key_has_its_effect(key: str, tmp_path: Path) -> None:
     has_its_effect(OBJECTIVES, key, tmp_path)
 
 
-@pytest.mark.parametrize(("kind", "key"), [*(("itc", key) for key in ITC), *(("t2i", key) for key in T2I)])
-def test_keys_of_contrastive_and_drawing_objectives(kind: str, key: str, tmp_path: Path) -> None:
-    text, expected = {"itc": ITC, "t2i": T2I}[kind][key]
+OF_KINDS = {"itc": ITC, "t2i": T2I, "grounding": GROUNDING}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in OF_KINDS.items() for key in keys])
+def test_keys_of_one_kind(kind: str, key: str, tmp_path: Path) -> None:
+    text, expected = OF_KINDS[kind][key]
     rows = "train: {format: jsonl, path: rows.jsonl}"
     before = built(tmp_path, f"objectives={{{kind}: {{{rows}}}}}")
     after = built(tmp_path, f"objectives={{{kind}: {{{rows}, {key}: {text}}}}}")

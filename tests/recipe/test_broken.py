@@ -152,7 +152,7 @@ ADDED = [
     broken("columns-of-no-use", "  caption:\n    train: {format: coco, path: a, columns: {image: 0}}\n",
            ":8: objectives.caption.train.columns: format coco has columns of its own; leave this out"),
     broken("format-of-another-kind", "    test: {format: coco, path: a}\n",
-           ":7: objectives.vqa.test.format: format coco holds caption rows, but the kind is vqa"),
+           ":7: objectives.vqa.test.format: format coco holds caption or grounding rows, but the kind is vqa"),
     broken("image-name", "    test: {format: csv, path: a, image_name: .png}\n",
            ":7: objectives.vqa.test.image_name: needs `{}` where the image value goes, as in `{}.png`"),
     broken("prompt-without-question", "    prompt: Answer!\n",

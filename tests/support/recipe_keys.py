@@ -278,4 +278,10 @@ T2I: dict[str, tuple[str, Any]] = {
     "generation_seed": ("4", 4),
     "probe": ("./tower", "./tower"),
 }
-"""Keys of contrastive objectives and of those that draw: value in a recipe, and in the objective."""
+GROUNDING: dict[str, tuple[str, Any]] = {
+    "box_format": ("plain", "plain"),
+    "coordinates": ("xywh", "xywh"),
+    "jitter": ("0.1", 0.1),
+    "flip": ("true", True),
+}
+"""Keys of contrastive objectives, of those that draw and of boxes: value in a recipe, and in the objective."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, vqa_v2
+from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, refcoco, vqa_v2
 from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
@@ -18,6 +18,7 @@ READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "llava": llava.read,
     "coco": coco.read,
     "vqa-v2": vqa_v2.read,
+    "refcoco": refcoco.read,
     "datasets": hub.read,
 }
 
@@ -40,11 +41,13 @@ def read_samples(format: str, source: Source) -> list[Sample]:
     """
     if format not in READERS:
         raise RecipeError(f"there is no format {format!r}", where="format", fix=did_you_mean(format, READERS))
-    if source.annotations is not None and format != "vqa-v2":
+    if source.annotations is not None and format not in ("vqa-v2", "refcoco"):
         raise RecipeError(
             f"the format {format} has no annotations file", where="annotations", fix="remove `annotations`"
         )
-    splits = format in ("imagefolder", "vqa-v2", "datasets") or "{split}" in (source.image_name or "")
+    splits = format in ("imagefolder", "vqa-v2", "refcoco", "datasets") or "{split}" in (
+        source.image_name or ""
+    )
     if source.split is not None and not splits:
         raise RecipeError(
             f"the format {format} has no splits, `path` names the file", where="split", fix="remove `split`"

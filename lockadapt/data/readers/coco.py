@@ -1,4 +1,4 @@
-"""Reads COCO captions: `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`)."""
+"""Reads COCO: `images` (`id`, `file_name`), and `annotations` with captions or boxes (`coco_boxes`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.data.problems import ROW_ERRORS, Problems, quote
+from lockadapt.data.readers.coco_boxes import read_boxes
 from lockadapt.data.readers.columns import clean_text, rules_for
 from lockadapt.data.readers.files import read_json
 from lockadapt.data.readers.pictures import Pictures
@@ -21,8 +22,10 @@ def read(source: Source) -> Iterator[Sample]:
     """Read the file's samples, grouped by image in the order of `images`.
 
     With `source.expand` one sample for each caption, else one for each image with its first caption as the
-    answer; all captions of the image are `references` either way. `source.limit` counts images. With
-    `source.image_name` files are named after the image's id, else by `file_name`.
+    answer; all captions of the image are `references` either way. `source.limit` counts images.
+    With `source.image_name` files are named after the image's id, else by `file_name`.
+
+    Boxes are read by `coco_boxes.read_boxes`.
 
     Args:
         source: the captions file and the image folder.
@@ -35,8 +38,11 @@ def read(source: Source) -> Iterator[Sample]:
             round; an empty caption; a file name that leaves the folder. Several problems at once.
         RecipeError: as `Source.check` and `Source.check_fixed`.
     """
-    source.check_fixed("coco", "caption")
+    source.check_fixed("coco", "caption", "grounding")
     path = Path(source.path)
+    if source.kind == "grounding":
+        yield from read_boxes(source, read_json(path))
+        return
     pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
     rules = rules_for(source, pictures)
     value = read_json(path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from lockadapt.data.boxes import BoxRules
 from lockadapt.data.problems import quote
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import IMAGE_MARK, Source, did_you_mean
@@ -25,7 +26,8 @@ class Absent:
 class RowRules:
     """How the rows of one source are understood; checked once a file.
 
-    `marks`: `<image>` in text is a marker.
+    `marks`: `<image>` in text is a marker. `boxes`: how boxes are given and written; `sizes`: width and
+    height of images that were looked at, by key, None where an image cannot be read.
     """
 
     kind: str
@@ -34,6 +36,8 @@ class RowRules:
     pictures: Pictures
     expand: bool = True
     marks: bool = False
+    boxes: BoxRules = field(default_factory=BoxRules)
+    sizes: dict[str, tuple[int, int] | None] = field(default_factory=dict)
 
 
 def rules_for(
@@ -55,7 +59,7 @@ def rules_for(
     """
     source.check()
     columns = {**(defaults or {}), **source.columns}
-    return RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks)
+    return RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks, source.boxes)
 
 
 def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = False) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
+from lockadapt.data.boxes import box_numbers
 from lockadapt.data.paths import DataRoot
 from lockadapt.data.problems import ROW_ERRORS, Problems, quote
 from lockadapt.data.readers.columns import (
@@ -21,6 +22,7 @@ from lockadapt.data.readers.columns import (
     text_list,
 )
 from lockadapt.data.readers.conversation import conversation
+from lockadapt.data.readers.grounding import Grounded, grounding_samples
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
@@ -116,8 +118,8 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
     By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption`
     or `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and
-    `completion`. Images of a dialogue may be absent; a text under `system` becomes its
-    first turn.
+    `completion`. A row of boxes (grounding) holds `phrase`, and `box` or `boxes`. Images of a dialogue may be
+    absent; a text under `system` becomes its first turn.
 
     Args:
         row: a mapping or a list, unchecked.
@@ -143,6 +145,8 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
     if rules.kind == "text":
         text = clean_text(_required(row, "text", rules, where), "text", where)
         return [Sample((), (Turn("assistant", text),), where, sample_id=_sample_id(row, rules, where))]
+    if rules.kind == "grounding":
+        return _grounding_row(row, rules, where)
     if "messages" in rules.columns:
         return [_message_row(row, rules, where)]
     if rules.kind == "vqa" and _has(row, rules, "question"):
@@ -246,6 +250,23 @@ def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
         prompt = rules.prompt or CAPTION_PROMPT
         return [question_answer(prompt, caption, images, where, references=references, sample_id=sample_id)]
     return caption_samples([(where, text) for text in references], images, rules, sample_id)
+
+
+def _grounding_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
+    phrase = _required(row, "phrase", rules, where)
+    single, several = (cell(row, name, rules, where) for name in ("box", "boxes"))
+    if several is Absent:
+        values = [_required(row, "box", rules, where)]
+    elif isinstance(several, Sequence) and not isinstance(several, (str, bytes)) and single is Absent:
+        values = list(several)
+    else:
+        raise DataError(
+            f"the boxes are {quote(several)}, not a list of boxes, or stand beside a `box`",
+            where=where,
+            fix="write one `box`, or a list of `boxes`",
+        )
+    boxes, images = [box_numbers(value, where) for value in values], _images(row, rules, where)
+    return grounding_samples(Grounded(phrase, boxes, images, where, _sample_id(row, rules, where)), rules)
 
 
 def _accepted(row: Any, field: str, rules: RowRules, where: str) -> tuple[str, tuple[str, ...]]:

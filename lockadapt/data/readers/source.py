@@ -7,20 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lockadapt.data.boxes import BoxRules
 from lockadapt.data.paths import DataRoot
 from lockadapt.data.problems import BadRows
 from lockadapt.errors import DataError, RecipeError
 
-KINDS = ("caption", "vqa", "dialogue", "text")
+KINDS = ("caption", "vqa", "dialogue", "grounding", "text")
 
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
-    *("messages", "prompt", "completion", "answer_type", "id", "text"),
+    *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
 )
 """The sample fields that `columns` may map."""
 
 CAPTION_PROMPT = "Describe the image."
 QUESTION_MARK = "{question}"
+GROUNDING_PROMPT = "Locate: {phrase}"
+PHRASE_MARK = "{phrase}"
 IMAGE_MARK = "<image>"
 
 
@@ -33,7 +36,8 @@ class Source:
     `columns` maps sample fields (`FIELDS`) to column names, or to positions in rows that are lists. `limit`
     counts rows: lines, questions, or the images of COCO. With `expand`, an image with several captions
     becomes one sample each, as training wants it; without, one sample, as scoring wants it. Either way
-    `references` holds all of them. `bad_rows` lets rows that cannot be used be left out.
+    `references` holds all of them. `bad_rows` lets rows that cannot be used be left out. `boxes` says how the
+    boxes of grounding rows are given and written.
     """
 
     path: str | Path
@@ -47,6 +51,7 @@ class Source:
     prompt: str | None = None
     expand: bool = True
     bad_rows: BadRows | None = None
+    boxes: BoxRules = field(default_factory=BoxRules)
 
     def check(self) -> None:
         """Check what can be wrong before any row is read.
@@ -76,11 +81,12 @@ class Source:
                 where="prompt",
                 fix="remove `prompt`, or choose the kind caption or vqa",
             )
-        if self.kind == "vqa" and QUESTION_MARK not in self.prompt:
+        mark = {"vqa": QUESTION_MARK, "grounding": PHRASE_MARK}.get(self.kind, "")
+        if mark not in self.prompt:
             raise RecipeError(
-                f"the prompt of a vqa objective must hold {QUESTION_MARK}",
+                f"the prompt of a {self.kind} objective must hold {mark}",
                 where="prompt",
-                fix=f"for example `prompt: '{QUESTION_MARK} Answer with one word.'`",
+                fix=f"for example `prompt: '{mark} Answer in short.'`",
             )
         if not self.prompt.strip() or IMAGE_MARK in self.prompt:
             raise RecipeError(
@@ -89,21 +95,21 @@ class Source:
                 fix="write text only; images are put before it",
             )
 
-    def check_fixed(self, format: str, kind: str) -> None:
-        """Check that a format with samples of one kind, in columns of its own, is asked for no other.
+    def check_fixed(self, format: str, *kinds: str) -> None:
+        """Check that a format with samples of few kinds, in columns of its own, is asked for no other.
 
         Args:
             format: the format's name, for messages.
-            kind: the kind of its samples.
+            *kinds: the kinds of its samples.
 
         Raises:
             RecipeError: it is.
         """
-        if self.kind != kind:
+        if self.kind not in kinds:
             raise RecipeError(
-                f"the format {format} holds rows of the kind {kind}, not {self.kind}",
+                f"the format {format} holds rows of the kind {' or '.join(kinds)}, not {self.kind}",
                 where="format",
-                fix=f"give the objective `kind: {kind}`, or choose another format",
+                fix=f"give the objective `kind: {kinds[0]}`, or choose another format",
             )
         if self.columns:
             raise RecipeError(

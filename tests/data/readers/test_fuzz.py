@@ -15,8 +15,8 @@ from lockadapt.data.readers import Source, read_samples
 from lockadapt.data.readers.source import FIELDS, KINDS
 from lockadapt.errors import LockadaptError
 
-FORMATS = ("jsonl", "csv", "llava", "coco", "vqa-v2")
-FIXED = {"coco": "caption", "vqa-v2": "vqa"}
+FORMATS = ("jsonl", "csv", "llava", "coco", "vqa-v2", "refcoco")
+FIXED = {"coco": "caption", "vqa-v2": "vqa", "refcoco": "grounding"}
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("<image>")
 roles = st.sampled_from(["user", "assistant", "system", "human", "gpt", "x"])
@@ -39,7 +39,10 @@ usual = st.fixed_dictionaries(
         **dict.fromkeys(("question", "answer", "caption", "prompt", "completion"), words),
         **{name: st.lists(words, max_size=3) | anything for name in ("answers", "captions")},
         **dict.fromkeys(("messages", "conversations"), turns | anything),
-        **dict.fromkeys(("id", "image_id", "question_id"), number),
+        **dict.fromkeys(("id", "image_id", "question_id", "category_id", "ann_id"), number),
+        **dict.fromkeys(("box", "bbox"), st.lists(st.floats(), min_size=4, max_size=4) | anything),
+        **dict.fromkeys(("phrase", "name"), words),
+        **dict.fromkeys(("boxes", "sentences"), st.lists(anything, max_size=3)),
         "file_name": words,
         "multiple_choice_answer": words,
     },
@@ -57,12 +60,12 @@ def test_any_bytes(format: str, suffix: str, kind: str, data: bytes) -> None:
     _read(format, suffix, data, kind)
 
 
-@pytest.mark.parametrize("format", ["jsonl", "llava", "coco", "vqa-v2"])
+@pytest.mark.parametrize("format", ["jsonl", "llava", "coco", "vqa-v2", "refcoco"])
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(usual | anything, min_size=1, max_size=3), kind=st.sampled_from(KINDS))
 def test_any_json(format: str, kind: str, rows: list[Any]) -> None:
     if format in FIXED:
-        tables = dict.fromkeys(("images", "questions", "annotations"), rows)
+        tables = dict.fromkeys(("images", "questions", "annotations", "categories", "refs"), rows)
         _read(format, ".json", json.dumps(tables).encode(), kind)
     else:
         _read(format, ".jsonl", "\n".join(map(json.dumps, rows)).encode(), kind)
