@@ -163,7 +163,7 @@ def parse_boxes(text: str, format: BoxFormat | None = None) -> list[Box]:
         Left, top, right and bottom as fractions, in the order of the text; none where there is no box.
     """
     if format is None:
-        return next((boxes for known in FORMATS if (boxes := parse_boxes(text, known))), [])
+        return next(filter(None, (parse_boxes(text, known) for known in FORMATS)), [])
     pattern = {"qwen": _QWEN, "paligemma": _LOCS, "plain": _BRACKETS}[format]
     boxes: list[Box] = []
     for matched in pattern.finditer(text):
