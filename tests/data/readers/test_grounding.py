@@ -181,13 +181,13 @@ def test_flip(folder: Path) -> None:
     plain, mirror = read(folder, [GOOD], flip=True)
     assert plain.answer == TEXT
     assert mirror.answer == '{"bbox_2d": [400, 100, 900, 600]}'
-    one, other = (open_image(sample.images[0], 10**6) for sample in (plain, mirror))
-    assert one.getpixel((10, 50)) == other.getpixel((190, 50)) == (255, 255, 255)
-    assert other.getpixel((10, 50)) == (0, 0, 0)
+    shown, turned = (open_image(sample.images[0], 10**6) for sample in (plain, mirror))
+    assert shown.getpixel((10, 50)) == turned.getpixel((190, 50)) == (255, 255, 255)
+    assert turned.getpixel((10, 50)) == (0, 0, 0)
     keys = [content_key(sample.images[0], 10**6) for sample in (plain, mirror)]
     assert keys[0] != keys[1]
     assert plain.images[0].key != mirror.images[0].key
-    assert picture_of(mirror.images[0], keys[1], 10**6).tobytes() == other.tobytes()
+    assert picture_of(mirror.images[0], keys[1], 10**6).tobytes() == turned.tobytes()
 
 
 def test_flip_refuses_sides(folder: Path) -> None:
