@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from lockadapt.console import emit
@@ -34,6 +34,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
     Raises:
         RecipeError: this process was itself started by a launcher.
+        SystemExit: a signal ended it; 128 and its number.
     """
     if launched():
         raise RecipeError(
@@ -43,8 +44,8 @@ def launch(arguments: Sequence[str], count: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # What it says of its own work is for those who debug it; failures are told below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # What the launcher logs of its own work is for those who debug it; failures are told below.
+    logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -60,9 +61,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
         try:
             elastic_launch(config, sys.executable)(*command)
         except ChildFailedError as error:
-            return _failure(error.failures)
+            return exit_code(error.failures)
         except SignalException as error:
-            return SHELL_SIGNAL + int(error.sigval)
+            sys.exit(SHELL_SIGNAL + int(error.sigval))  # the processes have said how to go on
     return 0
 
 
@@ -99,17 +100,29 @@ def without_option(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _failure(failures: dict[int, Any]) -> int:
-    """The exit code of a process that failed by itself, not as another had; says what none could say."""
+def exit_code(failures: Mapping[int, Any]) -> int:
+    """The exit code of the process that failed by itself; what a signal ended is told here.
+
+    Args:
+        failures: of torch's launcher (`ProcessFailure`), by rank.
+
+    Returns:
+        The code; 128 and the number of the signal where one ended the process.
+    """
     consequence = f"{ProcessEndedError.__name__}:"
-    ordered = sorted(failures.values(), key=lambda failure: (failure.timestamp, failure.global_rank))
-    first = next((failure for failure in ordered if consequence not in str(failure.message)), ordered[0])
+    ordered = sorted(failures.items(), key=lambda entry: (entry[1].timestamp, entry[0]))
+    own = [entry for entry in ordered if consequence not in str(entry[1].message)]
+    # What the launcher ended itself, with SIGTERM, is listed as well.
+    rank, first = min(
+        own or ordered, key=lambda entry: (entry[1].exitcode < 0, entry[1].exitcode == -signal.SIGTERM)
+    )
     if first.exitcode >= 0:
         return int(first.exitcode)
     number = -int(first.exitcode)
+    why = ", which the system sends where memory is used up" if number == signal.SIGKILL else ""
     emit(
-        f"error: process {first.global_rank} was ended by {signal.Signals(number).name}"
-        + (", which the system sends where memory is used up" if number == signal.SIGKILL else ""),
+        f"error: process {rank} was ended by {signal.Signals(number).name}{why}\n"
+        "  fix: add --resume to go on from the last checkpoint",
         error=True,
     )
     return SHELL_SIGNAL + number
