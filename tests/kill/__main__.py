@@ -95,8 +95,15 @@ def kill(command: Killed, folder: Path, seeds: Sequence[int], share: float) -> O
 
 
 def _compared(folder: Path) -> dict[str, Any]:
-    """Files without times; without what a resumed run cannot say of a tower that it needed not load."""
-    return {name: data for name, data in contents(folder).items() if not name.endswith("start.json")}
+    """Files without times, and without what a resumed run cannot say of a tower that it needed not load.
+
+    Without hidden files, too: a killed writer leaves its temporary one, which nothing reads.
+    """
+    return {
+        name: data
+        for name, data in contents(folder).items()
+        if not name.endswith("start.json") and not Path(name).name.startswith(".")
+    }
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
