@@ -100,7 +100,7 @@ def test_kept_features_are_what_pixels_give(made: Assembled) -> None:
     assert torch.equal(again, written)
 
 
-@pytest.mark.parametrize(("way", "quantization"), [way for way in WAYS if way[0] != "cached"])
+@pytest.mark.parametrize(("way", "quantization"), WAYS)
 def test_a_step_is_the_stock_forwards(way: Way, quantization: str, made: Assembled, tmp_path: Path) -> None:
     gradients = assert_parity(made.folder or Path(), tmp_path, way, quantization)
     assert any(name.endswith("image_newline") for name in gradients)
@@ -167,7 +167,7 @@ def test_keys_that_say_nothing_here(keys: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", ["none"])
+@pytest.mark.parametrize("features", ["memory", "disk", "none"])
 def test_trained_merged_and_verified(features: str, tiny: Path, tmp_path: Path) -> None:
     recipe = values(tiny, tmp_path)
     recipe["model"] |= {"fusion": "tiles", "max_tiles": 3}
