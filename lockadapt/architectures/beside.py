@@ -25,10 +25,12 @@ CROSS_ATTENTION = Fusion("cross-attention", "", untouched, first="", scaled="", 
 """Fresh layers inside the LLM attend to the tower's outputs; at their start the LLM computes what it did."""
 
 
-REFUSED = dict.fromkeys(
-    ("bridge", "colpali", "sentence-transformers", "gguf", "adapter-full"),
-    "images are shown beside the text, which this export does not write",
-)
+REFUSED = {
+    "gguf": "llama.cpp has no graph for images beside the text",
+    "colpali": "images are shown beside the text, so no tokens of theirs can be embedded",
+    "adapter-full": "PEFT cannot save cross-attention whole beside LoRA in the same blocks: --to adapter "
+    "writes it into a bridge",
+}
 """See `Clients.refused`."""
 
 

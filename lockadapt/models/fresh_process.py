@@ -200,7 +200,10 @@ def converse_beside(
     if pictures:
         values = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         values = values.to(model.device, model.dtype)
-    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    stock = (
+        model.get_base_model() if hasattr(model, "get_base_model") else model
+    )  # PEFT says nothing of names
+    if "decoder_input_ids" in inspect.signature(stock.forward).parameters:
         inputs = {"pixel_values": values, "decoder_input_ids": ids, "decoder_attention_mask": mask}
     else:
         vision = model.config.vision_config

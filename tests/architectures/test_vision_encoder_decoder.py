@@ -27,9 +27,10 @@ from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import Sample, question_answer
-from lockadapt.errors import AssemblyError, DataError
+from lockadapt.errors import AssemblyError, DataError, RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.evaluation.predict import SamplePredictor
+from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
 from lockadapt.recipe.read import load_recipe
@@ -262,3 +263,24 @@ def test_trained_merged_and_verified(kind: str, packing: str, sources: Path, tmp
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert verify_folder(tmp_path / "merged", None, QUIET)["image_effect"] > 0
+    if kind == "gpt2":
+        exported = export_run(tmp_path / "run", "adapter", tmp_path / "adapter", QUIET)
+        assert set(exported["clients"]) == {"peft", "load_adapter"}
+        assert exported["servable"]["vllm"] is not True
+        with pytest.raises(RecipeError, match="beside LoRA in the same blocks"):
+            export_run(tmp_path / "run", "adapter-full", tmp_path / "full", QUIET)
+
+
+@pytest.mark.slow
+def test_kept_features_stand_in_for_the_tower(sources: Path, tmp_path: Path) -> None:
+    recipe = values(sources, tmp_path)
+    recipe["model"] |= {"llm": str(sources / "gpt2"), "fusion": "cross-attention"}
+    recipe["data"] = {"features": "disk", "cache": str(tmp_path / "cache")}
+    recipe["training"]["steps"] = 2
+    train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
+    recipe["model"] = {"vlm": str(tmp_path / "run" / "base"), "dtype": "float32"}
+    notes: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.note = notes.append  # type: ignore[method-assign]
+    train(load_recipe(None, (), recipe).recipe, tmp_path / "again", reporter)
+    assert any("the tower is not loaded" in note for note in notes)

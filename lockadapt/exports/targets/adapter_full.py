@@ -27,6 +27,8 @@ def no_full_adapter(run: Run) -> str | None:
     architecture, file = find_architecture(run.config()), run.folder / PART_FILES["projector"]
     if architecture is None or not file.is_file():
         return None
+    if refused := architecture.clients.refused.get("adapter-full"):
+        return refused
     with safe_open(file, "pt") as saved:
         bare = [path for path in architecture.layout.projector if path in set(saved.keys())]
     if not bare:

@@ -111,12 +111,12 @@ def _load_adapter(served: Served) -> list[str]:
 
 def _vllm(served: Served) -> list[str]:
     config = served.config
+    if not _has(config, "vllm"):
+        return [f"{VLLM} has no {class_name(config)}"]
     text = config.get_text_config()
     llm = (text.architectures or ["unknown"])[0]
     tower = config.vision_config.model_type
     problems = []
-    if not _has(config, "vllm"):
-        return [f"{VLLM} has no {class_name(config)}"]
     if tower not in VLLM_TOWERS:
         problems.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
     elif tower in FLATTENED and not any(
@@ -163,9 +163,10 @@ def _keys(keys: Iterable[str]) -> list[str]:
 
 
 def _sglang(served: Served) -> list[str]:
-    config, tower = served.config, served.config.vision_config.model_type
+    config = served.config
     if not _has(config, "sglang"):
         return [f"{SGLANG} has no {class_name(config)}"]
+    tower = config.vision_config.model_type
     problems = []
     if tower != "pixtral":
         problems.append(
