@@ -86,7 +86,9 @@ def _measure(entry: Entry, scratch: Path, row: dict[str, Any]) -> None:
 
 
 def _said(finding: dict[str, str]) -> str:
-    return finding["result"] + (f": {finding['detail']}" if finding["detail"] else "")
+    # What is exact is exact; what is off says why.
+    shown = finding["detail"] and finding["result"] != "exact"
+    return finding["result"] + (f": {finding['detail']}" if shown else "")
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from lockadapt.architectures import layout_of
+from lockadapt.architectures.base import parameters_at
 from lockadapt.architectures.masks import MaskRule, fit, learn_masks, learned_masks
 from lockadapt.data.batch import Batch, collate
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.sample import Sample, Turn
+from lockadapt.features.inputs import memory_features
 from lockadapt.models.chat_template import adds_special_tokens
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
 from lockadapt.planning.exactness import Trial, try_packing
@@ -192,3 +194,39 @@ def test_a_window_in_a_tree_counts_along_the_branch() -> None:
         ancestors[token, before] = True
     sees = MaskRule(window=2).mask(ancestors[None], torch.tensor([[0, 1, 2, 1, 2]]), torch.arange(5)[None])[0]
     assert [row.nonzero().flatten().tolist() for row in sees] == [[0], [0, 1], [1, 2], [0, 3], [3, 4]]
+
+
+EIGHT = (
+    *("qwen2_5_vl", "qwen3_vl", "gemma3", "idefics3"),
+    *("internvl", "llava_next", "llava_onevision", "mistral3"),
+)
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_packed_and_cached_is_plain_and_live(name: str) -> None:
+    model, processor, items = built(name)
+    if name == "llava_onevision":  # cuts no tiles of pictures that stand beside others
+        items = [item for item in items if len(item.images) == 1]
+    model.requires_grad_(False)
+    learned = [p for path in layout_of(model).projector for p in parameters_at(model, path)]
+    learned += [p for n, p in model.named_parameters() if n.startswith(layout_of(model).llm)][-4:]
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    expected = model(**stock_batch(processor, items)).loss
+    wanted = torch.autograd.grad(expected, learned, allow_unused=True)
+    assert tried(model, processor, items).problem is None
+    kept = memory_features(model, pixel_inputs(processor, 10**6))
+    batch = collate(items, kept, processor.tokenizer.pad_token_id, "vqa", 2048)
+    assert len(batch["input_ids"]) < len(items)
+    assert "pixel_values" not in batch
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    loss = answer_loss(model, batch)[0]
+    assert abs(float(loss.detach() - expected.detach())) < 5e-6
+    for found_gradient, gradient in zip(
+        torch.autograd.grad(loss, learned, allow_unused=True), wanted, strict=True
+    ):
+        assert (found_gradient is None) == (gradient is None)
+        if gradient is not None and found_gradient is not None:
+            largest = float(gradient.abs().max())
+            assert float((found_gradient - gradient).abs().max()) < 5e-5 * max(largest, 1e-3)
