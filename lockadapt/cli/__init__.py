@@ -195,7 +195,7 @@ def told_to_users(error: Exception) -> LockadaptError | None:
     if isinstance(error, LockadaptError):
         return error
     if lost(error):
-        return ProcessEndedError(f"another process ended: {first_line(error)}")
+        return ProcessEndedError("the connection to another process was lost")
     if isinstance(error, OSError):
         return DiskError(
             f"{error.strerror or first_line(error)}",
