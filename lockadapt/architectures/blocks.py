@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Iterator
 
 from torch import nn
@@ -98,5 +101,26 @@ def context_length(model: nn.Module) -> int:
 def _linears(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in parent.named_modules():
         # Inside a LoRA layer, the adapted layer is `base_layer`; the adapter's own matrices are no targets.
-        if is_linear(module) and ".lora_" not in f".{name}":
-            yield name.removesuffix(".base_layer"), module
+        path = name.removesuffix(".base_layer")
+        if is_linear(module) and ".lora_" not in f".{name}" and not _read_by_its_owner(parent, path):
+            yield path, module
+
+
+def _read_by_its_owner(parent: nn.Module, path: str) -> bool:
+    """Whether the module that holds a layer multiplies with its weight itself, past any adapter of it.
+
+    Gemma 3n clamps the coefficients of AltUp so while it trains. Looking at a weight's dtype, device or shape
+    is no such use.
+    """
+    owner, _, leaf = path.rpartition(".")
+    read = re.escape(leaf) + r"\.weight\b(?!\.(dtype|device|shape))"
+    return re.search(rf"\bself\.{read}", _source(type(parent.get_submodule(owner)))) is not None
+
+
+@functools.cache
+def _source(kind: type) -> str:
+    """The code of a module's class; empty where there is none."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
 from lockadapt.architectures import architecture_of
@@ -76,7 +77,7 @@ def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
     """
     allowed = block_linears(model)
     if targets == "all-linear":
-        return list(allowed)
+        return _kept_by_peft(model, list(allowed))
     if targets == "attention":
         return list(attention_linears(model))
     chosen: dict[str, None] = {}
@@ -86,6 +87,16 @@ def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
             raise _unmatched(model, target, allowed)
         chosen.update(dict.fromkeys(matching))
     return list(chosen)
+
+
+def _kept_by_peft(model: nn.Module, targets: list[str]) -> list[str]:
+    """Targets without those that PEFT replaces by the fused experts of a mixture, by their last names.
+
+    It does so for adapters of before experts were fused, and takes dense layers and shared experts for them.
+    """
+    config = LoraConfig(target_modules=targets)
+    convert_peft_config_for_transformers(config, unwrap_model(model), None)
+    return [target for target in targets if target in (config.target_modules or ())]
 
 
 def lora_config(
