@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -107,18 +108,20 @@ def _linears(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _read_by_its_owner(parent: nn.Module, path: str) -> bool:
-    """Whether the module that holds a layer multiplies with its weight itself, past any adapter of it.
+    """Whether the module that holds a layer takes its weight itself while it trains, past any adapter.
 
-    Gemma 3n clamps the coefficients of AltUp so while it trains. Looking at a weight's dtype, device or shape
-    is no such use.
+    Gemma 3n clamps the coefficients of AltUp so, under `if self.training`.
     """
     owner, _, leaf = path.rpartition(".")
-    read = re.escape(leaf) + r"\.weight\b(?!\.(dtype|device|shape))"
-    return re.search(rf"\bself\.{read}", _source(type(parent.get_submodule(owner)))) is not None
+    kind: Any = type(parent.get_submodule(owner))
+    code = _source(kind)
+    return (
+        re.search(rf"if self\.training\b[^\n]*\n[^\n]*\bself\.{re.escape(leaf)}\.weight\b", code) is not None
+    )
 
 
 @functools.cache
-def _source(kind: type) -> str:
+def _source(kind: Any) -> str:
     """The code of a module's class; empty where there is none."""
     try:
         return inspect.getsource(kind)

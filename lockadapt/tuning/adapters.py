@@ -221,7 +221,8 @@ def experts_note(model: nn.Module) -> str | None:
     layers: list[Any] = [base.get_submodule(path) for path in linears]
     dense = sum(layer.in_features * layer.out_features for layer in layers)
     share = dense / (dense + stacked)
-    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in linears}))
+    adapted = _kept_by_peft(base, list(linears))
+    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in adapted}))
     return (
         f"mixture of experts: {1 - share:.0%} of the weights in the LLM's blocks are stacked experts, which "
         f"are no linear layers. LoRA can adapt {names}; nf4 and int8 quantize {share:.0%} of these weights"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig
 
 from lockadapt.architectures.assemble import Assembled, assemble
@@ -20,6 +21,7 @@ from lockadapt.tuning.adapters import (
     set_trainable,
 )
 from tests.support.tiny import LLMS, tiny_llm
+from tests.support.zoo import entry_of
 
 
 @pytest.mark.parametrize("kind", sorted(set(LLMS) - {"bloom"}))
@@ -120,3 +122,26 @@ def test_linear_fusion_trains_one_layer(tiny: Path) -> None:
         "model.multi_modal_projector.linear_1.weight",
         "model.multi_modal_projector.linear_1.bias",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "kept"),
+    [
+        ("gemma3n", ("altup.correction_coefs", "altup.prediction_coefs"), "altup.modality_router"),
+        ("glm4v_moe", ("mlp.down_proj", "shared_experts.up_proj"), "self_attn.q_proj"),
+    ],
+)
+def test_layers_whose_adapter_would_do_nothing_are_no_targets(
+    name: str, left_out: tuple[str, ...], kept: str
+) -> None:
+    """Layers whose owner multiplies with their weight itself, and those that PEFT takes for fused experts."""
+    entry = entry_of(name)
+    if missing := entry.missing():
+        pytest.skip(f"its processor needs {' and '.join(missing)}")
+    model, _ = entry.build()
+    linears = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    targets = resolve_targets(model, "all-linear")
+    for tail in left_out:
+        assert any(path.endswith(tail) for path in linears)
+        assert not any(path.endswith(tail) for path in targets)
+    assert any(path.endswith(kept) for path in targets)
