@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image, ImageDraw
+
 from lockadapt.architectures.blocks import context_length
+from lockadapt.data.boxes import parse_boxes
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
-from lockadapt.errors import DataError
+from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.evaluation.target import open_target
+from lockadapt.files import write_bytes
 
 MAX_PIXELS = 50_000_000
+BOX_COLOUR = (255, 0, 80)
 
 
 @dataclass
@@ -74,6 +80,37 @@ class Chat:
         self.images.append(reference)
         self.waiting += 1
 
+    def draw_boxes(self, answer: str, file: Path) -> int:
+        """Draws the boxes that an answer names on the last picture that was shown, and writes the result.
+
+        Args:
+            answer: may hold boxes in any of the formats of `parse_boxes`.
+            file: of a format that Pillow writes, replaced if it exists.
+
+        Returns:
+            How many boxes there are; nothing is written where there is none.
+
+        Raises:
+            DataError: there are boxes, but no picture was shown.
+            DiskError: the file cannot be written.
+        """
+        boxes = parse_boxes(answer)
+        if not boxes:
+            return 0
+        if not self.images:
+            raise DataError("the answer names boxes, but no image was shown", where="chat", fix="add --image")
+        picture = self.pixels.picture(self.images[-1]).copy()
+        brush, (width, height) = ImageDraw.Draw(picture), picture.size
+        for left, top, right, bottom in boxes:
+            corners = (left * width, top * height, right * width - 1, bottom * height - 1)
+            x, y = corners[:2]
+            edges = (x, y, max(x, corners[2]), max(y, corners[3]))
+            brush.rectangle(edges, outline=BOX_COLOUR, width=max(1, min(width, height) // 150))
+        coded = io.BytesIO()
+        picture.save(coded, format=picture_format(file))
+        write_bytes(file, coded.getvalue(), fix="choose another file for --boxes")
+        return len(boxes)
+
     def ask(self, question: str) -> str:
         """Answers the next question.
 
@@ -96,6 +133,28 @@ class Chat:
         answer = self.predictor.generate([sample], self.max_new_tokens)[0]
         self.images, self.turns = list(sample.images), [*turns, Turn("assistant", answer)]
         return answer
+
+
+def picture_format(file: Path) -> str:
+    """The format that Pillow writes by a file's name.
+
+    Args:
+        file: the name.
+
+    Returns:
+        Such as `PNG`.
+
+    Raises:
+        RecipeError: there is none for it.
+    """
+    format = Image.registered_extensions().get(file.suffix.lower())
+    if format not in ("PNG", "JPEG", "WEBP"):
+        raise RecipeError(
+            f"no image is written by the name {file.name!r}",
+            where="--boxes",
+            fix="name a .png, .jpg or .webp file",
+        )
+    return format
 
 
 def _check(image: Path) -> None:

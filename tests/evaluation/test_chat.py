@@ -15,8 +15,8 @@ from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.load import load_model
 from lockadapt.cli.chat import chat as chat_verb
 from lockadapt.data.sample import Sample
-from lockadapt.errors import DataError
-from lockadapt.evaluation.chat import Chat
+from lockadapt.errors import DataError, RecipeError
+from lockadapt.evaluation.chat import BOX_COLOUR, Chat
 from tests.support.rows import pictures
 
 TOKENS = 4
@@ -106,6 +106,33 @@ def test_what_fails_leaves_the_conversation_as_it_was(assembled: Assembled, tmp_
     talk.ask("and?")
     with pytest.raises(DataError, match="no such image"):
         Chat.open(tmp_path / "no model", [tmp_path / "gone.png"], TOKENS)
+
+
+def test_boxes_of_an_answer_are_drawn(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (100, 50), "white").save(tmp_path / "0.png")
+    answers = iter(["it is at [100, 200, 500, 800]", "nowhere"])
+    monkeypatch.setattr(Chat, "ask", lambda self, text: next(answers))
+    file = tmp_path / "drawn.png"
+    chat_verb(assembled.folder, [tmp_path / "0.png"], ["where?"], TOKENS, file)
+    picture = Image.open(file)
+    assert picture.size == (100, 50)
+    assert all(picture.getpixel(corner) == BOX_COLOUR for corner in ((10, 10), (49, 10), (10, 39), (49, 39)))
+    assert picture.getpixel((30, 25)) == picture.getpixel((55, 10)) == (255, 255, 255)
+    assert "1 boxes" in capsys.readouterr().err
+    file.unlink()
+    chat_verb(assembled.folder, [tmp_path / "0.png"], ["and?"], TOKENS, file)
+    assert not file.exists()
+    assert "no box" in capsys.readouterr().err
+
+
+def test_boxes_need_an_image_and_a_format(assembled: Assembled, tmp_path: Path) -> None:
+    talk = Chat.open(assembled.folder, [], TOKENS)
+    with pytest.raises(DataError, match="no image was shown"):
+        talk.draw_boxes("[1, 2, 3, 4]", tmp_path / "a.png")
+    with pytest.raises(RecipeError, match="no image is written"):
+        chat_verb(tmp_path / "no model", [], ["?"], TOKENS, tmp_path / "a.exe")
 
 
 class Terminal(io.StringIO):
