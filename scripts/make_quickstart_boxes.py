@@ -1,4 +1,4 @@
-"""Writes the scenes and boxes that `recipes/quickstart-boxes.yaml` learns: a minute, about 30 MB.
+"""Writes scenes of coloured shapes with the box of each thing, rows for the objective `grounding`.
 
 python scripts/make_quickstart_boxes.py data/quickstart-boxes
 """

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lockadapt.data.batch import Batch
-from lockadapt.data.boxes import LOC_TOKENS, BoxFormat, BoxRules, Coordinates, parse_boxes
+from lockadapt.data.boxes import LOC_TOKENS, BoxFormat, BoxRules, Coordinates, parse_boxes, write_boxes
 from lockadapt.data.encode import Encoder, EncodeReport
 from lockadapt.data.sample import Sample
 from lockadapt.data.whole_image import check_whole_image
@@ -62,7 +62,7 @@ class Grounding(Objective):
 
         Raises:
             AssemblyError: the image processor crops or pads.
-            RecipeError: the tokenizer lacks the tokens of the format.
+            RecipeError: the tokenizer lacks the tokens of the format, or loses its brackets or digits.
         """
         self._check(encoder)
         return super().encode(encoder, samples, progress)
@@ -99,9 +99,18 @@ class Grounding(Objective):
 
     def _check(self, encoder: Encoder) -> None:
         check_whole_image(encoder.processor)
-        if self.box_format != "paligemma":
-            return
         tokenizer = encoder.tokenizer
+        if self.box_format != "paligemma":
+            text = write_boxes([(0.012, 0.345, 0.678, 0.9)], self.box_format)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            spelled = tokenizer.decode(ids, skip_special_tokens=True)
+            if parse_boxes(spelled, self.box_format) != parse_boxes(text, self.box_format):
+                raise RecipeError(
+                    f"the tokenizer makes {spelled!r} of {text!r}, in which no box can be read",
+                    where="box_format",
+                    fix="write another `box_format`, or use an LLM whose tokenizer knows brackets and digits",
+                )
+            return
         known = tokenizer.get_vocab()
         lacking = next((token for token in LOC_TOKENS if token not in known), None)
         if lacking is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, normalizers
 
 from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.load import load_model
@@ -173,3 +173,10 @@ def test_a_run_trains_and_is_evaluated(tiny: Path, tmp_path: Path) -> None:
     assert scores["grounding"]["n"] == 4
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert all({"boxes", "iou", "truth"} <= set(line) for line in lines)
+
+
+def test_a_tokenizer_that_loses_brackets_is_refused(assembled: Assembled) -> None:
+    _, processor = load_model(assembled.folder, torch.float32)
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace(Regex(r"[\[\]]"), "")
+    with pytest.raises(RecipeError, match="in which no box can be read"):
+        Grounding(box_format="plain").encode(Encoder(processor, 512), [])
