@@ -68,7 +68,10 @@ def llm_config(source: Source) -> Any:
         config.is_decoder = True  # encoders such as BERT get a causal mask by it
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise AssemblyError(
-            f"{config.model_type} is no causal language model", where=source.name, fix="give a decoder LLM"
+            f"{config.model_type} is no causal language model"
+            + (", but an encoder-decoder, which is not built yet" if config.is_encoder_decoder else ""),
+            where=source.name,
+            fix="give a decoder LLM",
         )
     if getattr(config, "quantization_config", None) is not None:
         raise AssemblyError(

@@ -153,6 +153,11 @@ _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Measured once a model."""
 
 
+def take_head_as_last(model: nn.Module) -> None:
+    """Takes a model without weights, which cannot be measured, for one whose head gives its logits."""
+    _ENDS[unwrap_model(model)] = True
+
+
 def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: torch.Tensor) -> bool:
     """Whether logits are what the head computes.
 

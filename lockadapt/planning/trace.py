@@ -23,6 +23,7 @@ from lockadapt.features.tower import image_side
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives import Objective
+from lockadapt.objectives.answer_tokens import take_head_as_last
 from lockadapt.planning.extrapolate import extrapolated_peak
 from lockadapt.planning.fake import FakeFloats, fake
 from lockadapt.planning.quantize_meta import quantize_meta
@@ -140,6 +141,7 @@ def traced(
         for objective in objectives.values():
             objective.prepare(model)
     mode = fake(model)
+    take_head_as_last(model)
     result = Traced(model, blueprint.processor, mode, dtype, (0, 0), lock_text)
     pixels = _FakeImages(result, False)([ImageRef("any")])["pixel_values"]
     with FakeFloats(mode), _arithmetic(dtype):

@@ -37,9 +37,12 @@ from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
+from lockadapt.objectives import Vqa
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs, writer_of
+from lockadapt.planning.trace import MicroBatch, traced
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.loop import train
+from lockadapt.tuning.adapters import LoraSettings
 from lockadapt.tuning.quantize import is_quantized, load_quantized
 from tests.support.packing import adapted_model, gradients, plain_and_packed
 from tests.support.rows import padded_labels, vqa_samples
@@ -321,3 +324,17 @@ def test_trained_merged_exported_and_verified(tiny: Path, vit: Path, tmp_path: P
     assert max(exported["clients"].values()) < 1e-5
     with pytest.raises(RecipeError, match="query_tokens is a parameter"):
         export_run(run, "adapter-full", tmp_path / "full", quiet)
+
+
+def test_a_plan_traces_a_step_without_weights(tiny: Path, vit: Path, tmp_path: Path) -> None:
+    blueprint = assembled_blueprint(
+        tiny / "llama", vit, torch.float32, fusion_name="qformer", queries=QUERIES
+    )
+    trace = traced(blueprint, "none", torch.float32, LoraSettings(rank=4), {"vqa": Vqa()})
+    assert trace.features == (17, 24), "a class token and 4 x 4 patches"
+    items = Encoder(blueprint.processor, 200).encode(vqa_samples(tmp_path)).encoded
+    peaks = [
+        trace.peak(MicroBatch("vqa", Vqa(), items[:rows], ("projector", "lora"), True, False, False, None))[0]
+        for rows in (2, 8)
+    ]
+    assert 0 < peaks[0] < peaks[1]
