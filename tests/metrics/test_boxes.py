@@ -108,3 +108,9 @@ def test_refuses() -> None:
 
 def _corners(draw: random.Random) -> list[tuple[int, int]]:
     return [(draw.randrange(12), draw.randrange(12)) for _ in range(2)]
+
+
+def test_a_true_box_is_matched_once() -> None:
+    box = (0.0, 0.0, 10.0, 10.0)
+    assert match([box, box], [box]) == [0, None]
+    assert score_boxes([[box, box]], [[box, (50.0, 50.0, 60.0, 60.0)]])["precision50"] == 0.5
