@@ -30,7 +30,7 @@ class Case:
     """One case: a batch has `images` distinct images and `samples` of each (of easy-VQA, whatever comes).
 
     `steps` are timed in each round. The small mode has `small_images` and `small_steps`. `rows` are the
-    samples' kind.
+    samples' kind, `model` what is trained.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Case:
     rows: Literal["questions", "captions", "easy-vqa"] = "questions"
     steps: int = 3
     small_steps: int = 1
+    model: Literal["assembled", "idefics3"] = "assembled"
 
 
 CASES = {
@@ -50,12 +51,13 @@ CASES = {
         Case("caption-1", images=8, samples=1, small_images=4, rows="captions"),
         Case("caption-5", images=2, samples=5, small_images=1, rows="captions"),
         Case("easy-vqa", images=64, samples=1, small_images=64, rows="easy-vqa", steps=20, small_steps=3),
+        Case("vlm-5", images=2, samples=5, small_images=1, model="idefics3"),
         Case("images-1", images=1, samples=16, small_images=1),
         Case("images-4", images=4, samples=4, small_images=4),
         Case("images-16", images=16, samples=1, small_images=16),
     )
 }
-"""By name. The last three hold 16 samples a batch about 1, 4 and 16 images, each image of another size."""
+"""By name. `vlm-5` starts from an existing model of Idefics3's class, whose images are cut into tiles. The last three hold 16 samples a batch about 1, 4 and 16 images, each image of another size."""
 
 
 def sentences(count: int = 4000) -> list[str]:

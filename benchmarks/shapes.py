@@ -88,6 +88,42 @@ def build(shape: str, folder: Path) -> None:
     shutil.rmtree(sources)
 
 
+def build_idefics3(shape: str, folder: Path) -> None:
+    """Writes an Idefics3 folder with the same LLM and tower, an image being up to four tiles and itself, small."""
+    torch.manual_seed(0)
+    chosen, scale = SHAPES[shape], 2
+    side, patch = chosen.tower["image_size"], chosen.tower["patch_size"]
+    tokenizer = _tokenizer(chosen.words)
+    places = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+    markers = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", *places]
+    tokenizer.add_special_tokens({"additional_special_tokens": markers})
+    config = hf.Idefics3Config(
+        text_config=hf.LlamaConfig(**chosen.llm, bos_token_id=0, eos_token_id=1, pad_token_id=2),
+        vision_config=chosen.tower,
+        scale_factor=scale,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    images = hf.Idefics3ImageProcessorPil(
+        size={"longest_edge": 2 * side}, max_image_size={"longest_edge": side}, do_image_splitting=True
+    )
+    tokens = (side // patch // scale) ** 2
+    processor = hf.Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=TEMPLATE)
+    with quiet():
+        hf.Idefics3ForConditionalGeneration(config).save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}:{% if message['content'] is string %}"
+    " {{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '<image>' }}{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<end_of_utterance>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""As Idefics3's, and texts that are no lists as well, which TRL's rows are."""
+
+
 def build_easy_vqa(real: Path, folder: Path) -> None:
     """The models of `recipes/easy-vqa.yaml`, as a stock FastVLM folder: 16 tokens an image."""
     assemble(

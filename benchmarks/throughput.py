@@ -90,7 +90,8 @@ class EvaluationContext:
         if case.rows == "easy-vqa":
             source = {"real": str(arguments.real), "model": str(self.folder / "model-easy-vqa")}
         else:
-            source = {"shape": arguments.shape, "model": str(self.folder / "model")}
+            shape = arguments.shape if case.model == "assembled" else f"{case.model}-{arguments.shape}"
+            source = {"shape": shape, "model": str(self.folder / f"model-{shape}")}
         common = {
             **source,
             "rows": str(rows_file),

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from datasets import Dataset, Image, List
 from ideal_flops import count, flops, gemm_peak
-from shapes import build, build_easy_vqa
+from shapes import build, build_easy_vqa, build_idefics3
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt import GroundingConfig, GroundingTrainer
+from lockadapt.architectures import layout_of
 from lockadapt.architectures.blocks import context_length
-from lockadapt.architectures.features import projector_input
 from lockadapt.architectures.load import load_model
 from lockadapt.data.encode import Encoded, Encoder, distinct_images
-from lockadapt.data.pixels import PixelInputs
-from lockadapt.features.in_memory import FeatureInputs
+from lockadapt.data.pixels import pixel_inputs
+from lockadapt.features.inputs import memory_features
 from lockadapt.files import write_json
 from lockadapt.objectives import KINDS
 from lockadapt.runs.run_folder import versions
@@ -38,7 +38,7 @@ from lockadapt.training.datasets import encoded_rows
 from lockadapt.tuning.adapters import LoraSettings, lora_config
 
 LORA = LoraSettings(rank=16)
-TRL_TARGETS = r"model\.language_model\.layers\..*_proj"
+TRL_TARGETS = r"model\.(language_model|text_model)\.layers\..*_proj"
 """Every linear layer of a Llama's blocks, which is what `LORA` resolves to; a run fails if it is not."""
 LEARNING_RATE = 2e-4
 MAX_PIXELS = 50_000_000
@@ -115,10 +115,11 @@ def plan(job: Job) -> dict[str, Any]:
         if job.real:
             build_easy_vqa(Path(job.real), Path(job.model))
         else:
-            build(job.shape, Path(job.model))
+            kind, _, shape = job.shape.rpartition("-")
+            (build_idefics3 if kind == "idefics3" else build)(shape, Path(job.model))
     model, processor, rows, encoder = _prepared(job)
     items = rows["dialogue"]
-    trainer = _grounding(job, model, processor, items, PixelInputs(processor.image_processor, MAX_PIXELS))
+    trainer = _grounding(job, model, processor, items, pixel_inputs(processor, MAX_PIXELS))
     batches = [list(batch) for batch in trainer.get_train_dataloader().batch_sampler]
     counts = [count([items[i] for i in batch], encoder.image_tokens) for batch in batches[1 : job.steps + 1]]
     totals = {
@@ -146,10 +147,7 @@ def run_lockadapt(job: Job) -> dict[str, Any]:
     model, processor, rows, _ = _prepared(job)
     loaded, items = _memory(job, "VmRSS"), rows["dialogue"]
     start = time.perf_counter()
-    images = FeatureInputs(
-        PixelInputs(processor.image_processor, MAX_PIXELS),
-        lambda part: projector_input(model, part["pixel_values"].to(model.device, model.dtype)),
-    )
+    images = memory_features(model, pixel_inputs(processor, MAX_PIXELS))
     images.fill(distinct_images(items).values())
     filling = time.perf_counter() - start
     trainer = _grounding(job, model, processor, items, images)
@@ -197,7 +195,7 @@ def run_trl(job: Job) -> dict[str, Any]:
         lora_dropout=own.lora_dropout,
         bias="none",
         target_modules=TRL_TARGETS,
-        modules_to_save=["multi_modal_projector"],
+        modules_to_save=[path.rpartition(".")[2] for path in layout_of(model).projector],
     )
     trainer = SFTTrainer(model, config, train_dataset=dataset, processing_class=processor, peft_config=peft)
     adapted = {name.split(".lora_A")[0] for name, _ in trainer.model.named_modules() if ".lora_A" in name}
