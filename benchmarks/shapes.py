@@ -89,7 +89,7 @@ def build(shape: str, folder: Path) -> None:
 
 
 def build_idefics3(shape: str, folder: Path) -> None:
-    """Writes an Idefics3 folder with the same LLM and tower, an image being up to four tiles and itself, small."""
+    """Writes an Idefics3 folder with the same LLM and tower; an image is up to four tiles and itself, small."""
     torch.manual_seed(0)
     chosen, scale = SHAPES[shape], 2
     side, patch = chosen.tower["image_size"], chosen.tower["patch_size"]
@@ -118,8 +118,8 @@ def build_idefics3(shape: str, folder: Path) -> None:
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | capitalize }}:{% if message['content'] is string %}"
     " {{ message['content'] }}{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "{{ '<image>' }}{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<end_of_utterance>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    "{{ '<image>' }}{% else %} {{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<end_of_utterance>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """As Idefics3's, and texts that are no lists as well, which TRL's rows are."""
 
