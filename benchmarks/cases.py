@@ -57,8 +57,8 @@ CASES = {
         Case("images-16", images=16, samples=1, small_images=16),
     )
 }
-"""By name. `vlm-5` starts from an existing model of Idefics3's class, whose images are cut into tiles. The last
-three hold 16 samples a batch about 1, 4 and 16 images, each image of another size."""
+"""By name. `vlm-5` starts from an existing model of Idefics3's class, whose images are cut into tiles. The
+last three hold 16 samples a batch about 1, 4 and 16 images, each image of another size."""
 
 
 def sentences(count: int = 4000) -> list[str]:

@@ -89,7 +89,7 @@ def build(shape: str, folder: Path) -> None:
 
 
 def build_idefics3(shape: str, folder: Path) -> None:
-    """Writes an Idefics3 folder with the same LLM and tower; an image is up to four tiles and itself, small."""
+    """Writes an Idefics3 folder with the same LLM and tower; an image is up to four tiles and the whole."""
     torch.manual_seed(0)
     chosen, scale = SHAPES[shape], 2
     side, patch = chosen.tower["image_size"], chosen.tower["patch_size"]
