@@ -14,12 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lockadapt.recipe.models import LoraSection, ModelSection
 from lockadapt.recipe.objectives import KINDS, ObjectiveSection
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
-    LoraSection,
-    ModelSection,
     Recipe,
     Section,
     StageSection,

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, LlavaProcessor
 
+from lockadapt.architectures.assembly import (
+    Assembly,
+    Fusion,
+    Ingredients,
+)
 from lockadapt.architectures.base import (
     SETTINGS,
     Architecture,
-    Assembly,
     Clients,
-    Fusion,
-    Ingredients,
     Inputs,
     Positions,
 )

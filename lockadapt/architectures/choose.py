@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockadapt.architectures import ARCHITECTURES
-from lockadapt.architectures.base import Architecture, Assembly, Fusion
+from lockadapt.architectures.assembly import (
+    Assembly,
+    Fusion,
+)
+from lockadapt.architectures.base import (
+    Architecture,
+)
 from lockadapt.errors import AssemblyError, RecipeError
 
 USUAL = "mlp"

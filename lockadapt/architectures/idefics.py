@@ -17,13 +17,15 @@ from transformers.models.idefics.configuration_idefics import IdeficsVisionConfi
 from transformers.models.idefics.modeling_idefics import IdeficsRotaryEmbedding
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from lockadapt.architectures.base import (
-    Architecture,
+from lockadapt.architectures.assembly import (
     Assembly,
-    Beside,
-    Clients,
     Fusion,
     Ingredients,
+)
+from lockadapt.architectures.base import (
+    Architecture,
+    Beside,
+    Clients,
     ModelLayout,
     Positions,
 )
@@ -230,9 +232,12 @@ def refuse(llm: Any, tower: Any) -> str | None:
     blocks = getattr(llm.base_model, "layers", None)
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         return f"{name} is no plain Llama"
-    for key in blocks.state_dict():
-        if key.partition(".")[2].removesuffix(".weight") not in LLAMA:
-            return f"{name} is no plain Llama: it has {key.partition('.')[2]}"
+    for block in blocks:
+        keys = {key.removesuffix(".weight") for key in block.state_dict()}
+        if others := sorted(keys - set(LLAMA)):
+            return f"{name} is no plain Llama: it has {others[0]}"
+        if absent := sorted(set(LLAMA) - keys):
+            return f"{name} is no plain Llama: it has no {absent[0]}"
     width, heads = config.hidden_size, config.num_attention_heads
     if (getattr(config, "head_dim", None) or width // heads) * heads != width:
         return f"{name} has attention heads of another width than {width} / {heads}"

@@ -15,12 +15,14 @@ from transformers import (
 )
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings, Idefics3VisionTransformer
 
-from lockadapt.architectures.base import (
-    Architecture,
+from lockadapt.architectures.assembly import (
     Assembly,
     Fusion,
-    ImageSpan,
     Ingredients,
+)
+from lockadapt.architectures.base import (
+    Architecture,
+    ImageSpan,
     Inputs,
     ModelLayout,
     Positions,

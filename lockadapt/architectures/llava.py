@@ -7,12 +7,14 @@ from typing import Any
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from lockadapt.architectures.base import (
-    Architecture,
+from lockadapt.architectures.assembly import (
     Assembly,
-    Clients,
     Fusion,
     Ingredients,
+)
+from lockadapt.architectures.base import (
+    Architecture,
+    Clients,
     Inputs,
     Positions,
 )

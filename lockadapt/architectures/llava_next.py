@@ -16,13 +16,15 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from lockadapt.architectures.assembly import (
+    Assembly,
+    Fusion,
+    Ingredients,
+)
 from lockadapt.architectures.base import (
     SETTINGS,
     Architecture,
-    Assembly,
     Features,
-    Fusion,
-    Ingredients,
     Inputs,
     ModelLayout,
     Positions,

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from lockadapt.architectures.assembly import (
+    Assembly,
+    Fusion,
+    Ingredients,
+)
 from lockadapt.architectures.base import (
     RETRIEVAL,
     Architecture,
-    Assembly,
     Beside,
     Clients,
-    Fusion,
-    Ingredients,
     ModelLayout,
     Positions,
 )

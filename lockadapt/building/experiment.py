@@ -17,12 +17,11 @@ from lockadapt.building.stages import Stage, build_stages
 from lockadapt.data.sample import Sample
 from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings
 from lockadapt.objectives import Objective
+from lockadapt.recipe.models import LoraSection, ModelSection
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
-    LoraSection,
-    ModelSection,
     Recipe,
     TrainingSection,
 )

@@ -7,7 +7,7 @@ import pytest
 from lockadapt.architectures import ARCHITECTURES
 from lockadapt.architectures.choose import Wish, choices, choose, fusion_names
 from lockadapt.errors import AssemblyError, RecipeError
-from lockadapt.recipe.schema import ModelSection
+from lockadapt.recipe.models import ModelSection
 
 SOURCES = {"llm": "llm", "tower": "tower"}
 

@@ -23,8 +23,8 @@ from lockadapt.console import Reporter
 from lockadapt.errors import AssemblyError
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.verify import verify_folder
+from lockadapt.recipe.models import ModelSection
 from lockadapt.recipe.read import load_recipe
-from lockadapt.recipe.schema import ModelSection
 from lockadapt.training.loop import train
 from tests.support.parity import WAYS, Way, assert_parity
 from tests.support.runs import values

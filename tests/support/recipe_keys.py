@@ -211,6 +211,7 @@ ARGUMENTS: Table = {
 SEEN: Table = {**EXPERIMENT, **SAMPLES, **OBJECTIVES, **STAGES, **ARGUMENTS}
 
 ELSEWHERE = {
+    "model.lock_text": "tests/architectures/test_idefics.py::test_trained_merged_and_verified",
     "report": "tests/report/test_report.py::test_report_false_leaves_nothing",
     "model.llm": "tests/architectures/test_assemble.py::test_llm_keeps_its_logits_and_its_tie",
     "model.tower": "tests/architectures/test_assemble.py::test_tower_keeps_its_features",

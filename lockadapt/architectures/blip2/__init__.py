@@ -10,9 +10,11 @@ from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlavaProcessor
 from transformers.models.blip_2.modeling_blip_2 import BaseModelOutputWithVisionQformerOutputs
 
+from lockadapt.architectures.assembly import (
+    Assembly,
+)
 from lockadapt.architectures.base import (
     Architecture,
-    Assembly,
     Clients,
     Features,
     Inputs,

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
+from lockadapt.architectures.assembly import (
+    Assembly,
+    Fusion,
+)
 from lockadapt.architectures.base import (
     Architecture,
-    Assembly,
     Clients,
-    Fusion,
     Generation,
     ImageSpan,
     Inputs,
