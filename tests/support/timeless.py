@@ -10,6 +10,8 @@ TIMES = {
     *("seconds", "samples_per_second", "data_share", "train_runtime", "train_samples_per_second"),
     *("train_steps_per_second", "largest_batch_bytes", "command"),
 }
+UNCOMPARED = ("manifest.json", ".png", "README.md", "report.html", "training_args.bin")
+"""Digests of the others, and what is drawn or written from them."""
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -17,8 +19,8 @@ def contents(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if not file.is_file() or name.endswith(("manifest.json", ".png", "README.md", "training_args.bin")):
-            continue  # digests of the others, and what is drawn from them
+        if not file.is_file() or name.endswith(UNCOMPARED):
+            continue
         data = file.read_bytes().replace(str(folder).encode(), b"RUN")
         if file.suffix == ".json":
             content[name] = timeless(json.loads(data))
