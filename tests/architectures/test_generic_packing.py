@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
+from PIL import Image
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import parameters_at
@@ -19,6 +22,8 @@ from lockadapt.models.chat_template import adds_special_tokens
 from lockadapt.objectives.answer_tokens import answer_loss, model_inputs
 from lockadapt.planning.exactness import Trial, try_packing
 from lockadapt.planning.packing import to_be_tried, why_not_exact
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
+from lockadapt.tuning.quantize import load_quantized
 from tests.support.rows import padded_labels, picture_questions
 from tests.support.zoo import entry_of
 
@@ -205,11 +210,57 @@ EIGHT = (
 @pytest.mark.parametrize("name", EIGHT)
 def test_packed_and_cached_is_plain_and_live(name: str) -> None:
     model, processor, items = built(name)
-    if name == "llava_onevision":  # cuts no tiles of pictures that stand beside others
-        items = [item for item in items if len(item.images) == 1]
     model.requires_grad_(False)
     learned = [p for path in layout_of(model).projector for p in parameters_at(model, path)]
     learned += [p for n, p in model.named_parameters() if n.startswith(layout_of(model).llm)][-4:]
+    compare_with_stock(name, model, processor, items, learned)
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_packed_cached_quantized_and_adapted_is_plain_and_live(name: str, tmp_path: Path) -> None:
+    entry = entry_of(name)
+    if missing := entry.missing():
+        pytest.skip(f"its processor needs {' and '.join(missing)}")
+    entry.write(tmp_path)
+    model, processor = load_quantized(tmp_path, "nf4", torch.float32)
+    items = Encoder(processor, 4096).encode(samples(name)).encoded
+    peft = attach_lora(model, lora_config(model, LoraSettings(rank=4)))
+    for parameter_name, parameter in peft.named_parameters():
+        if ".lora_B." in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.requires_grad_(False)
+    learned = [p for path in layout_of(model).projector for p in parameters_at(model, path)]
+    learned += [p for n, p in model.named_parameters() if ".lora_" in n]
+    assert len(learned) > 8
+    compare_with_stock(name, model, processor, items, learned)
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_trl_computes_the_same_loss(name: str, tmp_path: Path) -> None:
+    from trl import SFTConfig, SFTTrainer
+
+    model, processor, items = built(name)
+    row = {"prompt": "a", "completion": "b", "images": [Image.new("RGB", (64, 48))]}
+    trainer = SFTTrainer(
+        model,
+        SFTConfig(str(tmp_path), max_length=None, use_cpu=True, bf16=False, report_to="none"),
+        train_dataset=Dataset.from_list([row]),
+        processing_class=processor,
+    )
+    model.eval()
+    with torch.no_grad():
+        theirs = trainer.compute_loss(model, stock_batch(processor, items))
+        assert tried(model, processor, items).problem is None
+        ours = answer_loss(model, batches(processor, items, 2048))[0]
+    assert abs(float(ours - theirs)) < LOSS
+
+
+def compare_with_stock(
+    name: str, model: Any, processor: Any, items: list[Encoded], learned: list[torch.nn.Parameter]
+) -> None:
+    """Loss and gradients of packed rows with kept features and checkpointing, against the class's own forward."""
+    if name == "llava_onevision":  # cuts no tiles of pictures that stand beside others
+        items = [item for item in items if len(item.images) == 1]
     for parameter in learned:
         parameter.requires_grad_(True)
     expected = model(**stock_batch(processor, items)).loss
