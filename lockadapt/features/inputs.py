@@ -32,6 +32,8 @@ from lockadapt.features.tower import image_side, tower_batch, tower_outputs
 IMAGE_TOKENS: tuple[Frozen, ...] = ("image_tokens", "crops")
 """What objectives that generate images have of an image."""
 
+BORROWED = "the processor is one of another class, so what it gives an image was not measured"
+"""Why nothing is kept where a class without a description of its own has the processor of one that has."""
 
 BLIND_SIDE = 64
 """Side in pixels of the mean image where images have sizes of their own; it is stretched to each."""
@@ -260,8 +262,10 @@ def why_nothing_is_kept(
     """
     base = unwrap_model(model)
     if not isinstance(pixels, ProcessorInputs):
-        kept = architecture_of(base).features is not None
-        return None if kept else f"nothing of {type(base).__name__} may be kept"
+        architecture = architecture_of(base)
+        if architecture.features is None:
+            return f"nothing of {type(base).__name__} may be kept"
+        return BORROWED if architecture.inputs.stock else None
     if policy.settings.choice == "none":
         return None
     refused = policy.refused

@@ -22,6 +22,7 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AssemblyError
+from lockadapt.features.inputs import BORROWED
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives.answer_tokens import answer_loss, ends_with_its_head, model_inputs
 from lockadapt.planning.exactness import try_packing
@@ -190,8 +191,11 @@ def _cache_finding(
 ) -> Finding:
     """Whether features may be kept of the images."""
     if not inputs_of(processor).stock:
-        kept = architecture_of(model).features is not None
-        return Finding("cache", "kept" if kept else "off", "" if kept else "not yet built for this class")
+        architecture = architecture_of(model)
+        reason = "not built for this class" if architecture.features is None else ""
+        if architecture.inputs.stock:
+            reason = BORROWED
+        return Finding("cache", "off" if reason else "kept", reason)
     trial = try_cache(model, processor, rows_to_try(rows), projector_trains, MAX_PIXELS)
     if trial.problem is not None:
         return Finding("cache", "off", trial.problem)
