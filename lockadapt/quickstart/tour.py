@@ -23,6 +23,7 @@ from lockadapt.quickstart.recipe import quickstart_recipe
 from lockadapt.quickstart.scenes import SEEN, make_dataset
 from lockadapt.quickstart.show import show
 from lockadapt.recipe.read import load_recipe
+from lockadapt.report.write import write_report
 from lockadapt.training.loop import train
 
 ASSETS = Path(__file__).parent / "assets"
@@ -63,6 +64,7 @@ def tour(
     )
     proof = merge_run(output / "run", output / "merged", reporter)
     _show(output, plain["objectives"]["t2i"]["temperature"])
+    report = write_report([output / "run"], output / "report.html")["output"]
     result: dict[str, Any] = {
         "vqa": scores["vqa"],
         "caption": scores["caption"],
@@ -74,6 +76,7 @@ def tour(
         "train_seconds": trained.seconds,
         "seconds": round(time.perf_counter() - started, 1),
         "picture": str(output / "unseen.png"),
+        "report": report,
     }
     write_json(output / MARK, result)
     return {**result, "summary": _summary(result, output)}
@@ -143,5 +146,6 @@ def _summary(result: dict[str, Any], output: Path) -> list[str]:
         f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
         f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",
         f"training: {result['train_seconds']:.0f} s, total: {result['seconds']:.0f} s",
-        f"overview: {result['picture']}   run: {output / 'run'}   Transformers model: {output / 'merged'}",
+        f"overview: {result['picture']}   report: {result['report']}   run: {output / 'run'}   "
+        f"Transformers model: {output / 'merged'}",
     ]

@@ -13,7 +13,9 @@ from lockadapt.report.pictures import Thumbnails
 from lockadapt.report.read import RunFiles
 from lockadapt.runs.curves import before, cosine_name, loss_name
 
-WALL, FOLLOWED_COLUMNS, ANSWERS = 24, 6, ("vqa", "dialogue")
+WALL, FOLLOWED_COLUMNS = 24, 6
+EXACT, TEXTS = ("vqa", "dialogue"), ("vqa", "dialogue", "caption", "grounding")
+"""Kinds of objectives whose answers are right or wrong as texts, and all whose answers are texts."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _scores(runs: Sequence[RunFiles]) -> Iterator[Section]:
     intervals = []
     for run in runs:
         for objective, answers in _by_objective(run).items():
-            if any(row["answer"] for row in answers):
+            if run.recipe.objectives[objective].kind in EXACT:
                 mean, low, high = interval([is_right(row) for row in answers])
                 cells = [f"{mean:.4f}", f"{low:.4f} to {high:.4f}", f"{len(answers):,}"]
                 intervals.append([run.name, objective, *cells])
@@ -144,12 +146,13 @@ def _predictions(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Iterator[S
                 yield Section(name, f"{title} ({len(rows):,})", "wall", content)
     for run in runs:
         for objective, rows in _by_objective(run).items():
-            wrong = [row for row in rows if not is_right(row)]
+            exact = run.recipe.objectives[objective].kind in EXACT
+            wrong = [row for row in rows if exact and not is_right(row)]
             title = _named(f"{objective}: wrong answers", run, runs)
             yield Section(f"wrong-{objective}", title, "wall", _wall(wrong, thumbnails, WALL))
             title = _named(f"{objective}: answers drawn at random", run, runs)
             yield Section(f"random-{objective}", title, "wall", _wall(rows, thumbnails, WALL // 2))
-            if run.recipe.objectives[objective].kind in ANSWERS:
+            if exact:
                 answers, counts = confusion(rows)
                 cells = [[answer, *map(str, line)] for answer, line in zip(answers, counts, strict=True)]
                 head = ["expected \\ given", *answers, "other"]
@@ -229,7 +232,8 @@ def _card(row: Row, thumbnails: Thumbnails) -> dict[str, Any]:
 def _by_objective(run: RunFiles) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for row in run.predictions:
-        if "answer" in row and row.get("objective") in run.recipe.objectives:
+        objective = run.recipe.objectives.get(row.get("objective", ""))
+        if objective is not None and objective.kind in TEXTS:
             rows.setdefault(row["objective"], []).append(row)
     return rows
 

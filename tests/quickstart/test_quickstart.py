@@ -141,6 +141,7 @@ def test_tour_from_end_to_end(tmp_path: Path) -> None:
     assert set(result["blind"]) == set(result["vqa"])
     assert len(list((tmp_path / "out" / "drawn").glob("0*.png"))) == DRAWN
     assert Path(result["picture"]).is_file()
+    assert "</html>" in Path(result["report"]).read_text()
     assert any("unseen" in line for line in result["summary"])
     again = tour(tmp_path / "out", Reporter(quiet=True), ("training.steps=24",), scenes=(60, 20))
     assert again["vqa"] == result["vqa"]
