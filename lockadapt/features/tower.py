@@ -54,11 +54,11 @@ def tower_outputs(
 
 
 def on_cpu(kept: Kept) -> Kept:
-    """What is kept of images, on the CPU."""
+    """What is kept of images, on the CPU and without graph: a model may not be frozen yet when it is filled."""
     if isinstance(kept, torch.Tensor):
-        return kept.cpu()
+        return kept.detach().cpu()
     return [
-        replace(record, levels={name: level.cpu() for name, level in record.levels.items()})
+        replace(record, levels={name: level.detach().cpu() for name, level in record.levels.items()})
         for record in kept
     ]
 

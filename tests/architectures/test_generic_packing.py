@@ -235,6 +235,17 @@ def test_packed_cached_quantized_and_adapted_is_plain_and_live(name: str, tmp_pa
     compare_with_stock(name, model, processor, items, learned)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "idefics3", "llava_next"])
+def test_what_is_kept_of_a_model_that_is_not_frozen_yet_has_no_graph(name: str) -> None:
+    model, processor, items = built(name)
+    assert any(p.requires_grad for p in model.get_submodule(layout_of(model).tower).parameters())
+    kept = memory_features(model, pixel_inputs(processor, 10**6))
+    batch = collate(items[:2], kept, processor.tokenizer.pad_token_id, "vqa")
+    for _ in range(2):  # a graph would be gone the second time
+        answer_loss(model, batch)[0].backward()
+    assert all(p.grad is None for p in model.get_submodule(layout_of(model).tower).parameters())
+
+
 @pytest.mark.parametrize("name", EIGHT)
 def test_trl_computes_the_same_loss(name: str, tmp_path: Path) -> None:
     from trl import SFTConfig, SFTTrainer
