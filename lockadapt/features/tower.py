@@ -54,7 +54,7 @@ def tower_outputs(
 
 
 def on_cpu(kept: Kept) -> Kept:
-    """What is kept of images, on the CPU and without graph: a model may not be frozen yet when it is filled."""
+    """What is kept of images, on the CPU and without graph: the model may not be frozen when it is filled."""
     if isinstance(kept, torch.Tensor):
         return kept.detach().cpu()
     return [
