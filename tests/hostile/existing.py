@@ -119,8 +119,9 @@ def rows(
 
 def cases() -> Iterator[Case]:
     words = ("cross_attention_mask of MllamaProcessor",)
-    blind = {"question": "what?", "answer": "red", "images": []}
-    yield rows("mllama", "rows without images", 4, *words, table=lines({**blind, "image": "0.png"}))
+    text = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "blue"}]
+    blind = lines({"messages": text, "images": []})
+    yield rows("mllama", "rows without images", 4, *words, table=blind, kind="dialogue")
     for name in NAMES:
         if not entry_of(name).missing():
             yield from folders(name)
