@@ -131,7 +131,7 @@ class Dialogue:
                 prompt is no beginning of what is trained.
             NoLabelError: it shows nothing of an answer that is empty.
         """
-        text, texts = self.render(sample), [turn.text for turn in sample.turns]
+        text, owners, texts = self.render(sample), *_pieces(sample)
         if self.image_token and text.count(self.image_token) != len(sample.images):
             raise DataError(
                 f"{len(sample.images)} images, but the chat template shows {text.count(self.image_token)}",
@@ -144,7 +144,7 @@ class Dialogue:
         layout, whole = self._layouts[shape], True
         if _joined(layout.literals, [texts[number] for number in layout.turns]) != text:
             # What the template writes depends on what is said: found out with the very texts.
-            answers = [number for number, turn in enumerate(sample.turns) if turn.role == "assistant"]
+            answers = [n for n, owner in enumerate(owners) if sample.turns[owner].role == "assistant"]
             layout, whole = self._layout(sample, answers), False
             if _joined(layout.literals, [texts[number] for number in layout.turns]) != text:
                 raise DataError(
@@ -168,28 +168,30 @@ class Dialogue:
         """
         last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
         before = dataclasses.replace(sample, turns=sample.turns[:last])
-        text, texts = self.render(before, prompt=True), [turn.text for turn in before.turns]
+        text, texts = self.render(before, prompt=True), _pieces(before)[1]
         shape = shape_of(before)
         if shape not in self._prompts:
-            named = _named(before, range(last))
-            self._prompts[shape] = self._literals(before, self.render(named, prompt=True), range(last))
+            every = range(len(texts))
+            named = self.render(_named(before, every), prompt=True)
+            self._prompts[shape] = self._literals(before, named, every)
         literals = self._prompts[shape]
         return Written(text, (), _spans(literals, texts) if _joined(literals, texts) == text else None)
 
     def _layout(self, sample: Sample, marked: Collection[int]) -> _Layout:
-        """Where the template puts the turns, found by rendering names in the place of those in `marked`."""
+        """Where the template puts the texts, found by rendering names in the place of those in `marked`."""
         named = _named(sample, marked)
-        text, turns = self.render(named), named.turns
+        text, turns, owners = self.render(named), named.turns, _pieces(sample)[0]
         literals = self._literals(sample, text, marked)
         order, lead = sorted(marked), None
         heads: dict[int, int] = {}
         tails: dict[int, int] = {}
         for position, number in enumerate(order):
-            if turns[number].role != "assistant":
+            owner = owners[number]
+            if turns[owner].role != "assistant":
                 continue
             start = text.index(_name(number))
-            prompt = self.render(named, number, prompt=True)
-            last = number + 1 == len(turns)
+            prompt = self.render(named, owner, prompt=True)
+            last = owner + 1 == len(turns)
             if text.startswith(prompt) and len(prompt) <= start:
                 heads[position] = start - len(prompt)
             else:
@@ -200,7 +202,7 @@ class Dialogue:
             behind = start + len(_name(number))
             if last:
                 end = len(text)
-            elif text.startswith(until := self.render(named, number + 1)):
+            elif text.startswith(until := self.render(named, owner + 1)):
                 end = len(until)
             else:
                 end = behind + len(
@@ -215,22 +217,38 @@ class Dialogue:
         """What stands around the names in a rendered conversation.
 
         Raises:
-            DataError: a name does not stand there once, in its order.
+            DataError: a name does not stand there once, in its order, or an image elsewhere than between the
+                texts where the row has it.
         """
+        owners = _pieces(sample)[0]
         hidden = [number for number in marked if text.count(_name(number)) != 1]
         if hidden:
             # An answer first: without one there is nothing to learn at all.
             raise _hidden(
-                sample, min((sample.turns[number] for number in hidden), key=lambda turn: turn.role)
+                sample, min((sample.turns[owners[number]] for number in hidden), key=lambda turn: turn.role)
             )
         literals, position = [], 0
         for number in sorted(marked):
             begin = text.find(_name(number), position)
             if begin < 0:
-                raise _hidden(sample, sample.turns[number])
+                raise _hidden(sample, sample.turns[owners[number]])
             literals.append(text[position:begin])
             position = begin + len(_name(number))
+            self._check_gap(sample, number, owners, literals[-1])
         return (*literals, text[position:])
+
+    def _check_gap(self, sample: Sample, number: int, owners: Sequence[int], literal: str) -> None:
+        """The images between two texts of a turn stand between them, where clients render it as well."""
+        turn = sample.turns[owners[number]]
+        before = number - owners.index(owners[number]) if any(turn.places) else 0
+        if not before or (self.image_token and literal.count(self.image_token) == turn.gaps[before]):
+            return
+        why = "shows all images of a turn first" if self.image_token else "writes nothing for images"
+        raise DataError(
+            f"turn {owners[number] + 1} has images between its texts, but the chat template {why}",
+            where=sample.where,
+            fix="put the images before the text, or use a model whose template shows both in their order",
+        )
 
     def _lead(self, sample: Sample, before: str, prompt: str) -> str:
         """What is trained before the last answer where the generation prompt begins no finished turn.
@@ -253,11 +271,11 @@ class _Layout:
     """The text around the turns of conversations of one shape.
 
     Attributes:
-        turns: which turns stand between the literals.
-        literals: one more than turns.
+        turns: which texts stand between the literals: turns, or what stands between the images of a turn.
+        literals: one more than texts.
         heads, tails: for each assistant turn, by its place in `turns`, how many characters before and behind
             its text are learned with it.
-        lead: literals before the last turn as they are trained, where the template writes others.
+        lead: literals before the last text as they are trained, where the template writes others.
     """
 
     turns: tuple[int, ...]
@@ -267,7 +285,7 @@ class _Layout:
     lead: tuple[str, ...] | None
 
     def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
-        """What is trained on, with `end` behind the last answer; `whole`: all turns stand between them."""
+        """What is trained on, with `end` behind the last answer; `whole`: all texts stand between them."""
         literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
         turns = [texts[number] for number in self.turns]
         if end:
@@ -284,18 +302,25 @@ class _Layout:
 
 def shape_of(sample: Sample) -> _Shape:
     """Roles and images of the turns: what conversations that a template writes alike have in common."""
-    return tuple((turn.role, turn.images) for turn in sample.turns)
+    return tuple((turn.role, turn.gaps) for turn in sample.turns)
 
 
-_Shape = tuple[tuple[str, int], ...]
+_Shape = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def _pieces(sample: Sample) -> tuple[list[int], list[str]]:
+    """The texts that are said in a conversation, in order, and the turn of each."""
+    pairs = [(number, text) for number, turn in enumerate(sample.turns) for text in turn.segments]
+    return [number for number, _ in pairs], [text for _, text in pairs]
 
 
 def _named(sample: Sample, marked: Collection[int]) -> Sample:
-    turns = tuple(
-        dataclasses.replace(turn, text=_name(number)) if number in marked else turn
-        for number, turn in enumerate(sample.turns)
-    )
-    return dataclasses.replace(sample, turns=turns)
+    """With names in the place of those of its texts that are in `marked`."""
+    numbers, turns = itertools.count(), []
+    for turn in sample.turns:
+        names = [_name(n) if (n := next(numbers)) in marked else text for text in turn.segments]
+        turns.append(turn.said(names))
+    return dataclasses.replace(sample, turns=tuple(turns))
 
 
 def _joined(literals: Sequence[str], texts: Sequence[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +44,45 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message. `images` counts the images that stand before the text of this turn."""
+    """One message.
+
+    Attributes:
+        role: who speaks.
+        text: all that is said, without its images.
+        images: how many images it shows.
+        places: where in `text` each of them stands, in characters, ascending; empty: all before the text.
+    """
 
     role: Role
     text: str
     images: int = 0
+    places: tuple[int, ...] = ()
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The pieces of the text between its images, at least one; only a lone one may be empty."""
+        cuts = [0, *dict.fromkeys(at for at in self.places if 0 < at < len(self.text)), len(self.text)]
+        return tuple(self.text[begin:end] for begin, end in itertools.pairwise(cuts))
+
+    @property
+    def gaps(self) -> tuple[int, ...]:
+        """How many images stand before each segment, and behind the last."""
+        places = self.places or (0,) * self.images
+        ends = [0, *itertools.accumulate(len(segment) for segment in self.segments)]
+        return tuple(places.count(end) for end in ends) if self.text else (self.images, 0)
+
+    def said(self, segments: Sequence[str]) -> Turn:
+        """The same turn with other words between its images.
+
+        Args:
+            segments: as many as its own.
+
+        Returns:
+            The turn.
+        """
+        ends = [0, *itertools.accumulate(map(len, segments))]
+        places = tuple(end for end, gap in zip(ends, self.gaps, strict=True) for _ in range(gap))
+        return replace(self, text="".join(segments), places=places if any(places) else ())
 
 
 @dataclass(frozen=True)
@@ -77,16 +112,18 @@ class Sample:
     def messages(self) -> list[dict[str, Any]]:
         """Return the turns as chat-template messages.
 
-        Each is `{"role", "content": [{"type": "image"}…, {"type": "text"}]}`.
+        Each is `{"role", "content": [{"type": "image"}…, {"type": "text"}…]}`, its parts in their order.
         """
         return [message(turn) for turn in self.turns]
 
 
 def message(turn: Turn) -> dict[str, Any]:
-    """One turn as a chat-template message with list content, images first."""
-    content: list[dict[str, Any]] = [{"type": "image"} for _ in range(turn.images)]
-    if turn.text:
-        content.append({"type": "text", "text": turn.text})
+    """One turn as a chat-template message whose content is a list: images and texts in their order."""
+    content: list[dict[str, Any]] = []
+    for images, text in zip(turn.gaps, (*turn.segments, ""), strict=True):
+        content += [{"type": "image"} for _ in range(images)]
+        if text:
+            content.append({"type": "text", "text": text})
     return {"role": turn.role, "content": content}
 
 

@@ -163,6 +163,9 @@ def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Rep
         f"{report.label_tokens:,} learned, "
         f"{len(report.cut)} cut, {len(report.dropped)} dropped"
     )
+    interleaved = sum(any(any(turn.places) for turn in item.sample.turns) for item in report.encoded)
+    if interleaved:
+        reporter.note(f"  {interleaved:,} rows show images between or behind their texts")
     if report.merged_boundaries:
         reporter.note(
             f"  {len(report.merged_boundaries)} answers share their first token with the prompt, e.g. "
@@ -171,6 +174,7 @@ def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Rep
     return {
         "rows": len(report.encoded),
         "images": images,
+        "interleaved": interleaved,
         "tokens": report.tokens,
         "learned_tokens": report.label_tokens,
         "longest": max(lengths),

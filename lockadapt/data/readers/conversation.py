@@ -27,9 +27,10 @@ def conversation(
     """Turn messages into images, in the order in which they are shown, and turns.
 
     A place for an image is a part `{"type": "image"}` (which may hold the image itself under `image`, `path`
-    or `url`), or with `rules.marks` the text `<image>`. Places stand at either end of a user's text and are
-    put before it, as LLaVA trains. Messages without any place get all images before the first user turn, as
-    TRL does; not so with `rules.marks`. Empty system messages are dropped.
+    or `url`), or with `rules.marks` the text `<image>`. Images are shown where they stand in a user's text;
+    a turn's only `<image>` at the end of its text is put before it, as LLaVA trains. Messages without any
+    place get all images before the first user turn, as TRL does; not so with `rules.marks`. Empty system
+    messages are dropped.
 
     Args:
         messages: the list of messages, unchecked.
@@ -41,8 +42,8 @@ def conversation(
         The images and the turns.
 
     Raises:
-        DataError: unknown role, wrong order of turns, empty or unusable text, a place in the midst of a text
-            or outside user turns, more or fewer places than images.
+        DataError: unknown role, wrong order of turns, empty or unusable text, a place outside user turns,
+            more or fewer places than images.
         SafetyError: an image that a message names lies outside the data root.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)) or not messages:
@@ -73,11 +74,19 @@ def conversation(
 
 @dataclass(frozen=True)
 class _Said:
-    """One message: its places for images are None, or the image that the message itself names."""
+    """One message: its places for images are None, or the image that the message itself names.
+
+    `at` is where they stand in the text; empty: before it.
+    """
 
     role: Role
     text: str
     places: tuple[ImageRef | None, ...]
+    at: tuple[int, ...] = ()
+
+
+_Piece = str | tuple[ImageRef | None]
+"""A text, or a place for an image."""
 
 
 def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
@@ -95,41 +104,60 @@ def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
         )
     content = item.get("content", item.get("value"))
     if isinstance(content, str):
-        text, count = _marked(content, name, where) if rules.marks else (content.strip(), 0)
-        places: tuple[ImageRef | None, ...] = (None,) * count
+        laid = _laid(role, _marked(content) if rules.marks else [content])
     else:
-        text, places = _parts(content, name, rules, where)
-    if places and role != "user":
+        laid = _laid(role, _parts(content, name, rules, where))
+    if laid.places and role != "user":
         raise DataError(
-            f"{name} ({role}) holds an image", where=where, fix="only user messages may hold images"
+            f"{name} ({role}) holds an image",
+            where=where,
+            fix="only user messages may hold images: what is learned of an answer is its text",
         )
-    return _Said(role, text, places)
+    return laid
 
 
-def _marked(text: str, name: str, where: str) -> tuple[str, int]:
-    """Text without the `<image>` markers at its ends, and their count."""
-    count = text.count(IMAGE_MARK)
-    text = text.strip()
-    while text.startswith(IMAGE_MARK):
-        text = text.removeprefix(IMAGE_MARK).lstrip()
-    while text.endswith(IMAGE_MARK):
-        text = text.removesuffix(IMAGE_MARK).rstrip()
-    if IMAGE_MARK in text:
-        raise _in_the_midst(name, IMAGE_MARK, where)
-    return text, count
+def _laid(role: Role, pieces: Sequence[_Piece]) -> _Said:
+    """A message of texts and images in their order, without the white space at its ends.
+
+    White space beside an image stays where images stand in the midst or at the end of the text.
+    """
+    whole = "".join(piece for piece in pieces if isinstance(piece, str))
+    places: list[ImageRef | None] = []
+    at: list[int] = []
+    position = 0
+    for piece in pieces:
+        if isinstance(piece, str):
+            position += len(piece)
+        else:
+            places += piece
+            at.append(position)
+    lead, end = len(whole) - len(whole.lstrip()), len(whole.rstrip())
+    if not whole.strip() or all(start <= lead for start in at):
+        return _Said(role, whole.strip(), tuple(places))
+    lead, end = min(lead, at[0]), max(end, at[-1])
+    return _Said(role, whole[lead:end], tuple(places), tuple(start - lead for start in at))
 
 
-def _parts(parts: Any, name: str, rules: RowRules, where: str) -> tuple[str, tuple[ImageRef | None, ...]]:
-    """Text and places of content that is a list of parts."""
+def _marked(text: str) -> list[_Piece]:
+    """A text whose `<image>` markers are places; a single one at its end comes first (as in LLaVA's code)."""
+    texts = text.split(IMAGE_MARK)
+    if len(texts) == 2 and not texts[1].strip():
+        return [(None,), texts[0]]
+    pieces: list[_Piece] = [texts[0]]
+    for following in texts[1:]:
+        pieces += [(None,), following]
+    return pieces
+
+
+def _parts(parts: Any, name: str, rules: RowRules, where: str) -> list[_Piece]:
+    """Texts and places of content that is a list of parts."""
     if not isinstance(parts, Sequence) or isinstance(parts, bytes):
         raise DataError(
             f"the text of {name} is {quote(parts)}, neither text nor a list of parts",
             where=where,
             fix='write text, or parts like {"type": "text", "text": "..."}',
         )
-    texts: list[str] = []
-    places: list[ImageRef | None] = []
-    order = ""
+    pieces: list[_Piece] = []
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image_url":  # OpenAI's spelling
@@ -141,31 +169,20 @@ def _parts(parts: Any, name: str, rules: RowRules, where: str) -> tuple[str, tup
                     where=where,
                     fix='write {"type": "image_url", "image_url": {"url": "images/1.png"}}',
                 )
-            places.append(rules.pictures.ref(own, where))
+            pieces.append((rules.pictures.ref(own, where),))
         elif kind == "image":
             # Arrow tables give every part every key, so null means that the part does not name an image.
             own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
-            places.append(None if own is None else rules.pictures.ref(own, where))
+            pieces.append((None if own is None else rules.pictures.ref(own, where),))
         elif kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
+            pieces.append(part["text"])
         else:
             raise DataError(
                 f"{name} has the part {quote(part)}, which is neither text nor an image",
                 where=where,
                 fix='use parts like {"type": "text", "text": "..."} and {"type": "image"}',
             )
-        order += kind[0]
-    if "i" in order.strip("i"):
-        raise _in_the_midst(name, "an image", where)
-    return "".join(texts).strip(), tuple(places)
-
-
-def _in_the_midst(name: str, what: str, where: str) -> DataError:
-    return DataError(
-        f"{name} has {what} in the midst of its text",
-        where=where,
-        fix="put images before the text: a turn shows all of its images first",
-    )
+    return pieces
 
 
 def _check_order(turns: Sequence[_Said], where: str) -> None:
@@ -193,6 +210,5 @@ def _check_order(turns: Sequence[_Said], where: str) -> None:
 def _turn(message: _Said, where: str) -> Turn:
     if not message.text and message.places:
         return Turn(message.role, "", len(message.places))
-    return Turn(
-        message.role, clean_text(message.text, f"text of a {message.role} turn", where), len(message.places)
-    )
+    clean_text(message.text, f"text of a {message.role} turn", where)
+    return Turn(message.role, message.text, len(message.places), message.at)

@@ -16,7 +16,7 @@ from lockadapt.data.sample import Sample
 def read(source: Source) -> Iterator[Sample]:
     """Read the samples of a `.json` list or a `.jsonl` file; rows without `image` are text only.
 
-    The count of `<image>` markers must be that of the images; markers stand at either end of a user's text.
+    The count of `<image>` markers must be that of the images; they may stand anywhere in a user's text.
 
     Args:
         source: the file and the image folder.

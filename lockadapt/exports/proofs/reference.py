@@ -159,7 +159,7 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
 
 def without_images(sample: Sample) -> Sample:
     """The same conversation about no image."""
-    turns = tuple(dataclasses.replace(turn, images=0) for turn in sample.turns)
+    turns = tuple(dataclasses.replace(turn, images=0, places=()) for turn in sample.turns)
     return dataclasses.replace(sample, images=(), turns=turns)
 
 

@@ -123,7 +123,6 @@ TALKS: dict[str, tuple[Any, str]] = {
     "more images than markers": (talk(("human", "a"), ("gpt", "b")), "0 <image> markers"),
     "more markers than images": (talk(("human", "<image><image>a"), ("gpt", "b")), "2 <image> markers"),
     "marker in the answer": (talk(("human", "a"), ("gpt", "b <image>")), "only user messages"),
-    "marker in the midst": (talk(("human", "a <image> b"), ("gpt", "c")), "midst"),
 }
 
 
@@ -140,9 +139,9 @@ PARTS: dict[str, tuple[Any, str]] = {
     "unknown part": ([{"type": "video"}], "neither text nor an image"),
     "part is text": (["hello"], "neither text nor an image"),
     "part without text": ([{"type": "text"}], "neither text nor an image"),
-    "image between texts": (
-        [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}],
-        "midst",
+    "images between texts": (
+        [{"type": "text", "text": "a"}, {"type": "image"}, {"type": "image"}, {"type": "text", "text": "b"}],
+        "hold 2",
     ),
     "too many images": ([{"type": "image"}, {"type": "image"}, {"type": "text", "text": "a"}], "hold 2"),
     "literal marker": ("<image> a", "literal <image>"),

@@ -189,7 +189,7 @@ def test_llava(tmp_path: Path, suffix: str) -> None:
         Turn("assistant", "Two."),
     )
     assert (first.references, first.sample_id) == (("Two.",), "one")
-    assert (two.turns[0], names(two)) == (Turn("user", "Same?", 2), ["1.jpg", "2.jpg"])
+    assert (two.turns[0], names(two)) == (Turn("user", "Same?\n", 2, (6, 6)), ["1.jpg", "2.jpg"])
     assert (three.images, three.turns[0], three.sample_id) == ((), Turn("system", "Be brief."), "3")
     assert [turn.images for turn in four.turns] == [1, 0, 1, 0]
     assert four.turns[0].text == ""
