@@ -12,6 +12,7 @@ from lockadapt.data.problems import BadRows
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
+from lockadapt.data.video import VideoRules
 from lockadapt.errors import DataError
 from lockadapt.recipe.objectives import GroundingSection
 from lockadapt.recipe.schema import Recipe, SourceSection
@@ -49,7 +50,7 @@ def build_samples(
             continue
         prompt = getattr(section, "prompt", None)  # not every kind has one
         rows = section.rows or section.kind
-        told = row_source(source, rows, prompt, part, bad_rows)
+        told = replace(row_source(source, rows, prompt, part, bad_rows), video=video_rules(recipe))
         if isinstance(section, GroundingSection):
             told = replace(told, boxes=box_rules(section, part))
         samples[name] = read_samples(source.format, told)
@@ -77,6 +78,14 @@ def row_source(
         # An image with five captions is five lessons, but one question.
         expand=part == "train",
         bad_rows=bad_rows,
+    )
+
+
+def video_rules(recipe: Recipe) -> VideoRules:
+    """Which frames of videos a recipe's rows show."""
+    data = recipe.data
+    return VideoRules(
+        data.video_frames, data.video_rate, data.video_times, data.max_video_seconds, data.max_pixels
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ _MIRRORED = b"lockadapt mirrored "
 def content_key(image: ImageRef, max_pixels: int) -> str:
     """Return the SHA-256 (hex) of an image's bytes; for a decoded picture, of its size and RGB pixels.
 
-    The key of a mirrored file is another than that of the file.
+    The key of a mirrored file or of a frame is another than that of the file.
 
     Args:
         image: path, bytes or decoded picture.
@@ -79,11 +80,15 @@ def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
         raise DataError(
             "the image changed during the run", where=source, fix="leave images alone while they are read"
         )
-    return open_image(ImageRef(image.key, data=data, mirrored=image.mirrored), max_pixels, source)
+    return open_image(replace(image, path=None, stamp=None, data=data), max_pixels, source)
 
 
 def _digest(image: ImageRef, data: bytes) -> str:
-    return hashlib.sha256(_MIRRORED + data if image.mirrored else data).hexdigest()
+    digest = hashlib.sha256(_MIRRORED if image.mirrored else b"")
+    if image.moment is not None:
+        digest.update(f"lockadapt frame {image.moment:.3f} ".encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def _bytes(image: ImageRef) -> bytes:

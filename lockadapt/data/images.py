@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lockadapt.data.paths import stamp_of
 from lockadapt.data.problems import quote
 from lockadapt.data.sample import ImageRef
+from lockadapt.data.video import video_frame
 from lockadapt.errors import DataError, LockadaptError, SafetyError, memory_ran_out
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -39,7 +40,7 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
     Transparency of any kind is composited on white. 16-bit grey is divided by 257. 32-bit and float grey are
     taken as 0..1 (float only), 0..255 (float only) or 0..65535 where all values lie in it, else stretched
     from minimum to maximum. Of an animation the first frame is taken. ICC profiles are not applied.
-    A `mirrored` picture is mirrored last.
+    A `mirrored` picture is mirrored last. Of a video, the frame at its `moment` is taken.
 
     Args:
         ref: path, bytes or picture.
@@ -53,7 +54,7 @@ def open_image(ref: ImageRef, max_pixels: int, where: str | None = None) -> Imag
         DataError: missing, not an image of `FORMATS`, cut off, damaged, or with values that are no numbers.
         SafetyError: more than `max_pixels` pixels.
     """
-    picture = _read(ref, where, lambda opened_picture: _decoded(opened_picture, max_pixels))
+    picture = _read(ref, where, max_pixels, lambda opened_picture: _decoded(opened_picture, max_pixels))
     return ImageOps.mirror(picture) if ref.mirrored else picture
 
 
@@ -72,20 +73,23 @@ def image_size(ref: ImageRef, max_pixels: int, where: str | None = None) -> tupl
         DataError: missing, damaged, or not an image of `FORMATS`.
         SafetyError: more than `max_pixels` pixels.
     """
-    return _read(ref, where, lambda picture: _upright_size(picture, max_pixels))
+    return _read(ref, where, max_pixels, lambda picture: _upright_size(picture, max_pixels))
 
 
 T = TypeVar("T")
 
 
-def _read(ref: ImageRef, where: str | None, look: Callable[[Image.Image], T]) -> T:
+def _read(ref: ImageRef, where: str | None, max_pixels: int, look: Callable[[Image.Image], T]) -> T:
     """What is seen in an opened picture; whatever goes wrong with it is a typed error."""
     source = where or ref.key
     try:
         if ref.picture is not None:
             return look(ref.picture)
-        with opened(ref) as file, _header(ref, file) as picture:
-            return look(picture)
+        with opened(ref) as file:
+            if ref.moment is not None:
+                return look(video_frame(file, ref.moment, max_pixels))
+            with _header(ref, file) as picture:
+                return look(picture)
     except LockadaptError as error:
         raise type(error)(f"{_name(ref)} {error.message}", where=source, fix=error.fix) from error
     except Image.DecompressionBombError as error:

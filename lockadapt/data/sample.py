@@ -31,7 +31,7 @@ class ImageRef:
     bytes) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too: the
     absolute path of a file, or the SHA-256 of bytes or pixels. `stamp` is the state in which the file of a
     row was checked; what is opened later must still be in it. `mirrored` swaps left and right once it is
-    opened; such an image has a key of its own.
+    opened, and `moment` is where in a video the picture is, in seconds; such images have keys of their own.
     """
 
     key: str
@@ -40,6 +40,7 @@ class ImageRef:
     picture: Any = field(default=None, repr=False, compare=False)
     stamp: FileStamp | None = field(default=None, repr=False, compare=False)
     mirrored: bool = False
+    moment: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def message(turn: Turn) -> dict[str, Any]:
 
 
 def question_answer(
-    question: str, answer: str, images: Sequence[ImageRef], where: str, **extra: Any
+    question: str | Turn, answer: str, images: Sequence[ImageRef], where: str, **extra: Any
 ) -> Sample:
     """A single-turn sample: the images and the question from the user, the answer from the assistant."""
-    turns = (Turn("user", question, images=len(images)), Turn("assistant", answer))
-    return Sample(images=tuple(images), turns=turns, where=where, **extra)
+    asked = Turn("user", question, images=len(images)) if isinstance(question, str) else question
+    return Sample(images=tuple(images), turns=(asked, Turn("assistant", answer)), where=where, **extra)

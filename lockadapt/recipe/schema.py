@@ -61,7 +61,21 @@ class DataSection(Section):
         default=0.01, description="with `on_bad_row: skip`: largest fraction of a file's rows that may be bad"
     )
     max_pixels: Positive = Field(
-        default=50_000_000, description="reject images with more pixels before decoding them"
+        default=50_000_000,
+        description="reject images, and videos whose frames have, more pixels before decoding them",
+    )
+    video_frames: Annotated[int, Field(gt=0, le=4096)] = Field(
+        default=8, description="frames that are shown of a video, in the middles of equal parts of it"
+    )
+    video_rate: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        default=None,
+        description="frames per second of video; longer videos get `video_frames` over their whole length",
+    )
+    video_times: bool = Field(
+        default=False, description="write the moment of each frame before it, as `[12.5s]`"
+    )
+    max_video_seconds: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        default=3600.0, description="reject longer videos before decoding them"
     )
     workers: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="number of processes that decode images"

@@ -121,7 +121,7 @@ def of_messages() -> Iterator[Case]:
     yield chat("more places than images", user(shown, shown, text), 3, "1 image(s)", images=["0.png"])
     yield chat("more images than places", user(shown, text), 3, "2 image(s)", images=["0.png", "1.png"])
     yield chat("image between texts", user(text, shown, text), GOOD, *LLM, images=["0.png"])
-    yield chat("unknown part", user({"type": "video"}, text), 3, "neither text nor an image")
+    yield chat("unknown part", user({"type": "audio"}, text), 3, "neither text nor an image")
     yield chat("part without type", user({}, text), 3, "neither text nor an image")
     yield chat("part is a number", user(3), 3, "neither text nor an image")
     yield chat("text part without text", user({"type": "text"}), 3, "neither text nor an image")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lockadapt.building.experiment import Experiment, build_experiment
-from lockadapt.building.samples import row_source
+from lockadapt.building.samples import row_source, video_rules
 from lockadapt.building.stages import Stage
 from lockadapt.data.readers.source import Source
 from lockadapt.training.arguments import grounding_config
@@ -67,6 +67,18 @@ SAMPLES: Table = {
         "objectives.vqa.train.image_name='{}.png'",
         lambda r: source(r).image_name,
         "{}.png",
+    ),
+    "data.video_frames": (
+        "data.video_frames=3",
+        lambda r: len(video_rules(r.recipe).moments(10.0)),
+        3,
+    ),
+    "data.video_rate": ("data.video_rate=0.5", lambda r: video_rules(r.recipe).moments(4.0), (1.0, 3.0)),
+    "data.video_times": ("data.video_times=true", lambda r: video_rules(r.recipe).times, True),
+    "data.max_video_seconds": (
+        "data.max_video_seconds=5.0",
+        lambda r: video_rules(r.recipe).max_seconds,
+        5.0,
     ),
     "objectives.train.limit": (
         "objectives.vqa.train.limit=3",

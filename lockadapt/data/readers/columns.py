@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lockadapt.data.boxes import BoxRules
 from lockadapt.data.problems import quote
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import IMAGE_MARK, Source, did_you_mean
+from lockadapt.data.video import VideoRules
 from lockadapt.errors import DataError
 
 LONGEST_TEXT = 1_000_000
@@ -27,7 +28,8 @@ class RowRules:
     """How the rows of one source are understood; checked once a file.
 
     `marks`: `<image>` in text is a marker. `boxes`: how boxes are given and written; `sizes`: width and
-    height of images that were looked at, by key, None where an image cannot be read.
+    height of images that were looked at, by key, None where an image cannot be read. `video`: which frames
+    are taken; `seconds`: how long the videos are that were looked at, by key.
     """
 
     kind: str
@@ -38,6 +40,8 @@ class RowRules:
     marks: bool = False
     boxes: BoxRules = field(default_factory=BoxRules)
     sizes: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    video: VideoRules = field(default_factory=VideoRules)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def rules_for(
@@ -59,7 +63,8 @@ def rules_for(
     """
     source.check()
     columns = {**(defaults or {}), **source.columns}
-    return RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks, source.boxes)
+    rules = RowRules(source.kind, columns, source.prompt, pictures, source.expand, marks, source.boxes)
+    return replace(rules, video=source.video)
 
 
 def cell(row: Any, field: str, rules: RowRules, where: str, optional: bool = False) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lockadapt.data.problems import quote
+from lockadapt.data.readers.clips import Piece, clips
 from lockadapt.data.readers.columns import RowRules, clean_text
-from lockadapt.data.readers.source import IMAGE_MARK
+from lockadapt.data.readers.source import IMAGE_MARK, VIDEO_MARK
 from lockadapt.data.sample import ImageRef, Role, Turn
 from lockadapt.errors import DataError
 
@@ -22,7 +24,11 @@ _ROLES: dict[str, Role] = {
 
 
 def conversation(
-    messages: Any, images: tuple[ImageRef, ...], rules: RowRules, where: str
+    messages: Any,
+    images: tuple[ImageRef, ...],
+    rules: RowRules,
+    where: str,
+    videos: Sequence[Sequence[Piece]] = (),
 ) -> tuple[tuple[ImageRef, ...], tuple[Turn, ...]]:
     """Turn messages into images, in the order in which they are shown, and turns.
 
@@ -30,13 +36,15 @@ def conversation(
     or `url`), or with `rules.marks` the text `<image>`. Images are shown where they stand in a user's text;
     a turn's only `<image>` at the end of its text is put before it, as LLaVA trains. Messages without any
     place get all images before the first user turn, as TRL does; not so with `rules.marks`. Empty system
-    messages are dropped.
+    messages are dropped. Places for videos are a part `{"type": "video"}`, or `<video>`, or `<image>` in rows
+    without images; the frames of a video stand there.
 
     Args:
         messages: the list of messages, unchecked.
         images: those of the row, for the places in their order.
         rules: whether `<image>` stands for an image, and how image values are read.
         where: the row's place, for messages.
+        videos: the frames of the row's videos, for their places in order.
 
     Returns:
         The images and the turns.
@@ -52,7 +60,12 @@ def conversation(
             where=where,
             fix="write a list of messages, each with a role and its text",
         )
-    turns = [_said(item, f"message {number}", rules, where) for number, item in enumerate(messages, start=1)]
+    row = _Row(rules, where, list(videos), bool(images))
+    if videos and not rules.marks and not any(map(_shows_video, messages)):
+        messages = _videos_first(messages, len(videos))
+    turns = [_said(item, f"message {number}", row) for number, item in enumerate(messages, start=1)]
+    if row.videos:
+        raise _other_count(len(videos), len(videos) - len(row.videos), where)
     turns = [turn for turn in turns if turn.role != "system" or turn.text]
     _check_order(turns, where)
     places = [number for turn in turns for number in turn.places]
@@ -85,11 +98,23 @@ class _Said:
     at: tuple[int, ...] = ()
 
 
-_Piece = str | tuple[ImageRef | None]
-"""A text, or a place for an image."""
+@dataclass(frozen=True)
+class _Row:
+    """What the messages of a row refer to: `videos` are those that no message has shown yet."""
+
+    rules: RowRules
+    where: str
+    videos: list[Sequence[Piece]]
+    has_images: bool
+
+    def next_video(self) -> Sequence[Piece]:
+        if not self.videos:
+            raise _other_count(0, 1, self.where)
+        return self.videos.pop(0)
 
 
-def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
+def _said(item: Any, name: str, row: _Row) -> _Said:
+    where = row.where
     if not isinstance(item, Mapping):
         raise DataError(
             f"{name} is {quote(item)}, not an object with a role and a text",
@@ -104,9 +129,9 @@ def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
         )
     content = item.get("content", item.get("value"))
     if isinstance(content, str):
-        laid = _laid(role, _marked(content) if rules.marks else [content])
+        laid = _laid(role, _marked(content, row) if row.rules.marks else [content])
     else:
-        laid = _laid(role, _parts(content, name, rules, where))
+        laid = _laid(role, _parts(content, name, row))
     if laid.places and role != "user":
         raise DataError(
             f"{name} ({role}) holds an image",
@@ -116,7 +141,7 @@ def _said(item: Any, name: str, rules: RowRules, where: str) -> _Said:
     return laid
 
 
-def _laid(role: Role, pieces: Sequence[_Piece]) -> _Said:
+def _laid(role: Role, pieces: Sequence[Piece]) -> _Said:
     """A message of texts and images in their order, without the white space at its ends.
 
     White space beside an image stays where images stand in the midst or at the end of the text.
@@ -138,26 +163,32 @@ def _laid(role: Role, pieces: Sequence[_Piece]) -> _Said:
     return _Said(role, whole[lead:end], tuple(places), tuple(start - lead for start in at))
 
 
-def _marked(text: str) -> list[_Piece]:
-    """A text whose `<image>` markers are places; a single one at its end comes first (as in LLaVA's code)."""
-    texts = text.split(IMAGE_MARK)
-    if len(texts) == 2 and not texts[1].strip():
-        return [(None,), texts[0]]
-    pieces: list[_Piece] = [texts[0]]
-    for following in texts[1:]:
-        pieces += [(None,), following]
+def _marked(text: str, row: _Row) -> list[Piece]:
+    """A text whose markers are places; a single one at its end comes first (as in LLaVA's code)."""
+    if row.videos and not row.has_images:
+        text = text.replace(IMAGE_MARK, VIDEO_MARK)
+    parts = re.split(f"({IMAGE_MARK}|{VIDEO_MARK})" if row.videos else f"({IMAGE_MARK})", text)
+    if len(parts) == 3 and not parts[2].strip():
+        parts = [parts[1], parts[0]]
+    pieces: list[Piece] = []
+    for part in parts:
+        if part == VIDEO_MARK and row.videos:
+            pieces += row.next_video()
+        else:
+            pieces.append((None,) if part == IMAGE_MARK else part)
     return pieces
 
 
-def _parts(parts: Any, name: str, rules: RowRules, where: str) -> list[_Piece]:
+def _parts(parts: Any, name: str, row: _Row) -> list[Piece]:
     """Texts and places of content that is a list of parts."""
+    rules, where = row.rules, row.where
     if not isinstance(parts, Sequence) or isinstance(parts, bytes):
         raise DataError(
             f"the text of {name} is {quote(parts)}, neither text nor a list of parts",
             where=where,
             fix='write text, or parts like {"type": "text", "text": "..."}',
         )
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "image_url":  # OpenAI's spelling
@@ -174,15 +205,45 @@ def _parts(parts: Any, name: str, rules: RowRules, where: str) -> list[_Piece]:
             # Arrow tables give every part every key, so null means that the part does not name an image.
             own = next((part[key] for key in ("image", "path", "url") if part.get(key) is not None), None)
             pieces.append((None if own is None else rules.pictures.ref(own, where),))
+        elif kind == "video":
+            own = next((part[key] for key in ("video", "path", "url") if part.get(key) is not None), None)
+            pieces += row.next_video() if own is None else clips([own], rules, where)[0]
         elif kind == "text" and isinstance(part.get("text"), str):
             pieces.append(part["text"])
         else:
             raise DataError(
-                f"{name} has the part {quote(part)}, which is neither text nor an image",
+                f"{name} has the part {quote(part)}, which is neither text nor an image or a video",
                 where=where,
                 fix='use parts like {"type": "text", "text": "..."} and {"type": "image"}',
             )
     return pieces
+
+
+def _shows_video(message: Any) -> bool:
+    content = message.get("content", message.get("value")) if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, Mapping) and part.get("type") == "video" for part in parts)
+
+
+def _videos_first(messages: Sequence[Any], count: int) -> list[Any]:
+    """The messages with places for videos before the first user turn."""
+    changed = list(messages)
+    for number, message in enumerate(changed):
+        if isinstance(message, Mapping) and message.get("role", message.get("from")) in ("user", "human"):
+            content = message.get("content", message.get("value"))
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            if isinstance(parts, list):
+                changed[number] = {**message, "content": [{"type": "video"}] * count + parts}
+            break
+    return changed
+
+
+def _other_count(videos: int, places: int, where: str) -> DataError:
+    return DataError(
+        f"the row has {videos} video(s), but its messages show {'more' if places > videos else places}",
+        where=where,
+        fix='make both numbers equal: the column `video`, and parts {"type": "video"}',
+    )
 
 
 def _check_order(turns: Sequence[_Said], where: str) -> None:
@@ -205,6 +266,13 @@ def _check_order(turns: Sequence[_Said], where: str) -> None:
             where=where,
             fix="add the answer, or remove what follows the last one",
         )
+
+
+def user_turn(pieces: Sequence[Piece]) -> tuple[tuple[ImageRef, ...], Turn]:
+    """The images and the turn of a user's text with images that are all named."""
+    laid = _laid("user", pieces)
+    images = tuple(image for image in laid.places if image is not None)
+    return images, Turn("user", laid.text, len(images), laid.at)
 
 
 def _turn(message: _Said, where: str) -> Turn:

@@ -78,7 +78,7 @@ class Pictures:
             return self._hash(hashlib.sha256(inline), data=inline)
         if type(value) is str or type(value) is int:
             if value not in self._named:
-                self._named[value] = self._file(self._file_name(value, where), where)
+                self._named[value] = self.file(self._file_name(value, where), where)
             return self._named[value]
         if isinstance(value, bytes) and value:
             return self._hash(hashlib.sha256(value), data=value)
@@ -113,7 +113,24 @@ class Pictures:
                 fix="correct the value or `image_name`",
             ) from error
 
-    def _file(self, name: str, where: str) -> ImageRef:
+    def frame(self, ref: ImageRef) -> ImageRef:
+        """Return the one object for a frame of a video."""
+        return self._hashed.setdefault(ref.key, ref)
+
+    def file(self, name: str, where: str) -> ImageRef:
+        """Turn a file name into a reference, whatever is in the file.
+
+        Args:
+            name: relative to the data root.
+            where: the row's place, for messages.
+
+        Returns:
+            The reference, with the state that the file is in.
+
+        Raises:
+            DataError: there is no folder of files.
+            SafetyError: as `DataRoot.join`.
+        """
         if self._root is None:
             raise DataError(
                 f"{quote(name)} names a file, but this data set has no folder of files",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from lockadapt.data.boxes import box_numbers
 from lockadapt.data.paths import DataRoot
 from lockadapt.data.problems import ROW_ERRORS, Problems, quote
+from lockadapt.data.readers.clips import Piece, clips
 from lockadapt.data.readers.columns import (
     Absent,
     RowRules,
@@ -21,7 +22,7 @@ from lockadapt.data.readers.columns import (
     rules_for,
     text_list,
 )
-from lockadapt.data.readers.conversation import conversation
+from lockadapt.data.readers.conversation import conversation, user_turn
 from lockadapt.data.readers.grounding import Grounded, grounding_samples
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
@@ -196,7 +197,8 @@ def _message_row(row: Any, rules: RowRules, where: str) -> Sample:
             *_as_messages(row, "completion", "assistant", rules, where),
         ]
     messages = _with_system(row, messages, rules, where)
-    images, turns = conversation(messages, _images(row, rules, where, required=False), rules, where)
+    shown = _images(row, rules, where, required=False)
+    images, turns = conversation(messages, shown, rules, where, _videos(row, rules, where))
     answer = turns[-1].text
     return Sample(
         images=images,
@@ -232,10 +234,11 @@ def _with_system(row: Any, messages: Any, rules: RowRules, where: str) -> Any:
 def _question_row(row: Any, rules: RowRules, where: str) -> Sample:
     question = clean_text(_required(row, "question", rules, where), "question", where)
     answer, references = _accepted(row, "answer", rules, where)
+    images, turn = _asked(row, framed(question, rules.prompt), rules, where)
     return question_answer(
-        framed(question, rules.prompt),
+        turn,
         answer,
-        _images(row, rules, where),
+        images,
         where,
         references=references,
         answer_type=_answer_type(row, rules, where, answer),
@@ -245,11 +248,14 @@ def _question_row(row: Any, rules: RowRules, where: str) -> Sample:
 
 def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
     caption, references = _accepted(row, "caption", rules, where)
-    images, sample_id = _images(row, rules, where), _sample_id(row, rules, where)
-    if _has(row, rules, "caption"):
-        prompt = rules.prompt or CAPTION_PROMPT
-        return [question_answer(prompt, caption, images, where, references=references, sample_id=sample_id)]
-    return caption_samples([(where, text) for text in references], images, rules, sample_id)
+    images, turn = _asked(row, rules.prompt or CAPTION_PROMPT, rules, where)
+    sample_id = _sample_id(row, rules, where)
+    single = _has(row, rules, "caption")
+    texts = references if not single and rules.expand else (caption if single else references[0],)
+    return [
+        question_answer(turn, text, images, where, references=references, sample_id=sample_id)
+        for text in texts
+    ]
 
 
 def _grounding_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
@@ -293,6 +299,20 @@ def _images(row: Any, rules: RowRules, where: str, required: bool = True) -> tup
     if required:
         raise missing_column(row, "image", "image", where)
     return ()
+
+
+def _videos(row: Any, rules: RowRules, where: str) -> list[list[Piece]]:
+    value = cell(row, "video", rules, where)
+    return [] if value is Absent else clips(value, rules, where)
+
+
+def _asked(row: Any, text: str, rules: RowRules, where: str) -> tuple[tuple[ImageRef, ...], Turn]:
+    """The images of a row, and the turn that shows them and its videos before a text."""
+    videos = _videos(row, rules, where)
+    images = _images(row, rules, where, required=not videos)
+    if not videos:
+        return images, Turn("user", text, len(images))
+    return user_turn([*((image,) for image in images), *(piece for span in videos for piece in span), text])
 
 
 def _answer_type(row: Any, rules: RowRules, where: str, answer: str) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lockadapt.data.boxes import BoxRules
 from lockadapt.data.paths import DataRoot
 from lockadapt.data.problems import BadRows
+from lockadapt.data.video import VideoRules
 from lockadapt.errors import DataError, RecipeError
 
 KINDS = ("caption", "vqa", "dialogue", "grounding", "text")
@@ -17,6 +18,7 @@ KINDS = ("caption", "vqa", "dialogue", "grounding", "text")
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
     *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
+    "video",
 )
 """The sample fields that `columns` may map."""
 
@@ -25,6 +27,7 @@ QUESTION_MARK = "{question}"
 GROUNDING_PROMPT = "Locate: {phrase}"
 PHRASE_MARK = "{phrase}"
 IMAGE_MARK = "<image>"
+VIDEO_MARK = "<video>"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Source:
     counts rows: lines, questions, or the images of COCO. With `expand`, an image with several captions
     becomes one sample each, as training wants it; without, one sample, as scoring wants it. Either way
     `references` holds all of them. `bad_rows` lets rows that cannot be used be left out. `boxes` says how the
-    boxes of grounding rows are given and written.
+    boxes of grounding rows are given and written, `video` which frames of videos are shown.
     """
 
     path: str | Path
@@ -52,6 +55,7 @@ class Source:
     expand: bool = True
     bad_rows: BadRows | None = None
     boxes: BoxRules = field(default_factory=BoxRules)
+    video: VideoRules = field(default_factory=VideoRules)
 
     def check(self) -> None:
         """Check what can be wrong before any row is read.

@@ -136,7 +136,7 @@ def test_broken_conversations(tmp_path: Path, conversation: Any, words: str) -> 
 
 
 PARTS: dict[str, tuple[Any, str]] = {
-    "unknown part": ([{"type": "video"}], "neither text nor an image"),
+    "unknown part": ([{"type": "audio"}], "neither text nor an image"),
     "part is text": (["hello"], "neither text nor an image"),
     "part without text": ([{"type": "text"}], "neither text nor an image"),
     "images between texts": (
