@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
 	@echo "make test        install, then run the whole test suite"
 	@echo "make test-gpu    what depends on the device, on the GPU, in minutes"
-	@echo "make families    try every decoder family that Transformers builds, in half an hour"
+	@echo "make families    try every decoder family that Transformers builds, in half an hour, into docs/families.md"
 	@echo "make bridges      LLM families x towers x fusions, trained, merged and proved, into docs/bridges.md"
 	@echo "make fusions      every fusion on the same task with the same time, into docs/fusions.md"
 	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
@@ -44,7 +44,7 @@ kill: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.kill
 
 families: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/decoder_families.py
+	PYTHONPATH=. $(BIN)/python benchmarks/decoder_families.py --markdown docs/families.md
 
 compatibility: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/compatibility.py --markdown docs/compatibility.md

@@ -37,6 +37,7 @@ _UNDERSTOOD = {
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "bias"),
     *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern"),
     *("trainable_token_indices", "token_indices", "init_weights", "init_lora_weights"),
+    "target_parameters",
 }
 _BESIDE_THE_POINT = {
     *("base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_type", "auto_mapping"),

@@ -17,7 +17,8 @@ from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
 from lockadapt.recipe.schema import Recipe
-from lockadapt.tuning.adapters import default_parts, experts_note, set_trainable
+from lockadapt.tuning.adapters import default_parts, set_trainable
+from lockadapt.tuning.experts import experts_note
 from lockadapt.tuning.locks import component_table, component_text, table_json
 
 

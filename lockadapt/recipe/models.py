@@ -118,6 +118,9 @@ class ModelSection(Section):
         return None if self.grid is None else tuple((rows, columns) for rows, columns in self.grid)
 
 
+Targets = Literal["all-linear", "attention", "experts"] | Annotated[list[Text], Field(min_length=1)]
+
+
 class LoraSection(Section):
     """LoRA adapters on the LLM's linear layers (arXiv 2106.09685)."""
 
@@ -128,10 +131,10 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="dropout on the adapters' input"
     )
-    targets: Literal["all-linear", "attention"] | Annotated[list[Text], Field(min_length=1)] = Field(
+    targets: Targets = Field(
         default="all-linear",
-        description="all linear layers of the LLM's blocks, attention layers only, or a list of names such "
-        "as q_proj",
+        description="all linear layers of the LLM's blocks, attention layers only, stacked experts, or a "
+        "list of these and of names such as q_proj or experts.down_proj",
     )
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank) (arXiv 2312.03732)")
     dora: bool = Field(

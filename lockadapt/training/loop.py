@@ -28,8 +28,8 @@ from lockadapt.training.begun import first_then_others, run_processes
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
 from lockadapt.training.stage import Observer, Session, run_stage
-from lockadapt.tuning.adapters import experts_note
 from lockadapt.tuning.base_identity import base_identity
+from lockadapt.tuning.experts import experts_note
 
 LOCK = ".lock"
 """Held by the process that trains in a run folder; it ends with that process."""

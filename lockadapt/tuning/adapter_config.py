@@ -38,6 +38,7 @@ class _AdapterConfig(BaseModel):
     lora_alpha: _Finite = 8
     lora_dropout: Annotated[float, Field(ge=0, le=1)] = 0
     target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     # PEFT computes with these two as they stand, so null is no way to leave them out.

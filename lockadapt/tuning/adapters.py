@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 
 from lockadapt.architectures import architecture_of
@@ -16,13 +15,20 @@ from lockadapt.architectures.base import Architecture, component_of, is_below, u
 from lockadapt.architectures.blocks import (
     attention_linears,
     block_linears,
-    blocks_path,
     is_linear,
 )
 from lockadapt.errors import AdapterError
+from lockadapt.tuning.experts import (
+    EXPERTS,
+    expert_path,
+    kept_by_peft,
+    named_experts,
+    require_adaptable,
+    stacked_experts,
+)
 from lockadapt.tuning.query_rows import embedding_path
 
-Targets = Literal["all-linear", "attention"] | Sequence[str]
+Targets = Literal["all-linear", "attention", "experts"] | Sequence[str]
 
 
 TRAINABLE = ("projector", "lora", "retrieval", "generation")
@@ -44,8 +50,8 @@ class LoraSettings:
         rank: of the update B A of each layer.
         alpha: its scale is alpha / rank (rsLoRA: alpha / sqrt(rank)); None: twice the rank.
         dropout: of a layer's input on its way to A, 0 to 1.
-        targets: `all-linear` (of the LLM's blocks), `attention`, or names of layers: last components, tails
-            of paths, or full paths.
+        targets: `all-linear` (of the LLM's blocks), `attention`, `experts` (stacked ones), or a list of these
+            and of names of layers: last components, tails of paths, or full paths.
         rslora: rank-stabilised scale (arXiv 2312.03732).
         dora: directions and magnitudes apart (arXiv 2402.09353).
         init: of A and B: `default`, or another that `peft.LoraConfig.init_lora_weights` takes.
@@ -60,43 +66,39 @@ class LoraSettings:
     init: str = "default"
 
 
-def resolve_targets(model: nn.Module, targets: Targets) -> list[str]:
-    """Resolves `targets` to the linear layers that it means, all of them inside the LLM's blocks.
+def resolve_targets(model: nn.Module, targets: Targets) -> tuple[list[str], list[str]]:
+    """Resolves `targets` to the linear layers and stacked experts that it means, all inside the LLM's blocks.
 
-    A name is a last path component (`q_proj`), a tail of a path (`self_attn.q_proj`) or a full path.
+    A name is a last path component (`q_proj`), a tail of a path (`self_attn.q_proj`) or a full path. Stacked
+    experts are named by two components at least (`experts.down_proj`).
 
     Args:
         model: a Transformers model, not yet wrapped.
-        targets: `attention`, `all-linear`, or names.
+        targets: `attention`, `all-linear`, `experts`, or a list of these and of names.
 
     Returns:
-        Full paths, in the model's order.
+        Full paths of linear layers, and of tensors of stacked experts, each in the model's order or that of
+        the names.
 
     Raises:
         AdapterError: a name matches nothing, or only modules outside the LLM's blocks.
     """
-    allowed = block_linears(model)
-    if targets == "all-linear":
-        return _kept_by_peft(model, list(allowed))
-    if targets == "attention":
-        return list(attention_linears(model))
-    chosen: dict[str, None] = {}
-    for target in targets:
-        matching = [path for path in allowed if path == target or path.endswith("." + target)]
-        if not matching:
-            raise _unmatched(model, target, allowed)
-        chosen.update(dict.fromkeys(matching))
-    return list(chosen)
-
-
-def _kept_by_peft(model: nn.Module, targets: list[str]) -> list[str]:
-    """Targets without those that PEFT replaces by the fused experts of a mixture, by their last names.
-
-    It does so for adapters of before experts were fused, and takes dense layers and shared experts for them.
-    """
-    config = LoraConfig(target_modules=targets)
-    convert_peft_config_for_transformers(config, unwrap_model(model), None)
-    return [target for target in targets if target in (config.target_modules or ())]
+    allowed, stacks = block_linears(model), stacked_experts(model)
+    layers: dict[str, None] = {}
+    experts: dict[str, None] = {}
+    for target in [targets] if isinstance(targets, str) else targets:
+        if target == "all-linear":
+            matching = kept_by_peft(model, list(allowed))
+        elif target == "attention":
+            matching = list(attention_linears(model))
+        else:
+            matching = [path for path in allowed if path == target or path.endswith("." + target)]
+        stacked = named_experts(list(stacks), target)
+        if not matching and not stacked:
+            raise _unmatched(model, target, allowed, stacks)
+        layers.update(dict.fromkeys(matching))
+        experts.update(dict.fromkeys(stacked))
+    return list(layers), list(experts)
 
 
 def lora_config(
@@ -114,15 +116,20 @@ def lora_config(
         What `peft_config` of a trainer takes.
 
     Raises:
-        AdapterError: a target matches nothing, or only modules outside the LLM's blocks.
+        AdapterError: a target matches nothing, or only modules outside the LLM's blocks; dropout or DoRA on
+            stacked experts.
     """
     settings = settings or LoraSettings()
+    layers, experts = resolve_targets(model, settings.targets)
+    stacks = stacked_experts(model)
+    require_adaptable({path: stacks[path] for path in experts}, settings.dropout, settings.dora)
     init: bool | str = True if settings.init == "default" else settings.init
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.rank,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
-        target_modules=resolve_targets(model, settings.targets),
+        target_modules=layers,
+        target_parameters=experts or None,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         init_lora_weights=init,  # type: ignore[arg-type]
@@ -168,7 +175,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
         The PEFT model.
 
     Raises:
-        AdapterError: the config asks for anything but LoRA on the LLM's linear layers.
+        AdapterError: the config asks for anything but LoRA on the LLM's linear layers and stacked experts.
     """
     if config.modules_to_save:
         raise AdapterError(
@@ -177,7 +184,7 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
             where="peft_config",
             fix="leave modules_to_save empty (lora_config without train_projector)",
         )
-    allowed = set(block_linears(model))
+    allowed = {*block_linears(model), *stacked_experts(model)}
     _set_fan_in(model, config)
     peft_model = get_peft_model(model, config)  # type: ignore[arg-type]
     outside = [path for path in adapted_paths(peft_model) if path not in allowed]
@@ -191,42 +198,12 @@ def attach_lora(model: nn.Module, config: LoraConfig) -> PeftModel:
 
 
 def adapted_paths(model: nn.Module) -> list[str]:
-    """Full stock paths of the modules that carry LoRA."""
-    return [name for name, module in unwrap_model(model).named_modules() if hasattr(module, "lora_A")]
-
-
-def experts_note(model: nn.Module) -> str | None:
-    """Say what LoRA and quantization leave out of an LLM with experts.
-
-    Transformers holds the experts of a block in one tensor (experts, out, in), which is no linear layer.
-
-    Args:
-        model: with or without LoRA.
-
-    Returns:
-        One sentence for the user; None: it has no stacked experts.
-    """
-    base, linears = unwrap_model(model), block_linears(model)
-    blocks = base.get_submodule(blocks_path(base))
-    stacked = sum(
-        parameter.numel()
-        for module in blocks.modules()
-        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        for parameter in module.parameters(recurse=False)
-        if parameter.ndim == 3
-    )
-    if not stacked:
-        return None
-    # A 4-bit layer's tensor holds fewer numbers than the layer has weights.
-    layers: list[Any] = [base.get_submodule(path) for path in linears]
-    dense = sum(layer.in_features * layer.out_features for layer in layers)
-    share = dense / (dense + stacked)
-    adapted = _kept_by_peft(base, list(linears))
-    names = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in adapted}))
-    return (
-        f"mixture of experts: {1 - share:.0%} of the weights in the LLM's blocks are stacked experts, which "
-        f"are no linear layers. LoRA can adapt {names}; nf4 and int8 quantize {share:.0%} of these weights"
-    )
+    """Full stock paths of the linear layers and tensors of stacked experts that carry LoRA."""
+    return [
+        expert_path(name, module) if hasattr(module, "parameter_name") else name
+        for name, module in unwrap_model(model).named_modules()
+        if hasattr(module, "lora_A")
+    ]
 
 
 def default_parts(model: nn.Module, needed: Iterable[Sequence[str]]) -> list[str]:
@@ -285,20 +262,30 @@ def _text_locks(model: Any, architecture: Architecture, parts: Sequence[str]) ->
     return beside.text_locks
 
 
-def _unmatched(model: nn.Module, target: str, allowed: dict[str, nn.Module]) -> AdapterError:
+def _unmatched(
+    model: nn.Module, target: str, allowed: dict[str, nn.Module], stacks: dict[str, nn.Parameter]
+) -> AdapterError:
+    if target == EXPERTS:
+        return AdapterError(
+            "the LLM has no stacked experts",
+            where="lora.targets",
+            fix="leave `experts` out: all-linear adapts every layer of its blocks",
+        )
     elsewhere = [
         name
         for name, module in unwrap_model(model).named_modules()
         if is_linear(module) and name not in allowed and (name == target or name.endswith("." + target))
     ]
     names = sorted({path.rsplit(".", 1)[-1] for path in allowed})
+    names += sorted({".".join(path.rsplit(".", 2)[-2:]) for path in stacks})
     if elsewhere:
         return AdapterError(
             f"{target!r} matches only modules outside the LLM's blocks: {', '.join(elsewhere[:3])}",
             where="lora.targets",
             fix=f"adapt the LLM's layers: {', '.join(names)}",
         )
-    near = difflib.get_close_matches(target, names, n=1)
+    near = [name for name in names if name.endswith("." + target)]
+    near = near or difflib.get_close_matches(target, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return AdapterError(
         f"{target!r} matches no linear layer of the LLM",

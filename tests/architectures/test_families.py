@@ -11,7 +11,8 @@ import transformers as hf
 
 from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.blocks import block_linears, context_length
-from lockadapt.tuning.adapters import LoraSettings, attach_lora, experts_note, lora_config
+from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config
+from lockadapt.tuning.experts import experts_note
 from lockadapt.tuning.quantize import check_types, load_quantized
 from tests.benchmarks.conftest import FOLDER
 from tests.support.tiny import GROUPED, tiny_llm, tiny_tokenizer
@@ -72,7 +73,7 @@ def test_what_experts_are_left_out_of_is_said(phimoe: Path, tiny: Path, tmp_path
     experts = sum(p.numel() for p in model.parameters() if p.ndim == 3)
     dense = sum(module.weight.numel() for module in block_linears(model).values())
     assert f"{experts / (experts + dense):.0%} of the weights" in note
-    assert "LoRA can adapt k_proj, o_proj, q_proj, v_proj" in note
+    assert "only on k_proj, o_proj, q_proj, v_proj;" in note
     assert f"quantize {dense / (experts + dense):.0%}" in note
     quantized, _ = load_quantized(phimoe, "nf4", torch.float32)
     assert experts_note(quantized) == note

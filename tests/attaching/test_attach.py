@@ -101,7 +101,7 @@ def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **ch
         if tensors:
             save_file(tensors, folder / f"{part}.safetensors")
     if lora:
-        config = LoraConfig(r=3, target_modules=resolve_targets(model, "attention"), **changes)
+        config = LoraConfig(r=3, target_modules=resolve_targets(model, "attention")[0], **changes)
         wrapped = get_peft_model(copy.deepcopy(model), config)
         for name, parameter in wrapped.named_parameters():
             if "lora_B" in name:

@@ -67,7 +67,7 @@ ADDED = [
            ":10: training.report_to.1: should be one of trackio, wandb, tensorboard, got 'tensorbord'. "
            "Did you mean tensorboard?"),
     broken("union", "lora: {targets: all-liner}\n",
-           ":7: lora.targets: should be one of all-linear, attention or a list, got 'all-liner'. "
+           ":7: lora.targets: should be one of all-linear, attention, experts or a list, got 'all-liner'. "
            "Did you mean all-linear?"),
     broken("union-item", "lora:\n  targets:\n    - q_proj\n    - 5\n",
            ":10: lora.targets.1: should be text, got 5; put it in quotes"),

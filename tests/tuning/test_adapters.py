@@ -29,7 +29,7 @@ def test_all_families(kind: str, tiny: Path, tmp_path: Path) -> None:
     model = assemble(
         tiny_llm(kind, tmp_path / "llm"), tiny / "clip-vision", None, dtype="float32", prove=False
     ).model
-    everything, attention = resolve_targets(model, "all-linear"), resolve_targets(model, "attention")
+    everything, attention = resolve_targets(model, "all-linear")[0], resolve_targets(model, "attention")[0]
     assert everything == list(block_linears(model))
     assert all(path.startswith("model.language_model.") for path in everything)
     assert 0 < len(attention) < len(everything)
@@ -42,23 +42,23 @@ def test_attention_must_be_marked(tiny: Path, tmp_path: Path) -> None:
     """Transformers does not say which modules of Bloom are attention."""
     llm = tiny_llm("bloom", tmp_path / "llm")
     model = assemble(llm, tiny / "clip-vision", None, dtype="float32", prove=False).model
-    assert len(resolve_targets(model, "all-linear")) == 8
+    assert len(resolve_targets(model, "all-linear")[0]) == 8
     with pytest.raises(AssemblyError, match="which of its modules are attention"):
-        resolve_targets(model, "attention")
+        resolve_targets(model, "attention")[0]
 
 
 def test_names_tails_and_paths(assembled: Assembled) -> None:
     model, _ = load_model(assembled.folder, "float32")
-    assert len(resolve_targets(model, ["q_proj"])) == 2
-    assert resolve_targets(model, ["self_attn.q_proj"]) == resolve_targets(model, ["q_proj"])
+    assert len(resolve_targets(model, ["q_proj"])[0]) == 2
+    assert resolve_targets(model, ["self_attn.q_proj"])[0] == resolve_targets(model, ["q_proj"])[0]
     full = "model.language_model.layers.1.mlp.up_proj"
-    assert resolve_targets(model, [full, full]) == [full]
+    assert resolve_targets(model, [full, full])[0] == [full]
 
 
 def test_unmatched_name_is_an_error_with_a_hint(assembled: Assembled) -> None:
     model, _ = load_model(assembled.folder, "float32")
     with pytest.raises(AdapterError, match="'q_porj' matches no linear layer") as error:
-        resolve_targets(model, ["q_porj"])
+        resolve_targets(model, ["q_porj"])[0]
     assert "did you mean 'q_proj'" in str(error.value)
     assert error.value.exit_code == 2
 
@@ -67,7 +67,7 @@ def test_unmatched_name_is_an_error_with_a_hint(assembled: Assembled) -> None:
 def test_target_outside_the_llm_is_an_error(target: str, assembled: Assembled) -> None:
     model, _ = load_model(assembled.folder, "float32")
     with pytest.raises(AdapterError, match="outside the LLM's blocks"):
-        resolve_targets(model, [target])
+        resolve_targets(model, [target])[0]
 
 
 def test_peft_config_that_would_reach_the_tower_is_refused(assembled: Assembled) -> None:
@@ -140,7 +140,7 @@ def test_layers_whose_adapter_would_do_nothing_are_no_targets(
         pytest.skip(f"its processor needs {' and '.join(missing)}")
     model, _ = entry.build()
     linears = {path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    targets = resolve_targets(model, "all-linear")
+    targets = resolve_targets(model, "all-linear")[0]
     for tail in left_out:
         assert any(path.endswith(tail) for path in linears)
         assert not any(path.endswith(tail) for path in targets)

@@ -155,7 +155,7 @@ def _keys(keys: Iterable[str]) -> list[str]:
     odd = [key for key in keys if not key.endswith(ends)]
     if odd:
         return [f"{VLLM} takes nothing in an adapter but lora_A and lora_B, and this has {odd[0]}"]
-    layers = sorted({key.rsplit(".", 3)[1] for key in keys})
+    layers = sorted({key.replace(".base_layer", "").rsplit(".", 3)[1] for key in keys})
     strange = [layer for layer in layers if layer not in SUFFIXES]
     if strange:
         return [f"{VLLM}'s LLaVA takes adapters on {', '.join(SUFFIXES)}, and this has {', '.join(strange)}"]

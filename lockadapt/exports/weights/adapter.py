@@ -24,6 +24,7 @@ from lockadapt.tuning.adapter_config import (
     refuse_endless_patterns,
     refuse_pickled_adapter,
 )
+from lockadapt.tuning.experts import expert_path
 
 PREFIX = "base_model.model."
 NAME = "default"
@@ -43,6 +44,7 @@ HARMLESS = {
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
 }
 """Fields of a PEFT config that say nothing about arithmetic, or that PEFT turns into layers which are looked
@@ -143,6 +145,7 @@ class _Found:
 
     def changes(self, base: Any) -> dict[str, list[WeightUpdate]]:
         from peft.tuners.lora import LoraLayer
+        from peft.tuners.lora.layer import ParamWrapper
         from peft.tuners.trainable_tokens import TrainableTokensLayer
         from peft.utils.other import ModulesToSaveWrapper
 
@@ -159,7 +162,10 @@ class _Found:
                     where = path.removesuffix(".token_adapter")
                     changes.setdefault(f"{where}.weight", []).append(self.rows(path, module))
             elif isinstance(module, LoraLayer):
-                changes.setdefault(f"{path}.weight", []).insert(0, self.low_rank(path, module))
+                is_experts = isinstance(module, ParamWrapper)
+                name = expert_path(path, module) if is_experts else f"{path}.weight"
+                update = self.experts(path, module) if is_experts else self.low_rank(path, module)
+                changes.setdefault(name, []).insert(0, update)
         return changes
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -213,6 +219,20 @@ class _Found:
             magnitude = self.take(f"{path}.lora_magnitude_vector", (b.shape[0],))
         transposed = embedding or bool(module.fan_in_fan_out)
         return LowRank(a, b, self.weight * module.scaling[NAME], transposed, magnitude)
+
+    def experts(self, path: str, module: Any) -> LowRank:
+        """LoRA on a tensor itself, as PEFT lays it out: A (rank * experts, in), B (out, rank * experts)."""
+        a, b = (
+            self.take(f"{path}.lora_{x}.weight", tuple(getattr(module, f"lora_{x}")[NAME].weight.shape))
+            for x in "AB"
+        )
+        scale = self.weight * module.scaling[NAME]
+        if module.get_param().ndim == 2:
+            return LowRank(a, b, scale)
+        count = module.num_experts
+        by_expert = b.reshape(b.shape[0], -1, count).permute(2, 0, 1).contiguous()
+        transposed = bool(getattr(module.get_base_layer(), "is_transposed", False))
+        return LowRank(a.reshape(count, -1, a.shape[-1]), by_expert, scale, transposed)
 
 
 def as_matrix(tensor: Tensor) -> Tensor:

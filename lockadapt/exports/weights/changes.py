@@ -34,9 +34,9 @@ class LowRank:
     That is DoRA (arXiv 2402.09353).
 
     Attributes:
-        a: (rank, in), b: (out, rank).
+        a: (rank, in), b: (out, rank); of stacked experts (experts, rank, in) and (experts, out, rank).
         transposed: the stored matrix is (in, out), as GPT-2's Conv1D and embeddings keep theirs.
-        magnitude: (out,) or None.
+        magnitude: (out,) or None; None for experts.
     """
 
     a: Tensor
@@ -54,8 +54,18 @@ class LowRank:
         """All of them."""
         return ((0, count),)
 
+    def expert(self, number: int, first: int, last: int) -> LowRank:
+        """The sum on the stored rows `first` to `last` of one expert's matrix."""
+        a, b = self.a[number], self.b[number]
+        if self.transposed:
+            return LowRank(a[:, first:last].contiguous(), b, self.scale, transposed=True)
+        return LowRank(a, b[first:last].contiguous(), self.scale)
+
     def apply(self, matrix: Tensor, first: int) -> None:
-        """Adds the product, and with `magnitude` scales the outputs."""
+        """Adds the product, and with `magnitude` scales the outputs; experts lie one behind the other."""
+        if self.a.ndim == 3:
+            self._apply_experts(matrix, first)
+            return
         a, b = self.a.to(matrix), self.b.to(matrix)
         last = first + matrix.shape[0]
         delta = a[:, first:last].T @ b.T if self.transposed else b[first:last] @ a
@@ -66,6 +76,13 @@ class LowRank:
                 matrix *= wanted / torch.linalg.vector_norm(matrix, dim=0)
             else:
                 matrix *= (wanted[first:last] / torch.linalg.vector_norm(matrix, dim=1))[:, None]
+
+    def _apply_experts(self, matrix: Tensor, first: int) -> None:
+        rows, last = self.a.shape[2] if self.transposed else self.b.shape[1], first + matrix.shape[0]
+        for number in range(first // rows, -(-last // rows)):
+            begin, end = max(first, number * rows), min(last, (number + 1) * rows)
+            own = self.expert(number, begin - number * rows, end - number * rows)
+            own.apply(matrix[begin - first : end - first], 0)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from lockadapt.errors import AdapterError, DiskError, VerificationError
 from lockadapt.exports.weights.adapter import as_matrix, read_adapter
 from lockadapt.exports.weights.changes import LowRank, WeightUpdate, Whole, blended, on_device
 from lockadapt.exports.weights.edits import GPU_PIECE_BYTES, PIECE_BYTES, TensorWrite, require_fit
-from lockadapt.exports.weights.names import Names, meta_model, read_names
+from lockadapt.exports.weights.names import ExpertPart, Names, meta_model, read_names
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.exports.weights.shards import INDEX, Layout, read_layout
 from lockadapt.exports.weights.stream import cores, write_shards
 from lockadapt.files import write_json
-from lockadapt.models.safetensors_file import header_bytes
+from lockadapt.models.safetensors_file import Shard, StoredTensor, header_bytes
 from lockadapt.models.sources import some
 from lockadapt.tuning.base_identity import BaseIdentity
 
@@ -109,11 +109,15 @@ def write_changes(
         raise VerificationError("two tensors would get one name", where=str(base))
     steps: dict[str, tuple[Sequence[WeightUpdate], QuantizationRoundTrip | None]] = {}
     for name in {**changes, **(requantized or {})}:
-        held = names.keys_of(name)
-        _require_free(name, held, names, changes.get(name, []), str(base))
+        held, updates = names.keys_of(name), changes.get(name, [])
+        if not held and (parts := names.experts_of(name)):
+            for key, update in _by_expert(name, updates, parts, stored_at, shapes[name]).items():
+                steps[key] = (update, None)
+            continue
+        _require_free(name, held, names, updates, str(base))
         for key in held:
-            require_fit(stored_at[key][1], changes.get(name, []), shapes[name])
-            steps[key] = (changes.get(name, []), (requantized or {}).get(name))
+            require_fit(stored_at[key][1], updates, shapes[name])
+            steps[key] = (updates, (requantized or {}).get(name))
     _require_room(layout, folder)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -178,6 +182,46 @@ def _require_free(
             where=where,
             fix="train with ensure_weight_tying, leave it out of the targets, or untie the base first",
         )
+
+
+def _by_expert(
+    name: str,
+    updates: Sequence[WeightUpdate],
+    parts: Mapping[str, ExpertPart],
+    stored_at: Mapping[str, tuple[Shard, StoredTensor]],
+    shape: tuple[int, ...],
+) -> dict[str, list[WeightUpdate]]:
+    """Deals sums on a tensor of stacked experts out to the keys that hold one expert's matrix each."""
+    rows = {key: stored_at[key][1].shape[0] for key in parts}
+    dealt: dict[str, list[WeightUpdate]] = {}
+    covered = 0
+    for key, part in parts.items():
+        first = sum(rows[earlier] for earlier in part.before)
+        stored = stored_at[key][1]
+        if part.expert >= shape[0] or first + rows[key] > shape[1]:
+            raise VerificationError(
+                f"has more experts or rows than {name}, {shape}",
+                where=key,
+                fix="config.json and the weights do not belong together",
+            )
+        require_fit(stored, updates, (rows[key], shape[2]))
+        covered += rows[key]
+        dealt[key] = []
+        for update in updates:
+            if not isinstance(update, LowRank):
+                raise AdapterError(
+                    f"{name} is stored expert by expert, and only low-rank sums are dealt out to experts",
+                    where=key,
+                    fix="save the base with today's Transformers first",
+                )
+            dealt[key].append(update.expert(part.expert, first, first + rows[key]))
+    if covered != shape[0] * shape[1]:
+        raise VerificationError(
+            f"the folder holds {covered} of the {shape[0] * shape[1]} rows of {name}",
+            where=name,
+            fix="config.json and the weights do not belong together",
+        )
+    return dealt
 
 
 def _require_room(layout: Layout, folder: Path) -> None:

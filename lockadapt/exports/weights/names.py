@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,45 @@ from lockadapt.models.sources import find, loading, some
 
 
 @dataclass(frozen=True)
+class ExpertPart:
+    """The place of one expert's stored matrix in a tensor of stacked experts, (experts, rows, columns).
+
+    Attributes:
+        name: of the stacked tensor in the stock class.
+        expert: its number.
+        before: keys of the same expert whose rows come first (a gate before what it gates).
+    """
+
+    name: str
+    expert: int
+    before: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Names:
     """The dialect of a folder.
 
     Attributes:
         stock: key on the disk -> name of a parameter or buffer of the stock class.
         converted: keys that only become a parameter together with others, or by arithmetic: nobody may change
-            them.
+            them, but for those of `experts`.
         ties: name -> the name whose tensor it shares.
+        experts: of `converted`, keys of single experts -> where the stock class stacks them.
     """
 
     stock: Mapping[str, str]
     converted: frozenset[str]
     ties: Mapping[str, str]
+    experts: Mapping[str, ExpertPart] = field(default_factory=dict)
 
     def keys_of(self, name: str) -> list[str]:
         """Keys on the disk that hold this parameter, or one that it is tied to."""
         group = self.group(name)
         return [key for key, stock in self.stock.items() if stock in group]
+
+    def experts_of(self, name: str) -> dict[str, ExpertPart]:
+        """Keys on the disk that hold one expert each of this stacked tensor."""
+        return {key: part for key, part in self.experts.items() if part.name == name}
 
     def group(self, name: str) -> set[str]:
         """The names that share one tensor with this one, itself among them."""
@@ -93,13 +114,14 @@ def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
     converters = [step for step in mapping if isinstance(step, WeightConverter)]
     own = model.state_dict()
     stock: dict[str, str] = {}
-    converted, unexpected = set(), []
+    converted: dict[str, tuple[str, str]] = {}
+    unexpected = []
     for key in sorted(keys):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, own)
         if name not in own and key in own:
             name, pattern = key, None
         if pattern is not None:
-            converted.add(key)
+            converted[key] = (name, pattern)
         elif name in own:
             stock[key] = name
         elif not any(re.search(p, name) for p in model._keys_to_ignore_on_load_unexpected or ()):
@@ -114,7 +136,7 @@ def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
             f"two keys are {some({name for name in values if values.count(name) > 1})}", where=where, fix=_FIX
         )
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    names = Names(stock, frozenset(converted), ties)
+    names = Names(stock, frozenset(converted), ties, _experts(converted, converters))
     missing = [
         name
         for name in own
@@ -126,6 +148,35 @@ def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
     if missing:
         raise VerificationError(f"{type(model).__name__} lacks {some(missing)}", where=where, fix=_FIX)
     return names
+
+
+def _experts(converted: Mapping[str, tuple[str, str]], converters: Sequence[Any]) -> dict[str, ExpertPart]:
+    """The keys that Transformers only stacks, expert on expert, and joins row on row; others are left out."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
+
+    def joined(converter: Any) -> bool:
+        first, *rest = converter.operations
+        stacks = type(first) is MergeModulelist and first.dim == 0
+        return stacks and (not rest or (len(rest) == 1 and type(rest[0]) is Concatenate and rest[0].dim == 1))
+
+    sources = {
+        pattern: (number, len(converter.source_patterns))
+        for converter in converters
+        if joined(converter)
+        for number, pattern in enumerate(converter.source_patterns)
+    }
+    by_name: dict[str, dict[int, list[str]]] = {}
+    for key in sorted(converted, key=dot_natural_key):
+        name, pattern = converted[key]
+        if pattern in sources:
+            by_name.setdefault(name, {}).setdefault(sources[pattern][0], []).append(key)
+    experts = {}
+    for name, keys in by_name.items():
+        for number, own in keys.items():
+            for expert, key in enumerate(own):
+                before = tuple(keys[earlier][expert] for earlier in sorted(keys) if earlier < number)
+                experts[key] = ExpertPart(name, expert, before)
+    return experts
 
 
 _FIX = "config.json and the weights do not belong together: download or export the folder again"
