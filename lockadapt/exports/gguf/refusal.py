@@ -11,8 +11,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from lockadapt.architectures import class_name, find_architecture
 from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError
+from lockadapt.exports.gguf.key_layout import vision_class
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
-from lockadapt.exports.gguf.text import causal_class, write_vocabulary
+from lockadapt.exports.gguf.text import text_class, write_vocabulary
 from lockadapt.exports.gguf.tower import CLIP, Colours, measure_colours, tower_refusal
 from lockadapt.models.sources import find, loading
 
@@ -63,8 +64,9 @@ def colours_of(config: Any, processor: Any) -> Colours | str:
 def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
     vision: Any = getattr(config, "vision_config", None)
     if not has_llava_graph(config):
-        name = class_name(config)
-        return None if name in llama_cpp.classes[1] else f"llama.cpp's converter does not take {name}"
+        if vision_class(config) in llama_cpp.classes[1]:
+            return None
+        return f"llama.cpp's converter has no class for tower and projector of {class_name(config)}"
     if isinstance(colours := colours_of(config, processor), str):
         return colours
     if vision.model_type == CLIP and llama_cpp.misplaces_class_token:
@@ -79,8 +81,11 @@ def _picture_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | 
 
 def _llm_refusal(config: Any, processor: Any, llama_cpp: LlamaCpp) -> str | None:
     """Tokenizer and config go through the converter as they will later, only without weights."""
-    if causal_class(text := config.get_text_config()) is None:
-        return f"{text.model_type} is no causal LM"
+    if text_class(config, llama_cpp.classes[0]) is None:
+        return (
+            f"llama.cpp's converter has no class for the LLM of {class_name(config)}, and Transformers none "
+            f"that holds {config.get_text_config().model_type} alone"
+        )
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         folder = Path(scratch) / "text"
         folder.mkdir()

@@ -1,9 +1,10 @@
-"""The LLM of a Transformers model as a plain causal LM folder, which is what llama.cpp's converter reads."""
+"""The LLM of a Transformers model as a folder of its own, which is what llama.cpp's converter reads."""
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
+from lockadapt.architectures import class_name, layout_of
 from lockadapt.errors import AssemblyError
 from lockadapt.exports.gguf.sentencepiece import came_from_sentencepiece, sentence_pieces
 from lockadapt.models.quiet import quiet
@@ -20,6 +22,21 @@ def causal_class(config: Any) -> str | None:
     """Name of the Transformers class `XForCausalLM` of a text config, or None."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return getattr(kind, "__name__", None)
+
+
+def text_class(config: Any, known: frozenset[str]) -> str | None:
+    """Under which name llama.cpp's converter takes the LLM of a model.
+
+    Args:
+        config: of the whole model.
+        known: names of the converter's text models.
+
+    Returns:
+        The LLM's causal class, if Transformers has one; else the whole class, if the converter knows it; else
+        None.
+    """
+    name = class_name(config)
+    return causal_class(config.get_text_config()) or (name if name in known else None)
 
 
 def vocabulary_rows(tokenizer: Any) -> int:
@@ -33,8 +50,10 @@ def vocabulary_rows(tokenizer: Any) -> int:
 def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ...]:
     """Writes config, tokenizer and chat template, but no weights, into an existing folder.
 
+    The config is the LLM's; the whole model's, where Transformers has no class for the LLM alone.
+
     Args:
-        config: of the LLM.
+        config: of the whole model.
         processor: the model's.
         folder: an existing one.
 
@@ -47,8 +66,13 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.chat_template = processor.chat_template
     text = copy.deepcopy(config.get_text_config())
-    text.architectures = [causal_class(text)]
-    text.vocab_size = min(text.vocab_size, vocabulary_rows(tokenizer))
+    if name := causal_class(text):
+        text.architectures = [name]
+        text.vocab_size = min(text.vocab_size, vocabulary_rows(tokenizer))
+    else:
+        whole = copy.deepcopy(config)
+        whole.architectures, whole.get_text_config().architectures = [class_name(config)], None
+        text = whole
     with quiet():
         tokenizer.save_pretrained(folder)
         text.save_pretrained(folder)
@@ -63,10 +87,11 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
     return pieces.notes
 
 
-def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
+def write_llm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
     """Writes a model's LLM with its tokenizer into an existing folder, weights in the model's dtype.
 
-    The model's vocabulary loses its padding in place.
+    A causal class loses the vocabulary's padding, in place. Where Transformers has none, the LLM's weights
+    keep the names that they have in the whole class.
 
     Args:
         model: a Transformers model.
@@ -81,6 +106,16 @@ def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]
             otherwise.
     """
     config = copy.deepcopy(model.config.get_text_config())
+    if causal_class(config) is None:
+        notes = write_vocabulary(model.config, processor, folder)
+        weights = folder / "weights"
+        with quiet():
+            # Names on the disk are not those in memory; only Transformers knows both.
+            model.save_pretrained(weights, state_dict=llm_tensors(model))
+        for file in weights.glob("*.safetensors*"):
+            file.rename(folder / file.name)
+        shutil.rmtree(weights)
+        return notes
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     config.tie_word_embeddings = head.weight is embedding.weight
     with quiet(), torch.device("meta"):
@@ -95,6 +130,15 @@ def write_causal_lm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]
             causal.resize_token_embeddings(rows)
         causal.save_pretrained(folder)
     return notes
+
+
+def llm_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a model's LLM and head, by their names in the whole."""
+    layout = layout_of(model)
+    parts = (layout.llm, layout.head) if layout.head else (layout.llm,)
+    within = {id(tensor) for part in parts for tensor in model.get_submodule(part).parameters()}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if id(tensor) in within}
 
 
 def _require_real(causal: nn.Module) -> None:

@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lockadapt.architectures.load import load_processor
 from lockadapt.errors import AssemblyError, RecipeError, VerificationError
+from lockadapt.exports.gguf.accounted import Accounted, account
 from lockadapt.exports.gguf.key_layout import write_eyes
 from lockadapt.exports.gguf.llama_cpp import LlamaCpp
 from lockadapt.exports.gguf.mmproj import DTYPES, write_mmproj
 from lockadapt.exports.gguf.refusal import colours_of, gguf_refusal, has_llava_graph
-from lockadapt.exports.gguf.text import causal_class, write_causal_lm
+from lockadapt.exports.gguf.text import text_class, write_llm
 from lockadapt.files import new_folder, require_new
 from lockadapt.models.sources import find, loading, some
 
@@ -42,8 +43,9 @@ def write_gguf(
         finish: given the written folder, still at its temporary place, and what is returned.
 
     Returns:
-        `{"output", "model", "mmproj", "outtype", "llm_class", "projector", …, "notes"}`; `model` and `mmproj`
-        are file names, `notes` what the user must know.
+        `{"output", "model", "mmproj", "outtype", "llm_class", "projector", …, "tensors", "compared",
+        "notes"}`; `model` and `mmproj` are file names, `tensors` how many the converter was given, `compared`
+        how many of them have all their values in the files, `notes` what the user must know.
 
     Raises:
         RecipeError: `output` is not empty, no such outtype, or llama.cpp cannot take this model, and why.
@@ -66,20 +68,26 @@ def write_gguf(
         new_folder(output, what="exporting") as destination,
         tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch,
     ):
-        eyes = _write_mmproj(model, processor, destination / names["mmproj"], kept, llama_cpp, Path(scratch))
+        eyes, eyes_accounted = _write_mmproj(
+            model, processor, destination / names["mmproj"], kept, llama_cpp, Path(scratch)
+        )
         text = Path(scratch) / "text"
         text.mkdir()
-        llm_class = causal_class(model.config.get_text_config())
-        notes = write_causal_lm(model, processor, text)
+        llm_class = text_class(model.config, llama_cpp.classes[0])
+        notes = write_llm(model, processor, text)
         del model  # its weights are on the disk, and the converter runs in a process of its own
         llama_cpp.convert(text, destination / names["model"], kept)
+        accounted = (account(destination / names["model"], text), *eyes_accounted)
+        accounted[0].require_all(destination / names["model"])
         result = {
             "output": str(output),
             **names,
             "outtype": kept,
             "llm_class": llm_class,
             **eyes,
-            "notes": list(notes),
+            "tensors": sum(part.tensors for part in accounted),
+            "compared": sum(part.compared for part in accounted),
+            "notes": [*notes, *_recomputed(accounted)],
         }
         if finish is not None:
             finish(destination, result)
@@ -110,10 +118,18 @@ def _kept(dtype: torch.dtype) -> str:
 
 def _write_mmproj(
     model: Any, processor: Any, path: Path, outtype: str, llama_cpp: LlamaCpp, scratch: Path
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], tuple[Accounted, ...]]:
     if not has_llava_graph(model.config):
-        return write_eyes(model, processor, path, outtype, llama_cpp, scratch)
+        written, accounted = write_eyes(model, processor, path, outtype, llama_cpp, scratch)
+        return written, (accounted,)
     colours = colours_of(model.config, processor)
     if isinstance(colours, str):
         raise AssemblyError(colours)
-    return write_mmproj(model, colours, path, outtype)
+    return write_mmproj(model, colours, path, outtype), ()
+
+
+def _recomputed(parts: tuple[Accounted, ...]) -> list[str]:
+    names = [name for part in parts for name in part.changed]
+    return (
+        [f"the converter computes other values from {some(names)}, which were not compared"] if names else []
+    )

@@ -8,7 +8,6 @@ DIR holds llama.cpp's sources, built into DIR/build with shared libraries; docs/
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import transformers as hf
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, open_llama_cpp, write_gguf
+from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, write_gguf
 from tests.support.gguf import noise, spelling_tokenizer
 from tests.support.tiny import COMMON, GROUPED, VIT, tiny_llm, tiny_tower
 
@@ -30,14 +29,6 @@ gguf = pytest.importorskip("gguf", reason="needs the gguf package (pip install '
 ASSETS = Path(__file__).parents[3] / "lockadapt" / "quickstart" / "assets"
 NEW_TOKENS = 16
 MARKER = "<__media__>"
-
-
-@pytest.fixture(scope="module")
-def llama_cpp() -> LlamaCpp:
-    """llama.cpp's sources. Skips unless they are named."""
-    if not (folder := os.environ.get("LOCKADAPT_LLAMA_CPP")):
-        pytest.skip("LOCKADAPT_LLAMA_CPP does not name a folder with llama.cpp")
-    return open_llama_cpp(folder)
 
 
 @pytest.fixture(scope="module")

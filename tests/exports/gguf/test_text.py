@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.exports.gguf.text import vocabulary_rows, write_causal_lm
+from lockadapt.exports.gguf.text import vocabulary_rows, write_llm
 from tests.support.tiny import tiny_llm, tiny_tower
 
 
@@ -24,7 +24,7 @@ def test_folder_holds_the_llm(kind: str, tmp_path: Path) -> None:
         expected = done.model(input_ids=ids).logits[..., :rows]
     assert done.model.get_input_embeddings().weight.shape[0] > rows
     (tmp_path / "text").mkdir()
-    assert write_causal_lm(done.model, done.processor, tmp_path / "text") == ()
+    assert write_llm(done.model, done.processor, tmp_path / "text") == ()
     config = json.loads((tmp_path / "text" / "config.json").read_text())
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "text", output_loading_info=True)
     assert config["architectures"] == [type(model).__name__]
@@ -42,6 +42,6 @@ def test_dtype_is_kept(tmp_path: Path) -> None:
     sources = tiny_llm("llama", tmp_path / "llm"), tiny_tower("siglip-vision", tmp_path / "tower")
     done = assemble(*sources, None, dtype="bfloat16", prove=False)
     (tmp_path / "text").mkdir()
-    write_causal_lm(done.model, done.processor, tmp_path / "text")
+    write_llm(done.model, done.processor, tmp_path / "text")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype="auto")
     assert model.dtype == torch.bfloat16

@@ -11,32 +11,10 @@ from lockadapt.architectures.assemble import assemble
 from lockadapt.errors import RecipeError, SetupError, VerificationError
 from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, open_llama_cpp, write_gguf
 from lockadapt.exports.gguf import llama_cpp as module
+from tests.support.stand_in import arguments_of, stand_in
 from tests.support.tiny import tiny_llm, tiny_tower
 
 pytest.importorskip("gguf", reason="needs the gguf package (pip install 'lockadapt[gguf]')")
-CONVERTER = """
-import sys
-from pathlib import Path
-arguments = sys.argv[1:]
-if "--print-supported-models" in arguments:
-    sys.exit("TEXT models:\\n  - LlamaForCausalLM\\nMMPROJ models:\\n  - Idefics3ForConditionalGeneration")
-folder, output = Path(arguments[0]), Path(arguments[arguments.index("--outfile") + 1])
-if "--vocab-only" in arguments:
-    assert not list(folder.glob("*.safetensors"))
-    {vocabulary}
-else:
-    assert list(folder.glob("*.safetensors"))
-    {weights}
-output.write_text(" ".join(arguments[3:]))
-"""
-
-
-def stand_in(folder: Path, vocabulary: str = "pass", weights: str = "pass") -> LlamaCpp:
-    """llama.cpp's sources, as far as they are asked."""
-    folder.mkdir(exist_ok=True)
-    script = CONVERTER.replace("{vocabulary}", vocabulary).replace("{weights}", weights)
-    (folder / "convert_hf_to_gguf.py").write_text(script)
-    return open_llama_cpp(folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +37,8 @@ def test_both_files_in_the_dtype_of_the_folder(siglip: Path, tmp_path: Path) -> 
         "mmproj-model-bf16.gguf",
         "model-bf16.gguf",
     ]
-    assert (tmp_path / "out" / report["model"]).read_text() == "--outtype bf16"
+    assert arguments_of(tmp_path / "out" / report["model"]) == "--outtype bf16"
+    assert report["tensors"] == report["compared"] > 0
     assert report["llm_class"] == "LlamaForCausalLM"
     assert report["projector"] == "mlp"
     assert report["notes"] == []
