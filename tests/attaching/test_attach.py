@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from peft.functional import set_adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, VisionTextDualEncoderModel
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 import lockadapt
-from lockadapt.architectures import layout_of, tower_of
+from lockadapt.architectures import layout_of
 from lockadapt.architectures.assemble import Assembled
 from lockadapt.architectures.load import load_model
 from lockadapt.attaching.graft import active
@@ -35,7 +35,6 @@ from lockadapt.tuning.adapters import resolve_targets
 from lockadapt.tuning.base_identity import part_digest, tensors_digest
 from lockadapt.tuning.locks import tensor_digest
 from lockadapt.tuning.quantize import load_quantized
-from tests.support.rows import embedding_recipe
 from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)
@@ -492,29 +491,6 @@ def test_retrieval_and_query_tokens(embedding_run: Path, tmp_path: Path) -> None
     assert torch.equal(logits(model), reference)
     plain.detach()
     embeds.detach()
-    assert state(model) == before
-
-
-@pytest.mark.slow
-def test_dual_encoder(tiny: Path, tmp_path: Path) -> None:
-    recipe = embedding_recipe(tiny, tmp_path, "llama-tied")
-    recipe["objectives"].pop("vqa")
-    recipe["objectives"]["itc"].pop("queries")
-    recipe["training"].pop("projector_learning_rate")
-    train(load_recipe(None, (), recipe).recipe, tmp_path / "run", QUIET)
-    trained = load_run(tmp_path / "run")
-    samples = trained.run.probe()
-    expected = embed_probe(trained.run, trained.model, trained.processor, samples)
-    model = VisionTextDualEncoderModel.from_pretrained(tmp_path / "run" / "base", dtype=torch.float32).eval()
-    before = state(model)
-    attached = lockadapt.attach(model, tmp_path / "run")
-    actual = embed_probe(trained.run, model, trained.processor, samples)
-    assert actual is not None
-    assert expected is not None
-    assert torch.equal(actual.images, expected.images)
-    assert torch.equal(actual.texts, expected.texts)
-    assert tower_of(model) is model.vision_model
-    attached.detach()
     assert state(model) == before
 
 
