@@ -78,14 +78,14 @@ def answer_loss(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, Report]:
     Raises:
         AssemblyError: the class's own forward fails on the batch.
     """
-    with _stock_forward(model):
+    with stock_forward(model):
         loss, losses, correct = _token_losses(model, batch)
     tokens = torch.tensor(float(len(losses)))
     return loss, {"tokens": tokens, "token_accuracy": correct.float() / len(losses)}
 
 
 @contextmanager
-def _stock_forward(model: nn.Module) -> Iterator[None]:
+def stock_forward(model: nn.Module) -> Iterator[None]:
     """Names the class whose forward fails, as some of Transformers' do on pictures of a single token."""
     try:
         yield
@@ -153,9 +153,9 @@ _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Measured once a model."""
 
 
-def take_head_as_last(model: nn.Module) -> None:
-    """Takes a model without weights, which cannot be measured, for one whose head gives its logits."""
-    _ENDS[unwrap_model(model)] = True
+def take_head_as_last(model: nn.Module, last: bool = True) -> None:
+    """Says of a model without weights, which cannot be measured, whether its head gives its logits."""
+    _ENDS[unwrap_model(model)] = last
 
 
 def ends_with_its_head(model: nn.Module, inputs: dict[str, Any], predicting: torch.Tensor) -> bool:

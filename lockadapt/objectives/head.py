@@ -129,6 +129,21 @@ def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], pred
     Returns:
         True if it does.
     """
+    logits, seen = _logits_and_head(model, head, inputs, predicting)
+    scored = logits.numel() == int(predicting.sum()) * logits.shape[-1] == seen.numel()
+    return scored and bool((logits.flatten() == seen.flatten()).all())
+
+
+def head_is_returned(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor) -> bool:
+    """As `head_is_last`, of a model without numbers: whether the very tensor is returned."""
+    logits, seen = _logits_and_head(model, head, inputs, predicting)
+    return logits.untyped_storage()._cdata == seen.untyped_storage()._cdata
+
+
+def _logits_and_head(
+    model: nn.Module, head: nn.Module, inputs: dict[str, Any], predicting: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the stock class returns, and what its head gave it."""
     seen: list[Tensor] = []
     handle = head.register_forward_hook(lambda module, given, made: seen.append(made))
     try:
@@ -136,8 +151,7 @@ def head_is_last(model: nn.Module, head: nn.Module, inputs: dict[str, Any], pred
             logits = model(**inputs, **_kept(model, predicting), use_cache=False).logits
     finally:
         handle.remove()
-    scored = logits.numel() == int(predicting.sum()) * logits.shape[-1] == seen[-1].numel()
-    return scored and bool((logits.flatten() == seen[-1].flatten()).all())
+    return logits, seen[-1]
 
 
 def own_cross_entropy(

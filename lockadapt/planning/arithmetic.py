@@ -46,7 +46,7 @@ class Costs:
         return tokens * (self.token + self.pair * length) + learned * self.learned + images * self.image
 
 
-def training_costs(model: nn.Module, checkpointing: bool, image_tokens: int) -> Costs:
+def training_costs(model: nn.Module, checkpointing: bool, image_tokens: float) -> Costs:
     """Reads the costs off a model as it is trained, on any device."""
     sizes = {size.component: size.parameters for size in component_sizes(model)}
     base = unwrap_model(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,10 @@ TRACED_WHOLE = 6
 
 
 def extrapolated_peak(
-    model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False
+    model: nn.Module,
+    loss: Callable[[], torch.Tensor],
+    accumulate: bool = False,
+    batch: Sequence[torch.Tensor] = (),
 ) -> tuple[int, dict[str, int]]:
     """As `step_peak`: the largest sum of live bytes in a forward and backward, and its parts.
 
@@ -32,9 +35,11 @@ def extrapolated_peak(
     """
     blocks = list(unwrap_model(model).get_submodule(blocks_path(model)))
     if len(blocks) <= TRACED_WHOLE or len({_shape(block) for block in blocks}) > 1:
-        whole = step_peak(model, loss, accumulate)
+        whole = step_peak(model, loss, accumulate, batch)
         return whole.total, whole.parts
-    low, high = (_shallow(model, loss, accumulate, depth) for depth in SHALLOW)
+    low, high = (
+        _shallow(model, depth, lambda: step_peak(model, loss, accumulate, batch)) for depth in SHALLOW
+    )
     missing = (len(blocks) - SHALLOW[1]) // (SHALLOW[1] - SHALLOW[0])
     weights = sum({id(tensor): tensor.nbytes for _, tensor in named_tensors(model)}.values())
     trained = sum(p.nbytes for p in blocks[0].parameters() if p.requires_grad)
@@ -60,9 +65,9 @@ def _moving(parts: dict[str, int], accumulate: bool) -> int:
     return sum(size for label, size in parts.items() if label not in kept)
 
 
-def _shallow(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool, depth: int) -> StepPeak:
+def _shallow(model: nn.Module, depth: int, traced: Callable[[], StepPeak]) -> StepPeak:
     with _first_blocks(model, depth):
-        return step_peak(model, loss, accumulate)
+        return traced()
 
 
 @contextmanager

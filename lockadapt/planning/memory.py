@@ -45,6 +45,15 @@ class PeakTracker(TorchDispatchMode):
         for tensor in tensors:
             self._count(tensor, label)
 
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Leaves tensors that are there already, and views of them, out of the count."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            self._sizes[key], self._labels[key] = 0, "activations"
+            self._references[key] = storage  # lives as long as the count, so that its place is nobody else's
+            self.live.setdefault("activations", 0)
+
     def split(self) -> None:
         """Begins another stretch."""
         self.segments.append((0, {}))
@@ -114,13 +123,19 @@ class StepPeak:
         return max(self.segments, key=lambda segment: segment[0])[1]
 
 
-def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bool = False) -> StepPeak:
+def step_peak(
+    model: nn.Module,
+    loss: Callable[[], torch.Tensor],
+    accumulate: bool = False,
+    batch: Iterable[torch.Tensor] = (),
+) -> StepPeak:
     """Measures live bytes in a forward and backward, with all of the model's tensors; drops its gradients.
 
     Args:
         model: real, or fake inside its modes.
         loss: the forward; gives the scalar that `backward` starts from.
         accumulate: gradients of an earlier micro-batch are there already.
+        batch: tensors that are not counted, as they wait outside of the step.
 
     Returns:
         The peak's segments.
@@ -138,6 +153,7 @@ def step_peak(model: nn.Module, loss: Callable[[], torch.Tensor], accumulate: bo
             tracker.hold([parameter.grad], "gradients")
 
     hooks = [parameter.register_post_accumulate_grad_hook(arrived) for parameter in trained]
+    tracker.ignore(batch)
     tracker.hold((tensor for _, tensor in named_tensors(model)), "weights")
     try:
         if accumulate:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures import inputs_of
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED
 from lockadapt.data.problems import quote
@@ -76,7 +77,7 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         "tokens_per_epoch_unpacked": rows.tokens[0] if rows.tokens else None,
         "learned_tokens_per_epoch": rows.learned if rows.tokens else None,
         **_time(planner),
-        "assumptions": list(rows.assumptions),
+        "assumptions": [*rows.assumptions, *_unmeasured(planner)],
     }
 
 
@@ -128,6 +129,20 @@ def _nearest(planner: Planner, start: Choice, wanted: dict[str, int]) -> dict[st
     return nearest
 
 
+def _unmeasured(planner: Planner) -> list[str]:
+    """What only the weights of an existing VLM tell."""
+    if not inputs_of(planner.model(planner.choice).processor).stock:
+        return []
+    if planner.nothing_kept is not None:
+        kept = f"no features are kept, as {planner.nothing_kept}"
+    else:
+        kept = "features are kept" if planner.cached else "no features are kept"
+    packing = [planner.packing(stage) for stage in planner.stages]
+    packs = any(packed.max_row_tokens is not None for packed in packing)
+    rows = "rows are packed" if packs else packing[0].why.replace("packing: none", "no rows are packed")
+    return [f"{kept}; {rows}; `lockadapt check` measures on the weights whether that is exact"]
+
+
 def _time(planner: Planner) -> dict[str, Any]:
     """Operations of the whole run, and how long this machine takes for them; None where rows are not here."""
     trace, rows = planner.model(planner.choice), planner.rows
@@ -135,7 +150,8 @@ def _time(planner: Planner) -> dict[str, Any]:
     speed = gemm_speed(planner.choice.dtype, device)
     flops: float | None = None
     if rows.tokens is not None and rows.tokens[0]:
-        costs = training_costs(trace.model, planner.choice.checkpointing, trace.features[0])
+        everything = [item for items in rows.train.values() for item in items]
+        costs = training_costs(trace.model, planner.choice.checkpointing, trace.images.tokens(everything))
         packs = planner.packing(planner.stages[0]).max_row_tokens is not None
         share = rows.tokens[1] / rows.tokens[0] if packs else 1.0
         flops = 0.0
@@ -154,7 +170,8 @@ def _time(planner: Planner) -> dict[str, Any]:
             if planner.cached
             else sum(s.steps * s.batch_size * s.accumulation for s in planner.stages)
         )
-        flops += trace.tower_flops() * seen
+        if rows.images:
+            flops += trace.tower_flops(list(rows.images.values())) * seen
     return {
         "steps": sum(stage.steps for stage in planner.stages) if rows.tokens else None,
         "flops": flops,

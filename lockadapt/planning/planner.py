@@ -9,18 +9,21 @@ from typing import Any
 
 import torch
 
+from lockadapt.architectures import inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.blueprint import Blueprint, assembled_blueprint, stock_blueprint
 from lockadapt.architectures.choose import USUAL
 from lockadapt.architectures.suggest import holdings, only_fusion
 from lockadapt.building.experiment import build_experiment, feature_settings
+from lockadapt.building.model import limited
 from lockadapt.building.stages import Stage
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded
 from lockadapt.data.mixture import Draws
-from lockadapt.errors import AssemblyError, RecipeError
-from lockadapt.features.policy import Store, choose_store
-from lockadapt.features.shards import Layout
+from lockadapt.data.pixels import pixel_inputs
+from lockadapt.errors import AssemblyError, LockadaptError, RecipeError
+from lockadapt.features.inputs import why_nothing_is_kept
+from lockadapt.features.policy import ImagePolicy, Store, choose_store
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.largest_batches import largest_batches
 from lockadapt.planning.packing import (
@@ -94,6 +97,8 @@ class Planner:
         # A stage over rows that are not here is planned for one step.
         self.stages = self.experiment.stages({name: count or 1 for name, count in self.rows.counts.items()})
         self._packing: dict[str, Packing] = {}
+        self.nothing_kept = self._why_nothing_is_kept(trace)
+        """Why features are not kept, where the recipe would keep them."""
         self.features = self._kept_features(trace)
         self.cached = self.features != "none"
 
@@ -104,6 +109,11 @@ class Planner:
             section = self.recipe.model
             if section.vlm is not None:
                 blueprint = stock_blueprint(section.vlm, choice.dtype)
+                if self._models:  # limits are measured, which takes a while: once is enough
+                    processor = next(iter(self._models.values())).processor
+                    blueprint = replace(blueprint, processor=processor)
+                else:
+                    limited(blueprint.processor, section.max_image_tokens)
             else:
                 blueprint = self._assembled(choice.dtype)
             self._models[key] = traced(
@@ -113,6 +123,7 @@ class Planner:
                 self.experiment.lora,
                 self.objectives,
                 section.lock_text,
+                self.experiment.projector_trains,
             )
         return self._models[key]
 
@@ -215,16 +226,38 @@ class Planner:
         return self._in_memory(self.model(self.choice)) if self.features == "memory" else 0
 
     def on_disk(self) -> int:
-        """Bytes of all features in a cache on disk, in the dtype that the recipe stores."""
-        layout = Layout(*self.model(self.choice).features, self.recipe.data.feature_dtype)
-        return len(self.rows.images) * layout.image_bytes
+        """Bytes of all features in a cache on disk, in the dtype that the recipe stores; 0: none are kept."""
+        if self.nothing_kept is not None:
+            return 0
+        images = self.model(self.choice).images
+        return images.disk_bytes(list(self.rows.images.values()), self.recipe.data.feature_dtype)
 
     def _in_memory(self, trace: Traced) -> int:
-        tokens, channels = trace.features
-        return len(self.rows.images) * tokens * channels * torch.finfo(self.choice.dtype).bits // 8
+        return trace.images.memory_bytes(list(self.rows.images.values()))
+
+    def _why_nothing_is_kept(self, trace: Traced) -> str | None:
+        """As far as structure and sizes tell: the run and `check` measure it on real rows."""
+        data, settings = self.recipe.data, self.experiment.features
+        if not inputs_of(trace.processor).stock or settings.choice == "none" or not self.rows.images:
+            return None
+        pixels = pixel_inputs(trace.processor, data.max_pixels)
+        policy = ImagePolicy(settings, data.max_pixels)
+        together = [item.images for items in self.rows.train.values() for item in items]
+        if (reason := why_nothing_is_kept(trace.model, pixels, policy, together)) is not None:
+            return reason
+        try:
+            self._in_memory(trace)
+        except LockadaptError as error:
+            return error.message
+        # Forwards that cannot be cut fail in as many ways as there are, as in a run's trial.
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+            return f"its tower cannot be traced ({type(error).__name__})"
+        return None
 
     def _kept_features(self, trace: Traced) -> Store:
         """Where features are kept: as in a run, but for a full disk."""
+        if self.nothing_kept is not None:
+            return "none"
         settings, distinct = feature_settings(self.recipe.data), len(self.rows.images)
         store, _ = choose_store(
             settings,

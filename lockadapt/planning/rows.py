@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
@@ -19,6 +21,9 @@ from lockadapt.recipe.schema import SourceSection
 MOST_ROWS = 50_000
 """Of more rows, a part is tokenised: whole images, evenly spread, and the longest texts."""
 LONGEST_KEPT = 512
+ASSUMED_SIZE, SMALLEST_SIDE = (1024, 768), 64
+"""Width and height of an image that nothing is known of, where its tokens depend on them; and how small it is
+made at least to fit a row."""
 ASSUMED_LENGTH = 2048
 """Tokens of a row that nothing is known of, where `data.max_length` is not given, the LLM's context
 permitting."""
@@ -33,7 +38,7 @@ class PlannedRows:
         counts: how many rows there are by objective; 0 where not known.
         tokens: of one pass over all rows, unpacked and packed; None where a source is absent.
         learned: how many of them are learned, in one pass.
-        images: keys of the distinct images of training and validation.
+        images: the distinct images of training and validation, by key.
         whole: whether `train` is every row, in its order.
         assumptions: what is not known, in sentences.
     """
@@ -42,13 +47,13 @@ class PlannedRows:
     counts: dict[str, int]
     tokens: tuple[int, int] | None
     learned: int
-    images: set[str]
+    images: dict[str, ImageRef]
     whole: bool
     assumptions: tuple[str, ...] = field(default=())
 
 
 def planned_rows(experiment: Experiment, processor: Any, context: int, reporter: Reporter) -> PlannedRows:
-    """Reads and tokenises the training rows; opens no image.
+    """Reads and tokenises the training rows; opens no image, but for its size where tokens depend on it.
 
     Args:
         experiment: of the recipe.
@@ -65,7 +70,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
     encoder = Encoder(processor, experiment.data.max_length or context, experiment.data.allow_special_tokens)
     train: dict[str, list[Encoded]] = {}
     counts: dict[str, int] = {}
-    images: set[str] = set()
+    images: dict[str, ImageRef] = {}
     assumptions: list[str] = []
     whole, known, learned = True, [0.0, 0.0], 0.0
     objectives = experiment.objectives
@@ -77,15 +82,17 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
             )
         if not _is_here(section.train):
             length = experiment.data.max_length or min(context, ASSUMED_LENGTH)
-            train[name], counts[name] = [_assumed(encoder, length)], 0
+            row = _assumed(encoder, length)
+            train[name], counts[name] = [row], 0
+            size = f" of {_pixels(row.images[0])} pixels" if encoder.stock is not None else ""
             assumptions.append(
                 f"objectives.{name}.train: {section.train.path} is not here; every row is taken to "
-                f"have {length} tokens, "
-                f"one image ({encoder.image_tokens} tokens), and to learn all of its text"
+                f"have {len(row.input_ids)} tokens, "
+                f"one image{size} ({_image_tokens(encoder, row)} tokens), and to learn all of its text"
             )
             continue
         samples = experiment.samples("train", [name])[name]
-        images |= {image.key for sample in samples for image in sample.images}
+        images |= {image.key: image for sample in samples for image in sample.images}
         kept = _spread(samples)
         share = len(samples) / len(kept)
         if share > 1:
@@ -107,7 +114,7 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
         learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)
         if section.validation is not None and _is_here(section.validation):
             for sample in experiment.samples("validation", [name])[name]:
-                images |= {image.key for image in sample.images}
+                images |= {image.key: image for image in sample.images}
     tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None
     return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions))
 
@@ -145,8 +152,36 @@ def _spread(samples: list[Sample]) -> list[Sample]:
 
 def _assumed(encoder: Encoder, length: int) -> Encoded:
     """One image, then text that is all learned."""
+    if encoder.stock is not None:
+        return _assumed_stock(encoder, encoder.stock, length)
     image = min(encoder.image_tokens, length - 1)
     ids = np.full(length, encoder.tokenizer.eos_token_id or 0, np.int32)
     ids[:image] = encoder.image_token_id
     labels = np.where(np.arange(length) < image, IGNORED, ids).astype(np.int32)
     return Encoded(ids, labels, (ImageRef("assumed"),), Sample((), (), "assumed"), image)
+
+
+def _assumed_stock(encoder: Encoder, stock: StockInputs, length: int) -> Encoded:
+    """The same of a processor that goes by sizes: the picture of an everyday size, or as much as fits."""
+    width, height = ASSUMED_SIZE
+    while True:
+        text = stock.expansions(((width, height),))[0]
+        image = np.asarray(encoder.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+        if len(image) < length or min(width, height) <= SMALLEST_SIDE:
+            break
+        width, height = width // 2, height // 2
+    rest = max(length - len(image), 1)
+    ids = np.concatenate([image, np.full(rest, encoder.tokenizer.eos_token_id or 0, np.int32)])
+    labels = np.where(np.arange(len(ids)) < len(image), IGNORED, ids).astype(np.int32)
+    shown = ImageRef(f"assumed {width} x {height}", picture=Image.new("RGB", (width, height), "white"))
+    end = int(np.flatnonzero(image == stock.token)[-1]) + 1
+    return Encoded(ids, labels, (shown,), Sample((), (), "assumed"), end)
+
+
+def _pixels(image: ImageRef) -> str:
+    width, height = image.picture.size
+    return f"{width:,} x {height:,}"
+
+
+def _image_tokens(encoder: Encoder, row: Encoded) -> int:
+    return int((row.input_ids == encoder.image_token_id).sum())

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lockadapt.architectures import architecture_of, layout_of, tower_of
+from lockadapt.architectures import inputs_of, layout_of, tower_of
 from lockadapt.architectures.base import parameters_at, unwrap_model
 from lockadapt.architectures.blueprint import META, Blueprint
-from lockadapt.architectures.features import projector_input
+from lockadapt.architectures.kept import RaggedFeatures
+from lockadapt.data.batch import Batch
 from lockadapt.data.encode import Encoded
 from lockadapt.data.sample import ImageRef
-from lockadapt.features.tower import image_side
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives import Objective
-from lockadapt.objectives.answer_tokens import take_head_as_last
+from lockadapt.objectives.answer_tokens import model_inputs, stock_forward, take_head_as_last
+from lockadapt.objectives.head import head_is_returned
 from lockadapt.planning.extrapolate import extrapolated_peak
 from lockadapt.planning.fake import FakeFloats, fake
+from lockadapt.planning.images import (
+    PlannedImages,
+    StockImages,
+    UniformImages,
+    training_arithmetic,
+)
 from lockadapt.planning.quantize_meta import quantize_meta
 from lockadapt.planning.sizes import Size, component_sizes
 from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
@@ -69,8 +74,8 @@ class Traced:
     processor: Any
     mode: FakeTensorMode
     dtype: torch.dtype
-    features: tuple[int, int]
-    """Tokens and channels of what the tower gives the projector for one image."""
+    images: PlannedImages
+    """What the tower gives for images, and what a batch gets of them."""
     lock_text: bool = False
     """See `set_trainable`."""
 
@@ -90,13 +95,12 @@ class Traced:
             moments += 8 * count if small else 2 * (count + 4 * -(-count // EIGHT_BIT_BLOCK))
         return sum(parameter.nbytes for parameter in trained), moments
 
-    def tower_flops(self) -> float:
-        """Operations of the tower for one image."""
+    def tower_flops(self, images: Sequence[ImageRef]) -> float:
+        """Operations of the tower for one of these images, on average."""
         counter = FlopCounterMode(display=False)
-        pixels = _FakeImages(self, False)([ImageRef("any")])["pixel_values"]
-        with counter, FakeFloats(self.mode), _arithmetic(self.dtype):
-            projector_input(self.model, pixels.to(self.dtype))
-        return float(counter.get_total_flops())
+        with counter, FakeFloats(self.mode), training_arithmetic(self.dtype):
+            count = self.images.run_tower(images)
+        return float(counter.get_total_flops()) / count
 
     def peak(self, step: MicroBatch) -> tuple[int, dict[str, int], int]:
         """Traces one forward and backward of a micro-batch.
@@ -113,17 +117,29 @@ class Traced:
         getattr(self.model, f"activation_checkpointing_{switch}")()
         self.model.train()
         tower_of(self.model).eval()
-        images, pad = _FakeImages(self, step.cached), self.processor.tokenizer.pad_token_id
+        images, pad = self.images.inputs(step.cached), self.processor.tokenizer.pad_token_id
         batch = step.objective.collate(step.items, images, pad, step.name, step.max_row_tokens)
 
         def loss() -> torch.Tensor:
-            with _arithmetic(self.dtype):
+            with training_arithmetic(self.dtype):
                 return step.objective.loss(self.model, batch)[0]
 
         # Dropout of a fake tensor draws no number, but that of a small real one would.
         with torch.random.fork_rng([]), FakeFloats(self.mode):
-            peak, parts = extrapolated_peak(self.model, loss, step.accumulate)
-        return peak, parts, sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+            if inputs_of(self.processor).stock:
+                self._look_at_head(batch)
+            tensors = tensors_of(batch)
+            peak, parts = extrapolated_peak(self.model, loss, step.accumulate, tensors)
+        return peak, parts, sum(tensor.nbytes for tensor in tensors)
+
+    @torch.no_grad()
+    def _look_at_head(self, batch: Batch) -> None:
+        """Some classes scale or cap what their head gives: then all scored logits are there at once."""
+        base = unwrap_model(self.model)
+        head = base.get_submodule(layout_of(base).head)
+        with training_arithmetic(self.dtype), stock_forward(self.model):
+            inputs = model_inputs(self.model, batch)
+            take_head_as_last(self.model, head_is_returned(self.model, head, inputs, batch["predicting"]))
 
 
 def traced(
@@ -133,6 +149,7 @@ def traced(
     lora: LoraSettings | None,
     objectives: Mapping[str, Objective] = MappingProxyType({}),
     lock_text: bool = False,
+    projector_trains: bool = True,
 ) -> Traced:
     """Makes a blueprint ready to be traced, with what its objectives add to it. In place."""
     queries = max((objective.query_tokens for objective in objectives.values()), default=0)
@@ -142,38 +159,24 @@ def traced(
             objective.prepare(model)
     mode = fake(model)
     take_head_as_last(model)
-    result = Traced(model, blueprint.processor, mode, dtype, (0, 0), lock_text)
-    pixels = _FakeImages(result, False)([ImageRef("any")])["pixel_values"]
-    with FakeFloats(mode), _arithmetic(dtype):
-        seen = projector_input(model, pixels.to(dtype))
-    result.features = (int(seen.shape[1]), int(seen.shape[2]))
-    return result
+    processor = blueprint.processor
+    images = (
+        StockImages(model, processor, mode, projected=not projector_trains)
+        if inputs_of(processor).stock
+        else UniformImages(model, processor, mode, dtype)
+    )
+    return Traced(model, processor, mode, dtype, images, lock_text)
 
 
-def _arithmetic(dtype: torch.dtype) -> Any:
-    """Autocast, as the trainer has it for 16-bit weights."""
-    return torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
-
-
-class _FakeImages:
-    """Images without pixels; see `ImageInputs`."""
-
-    replacement: Image.Image | None = None
-
-    def __init__(self, trace: Traced, cached: bool) -> None:
-        self.trace, self.cached = trace, cached
-
-    def __call__(self, images: Sequence[ImageRef]) -> dict[str, torch.Tensor]:
-        if not images:
-            return {}
-        side = image_side(self.trace.processor)
-        if not self.cached and architecture_of(self.trace.model).inputs.by_value:
-            return {"pixel_values": torch.ones(len(images), 3, side, side)}
-        with self.trace.mode:
-            if self.cached:
-                shape, dtype = (len(images), *self.trace.features), self.trace.dtype
-                return {"image_features": torch.empty(shape, dtype=dtype)}
-            return {"pixel_values": torch.empty(len(images), 3, side, side)}
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    """All tensors of a batch."""
+    levels = [
+        level
+        for value in batch.values()
+        if isinstance(value, RaggedFeatures)
+        for level in (*value.levels.values(), *value.scales.values())
+    ]
+    return [value for value in [*batch.values(), *levels] if isinstance(value, torch.Tensor)]
 
 
 def trainable_blueprint(

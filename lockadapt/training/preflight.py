@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lockadapt.architectures.blueprint import stock_blueprint
 from lockadapt.building.experiment import Experiment
+from lockadapt.building.model import limited
 from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs
 from lockadapt.models.sources import resolve_dtype
@@ -49,6 +50,7 @@ def try_largest_batch(
 def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path, measured: Measured) -> int:
     dtype, args = resolve_dtype(experiment.model.dtype), trainer.args
     blueprint = stock_blueprint(base, dtype)
+    limited(blueprint.processor, experiment.model.max_image_tokens)
     trace = traced(
         blueprint,
         experiment.model.quantization,
@@ -56,6 +58,7 @@ def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path
         experiment.lora,
         trainer.objectives,
         experiment.model.lock_text,
+        experiment.projector_trains,
     )
     step = MicroBatch(
         measured.objective,

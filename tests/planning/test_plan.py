@@ -28,7 +28,7 @@ from lockadapt.planning.memory import PeakTracker, step_peak
 from lockadapt.planning.plan import parse_size, plan_recipe, refuse_unless_fits
 from lockadapt.planning.planner import Planner, changes
 from lockadapt.planning.sizes import component_sizes, named_tensors
-from lockadapt.planning.trace import MicroBatch
+from lockadapt.planning.trace import MicroBatch, tensors_of
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.rows import encode_rows, image_policy, load_samples
@@ -111,7 +111,7 @@ def test_a_plan_agrees_with_the_model_that_is_loaded(
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.model.dtype == "bfloat16"):
             return objective.loss(model, batch)[0]
 
-    counted = step_peak(model, loss, accumulate).total
+    counted = step_peak(model, loss, accumulate, tensors_of(batch)).total
     assert planned == pytest.approx(counted, rel=0.03)
     assert sum(parts.values()) == planned
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -145,7 +145,7 @@ def test_the_formula_agrees_with_counted_operations(tmp_path: Path) -> None:
         objective = build_objectives(recipe)[name]
         trace.peak(MicroBatch(name, objective, items, ("projector", "lora"), True, False, False, None))
     batch = planner.peak(planner.choice).batch
-    costs = training_costs(trace.model, False, trace.features[0])
+    costs = training_costs(trace.model, False, trace.images.tokens(items))
     formula = costs.tokens(
         len(items) * batch["longest"], batch["longest"], batch["learned_tokens"], len(items)
     )

@@ -331,7 +331,7 @@ def test_a_plan_traces_a_step_without_weights(tiny: Path, vit: Path, tmp_path: P
         tiny / "llama", vit, torch.float32, fusion_name="qformer", queries=QUERIES
     )
     trace = traced(blueprint, "none", torch.float32, LoraSettings(rank=4), {"vqa": Vqa()})
-    assert trace.features == (17, 24), "a class token and 4 x 4 patches"
+    assert trace.images.shape == (17, 24), "a class token and 4 x 4 patches"
     items = Encoder(blueprint.processor, 200).encode(vqa_samples(tmp_path)).encoded
     peaks = [
         trace.peak(MicroBatch("vqa", Vqa(), items[:rows], ("projector", "lora"), True, False, False, None))[0]
