@@ -49,6 +49,10 @@ class PlannedImages(Protocol):
         """Runs the tower on a few of these images, within the modes of a plan; gives their number."""
         ...
 
+    def keep_projected(self) -> None:
+        """Says that the projector does not train, so that its outputs may be kept."""
+        ...
+
 
 class UniformImages:
     """Images that one processor brings to one size.
@@ -105,6 +109,9 @@ class UniformImages:
         self._tower_output()
         return 1
 
+    def keep_projected(self) -> None:
+        """See `PlannedImages`: what is kept is what the projector gets, whether it trains or not."""
+
     def _tower_output(self) -> torch.Tensor:
         self.cached = False
         pixels = self([ImageRef("any")])["pixel_values"]
@@ -118,11 +125,10 @@ class StockImages:
         model: on fake tensors.
         processor: the model's.
         mode: of the fake tensors.
-        projected: whether the connector does not train either, so that its outputs are kept.
     """
 
-    def __init__(self, model: Any, processor: Any, mode: FakeTensorMode, projected: bool) -> None:
-        self.model, self.processor, self.mode, self.projected = model, processor, mode, projected
+    def __init__(self, model: Any, processor: Any, mode: FakeTensorMode) -> None:
+        self.model, self.processor, self.mode, self.projected = model, processor, mode, False
 
     @cached_property
     def pixels(self) -> ProcessorInputs:
@@ -165,6 +171,10 @@ class StockImages:
         for image in shown:
             self._tower(self.pixels([image]))
         return len(shown)
+
+    def keep_projected(self) -> None:
+        """See `PlannedImages`."""
+        self.projected = True
 
     def _blank(self, images: Sequence[ImageRef]) -> list[ImageRef]:
         return [self.pixels.shown(image) for image in images]

@@ -123,8 +123,9 @@ class Planner:
                 self.experiment.lora,
                 self.objectives,
                 section.lock_text,
-                self.experiment.projector_trains,
             )
+            if not self.experiment.projector_trains:
+                self._models[key].images.keep_projected()
         return self._models[key]
 
     def _assembled(self, dtype: torch.dtype) -> Blueprint:

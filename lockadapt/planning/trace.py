@@ -149,7 +149,6 @@ def traced(
     lora: LoraSettings | None,
     objectives: Mapping[str, Objective] = MappingProxyType({}),
     lock_text: bool = False,
-    projector_trains: bool = True,
 ) -> Traced:
     """Makes a blueprint ready to be traced, with what its objectives add to it. In place."""
     queries = max((objective.query_tokens for objective in objectives.values()), default=0)
@@ -161,7 +160,7 @@ def traced(
     take_head_as_last(model)
     processor = blueprint.processor
     images = (
-        StockImages(model, processor, mode, projected=not projector_trains)
+        StockImages(model, processor, mode)
         if inputs_of(processor).stock
         else UniformImages(model, processor, mode, dtype)
     )

@@ -58,8 +58,9 @@ def _planned(trainer: GroundingTrainer, experiment: Experiment, base: str | Path
         experiment.lora,
         trainer.objectives,
         experiment.model.lock_text,
-        experiment.projector_trains,
     )
+    if not experiment.projector_trains:
+        trace.images.keep_projected()
     step = MicroBatch(
         measured.objective,
         trainer.objectives[measured.objective],
