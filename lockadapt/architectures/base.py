@@ -177,13 +177,15 @@ class Apart:
     """How images and texts are embedded where each goes through a model of its own.
 
     Attributes:
-        images: a model, and features (images, 1, channels) as `Features.take` gives them -> L2-normalised
-            embeddings.
-        texts: a model, ids and mask (texts, tokens), pooling -> the same; both with graph.
+        states: a model, ids and mask (texts, tokens), pooling -> pooled states (texts, hidden size).
+        images: a model, and features (images, 1, channels) as `Features.take` gives them -> projected ones
+            (images, dimension).
+        texts: a model, and pooled states -> projected ones (texts, dimension); all with graph.
     """
 
+    states: Callable[[Any, Tensor, Tensor, Pooling], Tensor]
     images: Callable[[Any, Tensor], Tensor]
-    texts: Callable[[Any, Tensor, Tensor, Pooling], Tensor]
+    texts: Callable[[Any, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
+from lockadapt.objectives import ImageText
 from lockadapt.tuning.adapters import attach_adapters
 from lockadapt.tuning.quantize import load_quantized
 from lockadapt.tuning.resize_vocabulary import add_rows, with_query_tokens
@@ -50,7 +51,8 @@ def build_model(
     section, dtype = experiment.model, resolve_dtype(experiment.model.dtype)
     if section.vlm is None and not base.exists():
         reporter.note(f"assembling {section.llm} and {section.tower}")
-        built = assemble_model(experiment, base, calibration_images(experiment, samples), prove=True)
+        pictures, texts = calibration_images(experiment, samples), calibration_texts(experiment, samples)
+        built = assemble_model(experiment, base, pictures, prove=True, texts=texts)
         if section.quantization == "none":
             return built.model, built.processor
     if section.vlm is not None and experiment.query_tokens and not base.exists():
@@ -81,7 +83,12 @@ def draft_model(experiment: Experiment) -> tuple[Any, Any]:
 
 
 def assemble_model(
-    experiment: Experiment, output: Path | None, images: Sequence[Image.Image], *, prove: bool
+    experiment: Experiment,
+    output: Path | None,
+    images: Sequence[Image.Image],
+    *,
+    prove: bool,
+    texts: Sequence[str] = (),
 ) -> Assembled | DualAssembled:
     """Assembles the LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
 
@@ -90,6 +97,7 @@ def assemble_model(
         output: folder to write; None: nothing is written.
         images: calibrate the projector, if there are any.
         prove: compare LLM and tower inside the class with what they computed before.
+        texts: calibrate a dual encoder's text projection, if there are any.
 
     Returns:
         The model, its processor, and what assembling measured.
@@ -106,6 +114,8 @@ def assemble_model(
             image_size=section.image_size,
             dtype=section.dtype,
             fitting_images=images or None,
+            fitting_texts=texts,
+            pooling=next(o.pooling for o in experiment.objectives.values() if isinstance(o, ImageText)),
             seed=seed,
             prove=prove,
         )
@@ -155,6 +165,15 @@ def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> lis
     wanted = experiment.model.calibration_images
     step = max(1, len(images) // max(wanted, 1))
     return [open_image(image, experiment.data.max_pixels) for image in images[::step][:wanted]]
+
+
+def calibration_texts(experiment: Experiment, samples: Sequence[Sample]) -> list[str]:
+    """Gives as many training texts as the recipe wants images, evenly spread; none where LoRA trains."""
+    wanted = experiment.model.calibration_images
+    if experiment.dimension is None or experiment.lora is not None:
+        return []
+    texts = list(dict.fromkeys(sample.answer for sample in samples))
+    return texts[:: max(1, len(texts) // max(wanted, 1))][:wanted]
 
 
 def add_adapters(experiment: Experiment, model: Any, processor: Any) -> Any:

@@ -95,6 +95,7 @@ class Sample:
     `where` names the row for messages to the user, e.g. `train.jsonl:17`. `answer_type` is the group that an
     accuracy is broken down by ("yes/no", "number", "other"), `sample_id` the id in the source, if any.
     `boxes` are what a phrase is about: left, top, right and bottom as fractions of the image's sides.
+    `negatives` are captions that do not belong to the image.
     """
 
     images: tuple[ImageRef, ...]
@@ -104,6 +105,7 @@ class Sample:
     answer_type: str | None = None
     sample_id: str | None = None
     boxes: tuple[Box, ...] = ()
+    negatives: tuple[str, ...] = ()
 
     @property
     def answer(self) -> str:

@@ -22,6 +22,7 @@ from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.proofs.embeddings import Embedded, compare, embed_probe, shown_and_said
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.texts import Pooling, pool
+from lockadapt.objectives.retrieval import headed
 from lockadapt.runs.run import LoadedRun
 
 
@@ -50,6 +51,7 @@ class EmbeddingModel:
         frames: what training put around texts and images.
         projection: hidden state -> embedding, of a VLM; a dual encoder has its own.
         scale: the learned factor on cosines.
+        heads: second layers of a dual encoder's MLP heads, for images and texts; None: they are linear.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class EmbeddingModel:
     frames: Frames = Frames()
     projection: nn.Linear | None = None
     scale: float | None = None
+    heads: tuple[nn.Linear, nn.Linear] | None = None
 
     @property
     def dual(self) -> bool:
@@ -105,6 +108,7 @@ def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image
         Frames(before, after, image),
         own.embedding_proj_layer,
         float(own.temperature.scale().detach()),
+        None if own.image_head is None else (own.image_head, own.text_head),
     )
     images, texts = shown_and_said(samples)
     pictures = [open_image(image, run.recipe.data.max_pixels) for image in images]
@@ -121,7 +125,9 @@ def embed_texts(trained: EmbeddingModel, texts: Sequence[str]) -> Tensor:
         if apart is not None:
             inputs = trained.processor.tokenizer(framed, return_tensors="pt")
             ids, mask = inputs["input_ids"], inputs["attention_mask"]
-            rows.append(apart.texts(trained.model, ids, mask, trained.pooling))
+            states = apart.states(trained.model, ids, mask, trained.pooling)
+            layer = None if trained.heads is None else trained.heads[1]
+            rows.append(headed(apart.texts(trained.model, states), layer))
         else:
             rows.append(_embed_sequence(trained, framed, None))
     return torch.cat(rows).float()
@@ -134,7 +140,8 @@ def embed_images(trained: EmbeddingModel, images: Sequence[Image.Image]) -> Tens
     for image in images:
         if apart is not None:
             values = pixels(trained.processor.image_processor, [image])
-            rows.append(apart.images(trained.model, projector_input(trained.model, values)))
+            projected = apart.images(trained.model, projector_input(trained.model, values))
+            rows.append(headed(projected, None if trained.heads is None else trained.heads[0]))
         else:
             rows.append(_embed_sequence(trained, trained.frames.image, image))
     return torch.cat(rows).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,19 +85,37 @@ def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | N
 
     Returns:
         `{"text_to_image": {"r1", "r5", "r10", "median_rank"}, "image_to_text": {...}, "n"}`; recalls in 0..1.
+        Also `text_to_text` where images have several texts, and `image_to_image` where texts have several
+        images: queries are those that something else belongs to, candidates all others of their kind.
 
     Raises:
         DataError: see `ranks`.
     """
-    return {
+    scores: dict[str, Any] = {
         "text_to_image": _summary(ranks(texts, images, pairs.flip(1), rows)),
         "image_to_text": _summary(ranks(images, texts, pairs, rows)),
         "n": len(pairs),
     }
+    for name, embeddings, side in (("text_to_text", texts, 1), ("image_to_image", images, 0)):
+        alike = _alike(pairs[:, 1 - side].tolist(), pairs[:, side].tolist())
+        if len(alike):
+            scores[name] = _summary(ranks(embeddings, embeddings, alike, rows, among=True))
+    return scores
+
+
+def _alike(owners: Sequence[int], members: Sequence[int]) -> Tensor:
+    """Pairs of different members of one owner, int64 (pairs, 2), each pair once."""
+    of_owner: dict[int, list[int]] = {}
+    for owner, member in zip(owners, members, strict=True):
+        of_owner.setdefault(owner, []).append(member)
+    pairs = {pair for group in of_owner.values() for pair in itertools.permutations(group, 2)}
+    return torch.tensor(sorted(pairs), dtype=torch.int64).reshape(-1, 2)
 
 
 @torch.no_grad()
-def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None = None) -> Tensor:
+def ranks(
+    queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None = None, among: bool = False
+) -> Tensor:
     """Return the rank of the best right candidate, from 1, for each query that has one.
 
     Several right candidates: the best one counts, and the others do not stand before it (Karpathy's protocol
@@ -108,6 +127,7 @@ def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None =
         candidates: embeddings (candidates, size).
         pairs: int64 (pairs, 2), query and candidate that belong together.
         rows: queries at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
+        among: queries are the candidates, and a query is no candidate of its own.
 
     Returns:
         int64, in the order of the queries.
@@ -126,6 +146,8 @@ def ranks(queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None =
         here = (query >= start) & (query < start + rows)
         right = torch.zeros_like(scores, dtype=torch.bool)
         right[query[here] - start, pairs[here, 1]] = True
+        if among:
+            scores[torch.arange(len(scores)), wanted[start : start + rows]] = -torch.inf
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         parts.append(1 + ((scores > best - TIE) & ~right).sum(1))
     return torch.cat(parts)

@@ -20,6 +20,7 @@ from lockadapt.data.boxes import BoxRules
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import Frozen, ImageInputs
 from lockadapt.data.sample import Sample
+from lockadapt.features.policy import ImagePolicy
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
 Report = dict[str, torch.Tensor]
@@ -141,6 +142,19 @@ class Objective(ABC):
     ) -> EncodeReport:
         """Samples -> token arrays, as this objective's collator wants them; by default conversations."""
         return encoder.encode(samples, progress)
+
+    def keep(self, model: nn.Module, rows: Sequence[Encoded], policy: ImagePolicy) -> list[Encoded]:
+        """Computes once what never changes of encoded rows, beside their images; by default nothing.
+
+        Args:
+            model: as it trains, with its adapters.
+            rows: encoded, of training or validation.
+            policy: where it is kept; its `note` is told what is.
+
+        Returns:
+            The rows, as `collate` takes them.
+        """
+        return list(rows)
 
     def collate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +20,8 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
+from lockadapt.features.policy import ImagePolicy
+from lockadapt.features.texts import KeptTexts, keep_texts
 from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
 from lockadapt.models.query_tokens import query_token, query_token_ids
@@ -28,7 +30,9 @@ from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Re
 from lockadapt.objectives.gather import gather
 from lockadapt.objectives.retrieval import (
     add_retrieval,
+    embed_features,
     embed_sequences,
+    embed_states,
     in_chunks,
     retrieval_of,
 )
@@ -47,10 +51,17 @@ SHOWN = 5
 class EncodedPair(Encoded):
     """An image and a text; nothing is labelled.
 
-    `input_ids` is the text's sequence, `image_ids` int32 the image's.
+    Attributes:
+        image_ids: int32, the image's sequence; `input_ids` is the text's.
+        negatives: sequences of texts that do not belong to the image.
+        keys: of the image, of the text, and of the negatives: what has the same key is the same.
+        kept: states of the texts, where the text model is frozen.
     """
 
     image_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    negatives: tuple[np.ndarray, ...] = ()
+    keys: tuple[int, ...] = ()
+    kept: KeptTexts | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ class ImageText(Objective):
         dimension: of embeddings.
         queries: learned tokens behind image and text; none in a dual encoder.
         pooling: reads the last token, the mean over all, or a text encoder's own pooler.
+        head: of a dual encoder: `linear` projections, or an `mlp` of two layers with GELU between.
         scale: the factor on cosines that training starts with.
         learn_scale: whether it is learned.
         feature_dropout: share of the tower's outputs that are zeroed in training.
@@ -79,6 +91,7 @@ class ImageText(Objective):
     dimension: int = 128
     queries: int = 1
     pooling: Pooling | None = None
+    head: Literal["linear", "mlp"] = "linear"
     scale: float | None = None
     learn_scale: bool = True
     feature_dropout: float = 0.0
@@ -132,7 +145,7 @@ class ImageText(Objective):
                 fix="choose another model.fusion, or train retrieval alone (mode dual)",
             )
         temperature = Temperature(self.contrast, (self.batch_size or 2) - 1, self.scale, self.learn_scale)
-        add_retrieval(model, self.dimension, temperature, self.pooling)
+        add_retrieval(model, self.dimension, temperature, self.pooling, self.head == "mlp")
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None
@@ -159,10 +172,24 @@ class ImageText(Objective):
                 )
             ids = self._text_ids(encoder, sample.answer, sample.where)
             labels = np.full(len(ids), IGNORED, np.int32)
-            report.encoded.append(EncodedPair(ids, labels, sample.images, sample, 0, image_ids))
+            negatives = tuple(self._text_ids(encoder, text, sample.where) for text in sample.negatives)
+            words = (sample.answer, *sample.negatives)
+            keys = (_key(sample.images[0].key), *(_key(text.strip()) for text in words))
+            report.encoded.append(
+                EncodedPair(ids, labels, sample.images, sample, 0, image_ids, negatives, keys)
+            )
             if progress:
                 progress(number, len(samples))
         return report
+
+    def keep(self, model: nn.Module, rows: Sequence[Encoded], policy: ImagePolicy) -> list[Encoded]:
+        """In a dual encoder whose text model is frozen, the states of all texts."""
+        pairs: list[Any] = list(rows)
+        if self.mode != "dual":
+            return pairs
+        texts = [ids for pair in pairs for ids in (pair.input_ids, *pair.negatives)]
+        kept = keep_texts(model, texts, retrieval_of(model).pooling, policy)
+        return pairs if kept is None else [replace(pair, kept=kept) for pair in pairs]
 
     def collate(
         self,
@@ -172,22 +199,34 @@ class ImageText(Objective):
         name: str,
         max_row_tokens: int | None = None,
     ) -> Batch:
-        """Every distinct image and every distinct text once, and which of them make pairs."""
-        first: Any = items[0]
+        """Every distinct image and every distinct text once, and which of them make pairs.
+
+        Texts that belong to no image of their row stand behind the pairs' texts, without a key of an image.
+        """
+        pairs: list[Any] = list(items)
         shown = {item.images[0].key: item.images[0] for item in items}
-        distinct = {item.input_ids.tobytes(): item.input_ids for item in items}
-        image_of = [list(shown).index(item.images[0].key) for item in items]
-        text_of = _places(distinct, [item.input_ids.tobytes() for item in items])
-        keys = [(_key(item.images[0].key), _key(item.sample.answer.strip())) for item in items]
-        return {
+        wrong = [(ids, key) for pair in pairs for ids, key in zip(pair.negatives, pair.keys[2:], strict=True)]
+        said = [*(pair.input_ids for pair in pairs), *(ids for ids, _ in wrong)]
+        names = [ids.tobytes() for ids in said]
+        distinct = dict(zip(names, said, strict=True))
+        kept = pairs[0].kept
+        texts = (
+            _texts(list(distinct.values()), pad_id)
+            if kept is None
+            else {"text_states": kept([kept.numbers[name] for name in distinct])}
+        )
+        batch = {
             "objective": name,
-            "image_ids": torch.from_numpy(first.image_ids.astype(np.int64))[None],
-            **_texts(list(distinct.values()), pad_id),
+            "image_ids": torch.from_numpy(pairs[0].image_ids.astype(np.int64))[None],
+            **texts,
             **images(list(shown.values())),
-            "image_of": torch.tensor(image_of),
-            "text_of": torch.tensor(text_of),
-            "keys": torch.tensor(keys),
+            "image_of": torch.tensor(_numbers(shown, [item.images[0].key for item in items])),
+            "text_of": torch.tensor(_numbers(distinct, names)),
+            "keys": torch.tensor([pair.keys[:2] for pair in pairs]),
         }
+        if wrong:
+            batch["negative_keys"] = torch.tensor([(-1, key) for _, key in wrong])
+        return batch
 
     def terms(self, batch: Batch) -> int:
         """The pairs."""
@@ -205,19 +244,24 @@ class ImageText(Objective):
         images = self.embed_images(model, batch)[batch["image_of"]]
         texts = self.embed_texts(model, batch)[batch["text_of"]]
         keys, temperature = gather(batch["keys"]), retrieval_of(model).temperature
+        text_keys = batch["keys"]
+        if "negative_keys" in batch:
+            text_keys = torch.cat([text_keys, batch["negative_keys"]])
         scale = temperature.scale()
         contrast = Contrast(scale, temperature.bias(), self.contrast)
-        loss = contrastive_loss(gather(images), gather(texts), keys, keys, contrast)
+        loss = contrastive_loss(gather(images), gather(texts), keys, gather(text_keys), contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 
     def embed_images(self, model: nn.Module, batch: Batch) -> Tensor:
         """Embeddings of the distinct images of a batch, float32 (images, dimension), L2-normalised."""
         names = [name for name in IMAGES if name in batch]
+        if self.mode == "dual" and "image_features" in batch:
+            return embed_features(model, self._pooled(model, batch))  # too little to be divided
 
         def embed(part: slice) -> Tensor:
             shown = {name: batch[name][part] for name in names}
-            if apart := architecture_of(model).apart:
-                return apart.images(model, self._pooled(model, shown)).float()
+            if self.mode == "dual":
+                return embed_features(model, self._pooled(model, shown))
             ids = batch["image_ids"].expand(len(shown[names[0]]), -1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **shown}
             return embed_sequences(model, inputs)
@@ -234,6 +278,8 @@ class ImageText(Objective):
 
     def embed_texts(self, model: nn.Module, batch: Batch) -> Tensor:
         """Embeddings of the distinct texts of a batch, float32 (texts, dimension), L2-normalised."""
+        if "text_states" in batch:
+            return embed_states(model, batch["text_states"])
         ids, mask = batch["text_ids"], batch["text_mask"]
 
         def embed(part: slice) -> Tensor:
@@ -384,7 +430,7 @@ def _texts(sequences: Sequence[np.ndarray], pad_id: int) -> dict[str, Tensor]:
     return {"text_ids": ids, "text_mask": mask}
 
 
-def _places(known: dict[bytes, Any], wanted: Sequence[bytes]) -> list[int]:
+def _numbers(known: Mapping[Any, Any], wanted: Sequence[Any]) -> list[int]:
     numbers = {key: number for number, key in enumerate(known)}
     return [numbers[key] for key in wanted]
 

@@ -22,25 +22,38 @@ class Retrieval(nn.Module):
     """What a contrastive run adds to a Transformers model, in float32.
 
     Its `embedding_proj_layer` maps hidden state to embedding, as `ColPaliForRetrieval` has it and calls it;
-    None in a dual encoder, which has projections of its own.
+    None in a dual encoder, which has projections of its own. `image_head` and `text_head` are the second
+    layers of a dual encoder's MLP heads, behind its projections and a GELU; None: the heads are linear.
 
     Args:
         hidden: size of a hidden state; None: a dual encoder.
         dimension: of embeddings.
         temperature: of the loss.
         pooling: how a sequence becomes one state.
+        mlp: whether a dual encoder's heads have two layers.
     """
 
     def __init__(
-        self, hidden: int | None, dimension: int, temperature: Temperature, pooling: Pooling
+        self,
+        hidden: int | None,
+        dimension: int,
+        temperature: Temperature,
+        pooling: Pooling,
+        mlp: bool = False,
     ) -> None:
         super().__init__()
         self.embedding_proj_layer = None if hidden is None else nn.Linear(hidden, dimension)
+        self.image_head = nn.Linear(dimension, dimension) if mlp else None
+        self.text_head = nn.Linear(dimension, dimension) if mlp else None
         self.temperature, self.pooling = temperature, pooling
 
 
 def add_retrieval(
-    model: nn.Module, dimension: int, temperature: Temperature, pooling: Pooling | None
+    model: nn.Module,
+    dimension: int,
+    temperature: Temperature,
+    pooling: Pooling | None,
+    mlp: bool = False,
 ) -> None:
     """Puts a `Retrieval` beside the parts of a Transformers model; where there is one it stays.
 
@@ -49,6 +62,7 @@ def add_retrieval(
         dimension: of embeddings; a dual encoder has its own already.
         temperature: of the loss.
         pooling: None: the last token, or in a dual encoder what suits its text model (`TextFacts.pooling`).
+        mlp: see `Retrieval`.
 
     Raises:
         AssemblyError: the text model of a dual encoder cannot be pooled so.
@@ -64,7 +78,7 @@ def add_retrieval(
     # Drawn beside the stream of random numbers, so that a run without it has the same order of samples.
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        module = Retrieval(hidden, dimension, temperature, pooled)
+        module = Retrieval(hidden, dimension, temperature, pooled, mlp)
     base.add_module(RETRIEVAL, module.to(next(base.parameters()).device))
 
 
@@ -86,11 +100,56 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """
     base, own, mask = unwrap_model(model), retrieval_of(model), inputs["attention_mask"]
     if apart := architecture_of(base).apart:
-        return apart.texts(base, inputs["input_ids"], mask, own.pooling).float()
+        return embed_states(model, apart.states(base, inputs["input_ids"], mask, own.pooling))
     with training_autocast(model):
         hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
     layer = own.embedding_proj_layer
     return F.normalize(layer(pool(hidden, mask, own.pooling).to(layer.weight.dtype)).float(), dim=-1)
+
+
+def embed_features(model: nn.Module, features: Tensor) -> Tensor:
+    """Embeds images of a dual encoder.
+
+    Args:
+        model: a dual encoder with `retrieval`, possibly wrapped by PEFT.
+        features: (images, 1, channels), as its frozen tower pools them.
+
+    Returns:
+        Normalised embeddings, float32 (images, dimension).
+    """
+    apart = architecture_of(model).apart
+    assert apart is not None
+    return headed(apart.images(model, features), retrieval_of(model).image_head)
+
+
+def embed_states(model: nn.Module, states: Tensor) -> Tensor:
+    """Embeds texts of a dual encoder.
+
+    Args:
+        model: a dual encoder with `retrieval`, possibly wrapped by PEFT.
+        states: (texts, hidden size), as its text model pools them.
+
+    Returns:
+        Normalised embeddings, float32 (texts, dimension).
+    """
+    apart = architecture_of(model).apart
+    assert apart is not None
+    return headed(apart.texts(model, states), retrieval_of(model).text_head)
+
+
+def headed(projected: Tensor, layer: Any) -> Tensor:
+    """Puts what a dual encoder projected through an MLP head's second layer, if there is one.
+
+    Args:
+        projected: (rows, dimension).
+        layer: linear; None: none.
+
+    Returns:
+        Normalised embeddings, float32 (rows, dimension).
+    """
+    if layer is not None:
+        projected = layer(F.gelu(projected).to(layer.weight.dtype))
+    return F.normalize(projected.float(), dim=-1)
 
 
 def in_chunks(model: nn.Module, rows: int, chunk: int, embed: Callable[[slice], Tensor]) -> Tensor:

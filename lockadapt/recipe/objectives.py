@@ -162,6 +162,11 @@ class ItcSection(ObjectiveSection):
         description="pooling over the last token (default), the mean of all tokens, or an encoder's own "
         "pooler",
     )
+    head: Literal["linear", "mlp"] | None = Field(
+        default=None,
+        description="dual: one bias-free projection a side (linear, default), or two layers with GELU "
+        "between them (mlp)",
+    )
     scale: Annotated[float, Field(ge=1, le=100)] | None = Field(
         default=None,
         description="initial logit scale (1 / temperature); default 14.3, with sigmoid 10",

@@ -15,7 +15,7 @@ ROWS_OF_FORMATS = {"coco": ("caption", "grounding"), "vqa-v2": ("vqa",), "refcoc
 SAMPLE_FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
     *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
-    "video",
+    *("video", "negatives"),
 )
 if TYPE_CHECKING:
     SampleField = str  # for callers any text; for the reader of a recipe a closed list
@@ -45,7 +45,7 @@ class SourceSection(Section):
         default_factory=dict,
         description="sample field -> column name, or index if rows are lists; fields: image, images, "
         "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text, "
-        "phrase, box, boxes, video",
+        "phrase, box, boxes, video, negatives",
     )
     image_name: Text | None = Field(
         default=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lockadapt.architectures.blocks import context_length
@@ -18,6 +19,7 @@ from lockadapt.errors import DataError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.features.towerless import CachedTower
+from lockadapt.objectives import Objective
 from lockadapt.training.datasets import encoded_rows
 
 Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
@@ -121,6 +123,7 @@ def encode_rows(
         processor, experiment.data.max_length or context_length(model), experiment.data.allow_special_tokens
     )
     objectives = experiment.objectives
+    kept = partial(_kept, model, objectives, policy)
     train, reports = encoded_rows(samples["train"], objectives, encoder)
     validation, _ = encoded_rows(samples["validation"], objectives, encoder)
     for name, report in reports.items():
@@ -133,6 +136,7 @@ def encode_rows(
             raise DataError(
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
             )
+    train, validation = kept(train), kept(validation)
     rows = {name: [*train[name], *validation.get(name, ())] for name in train}
     uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     distinct = len({image.key for items in rows.values() for row in items for image in row.images})
@@ -143,6 +147,15 @@ def encode_rows(
     frozen = {name: objective.frozen for name, objective in objectives.items()}
     images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
     return Rows(train, validation, images)
+
+
+def _kept(
+    model: Any,
+    objectives: Mapping[str, Objective],
+    policy: ImagePolicy,
+    rows: Mapping[str, list[Encoded]],
+) -> dict[str, list[Encoded]]:
+    return {name: objectives[name].keep(model, items, policy) for name, items in rows.items()}
 
 
 def image_policy(experiment: Experiment, reporter: Reporter) -> ImagePolicy:

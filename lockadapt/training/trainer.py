@@ -133,6 +133,8 @@ class GroundingTrainer(Trainer):
             policy = replace(args.image_policy(), projector_trains="projector" in parts)
             first = [row for name, items in rows.items() if frozen[name] == "tower" for row in items]
             policy = measured_policy(policy, model, processing_class, first)
+            for part in (train, evaluation):
+                part.update({n: self.objectives[n].keep(model, items, policy) for n, items in part.items()})
             image_inputs = inputs_by_objective(model, processing_class, frozen, rows, policy)
         elif not isinstance(image_inputs, Mapping):
             image_inputs = dict.fromkeys(self.objectives, image_inputs)

@@ -24,6 +24,7 @@ from lockadapt.architectures.dual_encoder.embeddings import (
 )
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.texts import pool
+from lockadapt.objectives.retrieval import headed
 from tests.support.texts import ENCODERS, encoder
 from tests.support.tiny import FEATURE_MAPS, TOWERS, tiny_llm, tiny_tower
 
@@ -47,8 +48,8 @@ def test_embeddings_are_those_of_the_stock_forward(bert: Path, tiny: Path) -> No
     values, ids = torch.randn(3, 3, 32, 32), torch.randint(3, 290, (2, 7))
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     expected = model(input_ids=ids, attention_mask=mask, pixel_values=values)
-    images = project_images(model, pooled_image_features(model, values))
-    texts = project_texts(model, text_embedding(model, ids, mask, "pooler"))
+    images = headed(project_images(model, pooled_image_features(model, values)), None)
+    texts = headed(project_texts(model, text_embedding(model, ids, mask, "pooler")), None)
     assert torch.allclose(images, expected.image_embeds, atol=1e-6)
     assert torch.allclose(texts, expected.text_embeds, atol=1e-6)
     assert images.shape == (3, 8)
@@ -63,8 +64,8 @@ def test_gradients_are_those_of_the_stock_forward(bert: Path, tiny: Path) -> Non
     names = ("text_projection.weight", "visual_projection.weight", "text_model.pooler.dense.weight")
     first = {name: model.get_parameter(name).grad.clone() for name in names}
     model.zero_grad()
-    images = project_images(model, pooled_image_features(model, values))
-    texts = project_texts(model, text_embedding(model, ids, mask, "pooler"))
+    images = headed(project_images(model, pooled_image_features(model, values)), None)
+    texts = headed(project_texts(model, text_embedding(model, ids, mask, "pooler")), None)
     (texts * images).sum().backward()
     for name, gradient in first.items():
         assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-6), name
@@ -142,6 +143,9 @@ def test_fitted_projections_see_no_mean_and_no_scale(bert: Path, tiny: Path) -> 
     # Every channel counts alike, whatever its scale was.
     parts = (weight * features[:, 0].std(0)).norm(dim=0)
     assert float(parts.max() / parts.min()) < 5
+    states = torch.randn(400, 32) * torch.logspace(-1, 1, 32) + 7
+    initialise_projections(model, torch.Generator().manual_seed(0), None, states)
+    assert float((states @ model.text_projection.weight.T).mean(0).abs().max()) < 1e-3
 
 
 def test_assembling_is_reproducible_and_fits_given_images(tiny: Path) -> None:

@@ -108,3 +108,22 @@ def test_refuses() -> None:
         retrieval_scores(torch.eye(2), torch.eye(2), pairs + 2)
     with pytest.raises(DataError, match="1 images for 2 texts"):
         candidates(["a"], ["x", "y"])
+
+
+def test_among_texts_and_among_images() -> None:
+    """Three texts of image 0, one of images 1 and 2, one of image 1 alone; a plain reference over all others."""
+    generator = torch.Generator().manual_seed(5)
+    images, texts = torch.randn(3, 6, generator=generator), torch.randn(5, 6, generator=generator)
+    pairs = torch.tensor([[0, 0], [0, 1], [0, 2], [1, 3], [1, 4], [2, 3]])
+    scores = retrieval_scores(images, texts, pairs)
+    related = {"text_to_text": ({0, 1, 2}, {3, 4}), "image_to_image": ({1, 2},)}
+    for name, rows in (("text_to_text", texts), ("image_to_image", images)):
+        unit = torch.nn.functional.normalize(rows, dim=-1)
+        first = []
+        for group in related[name]:
+            for query in group:
+                others = sorted(set(range(len(rows))) - {query}, key=lambda n: -float(unit[query] @ unit[n]))
+                first.append(1 + min(others.index(right) for right in group - {query}))
+        assert scores[name]["r1"] == pytest.approx(sum(rank == 1 for rank in first) / len(first))
+        assert scores[name]["median_rank"] == float(torch.tensor(first).double().quantile(0.5))
+    assert "text_to_text" not in retrieval_scores(images, texts[:3], torch.tensor([[0, 0], [1, 1], [2, 2]]))

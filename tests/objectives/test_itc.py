@@ -193,7 +193,8 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     pixels = PixelInputs(processor.image_processor, 10**6)
     context = PredictionContext(model, Encoder(processor, 128), pixels, 3, None)
     scores, rows = objective.evaluate(context, samples(tmp_path))
-    assert set(scores) == {"text_to_image", "image_to_text", "n", "zero_shot"}
+    ways = {"text_to_image", "image_to_text", "text_to_text", "image_to_image"}
+    assert set(scores) == {*ways, "n", "zero_shot"}
     assert scores["n"] == 5
     assert set(scores["text_to_image"]) == {"r1", "r5", "r10", "median_rank"}
     assert scores["text_to_image"]["r5"] == 1.0  # four images

@@ -272,6 +272,7 @@ ITC: dict[str, tuple[str, Any]] = {
     "dimension": ("7", 7),
     "queries": ("3", 3),
     "pooling": ("mean", "mean"),
+    "head": ("mlp", "mlp"),
     "chunk": ("5", 5),
     "scale": ("20.0", 20.0),
     "learn_scale": ("false", False),

@@ -49,10 +49,5 @@ DUAL_ENCODER = Architecture(
             "sentence-transformers)",
         }
     ),
-    apart=Apart(
-        images=project_images,
-        texts=lambda model, ids, mask, pooling: project_texts(
-            model, text_embedding(model, ids, mask, pooling)
-        ),
-    ),
+    apart=Apart(states=text_embedding, images=project_images, texts=project_texts),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,11 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from lockadapt.architectures.dual_encoder.embeddings import initialise_projections, pooled_image_features
+from lockadapt.architectures.dual_encoder.embeddings import (
+    initialise_projections,
+    pooled_image_features,
+    text_embedding,
+)
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.files import new_folder
 from lockadapt.models.llms import probe_ids
@@ -28,11 +32,20 @@ from lockadapt.models.preprocessing import pixels, square_processor
 from lockadapt.models.proof import run_script
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, loading, resolve_dtype, some, tolerance
-from lockadapt.models.texts import LoadedText, TextFacts, load_text, load_text_tokenizer, probe_text
+from lockadapt.models.texts import (
+    LoadedText,
+    Pooling,
+    TextFacts,
+    load_text,
+    load_text_tokenizer,
+    probe_text,
+)
 from lockadapt.models.towers import LoadedTower, load_tower, probe_pixels
 
 SCRIPT = Path(__file__).parents[2] / "models" / "fresh_embeddings.py"
 FITTING_BATCH = 16
+LONGEST_FITTING_TEXT = 64
+"""Tokens of a text that a projection is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ def assemble_dual(
     image_size: int | None = None,
     dtype: str | torch.dtype = "auto",
     fitting_images: Iterable[Image.Image] | None = None,
+    fitting_texts: Sequence[str] = (),
+    pooling: Pooling | None = None,
     seed: int = 0,
     prove: bool = True,
 ) -> DualAssembled:
@@ -97,6 +112,8 @@ def assemble_dual(
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         fitting_images: RGB images whose features the visual projection is fitted to
             (`initialise_projections`).
+        fitting_texts: whose states the text projection is fitted to, where the text model stays as it is.
+        pooling: of these states; default: what suits the text model.
         seed: of the projections' initial weights.
         prove: also reload in a fresh process. In any case the folder is reloaded in this one and compared.
 
@@ -124,7 +141,8 @@ def assemble_dual(
         channels = _probe_pooled(vision, image_processor)
         expected = _expect(text.model, vision.model, facts, probe_pixels(image_processor))
         model = _join(text, vision, channels, dimension)
-        fitted = _initialise(model, image_processor, fitting_images, seed)
+        states = _fitting_states(model, tokenizer, fitting_texts, facts.pooling(pooling))
+        fitted = _initialise(model, image_processor, fitting_images, states, seed)
         with quiet():
             model.save_pretrained(folder)
             VisionTextDualEncoderProcessor(image_processor, tokenizer).save_pretrained(folder)
@@ -282,14 +300,36 @@ def _join(text: LoadedText, vision: LoadedTower, channels: int, dimension: int) 
     return model.to(text.model.dtype).eval()
 
 
-def _initialise(model: Any, image_processor: Any, images: Iterable[Image.Image] | None, seed: int) -> int:
+@torch.no_grad()
+def _fitting_states(model: Any, tokenizer: Any, texts: Sequence[str], pooling: Pooling) -> Tensor | None:
+    """Pooled states of texts; None for fewer than two, which have no deviation."""
+    states = []
+    for start in range(0, len(texts), FITTING_BATCH):
+        batch = tokenizer(
+            list(texts[start : start + FITTING_BATCH]),
+            padding=True,
+            truncation=True,
+            max_length=LONGEST_FITTING_TEXT,
+            return_tensors="pt",
+        )
+        states.append(text_embedding(model, batch["input_ids"], batch["attention_mask"], pooling))
+    return torch.cat(states) if len(texts) > 1 else None
+
+
+def _initialise(
+    model: Any,
+    image_processor: Any,
+    images: Iterable[Image.Image] | None,
+    states: Tensor | None,
+    seed: int,
+) -> int:
     source, features = iter(images or ()), []
     while batch := list(islice(source, FITTING_BATCH)):
         features.append(pooled_image_features(model, pixels(image_processor, batch).to(model.dtype)))
     rows = torch.cat(features) if features else None
     # One image has no deviation.
     fitting = rows if rows is not None and len(rows) > 1 else None
-    initialise_projections(model, torch.Generator().manual_seed(seed), fitting)
+    initialise_projections(model, torch.Generator().manual_seed(seed), fitting, states)
     return 0 if fitting is None else len(fitting)
 
 

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.models.texts import Pooling, pool
@@ -61,15 +60,15 @@ def text_embedding(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, 
 
 
 def project_images(model: nn.Module, features: Tensor) -> Tensor:
-    """Embeds features (images, 1, channels): L2-normalised (images, dimension), with graph."""
+    """Features (images, 1, channels) -> (images, dimension), with graph."""
     projection = unwrap_model(model).visual_projection
-    return F.normalize(projection(features.flatten(1).to(projection.weight)), dim=-1)
+    return cast(Tensor, projection(features.flatten(1).to(projection.weight)))
 
 
 def project_texts(model: nn.Module, states: Tensor) -> Tensor:
-    """What `text_embedding` gives -> L2-normalised embeddings (texts, dimension), with graph."""
+    """What `text_embedding` gives -> (texts, dimension), with graph."""
     projection = unwrap_model(model).text_projection
-    return F.normalize(projection(states.to(projection.weight.dtype)), dim=-1)
+    return cast(Tensor, projection(states.to(projection.weight)))
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -79,8 +78,13 @@ def freeze_statistics(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def initialise_projections(model: Any, generator: torch.Generator, features: Tensor | None = None) -> None:
-    """Makes fresh bias-free projections, in place; the visual one fitted to features, if any are given.
+def initialise_projections(
+    model: Any,
+    generator: torch.Generator,
+    features: Tensor | None = None,
+    states: Tensor | None = None,
+) -> None:
+    """Makes fresh bias-free projections, in place; fitted to features and states, if any are given.
 
     Weights are normal with a deviation of `width ** -0.5` (CLIP, as in open_clip). Towers' channels have
     uneven scales, and a common mean that makes all images look alike. Neither needs a bias to be taken away:
@@ -91,19 +95,24 @@ def initialise_projections(model: Any, generator: torch.Generator, features: Ten
         model: a `VisionTextDualEncoderModel`.
         generator: on the CPU.
         features: (images, 1, channels), of images to be trained on.
+        states: (texts, hidden size), of texts to be trained on, where the text model stays as it is.
     """
     for projection in (model.visual_projection, model.text_projection):
         weight = projection.weight
         fresh = torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5
         projection.weight.copy_(fresh.to(weight))
-    if features is None:
-        return
-    rows = features.flatten(1).float().cpu()
+    if features is not None:
+        _fit(model.visual_projection, features.flatten(1))
+    if states is not None:
+        _fit(model.text_projection, states)
+
+
+def _fit(projection: Any, inputs: Tensor) -> None:
+    rows = inputs.float().cpu()
     deviation = rows.std(0)
     # A channel that hardly moves would be blown up to noise.
     scale = 1 / deviation.clamp(min=1e-2 * float(deviation.max()) + 1e-12)
     mean = rows.mean(0) * scale
-    weight = model.visual_projection.weight
-    fitted = weight.float().cpu()
+    fitted = projection.weight.float().cpu()
     fitted = fitted - (fitted @ mean)[:, None] * mean / mean.square().sum().clamp(min=1e-12)
-    model.visual_projection.weight.copy_((fitted * scale).to(weight))
+    projection.weight.copy_((fitted * scale).to(projection.weight))

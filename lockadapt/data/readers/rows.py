@@ -252,10 +252,8 @@ def _caption_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
     sample_id = _sample_id(row, rules, where)
     single = _has(row, rules, "caption")
     texts = references if not single and rules.expand else (caption if single else references[0],)
-    return [
-        question_answer(turn, text, images, where, references=references, sample_id=sample_id)
-        for text in texts
-    ]
+    extra = {"references": references, "sample_id": sample_id, "negatives": _negatives(row, rules, where)}
+    return [question_answer(turn, text, images, where, **extra) for text in texts]
 
 
 def _grounding_row(row: Any, rules: RowRules, where: str) -> list[Sample]:
@@ -299,6 +297,14 @@ def _images(row: Any, rules: RowRules, where: str, required: bool = True) -> tup
     if required:
         raise missing_column(row, "image", "image", where)
     return ()
+
+
+def _negatives(row: Any, rules: RowRules, where: str) -> tuple[str, ...]:
+    """Captions that the row says do not belong to its image."""
+    value = cell(row, "negatives", rules, where)
+    if value is Absent or value is None or value == []:
+        return ()
+    return text_list([value] if isinstance(value, str) else value, "negatives", where, clean_text)
 
 
 def _videos(row: Any, rules: RowRules, where: str) -> list[list[Piece]]:

@@ -18,7 +18,7 @@ KINDS = ("caption", "vqa", "dialogue", "grounding", "text")
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
     *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
-    "video",
+    *("video", "negatives"),
 )
 """The sample fields that `columns` may map."""
 

@@ -17,6 +17,8 @@ def refusal(trained: EmbeddingModel) -> str | None:
     """The class embeds `text_outputs[1]`: the text model, like the tower, needs a pooled vector there."""
     if not trained.dual:
         return "images and texts of this run go through one model; VisionTextDualEncoderModel has two"
+    if trained.heads is not None:
+        return "its heads have two layers, and VisionTextDualEncoderModel projects by one"
     if trained.frames.before or trained.frames.after:
         return "texts were trained inside a frame, which VisionTextDualEncoderModel has no place for"
     text, tower = type(trained.model.text_model).__name__, type(trained.model.vision_model).__name__

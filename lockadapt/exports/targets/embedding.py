@@ -140,4 +140,5 @@ def with_tokenizer(processor: Any, tokenizer: Any) -> Any:
 
 def _stored(trained: EmbeddingModel, dtype: torch.dtype) -> EmbeddingModel:
     projection = None if trained.projection is None else trained.projection.to(dtype)
-    return replace(trained, model=trained.model.to(dtype), projection=projection)
+    heads = None if trained.heads is None else (trained.heads[0].to(dtype), trained.heads[1].to(dtype))
+    return replace(trained, model=trained.model.to(dtype), projection=projection, heads=heads)

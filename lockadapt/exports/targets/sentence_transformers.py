@@ -62,12 +62,13 @@ def _dual_modules(trained: EmbeddingModel, scratch: Path) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Router
 
     model, processor = trained.model, trained.processor
+    second_image, second_text = trained.heads or (None, None)
     texts = _route(
         model.text_model,
         processor.tokenizer,
         "text",
         trained.pooling,
-        model.text_projection,
+        (model.text_projection, second_text),
         scratch / "text",
     )
     images = _route(
@@ -75,7 +76,7 @@ def _dual_modules(trained: EmbeddingModel, scratch: Path) -> list[Any]:
         processor.image_processor,
         "image",
         _image_pooling(trained),
-        model.visual_projection,
+        (model.visual_projection, second_image),
         scratch / "image",
     )
     routes: dict[Any, str] = {(None, "text"): "text", (None, "image"): "image"}
@@ -83,7 +84,12 @@ def _dual_modules(trained: EmbeddingModel, scratch: Path) -> list[Any]:
 
 
 def _route(
-    part: Any, processor: Any, modality: str, pooling: str, projection: nn.Linear, folder: Path
+    part: Any,
+    processor: Any,
+    modality: str,
+    pooling: str,
+    layers: tuple[nn.Linear, nn.Linear | None],
+    folder: Path,
 ) -> list[Any]:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -97,8 +103,10 @@ def _route(
         modality_config={modality: {"method": "forward", "method_output_name": output}},
         module_output_name="sentence_embedding" if pooled else "token_embeddings",
     )
+    projection, second = layers
     between = [] if pooled else [Pooling(projection.in_features, POOLINGS[pooling])]
-    return [transformer, *between, _dense(projection), Normalize()]
+    heads = [_dense(projection)] if second is None else [_dense(projection, nn.GELU()), _dense(second)]
+    return [transformer, *between, *heads, Normalize()]
 
 
 def _image_pooling(trained: EmbeddingModel) -> str:
@@ -167,7 +175,7 @@ def _loading(part: Any) -> dict[str, Any]:
     return {"dtype": part.dtype, "use_safetensors": True, "local_files_only": True}
 
 
-def _dense(projection: nn.Linear) -> Any:
+def _dense(projection: nn.Linear, activation: nn.Module | None = None) -> Any:
     from sentence_transformers.sentence_transformer.modules import Dense
 
     bias = projection.bias
@@ -175,7 +183,7 @@ def _dense(projection: nn.Linear) -> Any:
         projection.in_features,
         projection.out_features,
         bias=bias is not None,
-        activation_function=None,
+        activation_function=activation,
         init_weight=projection.weight.detach(),
         init_bias=None if bias is None else bias.detach(),
     )

@@ -79,6 +79,15 @@ def test_dual_class_embeds_alike(tmp_path: Path, tiny: Path, kind: str) -> None:
     assert float(model.logit_scale.exp()) == pytest.approx(20.0, rel=1e-5)
 
 
+@with_client
+def test_heads_of_two_layers(tmp_path: Path, tiny: Path) -> None:
+    heads = (nn.Linear(16, 16), nn.Linear(16, 16))
+    trained = two_towers(tiny / "llama-tied", tiny / "mobilenet-v2", "mean", heads=heads)
+    report = export(sentence_transformers.CLIENT, trained, tmp_path / "out", TEXTS, IMAGES)
+    assert max(report["text_difference"], report["image_difference"]) < 1e-5
+    assert "two layers" in str(dual.CLIENT.refusal(trained))
+
+
 @pytest.mark.parametrize("kind", ["llama-tied", "gpt2"])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_dual_class_refuses_decoders(tmp_path: Path, tiny: Path, kind: str, pooling: str) -> None:
