@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Known to install quickly where no GPU is visible; anything that pyproject.toml admits works as well.
 CPU_TORCH := torch==2.13.0
 
-.PHONY: quickstart test test-gpu fuzz kill hostile families compatibility bridges fusions lint types check bench assets clean
+.PHONY: quickstart test test-gpu fuzz kill hostile families compatibility bridges fusions lint types check docs bench assets clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make quickstart  install, then train, evaluate, merge and show pictures, offline, in minutes"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz        draw hostile inputs (FUZZ_MINUTES=20), and print how they ended"
 	@echo "make kill        kill training, merging, exporting, caching and indexing 50 times for each of 3 seeds, and compare"
 	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
+	@echo "make docs        build the documentation into build/site, and fail at broken links"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
 	@echo "make assets      make the quickstart's tiny models again (about 40 minutes)"
 
@@ -66,6 +67,9 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
 BENCH ?=
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/throughput.py $(BENCH) --details benchmarks/results/throughput-fp32.json
@@ -93,6 +97,10 @@ $(VENV)/.torch: | $(VENV)/bin/python
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.torch
 	$(PIP) install -e .
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed
+	$(PIP) install -e ".[docs]"
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.torch

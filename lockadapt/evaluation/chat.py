@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -16,7 +17,7 @@ from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.predict import SamplePredictor
-from lockadapt.evaluation.target import open_target
+from lockadapt.evaluation.target import Target, open_target
 from lockadapt.files import write_bytes
 
 MAX_PIXELS = 50_000_000
@@ -55,14 +56,26 @@ class Chat:
         """
         for image in images:
             _check(image)  # before a model is loaded
-        opened = open_target(target)
-        pixels = pixel_inputs(opened.processor, MAX_PIXELS)
-        allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
-        encoder = Encoder(opened.processor, context_length(opened.model), allowed)
-        chat = cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)
+        chat = cls.of(open_target(target), max_new_tokens)
         for image in images:
             chat.show(image)
         return chat
+
+    @classmethod
+    def of(cls, opened: Target, max_new_tokens: int) -> Chat:
+        """A conversation without turns with a model that is open already.
+
+        Args:
+            opened: the model.
+            max_new_tokens: of an answer.
+
+        Returns:
+            The conversation.
+        """
+        pixels = pixel_inputs(opened.processor, MAX_PIXELS)
+        allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
+        encoder = Encoder(opened.processor, context_length(opened.model), allowed)
+        return cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)
 
     def show(self, image: Path) -> None:
         """Adds a picture to the next turn.
@@ -111,11 +124,12 @@ class Chat:
         write_bytes(file, coded.getvalue(), fix="choose another file for --boxes")
         return len(boxes)
 
-    def ask(self, question: str) -> str:
+    def ask(self, question: str, streamer: Any = None) -> str:
         """Answers the next question.
 
         Args:
             question: the next turn's text.
+            streamer: a Transformers `BaseStreamer` that gets the answer's tokens as they come; None: nobody.
 
         Returns:
             The answer.
@@ -130,7 +144,10 @@ class Chat:
         sample = Sample(tuple(self.images), (*turns, Turn("assistant", "")), where="chat")
         self.images, self.waiting = before, 0
         self.predictor.encoder.refuse_marker(question, "question holds the marker", "chat")
-        answer = self.predictor.generate([sample], self.max_new_tokens)[0]
+        if streamer is None:
+            answer = self.predictor.generate([sample], self.max_new_tokens)[0]
+        else:
+            answer = self.predictor.stream(sample, self.max_new_tokens, streamer)
         self.images, self.turns = list(sample.images), [*turns, Turn("assistant", answer)]
         return answer
 

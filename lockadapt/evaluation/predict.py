@@ -22,7 +22,12 @@ from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample, Turn
 from lockadapt.errors import DataError
-from lockadapt.evaluation.prefill import generate_from_shared_prefix, prefill_problem, shares
+from lockadapt.evaluation.prefill import (
+    generate_from_shared_prefix,
+    prefill_problem,
+    shares,
+    stream_answer,
+)
 from lockadapt.objectives.answer_tokens import sample_losses
 from lockadapt.planning.exactness import try_packing
 from lockadapt.planning.packing import why_not_exact, why_not_shared, with_a_sibling
@@ -87,6 +92,13 @@ class SamplePredictor:
             if progress:
                 progress(len(answers), len(samples))
         return [answers[i] for i in range(len(samples))]
+
+    def stream(self, sample: Sample, max_new_tokens: int, streamer: Any) -> str:
+        """Answers one sample's last turn as `generate` does, its tokens given to a streamer as they come."""
+        self.model.eval()
+        tokenizer = self.encoder.tokenizer
+        prompt = self._prompt(sample)
+        return stream_answer(self.model, prompt, self.images, tokenizer, max_new_tokens, streamer)
 
     @torch.no_grad()
     def rank(

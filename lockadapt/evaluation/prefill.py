@@ -55,6 +55,34 @@ def generate_from_shared_prefix(
     ]
 
 
+@torch.no_grad()
+def stream_answer(
+    model: nn.Module,
+    prompt: Encoded,
+    images: ImageInputs,
+    tokenizer: Any,
+    max_new_tokens: int,
+    streamer: Any,
+) -> str:
+    """Continues one prompt greedily, and gives its tokens to a streamer as they come.
+
+    Args:
+        model: a Transformers model, possibly wrapped by PEFT, in eval mode.
+        prompt: read whole.
+        images: give the prompt's images.
+        tokenizer: the model's.
+        max_new_tokens: of the continuation.
+        streamer: a Transformers `BaseStreamer`.
+
+    Returns:
+        What `generate_from_shared_prefix` would return.
+    """
+    inputs = _whole(model, [prompt], images, tokenizer)
+    length = inputs.pop("prompt_length")
+    made = _generate(model, inputs, tokenizer, max_new_tokens, streamer=streamer)
+    return without_thought(tokenizer.decode(made[0, length:], skip_special_tokens=True))
+
+
 def shares(prompts: Sequence[Encoded]) -> bool:
     """Whether prompts have something to share: texts without an image share nothing worth reading once."""
     end = prompts[0].image_end
@@ -153,6 +181,7 @@ def _generate(
     tokenizer: Any,
     max_new_tokens: int,
     with_logits: bool = False,
+    streamer: Any = None,
 ) -> Any:
     """Continues prompts greedily: ids, prompts included; with logits, what `generate` returns with them."""
     # Janus sets a length of its own beside ours, and says at every call which one counts.
@@ -167,4 +196,5 @@ def _generate(
             use_cache=True,
             return_dict_in_generate=with_logits,
             output_logits=with_logits,
+            streamer=streamer,
         )

@@ -66,21 +66,47 @@ def search(
     """
     if not queries.texts and not queries.pictures:
         raise RecipeError("nothing is asked for", where="--query", fix="add --query TEXT or --image FILE")
-    opened = open_target(target)
-    embedder = Embedder.open(opened)
-    named = [*queries.texts, *map(str, queries.pictures)]
-    wanted = [embedder.texts(queries.texts)] if queries.texts else []
-    if queries.pictures:
-        wanted.append(embedder.images([ImageRef(str(path), path=path) for path in queries.pictures]))
-    fingerprint = model_fingerprint(opened, embedder)
-    folder = index or _own_place(images, fingerprint)
-    searchable, report = _up_to_date(embedder, images, folder, (fingerprint, wanted[0].shape[-1]), reporter)
-    rows = [row for part in wanted for row in part]
-    searches = [
-        {"query": query, "results": _best(searchable, row, top)}
-        for query, row in zip(named, rows, strict=True)
-    ]
-    return {"searches": searches, "index": report}
+    return SearchedFolder.open(open_target(target), images, index).find(queries, top, reporter)
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchedFolder:
+    """A folder of images and the model that searches it, which stays loaded between searches.
+
+    Attributes:
+        embedder: of the model.
+        images: the folder.
+        index: folder of the index.
+        fingerprint: of all that the embedding of an image depends on.
+    """
+
+    embedder: Embedder
+    images: Path
+    index: Path
+    fingerprint: str
+
+    @classmethod
+    def open(cls, opened: Target, images: Path, index: Path | None) -> SearchedFolder:
+        """Prepares a model to search a folder; arguments and errors as `search`."""
+        embedder = Embedder.open(opened)
+        fingerprint = model_fingerprint(opened, embedder)
+        return cls(embedder, images, index or _own_place(images, fingerprint), fingerprint)
+
+    def find(self, queries: Queries, top: int, reporter: Reporter) -> dict[str, Any]:
+        """Searches; arguments, result and errors as `search`."""
+        embedder = self.embedder
+        named = [*queries.texts, *map(str, queries.pictures)]
+        wanted = [embedder.texts(queries.texts)] if queries.texts else []
+        if queries.pictures:
+            wanted.append(embedder.images([ImageRef(str(path), path=path) for path in queries.pictures]))
+        model = (self.fingerprint, wanted[0].shape[-1])
+        searchable, report = _up_to_date(embedder, self.images, self.index, model, reporter)
+        rows = [row for part in wanted for row in part]
+        searches = [
+            {"query": query, "results": _best(searchable, row, top)}
+            for query, row in zip(named, rows, strict=True)
+        ]
+        return {"searches": searches, "index": report}
 
 
 def model_fingerprint(target: Target, embedder: Embedder) -> str:

@@ -6,16 +6,24 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.images import open_image
+from lockadapt.data.sample import Sample
+from lockadapt.errors import LockadaptError
 from lockadapt.evaluation.context import PredictionContext
 from lockadapt.objectives.answer_tokens import AnswerObjective
 from lockadapt.objectives.base import prediction_row
+from lockadapt.report.numbers import EXACT, is_right
+from lockadapt.report.pictures import small
+from lockadapt.report.trackers import TrackedRow, send
 from lockadapt.report.write import write_report
 from lockadapt.runs.run_folder import FOLLOWED
 from lockadapt.training.stage import Session
@@ -23,6 +31,8 @@ from lockadapt.training.stage import Session
 SAMPLES = 24
 SECONDS = 60.0
 """The report is written again at most so often while a run trains: drawing costs about a second."""
+TRACKED_SIDE = 224
+"""Longer side, in pixels, of the pictures that trackers get."""
 
 
 def follow(session: Session, stage: str, objectives: Mapping[str, Any]) -> list[TrainerCallback]:
@@ -56,6 +66,8 @@ class FollowedSamples(TrainerCallback):
         data = session.experiment.data
         limit = data.max_length or context_length(session.model)
         self.encoder = Encoder(session.processor, limit, data.allow_special_tokens)
+        self.trackers = session.experiment.training.report_to
+        self._pictures: dict[str, Image.Image | None] = {}
         self._written = time.monotonic()
 
     def on_evaluate(
@@ -65,21 +77,39 @@ class FollowedSamples(TrainerCallback):
         if not state.is_world_process_zero:
             return
         rows: list[dict[str, Any]] = []
+        tables: dict[str, list[TrackedRow]] = {}
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=cuda):
             for name, (objective, items) in self.followed.items():
                 samples = [item.sample for item in items]
                 answers = self._context(name).answers(samples, objective.answers, objective.max_new_tokens)
-                rows += [
-                    {"stage": self.stage, "step": state.global_step, "objective": name}
-                    | prediction_row(sample, answer)
-                    for sample, answer in zip(samples, answers, strict=True)
-                ]
+                predicted = [prediction_row(*pair) for pair in zip(samples, answers, strict=True)]
+                head = {"stage": self.stage, "step": state.global_step, "objective": name}
+                rows += [{**head, **row} for row in predicted]
+                if self.trackers:
+                    exact = objective.kind in EXACT
+                    tables[f"followed/{self.stage}/{name}"] = [
+                        self._tracked(sample, row, exact)
+                        for sample, row in zip(samples, predicted, strict=True)
+                    ]
         with open(self.session.folder / FOLLOWED, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        send(self.trackers, tables, state.global_step, Path(args.output_dir or ".") / "runs" / "followed")
         if time.monotonic() - self._written >= SECONDS:
             write_report([self.session.folder])
             self._written = time.monotonic()
+
+    def _tracked(self, sample: Sample, row: dict[str, Any], exact: bool) -> TrackedRow:
+        image = sample.images[0] if sample.images else None
+        if image is not None and image.key not in self._pictures:
+            try:
+                picture = small(open_image(image, self.session.experiment.data.max_pixels), TRACKED_SIDE)
+            except (LockadaptError, OSError):
+                picture = None
+            self._pictures[image.key] = picture
+        picture = self._pictures[image.key] if image is not None else None
+        verdict = is_right(row) if exact else None
+        return TrackedRow(picture, row["question"], row["truth"], row["answer"], verdict)
 
     def _context(self, name: str) -> PredictionContext:
         session = self.session

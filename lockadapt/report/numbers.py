@@ -10,6 +10,8 @@ import numpy as np
 
 Row = dict[str, Any]
 RESAMPLES = 1000
+EXACT = ("vqa", "dialogue")
+"""Kinds of objectives whose answers are right or wrong as texts."""
 
 
 def interval(right: Sequence[bool], seed: int = 0) -> tuple[float, float, float]:

@@ -51,7 +51,12 @@ class Thumbnails:
         return self._made[name]
 
 
+def small(picture: Image.Image, side: int) -> Image.Image:
+    """A picture that fits a square of `side` pixels; smaller ones stay as they are."""
+    return picture if max(picture.size) <= side else ImageOps.contain(picture, (side, side))
+
+
 def _uri(picture: Image.Image, side: int) -> str:
     file = io.BytesIO()
-    ImageOps.contain(picture, (side, side)).save(file, "WEBP", quality=QUALITY)
+    small(picture, side).save(file, "WEBP", quality=QUALITY)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

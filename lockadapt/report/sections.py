@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lockadapt.report.charts import Charts
-from lockadapt.report.numbers import Row, changed, confusion, interval, is_right
+from lockadapt.report.numbers import EXACT, interval, is_right
 from lockadapt.report.pictures import Thumbnails
+from lockadapt.report.predictions import by_objective, prediction_sections
 from lockadapt.report.read import RunFiles
+from lockadapt.report.section import Section, named, run_table, table
 from lockadapt.runs.curves import before, cosine_name, loss_name
-
-WALL, FOLLOWED_COLUMNS = 24, 6
-EXACT, TEXTS = ("vqa", "dialogue"), ("vqa", "dialogue", "caption", "grounding")
-"""Kinds of objectives whose answers are right or wrong as texts, and all whose answers are texts."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        name: says what it is in `--json`, and is its anchor.
-        title: its heading.
-        kind: which block of the template shows it.
-        content: what that block reads.
-    """
-
-    name: str
-    title: str
-    kind: str
-    content: Any
 
 
 def sections_of(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> list[Section]:
@@ -51,7 +30,7 @@ def sections_of(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> list[Sectio
             *_setup(runs),
             *_curves(runs),
             *_scores(runs),
-            *_predictions(runs, thumbnails),
+            *prediction_sections(runs, thumbnails),
             *_closing(runs, thumbnails),
         )
         if section.content
@@ -65,10 +44,10 @@ def _setup(runs: Sequence[RunFiles]) -> Iterator[Section]:
         rows = [[key, *(_text(values.get(key)) for values in flat)] for key in keys]
         differing = [row for row in rows if len(set(row[1:])) > 1]
         head = ["key", *(run.name for run in runs)]
-        yield Section("differences", "How the recipes differ", "table", _table(head, differing))
+        yield Section("differences", "How the recipes differ", "table", table(head, differing))
     summary = [[run.name, *_summary(run)] for run in runs]
     head = ["run", "LLM", "vision tower or model", "trained", "quantization", "steps", "training time"]
-    yield Section("overview", "What was trained", "table", _table(head, summary))
+    yield Section("overview", "What was trained", "table", run_table(runs, head, summary))
     for run in runs:
         if run.record is None:
             continue
@@ -80,8 +59,8 @@ def _setup(runs: Sequence[RunFiles]) -> Iterator[Section]:
         head = ["stage", "component", "state", "parameters", "dtype"]
         proved = max(stage.locked for stage in run.record.stages)
         note = f"Lock proof: {proved:,} frozen tensors have the SHA-256 sums that they had before training."
-        name = _named("What was locked", run, runs)
-        yield Section("locks", name, "table", _table(head, rows, note))
+        name = named("What was locked", run, runs)
+        yield Section("locks", name, "table", table(head, rows, note))
 
 
 def _curves(runs: Sequence[RunFiles]) -> Iterator[Section]:
@@ -106,58 +85,23 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Section]:
 def _scores(runs: Sequence[RunFiles]) -> Iterator[Section]:
     rows = []
     for run in runs:
-        for shown, objectives in run.scores.items():
-            for objective, values in objectives.items():
-                rows += [
-                    [run.name, shown, objective, key, _text(value)]
-                    for key, value in _flat(values).items()
-                    if isinstance(value, (int, float, str))
-                ]
-    note = "“seeing” scores the model with its images, “blind” with the mean image in place of every image."
-    head = ["run", "images", "objective", "score", "value"]
-    yield Section("scores", "Scores", "table", _table(head, rows, note))
+        seeing, blind = (_score_texts(run.scores.get(shown, {})) for shown in ("seeing", "blind"))
+        rows += [
+            [run.name, *key, seeing.get(key, ""), blind.get(key, "")]
+            for key in dict.fromkeys([*seeing, *blind])
+        ]
+    note = "Seeing: scored with its images. Blind: with the mean image in place of every image."
+    head = ["run", "objective", "score", "seeing", "blind"]
+    yield Section("scores", "Scores", "table", run_table(runs, head, rows, note))
     intervals = []
     for run in runs:
-        for objective, answers in _by_objective(run).items():
+        for objective, answers in by_objective(run).items():
             if run.recipe.objectives[objective].kind in EXACT:
                 mean, low, high = interval([is_right(row) for row in answers])
                 cells = [f"{mean:.4f}", f"{low:.4f} to {high:.4f}", f"{len(answers):,}"]
                 intervals.append([run.name, objective, *cells])
     head = ["run", "objective", "same text as the reference", "95 % interval (bootstrap)", "n"]
-    yield Section("intervals", "How certain that is", "table", _table(head, intervals))
-
-
-def _predictions(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Iterator[Section]:
-    for run in runs:
-        yield Section(
-            "followed",
-            _named("The same samples at every validation", run, runs),
-            "followed",
-            _followed(run, thumbnails),
-        )
-    if len(runs) > 1:
-        for other in runs[1:]:
-            better, worse = changed(runs[0].predictions, other.predictions)
-            for name, which, rows in (("became-right", "right", better), ("became-wrong", "wrong", worse)):
-                title = f"Wrong to right: {other.name} against {runs[0].name}"
-                if which == "wrong":
-                    title = f"Right to wrong: {other.name} against {runs[0].name}"
-                content = _wall(rows, thumbnails, WALL)
-                yield Section(name, f"{title} ({len(rows):,})", "wall", content)
-    for run in runs:
-        for objective, rows in _by_objective(run).items():
-            exact = run.recipe.objectives[objective].kind in EXACT
-            wrong = [row for row in rows if exact and not is_right(row)]
-            title = _named(f"{objective}: wrong answers", run, runs)
-            yield Section(f"wrong-{objective}", title, "wall", _wall(wrong, thumbnails, WALL))
-            title = _named(f"{objective}: answers drawn at random", run, runs)
-            yield Section(f"random-{objective}", title, "wall", _wall(rows, thumbnails, WALL // 2))
-            if exact:
-                answers, counts = confusion(rows)
-                cells = [[answer, *map(str, line)] for answer, line in zip(answers, counts, strict=True)]
-                head = ["expected \\ given", *answers, "other"]
-                title = _named(f"{objective}: most frequent answers", run, runs)
-                yield Section(f"confusion-{objective}", title, "table", _table(head, cells))
+    yield Section("intervals", "How certain that is", "table", run_table(runs, head, intervals))
 
 
 def _closing(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Iterator[Section]:
@@ -168,7 +112,7 @@ def _closing(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Iterator[Secti
             for file in drawn[-4:]
             if (uri := thumbnails.of_picture(str(file)))
         ]
-        yield Section("generated", _named("Generated images", run, runs), "pictures", shown)
+        yield Section("generated", named("Generated images", run, runs), "pictures", shown)
     rows = []
     for run in runs:
         if run.record is not None:
@@ -183,59 +127,9 @@ def _closing(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Iterator[Secti
                 for stage in run.record.stages
                 if stage.largest_batch_bytes
             ]
-    yield Section("provenance", "Where it comes from", "table", _table(["run", "what", "value"], rows))
-
-
-def _followed(run: RunFiles, thumbnails: Thumbnails) -> dict[str, Any]:
-    """Samples as rows, validations as columns; the first, the last and some between if there are many."""
-    steps = list(dict.fromkeys((row["stage"], row["step"]) for row in run.followed))
-    if not steps:
-        return {}
-    every = max(1, (len(steps) - 1) // (FOLLOWED_COLUMNS - 1))
-    shown = list(dict.fromkeys([*steps[::every][: FOLLOWED_COLUMNS - 1], steps[-1]]))
-    by_sample: dict[tuple[str, str, str], dict[Any, Row]] = {}
-    for row in run.followed:
-        key = (row["objective"], row["where"], row["question"])
-        by_sample.setdefault(key, {})[row["stage"], row["step"]] = row
-    samples = []
-    for answers in by_sample.values():
-        last = list(answers.values())[-1]
-        given = [answers.get(step) for step in shown]
-        samples.append(
-            {
-                **_card(last, thumbnails),
-                "answers": [(row["answer"], is_right(row)) if row else ("", None) for row in given],
-            }
-        )
-    heads = [f"{stage} {step:,}" for stage, step in shown]
-    rights = [
-        sum(is_right(row) for row in run.followed if (row["stage"], row["step"]) == step) for step in shown
-    ]
-    return {"steps": list(zip(heads, rights, strict=True)), "samples": samples}
-
-
-def _wall(rows: Sequence[Row], thumbnails: Thumbnails, number: int) -> list[dict[str, Any]]:
-    """A few rows drawn by a fixed seed, so that a report does not change when it is made again."""
-    chosen = random.Random(0).sample(list(rows), min(number, len(rows)))
-    return [_card(row, thumbnails) for row in chosen]
-
-
-def _card(row: Row, thumbnails: Thumbnails) -> dict[str, Any]:
-    images = [thumbnails.of_file(image) for image in row["images"][:2]]
-    return {
-        "images": [image for image in images if image],
-        **{key: str(row.get(key, "")) for key in ("question", "answer", "truth", "before")},
-        "right": is_right(row),
-    }
-
-
-def _by_objective(run: RunFiles) -> dict[str, list[Row]]:
-    rows: dict[str, list[Row]] = {}
-    for row in run.predictions:
-        objective = run.recipe.objectives.get(row.get("objective", ""))
-        if objective is not None and objective.kind in TEXTS:
-            rows.setdefault(row["objective"], []).append(row)
-    return rows
+    yield Section(
+        "provenance", "Where it comes from", "table", run_table(runs, ["run", "what", "value"], rows)
+    )
 
 
 def _summary(run: RunFiles) -> list[str]:
@@ -246,12 +140,13 @@ def _summary(run: RunFiles) -> list[str]:
     return [*start, trained, model.quantization, *ended]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> dict[str, Any]:
-    return {"head": list(head), "rows": [list(row) for row in rows], "note": note} if rows else {}
-
-
-def _named(title: str, run: RunFiles, runs: Sequence[RunFiles]) -> str:
-    return title if len(runs) == 1 else f"{title}: {run.name}"
+def _score_texts(scores: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    return {
+        (objective, key): _text(value)
+        for objective, values in scores.items()
+        for key, value in _flat(values).items()
+        if isinstance(value, (int, float, str))
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,12 +66,10 @@ def run(code: str, tiny: Path, names: dict[str, Any]) -> None:
 
 
 def test_python_of_the_readme(project: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    use, steps, trainer = blocks(README, "python")
+    use, steps = blocks(README, "python")
     run(steps, tiny, {})
     assert "'accuracy'" in capsys.readouterr().out
     run(use, tiny, {})
-    run(trainer, tiny, {"dataset": dataset()})
-    assert {path.name for path in (project / "parts").iterdir()} >= {"adapter", "processor"}
 
 
 def test_python_of_the_reference(project: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,128 @@
+"""The demo's page, in Gradio: a tab for each thing that the model can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from lockadapt.console import printable
+from lockadapt.demo.model import MAX_DRAWN, MAX_IMAGES, MAX_QUESTION, DemoModel, Exchange
+from lockadapt.errors import LockadaptError
+
+UPLOAD = "20mb"
+"""Largest file that the page takes."""
+NO_SHARING = 'button[aria-label="Share"] {display: none !important}'
+"""Gradio's pictures have a button that uploads them to the Hub."""
+KEPT = 3600
+"""Seconds after which uploaded files are deleted."""
+
+
+def build_page(model: DemoModel, name: str) -> gr.Blocks:
+    """Makes the page.
+
+    Args:
+        model: answers it.
+        name: of the model, for the page's heading.
+
+    Returns:
+        The page, not served yet.
+    """
+    tabs: dict[str, Callable[[DemoModel], None]] = {"chat": _chat, "search": _search, "draw": _draw}
+    with gr.Blocks(title=f"lockadapt: {name}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        gr.Markdown(f"# {_plain(name)}\n\nIt runs on this machine; answers are greedy, and may be wrong.")
+        for tab in model.tabs:
+            with gr.Tab(tab.capitalize()):
+                tabs[tab](model)
+    return page
+
+
+def _chat(model: DemoModel) -> None:
+    def respond(message: dict[str, Any], history: list[dict[str, Any]]) -> Iterator[str]:
+        images = [Path(file) for file in message.get("files") or ()]
+        try:
+            yield from model.stream(_exchanges(history), images, message.get("text") or "")
+        except LockadaptError as error:
+            raise _shown(error) from error
+
+    gr.ChatInterface(
+        respond,
+        multimodal=True,
+        chatbot=gr.Chatbot(
+            height=460, buttons=["copy"], render_markdown=False, feedback_options=None, label="Conversation"
+        ),
+        textbox=gr.MultimodalTextbox(
+            sources=["upload"],
+            file_types=["image"],
+            file_count="multiple",
+            max_plain_text_length=MAX_QUESTION,
+            placeholder=f"Ask about images (up to {MAX_IMAGES} in a conversation)",
+            label="Question",
+        ),
+        flagging_mode="never",
+        analytics_enabled=False,
+        api_visibility="private",
+    )
+
+
+def _exchanges(history: Sequence[dict[str, Any]]) -> list[Exchange]:
+    """Pairs of question and answer; a question that was refused has none, and is left out."""
+    pairs: list[Exchange] = []
+    images: list[Path] = []
+    texts: list[str] = []
+    for message in history:
+        parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
+        files = [Path(part["file"]["path"]) for part in parts if isinstance(part, dict) and "file" in part]
+        words = [part if isinstance(part, str) else part.get("text") for part in parts]
+        said = "\n".join(word for word in words if word)
+        if message["role"] == "assistant":
+            if texts:
+                pairs.append(Exchange(images, "\n".join(texts), said))
+            images, texts = [], []
+        else:
+            images, texts = images + files, texts + ([said] if said else [])
+    return pairs
+
+
+def _search(model: DemoModel) -> None:
+    def find(text: str, file: str | None) -> list[tuple[Any, str]]:
+        return _told(lambda: model.search(text, Path(file) if file else None))
+
+    with gr.Row():
+        text = gr.Textbox(label="Text to search for", max_length=MAX_QUESTION, scale=3)
+        file = gr.File(label="… or an image", file_types=["image"], type="filepath", height=120)
+    button = gr.Button("Search", variant="primary")
+    gallery = gr.Gallery(label="Nearest images", columns=4, height="auto", buttons=[])
+    gr.on([button.click, text.submit], find, [text, file], gallery, api_visibility="private")
+
+
+def _draw(model: DemoModel) -> None:
+    def draw(prompt: str, count: float, seed: float) -> list[Any]:
+        return _told(lambda: model.draw(prompt, int(count), int(seed)))
+
+    prompt = gr.Textbox(label="Prompt", max_length=MAX_QUESTION)
+    with gr.Row():
+        count = gr.Slider(1, MAX_DRAWN, 4, step=1, label="Images")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+    button = gr.Button("Draw", variant="primary")
+    gallery = gr.Gallery(label="Generated images", columns=4, height="auto", buttons=[])
+    gr.on([button.click, prompt.submit], draw, [prompt, count, seed], gallery, api_visibility="private")
+
+
+def _told(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except LockadaptError as error:
+        raise _shown(error) from error
+
+
+def _shown(error: LockadaptError) -> gr.Error:
+    """A message for the page, without the place of an uploaded file on this machine."""
+    text = f"{error.message}. {error.fix}" if error.fix else error.message
+    return gr.Error(_plain(text), duration=None, print_exception=False)
+
+
+def _plain(text: str) -> str:
+    return printable(text).replace("<", "&lt;").replace("\n", " ")
