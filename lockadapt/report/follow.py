@@ -29,8 +29,8 @@ from lockadapt.runs.run_folder import FOLLOWED
 from lockadapt.training.stage import Session
 
 SAMPLES = 24
-SECONDS = 60.0
-"""The report is written again at most so often while a run trains: drawing costs about a second."""
+SECONDS, SHARE = 60.0, 0.01
+"""While a run trains, its report is written again at most so often, and for at most that share of the time."""
 TRACKED_SIDE = 224
 """Longer side, in pixels, of the pictures that trackers get."""
 
@@ -68,7 +68,7 @@ class FollowedSamples(TrainerCallback):
         self.encoder = Encoder(session.processor, limit, data.allow_special_tokens)
         self.trackers = session.experiment.training.report_to
         self._pictures: dict[str, Image.Image | None] = {}
-        self._written = time.monotonic()
+        self._next = time.monotonic() + SECONDS
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,9 +95,11 @@ class FollowedSamples(TrainerCallback):
         with open(self.session.folder / FOLLOWED, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         send(self.trackers, tables, state.global_step, Path(args.output_dir or ".") / "runs" / "followed")
-        if time.monotonic() - self._written >= SECONDS:
+        began = time.monotonic()
+        if began >= self._next:
             write_report([self.session.folder])
-            self._written = time.monotonic()
+            ended = time.monotonic()
+            self._next = ended + max(SECONDS, (ended - began) / SHARE)
 
     def _tracked(self, sample: Sample, row: dict[str, Any], exact: bool) -> TrackedRow:
         image = sample.images[0] if sample.images else None
@@ -112,7 +114,7 @@ class FollowedSamples(TrainerCallback):
         return TrackedRow(picture, row["question"], row["truth"], row["answer"], verdict)
 
     def _context(self, name: str) -> PredictionContext:
-        session = self.session
+        session, data = self.session, self.session.experiment.data
         return PredictionContext(
             session.model,
             self.encoder,
@@ -120,4 +122,5 @@ class FollowedSamples(TrainerCallback):
             session.experiment.evaluation.batch_size,
             None,
             session.experiment.evaluation.method,
+            None if data.packing == "none" else data.max_row_tokens,
         )

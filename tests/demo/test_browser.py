@@ -87,7 +87,7 @@ def ask(opened: Any, files: list[Path], question: str) -> None:
     if files:
         opened.set_input_files("input[type=file] >> nth=0", [str(file) for file in files])
         opened.wait_for_selector(".thumbnails img, .thumbnail-item")
-    opened.get_by_placeholder("Ask about images").fill(question)
+    opened.locator("textarea").first.fill(question)
     opened.keyboard.press("Enter")
 
 
