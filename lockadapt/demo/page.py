@@ -14,6 +14,8 @@ from lockadapt.errors import LockadaptError
 
 UPLOAD = "20mb"
 """Largest file that the page takes."""
+REFUSED = "⚠ Refused: "
+"""Begins an answer of the page instead of the model."""
 NO_SHARING = 'button[aria-label="Share"] {display: none !important}'
 """Gradio's pictures have a button that uploads them to the Hub."""
 KEPT = 3600
@@ -45,7 +47,8 @@ def _chat(model: DemoModel) -> None:
         try:
             yield from model.stream(_exchanges(history), images, message.get("text") or "")
         except LockadaptError as error:
-            raise _shown(error) from error
+            # An exception would leave the page's text box locked.
+            yield REFUSED + _words(error, images)
 
     gr.ChatInterface(
         respond,
@@ -68,7 +71,7 @@ def _chat(model: DemoModel) -> None:
 
 
 def _exchanges(history: Sequence[dict[str, Any]]) -> list[Exchange]:
-    """Pairs of question and answer; a question that was refused has none, and is left out."""
+    """Pairs of question and answer; what was refused is left out."""
     pairs: list[Exchange] = []
     images: list[Path] = []
     texts: list[str] = []
@@ -78,7 +81,7 @@ def _exchanges(history: Sequence[dict[str, Any]]) -> list[Exchange]:
         words = [part if isinstance(part, str) else part.get("text") for part in parts]
         said = "\n".join(word for word in words if word)
         if message["role"] == "assistant":
-            if texts:
+            if texts and not said.startswith(REFUSED):
                 pairs.append(Exchange(images, "\n".join(texts), said))
             images, texts = [], []
         else:
@@ -88,7 +91,8 @@ def _exchanges(history: Sequence[dict[str, Any]]) -> list[Exchange]:
 
 def _search(model: DemoModel) -> None:
     def find(text: str, file: str | None) -> list[tuple[Any, str]]:
-        return _told(lambda: model.search(text, Path(file) if file else None))
+        path = Path(file) if file else None
+        return _told(lambda: model.search(text, path), [path] if path else [])
 
     with gr.Row():
         text = gr.Textbox(label="Text to search for", max_length=MAX_QUESTION, scale=3)
@@ -111,17 +115,20 @@ def _draw(model: DemoModel) -> None:
     gr.on([button.click, prompt.submit], draw, [prompt, count, seed], gallery, api_visibility="private")
 
 
-def _told(work: Callable[[], Any]) -> Any:
+def _told(work: Callable[[], Any], files: Sequence[Path] = ()) -> Any:
     try:
         return work()
     except LockadaptError as error:
-        raise _shown(error) from error
+        raise gr.Error(_plain(_words(error, files)), duration=None, print_exception=False) from error
 
 
-def _shown(error: LockadaptError) -> gr.Error:
-    """A message for the page, without the place of an uploaded file on this machine."""
-    text = f"{error.message}. {error.fix}" if error.fix else error.message
-    return gr.Error(_plain(text), duration=None, print_exception=False)
+def _words(error: LockadaptError, files: Sequence[Path]) -> str:
+    """A message for the page, with the names of uploaded files and not their places on this machine."""
+    fix = f". {error.fix[0].upper()}{error.fix[1:]}" if error.fix else ""
+    text = printable(error.message + fix)
+    for file in files:
+        text = text.replace(f"{file.parent}/", "")
+    return text
 
 
 def _plain(text: str) -> str:

@@ -30,7 +30,7 @@ from lockadapt.training.stage import Session
 
 SAMPLES = 24
 SECONDS, SHARE = 60.0, 0.01
-"""While a run trains, its report is written again at most so often, and for at most that share of the time."""
+"""While a run trains, its report is refreshed at most so often, and for at most that share of the time."""
 TRACKED_SIDE = 224
 """Longer side, in pixels, of the pictures that trackers get."""
 

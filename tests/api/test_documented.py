@@ -1,9 +1,13 @@
-"""The Python of README.md and docs/python.md runs as it is printed, on tiny models in place of the Hub's."""
+"""What the documentation prints runs as it is printed, on tiny models in place of the Hub's.
+
+The Python of README.md and the reference, and all of the tutorials: recipes, commands and Python, in their order.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,20 @@ import pytest
 from PIL import Image
 
 import lockadapt
+from tests.support.command import lockadapt as command
 from tests.support.rows import COLOURS
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 README, REFERENCE = ROOT / "README.md", ROOT / "docs" / "python.md"
-HUB = {"HuggingFaceTB/SmolLM2-135M-Instruct": "llama-tied", "google/siglip2-base-patch16-224": "clip-vision"}
+HUB = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "llama-tied",
+    "google/siglip2-base-patch16-224": "clip-vision",
+    "HuggingFaceTB/SmolVLM-500M-Instruct": "vlm",
+}
+GENERATED = ("runs", "predictor", "export", "models", "trainer", "errors")
+"""Pages below docs/reference, in the order in which their examples build on one another."""
+TUTORIALS = ("own-images", "existing-vlm", "retrieval", "nf4-to-servers")
 
 
 def blocks(file: Path, language: str) -> list[str]:
@@ -36,6 +48,9 @@ def project(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for half in ("train", "validation", "test"):
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "data" / f"{half}.jsonl").write_text(lines)
+    captions = [{"image": row["image"], "caption": f"a valve, number {n}"} for n, row in enumerate(rows * 2)]
+    lines = "".join(json.dumps(row) + "\n" for row in captions)
+    (tmp_path / "data" / "captions.jsonl").write_text(lines)
     recipe = next(text for text in blocks(README, "yaml") if "objectives:" in text)
     (tmp_path / "recipe.yaml").write_text(on_tiny(recipe, tiny))
     monkeypatch.chdir(tmp_path)
@@ -81,6 +96,42 @@ def test_python_of_the_reference(project: Path, tiny: Path, capsys: pytest.Captu
     assert "LlavaForConditionalGeneration" in printed
     assert "did you mean rank" in printed or "lora.rnak" in printed
     assert not (project / "runs" / "other").exists()
+
+
+def test_python_of_the_generated_reference(project: Path, tiny: Path) -> None:
+    """One page after the other: the later ones use the run of the first."""
+    for page in GENERATED:
+        (code,) = blocks(ROOT / "docs" / "reference" / f"{page}.md", "python")
+        run(code, tiny, {})
+
+
+def test_the_generated_reference_is_of_all_public_names() -> None:
+    pages = {
+        file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "docs" / "reference").glob("*.md")
+    }
+    assert set(pages) == set(GENERATED)
+    named = [name for text in pages.values() for name in re.findall(r"^::: lockadapt\.(\w+)", text, re.M)]
+    assert sorted(named) == sorted(set(lockadapt.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_tutorials(tutorial: str, project: Path, tiny: Path) -> None:
+    if not (tiny / "vlm").exists():
+        llm, tower = tiny / "llama-tied", tiny / "clip-vision"
+        lockadapt.assemble(llm, tower, tiny / "vlm", prove=False)
+    text = (ROOT / "docs" / "tutorials" / f"{tutorial}.md").read_text(encoding="utf-8")
+    steps = re.findall(r"(?:`([\w-]+\.yaml)`[^`]*\n)?^```(yaml|bash|python)\n(.*?)^```", text, re.M | re.S)
+    assert {language for _, language, _ in steps} >= {"bash"}
+    for name, language, code in steps:
+        if language == "yaml" and name:
+            (project / name).write_text(on_tiny(code, tiny))
+        elif language == "python":
+            run(code, tiny, {})
+        for line in on_tiny(code, tiny).splitlines() if language == "bash" else ():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "lockadapt", line
+            done = command(*arguments)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_the_reference_names_everything_public_and_nothing_private() -> None:

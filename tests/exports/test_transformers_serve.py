@@ -1,0 +1,88 @@
+"""`transformers serve` on a merged folder, asked by the official `openai` client: the same answers as ours."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lockadapt import Predictor, merge, train
+from tests.support.runs import values
+
+pytestmark = pytest.mark.slow
+SERVE = "import torch; torch.set_num_threads(1); from transformers.cli.transformers import main; main()"
+QUESTIONS = ("what color is the shape?", "is there a red shape?")
+
+
+@pytest.fixture(scope="module")
+def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    recipe = values(tiny, folder)
+    recipe["training"] |= {"steps": 8, "learning_rate": 0.01, "projector_learning_rate": 0.01}
+    train(recipe, output=folder / "run", quiet=True)
+    merge(folder / "run", folder / "merged", quiet=True)
+    return folder / "merged"
+
+
+@pytest.fixture(scope="module")
+def address(merged: Path) -> Iterator[str]:
+    """Where the server answers; it may not reach the network, and lockadapt cannot be imported in it."""
+    for package in ("openai", "fastapi", "uvicorn"):
+        pytest.importorskip(package, reason=f"needs transformers[serving] and openai: {package}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["serve", str(merged), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, *arguments, "--log-level", "info"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=merged.parent,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "running on" in line:
+                break
+        else:
+            raise AssertionError("".join(said))
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_answers_are_ours(merged: Path, address: str) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=address, api_key="none", timeout=300)
+    predictor = Predictor(merged)
+    ours, theirs = [], []
+    for name in ("red", "blue"):
+        file = merged.parent / "pictures" / f"{name}.png"
+        picture = base64.b64encode(file.read_bytes()).decode()
+        for question in QUESTIONS:
+            content = [
+                {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+                {"type": "text", "text": question},
+            ]
+            reply = client.chat.completions.create(
+                model=str(merged),
+                messages=[{"role": "user", "content": content}],  # type: ignore[misc,list-item]
+                max_tokens=8,
+                temperature=0,
+            )
+            theirs.append((reply.choices[0].message.content or "").strip())
+            ours.append(predictor.answer(file, question, max_new_tokens=8))
+    assert theirs == ours
+    assert len(set(ours)) > 1, "answers that do not depend on what is asked compare nothing"
