@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoProcessor
+
 from lockadapt.console import Reporter
 from lockadapt.errors import SetupError
 from lockadapt.exports.card import gguf_card
 from lockadapt.exports.gguf import gguf_refusal, open_llama_cpp, write_gguf
+from lockadapt.exports.gguf.modelfile import modelfile
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.sidecar import sidecar
 from lockadapt.exports.stock_folder import local_folder
@@ -43,6 +46,9 @@ def gguf_target(sources: Path | None) -> ExportTarget:
 
             def finish(folder: Path, result: dict[str, Any]) -> None:
                 write_json(folder / SIDECAR, sidecar(run, folder))
+                processor = AutoProcessor.from_pretrained(merged, local_files_only=True)
+                text = modelfile(processor, result["model"], result["mmproj"])
+                (folder / "Modelfile").write_text(text, encoding="utf-8")
                 (folder / "README.md").write_text(gguf_card(run, proof, result), encoding="utf-8")
 
             result = write_gguf(merged, output, open_llama_cpp(sources), finish=finish)
