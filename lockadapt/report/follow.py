@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lockadapt import processes
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.images import open_image
@@ -23,6 +24,7 @@ from lockadapt.objectives.answer_tokens import AnswerObjective
 from lockadapt.objectives.base import prediction_row
 from lockadapt.report.numbers import EXACT, is_right
 from lockadapt.report.pictures import small
+from lockadapt.report.tokens import write_tokens
 from lockadapt.report.trackers import TrackedRow, send
 from lockadapt.report.write import write_report
 from lockadapt.runs.run_folder import FOLLOWED
@@ -37,6 +39,11 @@ TRACKED_SIDE = 224
 
 def follow(session: Session, stage: str, objectives: Mapping[str, Any]) -> list[TrainerCallback]:
     """Gives the callback that follows a stage; see `lockadapt.training.loop.train`."""
+    if processes.is_first():
+        answering = [name for name, each in objectives.items() if isinstance(each, AnswerObjective)]
+        write_tokens(
+            session.folder, _encoder(session), {name: session.rows.train[name] for name in answering}
+        )
     followed = {
         name: (objective, _chosen(session.rows.validation.get(name, ()), len(objectives)))
         for name, objective in objectives.items()
@@ -48,6 +55,12 @@ def follow(session: Session, stage: str, objectives: Mapping[str, Any]) -> list[
 def _chosen(rows: Sequence[Encoded], objectives: int) -> list[Encoded]:
     number = min(len(rows), max(1, SAMPLES // objectives))
     return random.Random(0).sample(list(rows), number)
+
+
+def _encoder(session: Session) -> Encoder:
+    data = session.experiment.data
+    limit = data.max_length or context_length(session.model)
+    return Encoder(session.processor, limit, data.allow_special_tokens)
 
 
 class FollowedSamples(TrainerCallback):
@@ -63,9 +76,7 @@ class FollowedSamples(TrainerCallback):
         self, session: Session, stage: str, followed: Mapping[str, tuple[AnswerObjective, Sequence[Encoded]]]
     ) -> None:
         self.session, self.stage, self.followed = session, stage, followed
-        data = session.experiment.data
-        limit = data.max_length or context_length(session.model)
-        self.encoder = Encoder(session.processor, limit, data.allow_special_tokens)
+        self.encoder = _encoder(session)
         self.trackers = session.experiment.training.report_to
         self._pictures: dict[str, Image.Image | None] = {}
         self._next = time.monotonic() + SECONDS

@@ -10,6 +10,7 @@ from typing import Any
 
 from lockadapt.errors import RecipeError
 from lockadapt.recipe.schema import Recipe
+from lockadapt.report.tokens import read_tokens
 from lockadapt.runs import run_folder
 from lockadapt.runs.curves import MetricLines, read_curves
 from lockadapt.runs.record import RUN, RunRecord, read_record
@@ -30,6 +31,7 @@ class RunFiles:
         scores: of `lockadapt eval`, by `seeing` and `blind`, then by objective.
         followed: predictions of the same samples at every validation, in the order that they were made.
         predictions: of the test rows, as `lockadapt eval` left them.
+        tokens: of the first training rows by objective, each with how it is used.
     """
 
     name: str
@@ -40,6 +42,7 @@ class RunFiles:
     scores: Mapping[str, Any]
     followed: Sequence[Row]
     predictions: Sequence[Row]
+    tokens: Mapping[str, Sequence[Any]]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
@@ -73,6 +76,7 @@ def _read(folder: Path, name: str) -> RunFiles:
         json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {},
         _lines(folder / run_folder.FOLLOWED),
         _lines(folder / run_folder.PREDICTIONS),
+        read_tokens(folder),
     )
 
 

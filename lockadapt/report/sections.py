@@ -28,6 +28,7 @@ def sections_of(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> list[Sectio
         section
         for section in (
             *_setup(runs),
+            *_tokens(runs),
             *_curves(runs),
             *_scores(runs),
             *prediction_sections(runs, thumbnails),
@@ -61,6 +62,12 @@ def _setup(runs: Sequence[RunFiles]) -> Iterator[Section]:
         note = f"Lock proof: {proved:,} frozen tensors have the SHA-256 sums that they had before training."
         name = named("What was locked", run, runs)
         yield Section("locks", name, "table", table(head, rows, note))
+
+
+def _tokens(runs: Sequence[RunFiles]) -> Iterator[Section]:
+    for run in runs:
+        content = [(objective, row) for objective, rows in run.tokens.items() for row in rows]
+        yield Section("tokens", named("What is learned, token by token", run, runs), "tokens", content)
 
 
 def _curves(runs: Sequence[RunFiles]) -> Iterator[Section]:
