@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "t2i": {"train": source},
     }
     del recipe["objectives"]["vqa"]["answers"]
+    recipe["training"] |= {"steps": 90, "learning_rate": 3e-3, "projector_learning_rate": 3e-3}
     train(recipe, output=folder / "run", quiet=True)
     return folder / "run"
 
@@ -91,13 +93,19 @@ def ask(opened: Any, files: list[Path], question: str) -> None:
     opened.keyboard.press("Enter")
 
 
-def answers(opened: Any, number: int) -> list[str]:
-    opened.wait_for_function(
-        "n => document.querySelectorAll('[data-testid=bot]').length >= n"
-        " && !document.querySelector('.generating, .pending, button.stop-button')",
-        arg=number,
-    )
-    return [text.strip() for text in opened.locator("[data-testid=bot]").all_inner_texts()]
+def shows(opened: Any, number: int, text: str) -> None:
+    """Waits until the answer of this number, counted from 0, is a text; it is streamed."""
+    expect = pytest.importorskip("playwright.sync_api").expect
+    answer = opened.locator("[data-testid=bot]").nth(number)
+    expect(answer).to_have_text(re.compile(rf"^\s*{re.escape(text)}\s*$"), timeout=WAIT)
+
+
+def refusal(opened: Any, number: int) -> str:
+    """The answer of this number, which is the page's own."""
+    answer = opened.locator("[data-testid=bot]", has_text="Refused: ")
+    answer.wait_for()
+    assert opened.locator("[data-testid=bot]").count() == number + 1
+    return str(answer.inner_text()).strip()
 
 
 def test_json_line(served: dict[str, Any]) -> None:
@@ -110,7 +118,8 @@ def test_upload_and_question(run: Path, opened: Any) -> None:
     picture = run.parent / "pictures" / "red.png"
     expected = Predictor(run).answer(picture, "what color is the shape?")
     ask(opened, [picture], "what color is the shape?")
-    assert answers(opened, 1)[0] == expected
+    assert expected
+    shows(opened, 0, expected)
     assert opened.complaints == []
     shares = opened.get_by_role("button", name="Share").all()
     assert not any(button.is_visible() for button in shares)
@@ -122,13 +131,13 @@ def test_a_broken_image_is_refused_in_words_and_the_next_question_works(
     broken = tmp_path / "broken.png"
     broken.write_bytes((run.parent / "pictures" / "red.png").read_bytes()[:40])
     ask(opened, [broken], "what color is the shape?")
-    message = answers(opened, 1)[0]
+    message = refusal(opened, 0)
     assert message.startswith("⚠ Refused: image")
     assert "damaged" in message
     assert "/" not in message
     ask(opened, [run.parent / "pictures" / "blue.png"], "what color is the shape?")
     expected = Predictor(run).answer(run.parent / "pictures" / "blue.png", "what color is the shape?")
-    assert answers(opened, 2)[1] == expected, "what was refused is not part of the conversation"
+    shows(opened, 1, expected)  # what was refused is not part of the conversation
 
 
 def test_search(run: Path, opened: Any) -> None:
@@ -152,7 +161,7 @@ def test_large_pictures_are_refused(run: Path, opened: Any, tmp_path: Path) -> N
     large = tmp_path / "large.png"
     Image.new("1", (8000, 8000)).save(large)
     ask(opened, [large], "what color is the shape?")
-    assert "64,000,000 pixels" in answers(opened, 1)[0]
+    assert "64,000,000 pixels" in refusal(opened, 0)
 
 
 def test_an_empty_search_is_refused_in_words(opened: Any) -> None:

@@ -24,7 +24,7 @@ QUESTIONS = ("what color is the shape?", "is there a red shape?")
 def merged(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     recipe = values(tiny, folder)
-    recipe["training"] |= {"steps": 8, "learning_rate": 0.01, "projector_learning_rate": 0.01}
+    recipe["training"] |= {"steps": 60, "learning_rate": 3e-3, "projector_learning_rate": 3e-3}
     train(recipe, output=folder / "run", quiet=True)
     merge(folder / "run", folder / "merged", quiet=True)
     return folder / "merged"
