@@ -108,6 +108,14 @@ def refusal(opened: Any, number: int) -> str:
     return str(answer.inner_text()).strip()
 
 
+def answered(run: Path, asked: str = "what color is the shape?") -> tuple[Path, str]:
+    """A picture about which the model says something, and what."""
+    predictor = Predictor(run)
+    pictures = sorted((run.parent / "pictures").glob("*.png"))
+    said = {picture: predictor.answer(picture, asked) for picture in pictures}
+    return next((picture, answer) for picture, answer in said.items() if answer)
+
+
 def test_json_line(served: dict[str, Any]) -> None:
     assert set(served) == {"url", "tabs"}
     assert served["tabs"] == ["chat", "search", "draw"]
@@ -115,10 +123,8 @@ def test_json_line(served: dict[str, Any]) -> None:
 
 
 def test_upload_and_question(run: Path, opened: Any) -> None:
-    picture = run.parent / "pictures" / "red.png"
-    expected = Predictor(run).answer(picture, "what color is the shape?")
+    picture, expected = answered(run)
     ask(opened, [picture], "what color is the shape?")
-    assert expected
     shows(opened, 0, expected)
     assert opened.complaints == []
     shares = opened.get_by_role("button", name="Share").all()
@@ -135,8 +141,8 @@ def test_a_broken_image_is_refused_in_words_and_the_next_question_works(
     assert message.startswith("⚠ Refused: image")
     assert "damaged" in message
     assert "/" not in message
-    ask(opened, [run.parent / "pictures" / "blue.png"], "what color is the shape?")
-    expected = Predictor(run).answer(run.parent / "pictures" / "blue.png", "what color is the shape?")
+    picture, expected = answered(run)
+    ask(opened, [picture], "what color is the shape?")
     shows(opened, 1, expected)  # what was refused is not part of the conversation
 
 
