@@ -79,13 +79,13 @@ def _exchanges(history: Sequence[dict[str, Any]]) -> list[Exchange]:
         parts = message["content"] if isinstance(message["content"], list) else [message["content"]]
         files = [Path(part["file"]["path"]) for part in parts if isinstance(part, dict) and "file" in part]
         words = [part if isinstance(part, str) else part.get("text") for part in parts]
-        said = "\n".join(word for word in words if word)
+        text = "\n".join(word for word in words if word)
         if message["role"] == "assistant":
-            if texts and not said.startswith(REFUSED):
-                pairs.append(Exchange(images, "\n".join(texts), said))
+            if texts and not text.startswith(REFUSED):
+                pairs.append(Exchange(images, "\n".join(texts), text))
             images, texts = [], []
         else:
-            images, texts = images + files, texts + ([said] if said else [])
+            images, texts = images + files, texts + ([text] if text else [])
     return pairs
 
 

@@ -112,8 +112,8 @@ def answered(run: Path, asked: str = "what color is the shape?") -> tuple[Path, 
     """A picture about which the model says something, and what."""
     predictor = Predictor(run)
     pictures = sorted((run.parent / "pictures").glob("*.png"))
-    said = {picture: predictor.answer(picture, asked) for picture in pictures}
-    return next((picture, answer) for picture, answer in said.items() if answer)
+    answers = {picture: predictor.answer(picture, asked) for picture in pictures}
+    return next((picture, answer) for picture, answer in answers.items() if answer)
 
 
 def test_json_line(served: dict[str, Any]) -> None:

@@ -49,13 +49,13 @@ def address(merged: Path) -> Iterator[str]:
     )
     try:
         assert process.stderr is not None
-        said = []
+        lines = []
         for line in process.stderr:
-            said.append(line)
+            lines.append(line)
             if "running on" in line:
                 break
         else:
-            raise AssertionError("".join(said))
+            raise AssertionError("".join(lines))
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         process.terminate()
