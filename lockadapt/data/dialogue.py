@@ -154,6 +154,18 @@ class Dialogue:
                 )
         return layout.write(texts, self.end, whole)
 
+    def copied(self, sample: Sample) -> Copied | None:
+        """How conversations like this one are written by a template that copies what is said.
+
+        Args:
+            sample: one that `write` has written.
+
+        Returns:
+            The text around the turns; None: a conversation of this shape was not written yet.
+        """
+        layout = self._layouts.get(shape_of(sample))
+        return None if layout is None or not layout.turns else layout.copied(self.end)
+
     def prompt(self, sample: Sample) -> Written:
         """Write everything before the last answer, and what asks for it.
 
@@ -267,6 +279,41 @@ class Dialogue:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """What a template writes around the turns of a conversation.
+
+    Attributes:
+        literals: one more than turns.
+        answers: of each assistant turn its number, and how many characters before and behind its text are
+            learned with it.
+    """
+
+    literals: tuple[str, ...]
+    answers: tuple[tuple[int, int, int], ...]
+
+    def write(self, texts: Sequence[str]) -> tuple[str, list[Span]]:
+        """Put texts between the literals.
+
+        Args:
+            texts: of all turns; none is empty or has blanks at its ends.
+
+        Returns:
+            The whole text, and the spans of the answers with what ends them.
+        """
+        parts: list[str] = []
+        begins, position = [], 0
+        for literal, text in zip(self.literals, texts, strict=False):
+            position += len(literal)
+            begins.append(position)
+            position += len(text)
+            parts += (literal, text)
+        spans = [
+            (begins[turn] - head, begins[turn] + len(texts[turn]) + tail) for turn, head, tail in self.answers
+        ]
+        return "".join((*parts, self.literals[-1])), spans
+
+
+@dataclass(frozen=True)
 class _Layout:
     """The text around the turns of conversations of one shape.
 
@@ -284,12 +331,25 @@ class _Layout:
     tails: dict[int, int]
     lead: tuple[str, ...] | None
 
+    def ended(self, end: str) -> list[str]:
+        """The literals as they are trained, with `end` behind the last answer."""
+        literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
+        if end:
+            literals[-1] = literals[-1][: self.tails[len(self.turns) - 1]] + end
+        return literals
+
+    def copied(self, end: str) -> Copied:
+        """The same for texts without blanks at their ends, with `end` behind the last answer."""
+        last = len(self.turns) - 1
+        answers = (
+            (turn, head, self.tails[turn] + (len(end) if turn == last else 0))
+            for turn, head in self.heads.items()
+        )
+        return Copied(tuple(self.ended(end)), tuple(answers))
+
     def write(self, texts: Sequence[str], end: str, whole: bool) -> Written:
         """What is trained on, with `end` behind the last answer; `whole`: all texts stand between them."""
-        literals = list(self.literals if self.lead is None else (*self.lead, self.literals[-1]))
-        turns = [texts[number] for number in self.turns]
-        if end:
-            literals[-1] = literals[-1][: self.tails[len(turns) - 1]] + end
+        literals, turns = self.ended(end), [texts[number] for number in self.turns]
         text, spans = _joined(literals, turns), _spans(literals, turns)
         answers = []
         for position, head in self.heads.items():

@@ -7,30 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from lockadapt.architectures import inputs_of
 from lockadapt.architectures.generic.inputs import StockInputs
+from lockadapt.data.client_ids import (
+    MAX_PIXELS,
+    beside_prompt_ids,
+    stock_input_ids,
+    stock_prompt_ids,
+)
 from lockadapt.data.control_tokens import ControlTokens
 from lockadapt.data.dialogue import Dialogue, Written, shape_of
-from lockadapt.data.images import image_size, open_image
+from lockadapt.data.images import image_size
 from lockadapt.data.problems import quote
+from lockadapt.data.quick_encode import IGNORED, QuickEncoder, QuickRow, QuickText
 from lockadapt.data.sample import ImageRef, Sample, message
 from lockadapt.errors import AssemblyError, DataError, LockadaptError, NoLabelError
 from lockadapt.models.chat_template import adds_special_tokens, control_tokens
 
-IGNORED = -100
-"""Label of a position that is not learned (PyTorch's `cross_entropy` default)."""
-
-MAX_PIXELS = 100_000_000
-"""Of images whose sizes are asked for: a header that says more is refused whatever `data.max_pixels` says."""
+__all__ = ["IGNORED", "EncodeReport", "Encoded", "Encoder", "distinct_images"]
 
 PROVED_SHAPES = 8
 """Kinds of conversations (roles and images of turns) whose first row is compared with the stock processor."""
 
+CHUNK = 512
+"""Rows that are tokenised at a time."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Encoded:
     """A sample as arrays of equal length.
 
@@ -126,11 +130,12 @@ class Encoder:
         if inputs.stock:
             self.stock = StockInputs(processor)
             self.image_token_id, self.image_tokens = self.stock.token, self.stock.probe_tokens
-            return
-        if inputs.span is None:
-            return
-        span = inputs.span(processor)
-        self.image_tokens, self.image_text = span.count, span.text
+        elif inputs.span is not None:
+            span = inputs.span(processor)
+            self.image_tokens, self.image_text = span.count, span.text
+        self.quick = QuickEncoder(
+            self.dialogue, self.image_token_id, self.controls.tokens, lambda sample: self.image_texts(sample)
+        )
 
     def render(self, sample: Sample, turns: int | None = None, *, prompt: bool = False) -> str:
         """See `Dialogue.render`."""
@@ -268,16 +273,44 @@ class Encoder:
                 taken as plain text, the tokenizer does not know what an answer is written with, or the chat
                 template refuses, hides or changes a turn.
         """
-        report, chunk = EncodeReport(), 512
-        for start in range(0, len(samples), chunk):
-            part = samples[start : start + chunk]
-            written = [self._written(sample) for sample in part]
-            tokens = self._tokens(written, [sample.where for sample in part])
-            for sample, text, (ids, offsets) in zip(part, written, tokens, strict=True):
-                self._add(report, sample, text, np.asarray(ids, np.int32), np.asarray(offsets, np.int32))
+        report, start = EncodeReport(), 0
+        while start < len(samples):
+            part = samples[start : start + CHUNK]
+            if not self._encode(report, part):
+                report, start = EncodeReport(), 0  # rows before may have come out otherwise, too
+                continue
+            start += len(part)
             if progress:
-                progress(start + len(part), len(samples))
+                progress(start, len(samples))
         return report
+
+    def _encode(self, report: EncodeReport, samples: Sequence[Sample]) -> bool:
+        """Encodes rows; False where the quick way led a shape elsewhere, which does not take it again."""
+        quick: dict[int, QuickText] = {}
+        written: dict[int, Written] = {}
+        for number, sample in enumerate(samples):
+            if (text := self.quick.write(sample)) is not None:
+                quick[number] = text
+            if text is None or text.audited:
+                written[number] = self._written(sample)
+        rows = dict(zip(quick, self.quick.rows(list(quick.values())), strict=True))
+        for number, row in rows.items():
+            if (row is None or not row.sure) and number not in written:
+                written[number] = self._written(samples[number])
+        origins = [samples[number].where for number in written]
+        tokens = dict(zip(written, self._tokens(list(written.values()), origins), strict=True))
+        for number, sample in enumerate(samples):
+            row = rows.get(number)
+            if number in written:
+                ids, offsets = (np.asarray(values, np.int32) for values in tokens[number])
+                made = self._row(sample, written[number], ids, offsets)
+                if row is not None and not row.equals(made):
+                    self.quick.refuse(sample)
+                    return False
+                row = made
+            assert row is not None
+            self._add(report, sample, row)
+        return True
 
     def _written(self, sample: Sample) -> Written:
         """The expanded text and where the answers stand in it, what ends them included."""
@@ -317,20 +350,12 @@ class Encoder:
             made.update(zip(numbers, pairs, strict=True))
         return [made[number] for number in range(len(written))]
 
-    def _add(
-        self,
-        report: EncodeReport,
-        sample: Sample,
-        written: Written,
-        ids: np.ndarray,
-        offsets: np.ndarray,
-    ) -> None:
-        learned = np.zeros(len(ids), bool)
-        merged = len(report.merged_boundaries)
+    def _row(self, sample: Sample, written: Written, ids: np.ndarray, offsets: np.ndarray) -> QuickRow:
+        """Finds the labels of a row, and proves them where its shape is new."""
+        learned, merged = np.zeros(len(ids), bool), 0
         for start, end in written.answers:
             inside = (offsets[:, 1] > start) & (offsets[:, 0] < end) & (offsets[:, 1] > offsets[:, 0])
-            if np.any(inside & (offsets[:, 0] < start)):
-                report.merged_boundaries.append(sample.where)
+            merged += bool(np.any(inside & (offsets[:, 0] < start)))
             learned |= inside
         labels = np.where(learned & (ids != self.image_token_id), ids, IGNORED).astype(np.int32)
         if not learned.any():
@@ -340,19 +365,22 @@ class Encoder:
         self._check_known(sample, written, ids, labels, offsets)
         if (shape := shape_of(sample)) not in self._proved and len(self._proved) < PROVED_SHAPES:
             self._proved.add(shape)
-            self._prove_labels(sample, written, labels, merged < len(report.merged_boundaries))
+            self._prove_labels(sample, written, labels, merged > 0)
             self._prove_prompt(sample)
+        seen = np.flatnonzero(ids == self.image_token_id)
+        return QuickRow(ids, labels, merged, int(seen[-1]) + 1 if len(seen) else 0, True)
+
+    def _add(self, report: EncodeReport, sample: Sample, row: QuickRow) -> None:
+        """Cuts or drops a row that is too long, and adds it to the report."""
+        ids, labels, image_end = row.input_ids, row.labels, row.image_end
+        report.merged_boundaries += [sample.where] * row.merged
         if len(ids) > self.max_length:
-            is_image = ids == self.image_token_id
-            if is_image[self.max_length :].any() or not (labels[: self.max_length] != IGNORED).any():
+            if image_end > self.max_length or not (labels[: self.max_length] != IGNORED).any():
                 report.dropped.append(sample.where)
                 return
             report.cut.append(sample.where)
             ids, labels = ids[: self.max_length], labels[: self.max_length]
-        seen = np.flatnonzero(ids == self.image_token_id)
-        report.encoded.append(
-            Encoded(ids, labels, sample.images, sample, int(seen[-1]) + 1 if len(seen) else 0)
-        )
+        report.encoded.append(Encoded(ids, labels, sample.images, sample, image_end))
 
     def _check_known(
         self, sample: Sample, written: Written, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray
@@ -397,7 +425,7 @@ class Encoder:
         last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
         messages = [message(turn) for turn in sample.turns[:last]]
         if self.stock is not None:
-            theirs = self._stock_prompt_ids(messages, sample)
+            theirs = stock_input_ids(self.stock, messages, sample)
         elif self.beside:
             theirs = beside_prompt_ids(self.tokenizer, messages)
         else:
@@ -416,71 +444,6 @@ class Encoder:
                 where=sample.where,
                 fix="use another tokenizer or chat template",
             )
-
-    def _stock_prompt_ids(self, messages: list[dict[str, Any]], sample: Sample) -> list[int]:
-        """As `stock_prompt_ids`, with the sample's own pictures; the keys of tokens are compared as well."""
-        assert self.stock is not None
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        pictures = [open_image(image, MAX_PIXELS, sample.where) for image in sample.images]
-        made = self.stock.make(
-            [text], [pictures], add_special_tokens=adds_special_tokens(self.tokenizer, text)
-        )
-        for name, key in self.stock.token_keys.items():
-            if not torch.equal(key.of(made["input_ids"]), made[name]):
-                raise DataError(
-                    f"{name} of this conversation is decided by more than the token itself",
-                    where=sample.where,
-                    fix="start from another checkpoint",
-                )
-        return [int(token) for token in made["input_ids"][0]]
-
-
-def stock_prompt_ids(
-    processor: Any, messages: list[dict[str, Any]], images: int, where: str | None = None
-) -> list[int]:
-    """Token ids that a stock processor makes of a conversation that asks for an answer, with blank pictures.
-
-    Args:
-        processor: as clients load it.
-        messages: a conversation without its last answer.
-        images: how many pictures the messages show.
-        where: the row, for messages.
-
-    Returns:
-        The ids.
-
-    Raises:
-        DataError: the chat template writes more or fewer image markers.
-    """
-    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    if text.count(processor.image_token) != images:
-        raise DataError(
-            f"the chat template writes {text.count(processor.image_token)} image markers for {images} images",
-            where=where,
-            fix="use a chat template that writes one for each image",
-        )
-    made = processor(
-        text=[text],
-        images=[Image.new("RGB", (32, 32), "white")] * images or None,
-        add_special_tokens=adds_special_tokens(processor.tokenizer, text),
-        return_tensors="pt",
-    )
-    return [int(token) for token in made["input_ids"][0]]
-
-
-def beside_prompt_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
-    """Token ids that a client's tokenizer makes of a conversation whose images are shown beside it.
-
-    Args:
-        tokenizer: has the chat template.
-        messages: a conversation without its last answer.
-
-    Returns:
-        The ids.
-    """
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text))["input_ids"]
-    return [int(token) for token in ids]
 
 
 def _squeezed(text: str) -> str:
