@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
 import sys
 import time
@@ -31,7 +33,16 @@ def emit(text: object = "", *, end: str = "\n", error: bool = False) -> None:
         end: what follows it.
         error: print on stderr.
     """
-    print(printable(str(text)), end=end, file=sys.stderr if error else sys.stdout, flush=True)
+    if not error:
+        print(printable(str(text)), end=end, flush=True)
+        return
+    try:
+        print(printable(str(text)), end=end, file=sys.stderr, flush=True)
+    except OSError:
+        # Messages that cannot be written, as where they go to a full disk, leave the exit code as it is.
+        # What is buffered goes nowhere: else Python would end with a code of its own.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _written_out(match: re.Match[str]) -> str:

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from lockadapt.errors import DiskError, LockadaptError, RecipeError, disk_ran_ou
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
+    """Write a text file atomically. What writers of it that were killed left beside it is removed first.
 
     Args:
         path: the file, which is replaced.
@@ -29,14 +30,17 @@ def write_text(path: Path, text: str) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        prefix = _prefix(path)
+        for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+            _remove_if_abandoned(left)
+        handle, name = _locked_file(path.parent, prefix)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+                os.chmod(name, 0o666 & ~_umask())
+                os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -115,7 +119,7 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
     require_new(target, what=what)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{target.name}.{WRITING}-"
+        prefix = _prefix(target)
         for left in target.parent.glob(f"{glob.escape(prefix)}*"):
             _remove_if_abandoned(left)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=prefix))
@@ -137,23 +141,83 @@ def new_folder(path: str | Path, *, what: str) -> Iterator[Path]:
             raise
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder at once: who is killed while its files go leaves nothing that could be taken for it.
+
+    Args:
+        folder: the folder; nothing happens where it is none.
+
+    Raises:
+        DiskError: it cannot be moved.
+    """
+    with disk_errors(folder):
+        gone = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, gone / folder.name)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove what killed writers left anywhere below a folder.
+
+    Only for a caller who holds the folder: safetensors does not lock its temporaries while it writes them.
+
+    Args:
+        folder: nothing happens where it is none.
+    """
+    for path in sorted(folder.rglob(".*"), reverse=True):
+        if _is_temporary(path):
+            _remove_if_abandoned(path)
+
+
+def nothing_but_abandoned(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what killed writers left."""
+    return all(_is_temporary(path) for path in folder.iterdir())
+
+
 WRITING = "writing"
-"""In the name of a folder that is being filled, which is locked by whoever fills it."""
+"""In the name of a file or folder that is being filled, which is locked by whoever fills it."""
+_TEMPORARY = re.compile(rf"\..+\.{WRITING}-[a-z0-9_]+|\.tmp[A-Za-z0-9]{{6}}|\..+\.tmp")
+"""Names of temporaries: those of `new_folder` and `write_text`, of safetensors, and of `write_bytes`."""
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}.{WRITING}-"
+
+
+def _is_temporary(path: Path) -> bool:
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _locked_file(parent: Path, prefix: str) -> tuple[int, str]:
+    """A new temporary file, open and locked; another one where somebody removed it before it was locked."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=parent, prefix=prefix)
+        with contextlib.suppress(
+            OSError
+        ):  # a file system without locks, on which nothing is taken for abandoned
+            _lock(handle)
+        if os.fstat(handle).st_nlink:
+            return handle, name
+        os.close(handle)
 
 
 def _lock(handle: int) -> None:
-    """Claims an open folder for this process; OSError if another has it."""
+    """Claims an open file or folder for this process; OSError if another has it."""
     import fcntl
 
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _remove_if_abandoned(folder: Path) -> None:
-    """Removes what a killed writer left: a folder that nobody holds."""
+def _remove_if_abandoned(path: Path) -> None:
+    """Removes what a killed writer left: a file or folder that nobody holds."""
     try:
-        with opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as handle:
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as handle:
             _lock(handle)
-            shutil.rmtree(folder, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
     except OSError:
         return
 
@@ -228,6 +292,9 @@ def disk_errors(path: Path, fix: str = "free space, or choose another --output")
         raise
     except Exception as error:
         if disk_ran_out(error):
+            if temporary := _fuller_temporary_folder(path):
+                fix = "free space there, or let TMPDIR name a folder on a larger disk"
+                raise DiskError("the disk of temporary files is full", where=temporary, fix=fix) from error
             raise DiskError("the disk is full", where=str(path), fix=fix) from error
         if isinstance(error, OSError) and error.errno in _UNWRITABLE:
             raise DiskError(
@@ -236,11 +303,25 @@ def disk_errors(path: Path, fix: str = "free space, or choose another --output")
         raise
 
 
+def _fuller_temporary_folder(path: Path) -> str | None:
+    """The folder of temporary files, if it has a disk of its own that is fuller than the one of a path."""
+    with contextlib.suppress(OSError):
+        temporary = Path(tempfile.gettempdir())
+        parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if temporary.stat().st_dev != parent.stat().st_dev:
+            free = shutil.disk_usage(temporary).free
+            if free < min(_LITTLE, shutil.disk_usage(parent).free):
+                return str(temporary)
+    return None
+
+
+_LITTLE = 64 * 1024**2
+"""Free bytes with which a disk may be the one that ran full: what did not fit is not known."""
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, which is on the disk when this returns.
 
     Args:
         path: the file, which is replaced.
@@ -253,4 +334,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
     from safetensors.torch import save_file
 
     with disk_errors(path):
+        # Under a temporary name, `.tmpXXXXXX`, and renamed; but not synced.
         save_file(dict(tensors), path, None if metadata is None else dict(metadata))
+        sync(path)
+        sync(path.parent)

@@ -1,10 +1,11 @@
-"""One digest of a model folder's config, tokenizer and weights, quick enough for every opening."""
+"""One digest of a model folder's config, tokenizer and weights, every byte, quick enough for every opening."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pydantic_core import from_json
@@ -19,24 +20,26 @@ CONFIGS = (
 )
 """What a model computes with beside weights, of what Transformers always fetches."""
 
-PIECES, PIECE = 16, 4096
-"""A tensor of more than PIECES x PIECE bytes is represented by that many pieces of so many bytes, evenly
-spread, its first and its last among them."""
+CHUNK = 4 * 1024**2
+"""Bytes that are read at once."""
+THREADS = 8
+"""Tensors that are read at the same time, at most."""
+WHOLE = "whole:"
+"""Before digests of all bytes. Older versions, whose digests have no such mark, read a sample of large tensors."""
 
 _INDEX = "model.safetensors.index.json"
 
 
 def folder_digest(folder: Path) -> str:
-    """Digests configs, and key, dtype, shape and spread bytes of every tensor.
+    """Digests configs, and key, dtype, shape and bytes of every tensor.
 
-    A tensor of up to 64 KiB counts whole. In larger ones a change of few values can stay unseen; another
-    training, scale or file cannot. `lockadapt.tuning.base_identity` compares loaded weights as well.
+    Takes 0.6 s a GB and core where the weights are in memory already; tensors are read in parallel.
 
     Args:
         folder: config.json and *.safetensors, as Transformers writes them.
 
     Returns:
-        SHA-256, hex.
+        `WHOLE` and SHA-256, hex.
 
     Raises:
         DataError: a file of weights is missing or damaged.
@@ -51,12 +54,11 @@ def folder_digest(folder: Path) -> str:
         if not file.is_file():
             raise DataError("is missing", where=str(file), fix=AGAIN)
         shard = read_shard(file)
-        with opened(file, os.O_RDONLY) as handle:
-            for tensor in sorted(shard.tensors, key=lambda entry: entry.key):
-                digest.update(f"{tensor.key} {tensor.dtype} {tensor.shape}\n".encode())
-                for begin, size in _pieces(tensor):
-                    digest.update(os.pread(handle, size, begin))
-    return digest.hexdigest()
+        tensors = sorted(shard.tensors, key=lambda entry: entry.key)
+        with opened(file, os.O_RDONLY) as handle, ThreadPoolExecutor(THREADS) as pool:
+            for tensor, contents in zip(tensors, pool.map(partial(_contents, handle), tensors), strict=True):
+                digest.update(f"{tensor.key} {tensor.dtype} {tensor.shape} {contents}\n".encode())
+    return WHOLE + digest.hexdigest()
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -74,10 +76,8 @@ def _weights(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _pieces(tensor: StoredTensor) -> Iterator[tuple[int, int]]:
-    size = tensor.end - tensor.begin
-    if size <= PIECES * PIECE:
-        yield tensor.begin, size
-        return
-    for number in range(PIECES):
-        yield tensor.begin + (size - PIECE) * number // (PIECES - 1), PIECE
+def _contents(handle: int, tensor: StoredTensor) -> str:
+    digest = hashlib.sha256()
+    for begin in range(tensor.begin, tensor.end, CHUNK):
+        digest.update(os.pread(handle, min(CHUNK, tensor.end - begin), begin))
+    return digest.hexdigest()

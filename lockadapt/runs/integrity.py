@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from lockadapt.data.paths import PICKLE_SUFFIXES
 from lockadapt.errors import DataError, SafetyError, VerificationError
-from lockadapt.models.folder_digest import folder_digest
+from lockadapt.models.folder_digest import WHOLE, folder_digest
 from lockadapt.models.sources import HUB_ID
 from lockadapt.runs.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_FILES, PROCESSOR
 from lockadapt.runs.record import RunRecord
@@ -47,7 +47,8 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
     for name, digest in artifact_digests(folder).items():
         if record.artifacts is not None and record.artifacts.get(name) != digest:
             raise VerificationError("is not what this run wrote", where=str(folder / name), fix=_AGAIN)
-    base = base_digest(folder, record.base) if record.base_files is not None else None
+    comparable = record.base_files is not None and record.base_files.startswith(WHOLE)
+    base = base_digest(folder, record.base) if comparable else None
     if base is not None and base != record.base_files:
         raise VerificationError(
             "is not the base that the run was trained on: its config, tokenizer or weights changed since",
@@ -136,7 +137,7 @@ def base_digest(folder: Path, recorded: str) -> str | None:
         recorded: where the base was when the run was trained, unless the run has its own.
 
     Returns:
-        SHA-256, hex, or None.
+        As `folder_digest`, or None.
 
     Raises:
         VerificationError: its files are damaged.

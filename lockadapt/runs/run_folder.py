@@ -18,7 +18,7 @@ from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError, SetupError
-from lockadapt.files import write_text
+from lockadapt.files import nothing_but_abandoned, write_text
 from lockadapt.recipe.explain import as_yaml
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
                 fix="resume with the same recipe, or train anew with another --output",
             )
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and nothing_but_abandoned(folder)):
         raise RecipeError(
             "exists and is not empty", where=f"--output {folder}", fix="name a new folder, or add --resume"
         )

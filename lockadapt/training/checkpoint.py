@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lockadapt.errors import VerificationError
-from lockadapt.files import sha256_of, write_json, write_tensors
+from lockadapt.files import remove_folder, sha256_of, sync, write_json, write_tensors
 from lockadapt.training.shared_random import STRIDE
 from lockadapt.training.stored_state import damaged, reading_checkpoint, require_like
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
+FINISHED = "finished"
+"""The folder beside checkpoints that holds how a stage ended."""
 
 
 def save_trainable(model: nn.Module, folder: Path) -> None:
@@ -183,12 +185,12 @@ def _load_rng(folder: Path, process: int, processes: int) -> torch.Tensor | None
 
 def seal(folder: Path) -> None:
     """Writes the manifest (size and SHA-256 of every file): a folder without it is not a checkpoint."""
-    files = {
-        p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)}
-        for p in sorted(folder.iterdir())
-        if p.is_file()
-    }
+    written = [p for p in sorted(folder.iterdir()) if p.is_file()]
+    for file in written:
+        sync(file)
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256_of(p)} for p in written}
     write_json(folder / MANIFEST, {"files": files})
+    sync(folder)
 
 
 def is_complete(folder: Path) -> bool:
@@ -205,6 +207,48 @@ def is_complete(folder: Path) -> bool:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint below a folder, if there is one."""
+    return next((p for p in _by_step(folder) if is_complete(p)), None)
+
+
+def remove_old(folder: Path, limit: int | None, best: str | None) -> None:
+    """Removes all but the newest checkpoints below a folder, once the newest is sealed.
+
+    Args:
+        folder: of the stage's checkpoints.
+        limit: how many stay, the best among them; None or 0: all.
+        best: path of the checkpoint with the best validation loss, which always stays; None: there is none.
+
+    Raises:
+        DiskError: one cannot be moved.
+    """
+    newest_first = _by_step(folder)
+    if not limit or len(newest_first) <= limit:
+        return
+    kept = {newest_first[0].name, *([Path(best).name] if best else [])}
+    for checkpoint in newest_first[1:]:
+        if checkpoint.name in kept:
+            continue
+        if len(kept) < limit:
+            kept.add(checkpoint.name)
+        else:
+            remove_folder(checkpoint)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes checkpoints that a killed process did not seal, of all stages of a run.
+
+    Args:
+        folder: which holds a folder of checkpoints for each stage.
+
+    Raises:
+        DiskError: one cannot be moved.
+    """
+    for checkpoint in (*folder.glob("*/checkpoint-*"), *folder.glob(f"*/{FINISHED}")):
+        if not (checkpoint / MANIFEST).is_file():
+            remove_folder(checkpoint)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, complete or not, the newest first."""
     checkpoints = [p for p in folder.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    ordered = sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)
-    return next((p for p in ordered if is_complete(p)), None)
+    return sorted(checkpoints, key=lambda p: int(p.name.removeprefix("checkpoint-")), reverse=True)

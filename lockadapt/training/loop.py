@@ -18,16 +18,18 @@ from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
 from lockadapt.errors import RecipeError
 from lockadapt.features.towerless import cached_tower, remember_towers
+from lockadapt.files import clear_abandoned
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.admission import admit_rows, cache_refusal
 from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
+from lockadapt.training import checkpoint
 from lockadapt.training.begun import first_then_others, run_processes
 from lockadapt.training.finish import Training, write_run
 from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
-from lockadapt.training.stage import Observer, Session, run_stage
+from lockadapt.training.stage import CHECKPOINTS, Observer, Session, run_stage
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.experts import experts_note
 
@@ -90,7 +92,7 @@ def train(
 
 
 def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:
-    """Keeps other runs out of a folder until `claimed` closes."""
+    """Keeps other runs out of a folder until `claimed` closes; clears what a killed one left in it."""
     claims = claimed.enter_context(Claims(folder / LOCK))
     if not claims.take(0):
         raise RecipeError(
@@ -98,6 +100,8 @@ def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:
             where=str(folder),
             fix="wait for it, or name another --output",
         )
+    clear_abandoned(folder)
+    checkpoint.remove_unfinished(folder / CHECKPOINTS)
 
 
 def _train(

@@ -47,7 +47,7 @@ TEXTS = 8
 Observer = Callable[["Session", str, Mapping[str, Objective]], list[TrainerCallback]]
 """Session, name of a stage and its objectives -> callbacks of the stage's trainer."""
 
-CHECKPOINTS, FINISHED, OUTCOME = "checkpoints", "finished", "outcome.json"
+CHECKPOINTS, OUTCOME = "checkpoints", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
             fix="give all machines the same files",
         )
     processes.first(lambda: start.keep_or_compare(folder, session.resume))
-    finished = folder / FINISHED
+    finished = folder / checkpoint.FINISHED
     if session.resume and checkpoint.is_complete(finished):
         checkpoint.load_trainable(model, finished)
         note(f"stage {stage.name} was finished before")

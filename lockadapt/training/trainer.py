@@ -448,12 +448,18 @@ class GroundingTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.check_same()
-        super()._save_checkpoint(model, trial)
+        # Hugging Face's Trainer would remove old checkpoints before the new one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"  # type: ignore[arg-type]
         self.loop_state.save(folder)
         processes.wait()
         if self.args.should_save and folder.exists():
             checkpoint.seal(folder)
+            checkpoint.remove_old(folder.parent, limit, self.state.best_model_checkpoint)
         processes.wait()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import io
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ from tests.fuzz.targets import targets
 
 EXAMPLES = 100
 """Inputs of a target before it is the next one's turn."""
+SLOW, LARGE = 20.0, 1536 * 1024**2
+"""Seconds and bytes, beyond which the slowest and largest input of a target is printed."""
 
 
 def main() -> int:
@@ -42,7 +43,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         chosen = targets(*finished_and_interrupted(Path(folder)))
         chosen = [target for target in chosen if not given.only or target.name in given.only]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         counts = {target.name: Counts() for target in chosen}
         seconds = dict.fromkeys(counts, 0.0)
         end, seed = time.monotonic() + 60 * given.minutes, given.seed
@@ -54,9 +54,12 @@ def main() -> int:
                 seconds[target.name] += time.monotonic() - started
                 for fault in counts[target.name].faults[known:]:
                     print(fault, file=sys.stdout, flush=True)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(table(counts, seconds))
-    print(f"memory: {before / 1024:,.0f} MiB before, {peak / 1024:,.0f} MiB at its peak")
+    for name, count in counts.items():
+        if count.slowest[0] > SLOW:
+            print(f"slowest of {name}: {count.slowest[1]}")
+        if count.peak[0] > LARGE:
+            print(f"largest of {name}: {count.peak[1]}")
     return int(any(count.faults for count in counts.values()))
 
 
@@ -67,14 +70,22 @@ def table(counts: dict[str, Counts], seconds: dict[str, float]) -> str:
     for name, count in counts.items():
         ends = [count.ends[0], *(count.ends[code] for code in codes)]
         numbers = [count.ends.total(), *ends, len(count.faults)]
-        rows.append([name, *(f"{n:,}" for n in numbers), f"{count.slowest:.1f}", f"{seconds[name]:,.0f}"])
+        rows.append([name, *(f"{n:,}" for n in numbers), *_most(count), f"{seconds[name]:,.0f}"])
     total = [sum(count.ends[code] for count in counts.values()) for code in (0, *codes)]
     faults = sum(len(count.faults) for count in counts.values())
-    slowest = max(count.slowest for count in counts.values())
+    most = Counts(
+        slowest=max(count.slowest for count in counts.values()),
+        peak=max(count.peak for count in counts.values()),
+    )
     numbers = [sum(count.ends.total() for count in counts.values()), *total, faults]
-    rows.append(["all", *(f"{n:,}" for n in numbers), f"{slowest:.1f}", f"{sum(seconds.values()):,.0f}"])
-    head = ["input", "inputs", "taken", *(f"exit {code}" for code in codes), "faults", "slowest s", "s"]
+    rows.append(["all", *(f"{n:,}" for n in numbers), *_most(most), f"{sum(seconds.values()):,.0f}"])
+    ends = [f"exit {code}" for code in codes]
+    head = ["input", "inputs", "taken", *ends, "faults", "slowest s", "peak MiB", "s"]
     return table_text(head, rows, right=range(1, len(head)))
+
+
+def _most(count: Counts) -> list[str]:
+    return [f"{count.slowest[0]:.1f}", f"{count.peak[0] / 2**20:,.0f}"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from tests.fuzz.__main__ import table
-from tests.fuzz.engine import Counts, fuzz
+from tests.fuzz.engine import MEMORY, Counts, fuzz
 from tests.fuzz.runs import finished_and_interrupted
 from tests.fuzz.targets import Target, targets
 
@@ -46,4 +48,19 @@ def test_faults_are_seen() -> None:
     fuzz(Target("mine", st.booleans(), read), 10, None, counts)
     assert counts.ends[0] == counts.ends[-1] == 1
     assert "a bug" in counts.faults[0]
-    assert table({"mine": counts}, {"mine": 0.0}).splitlines()[-1].split()[-3] == "1"
+    assert table({"mine": counts}, {"mine": 0.0}).splitlines()[-1].split()[-4] == "1"
+
+
+def test_memory_and_crashes_are_seen() -> None:
+    """Red before: what took gigabytes was counted as taken, and what crashed ended the fuzzer."""
+
+    def read(value: Any, folder: Path) -> None:
+        if value:
+            bytearray(2 * MEMORY)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    counts = Counts()
+    fuzz(Target("mine", st.booleans(), read), 10, None, counts)
+    assert counts.ends == {-1: 2}
+    assert sorted("takes more than" in fault for fault in counts.faults) == [False, True]
+    assert any(f"ended with -{signal.SIGKILL.value}" in fault for fault in counts.faults)

@@ -51,7 +51,7 @@ class Outcome:
 
 
 def kill(command: Killed, folder: Path, seeds: Sequence[int], share: float) -> Outcome:
-    """Kills a command at points that are drawn evenly over all of them, and lets it go on.
+    """Kills a command at points that are drawn evenly over all of them, and lets it go on; prints what is wrong.
 
     Args:
         command: what is killed.
@@ -66,7 +66,7 @@ def kill(command: Killed, folder: Path, seeds: Sequence[int], share: float) -> O
     whole = folder / "whole"
     whole.mkdir(parents=True)
     outcome.points = run_to_its_end(command.arguments(whole), whole)
-    wanted = _compared(whole)
+    wanted = compared(whole)
     for seed in seeds:
         chance, count = random.Random(seed), max(1, round(command.kills * share))
         for number in range(count):
@@ -83,27 +83,28 @@ def kill(command: Killed, folder: Path, seeds: Sequence[int], share: float) -> O
             except AssertionError as error:
                 said_last = Path(f"{target}.log").read_text(errors="replace").strip()[-600:]
                 outcome.failures.append(f"{where}: {error}\n{said_last}")
+                print(outcome.failures[-1], flush=True)
             else:
-                got = _compared(target)
+                got = compared(target)
                 names = sorted(
-                    name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)
+                    name for name in wanted.keys() | got.keys() if wanted.get(name, 0) != got.get(name, 0)
                 )
-                outcome.differences += [f"{where}: {name}" for name in names]
+                for name in names:
+                    outcome.differences.append(f"{where}: {name}")
+                    print(outcome.differences[-1], flush=True)
             shutil.rmtree(target)
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
-def _compared(folder: Path) -> dict[str, Any]:
+def compared(folder: Path) -> dict[str, Any]:
     """Files without times, and without what a resumed run cannot say of a tower that it needed not load.
 
-    Without hidden files, too: a killed writer leaves its temporary one, which nothing reads.
+    Hidden ones are among them, and empty folders: whoever goes on clears what the killed process left.
     """
-    return {
-        name: data
-        for name, data in contents(folder).items()
-        if not name.endswith("start.json") and not Path(name).name.startswith(".")
-    }
+    files = {name: data for name, data in contents(folder).items() if not name.endswith("start.json")}
+    folders = (path for path in folder.rglob("*") if path.is_dir())
+    return files | {f"{path.relative_to(folder).as_posix()}/": None for path in sorted(folders)}
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
@@ -139,8 +140,6 @@ def main() -> int:
             if not given.only or command.name in given.only
         }
         print(table(outcomes))
-        for outcome in outcomes.values():
-            print("\n".join([*outcome.failures, *outcome.differences]), end="")
     return int(any(outcome.failures or outcome.differences for outcome in outcomes.values()))
 
 

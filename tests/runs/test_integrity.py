@@ -18,7 +18,7 @@ from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.exports.merge import merge_run
 from lockadapt.exports.merge_command import MergeRequest, merge_command
 from lockadapt.exports.verify import verify_folder
-from lockadapt.models.folder_digest import folder_digest
+from lockadapt.models.folder_digest import WHOLE, folder_digest
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run, open_run
 from lockadapt.training.loop import train
@@ -248,3 +248,25 @@ def test_a_digest_sees_every_tensor_and_config(run: Path) -> None:
     assert changed != before
     (run / "base" / "tokenizer_config.json").write_text("{}")
     assert folder_digest(run / "base") not in (before, changed)
+
+
+def test_a_digest_sees_every_value_of_a_large_tensor(tmp_path: Path) -> None:
+    """Red before: of a large tensor it read 16 pieces of 4 KiB."""
+    values = torch.arange(1_000_000.0)
+    digests = set()
+    for number in (0, 12_345, 500_000, 777_777, 999_999):
+        changed = values.clone()
+        changed[number] += 1
+        save_file({"a": changed, "b": values}, tmp_path / "model.safetensors")
+        digests.add(folder_digest(tmp_path))
+    assert len(digests) == 5
+
+
+def test_a_digest_of_samples_is_not_compared(run: Path) -> None:
+    """Older versions recorded them; what is loaded is compared all the same."""
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "base_files": "0" * 64}))
+    assert open_run(run).record.base_files == "0" * 64
+    (run / "run.json").write_text(json.dumps({**record, "base_files": f"{WHOLE}{'0' * 64}"}))
+    with pytest.raises(VerificationError, match="not the base"):
+        open_run(run)
