@@ -179,6 +179,12 @@ def disk_ran_out(error: BaseException) -> bool:
     )
 
 
+def memory_line(error: BaseException) -> str:
+    """The line of an exception that says that memory is used up; its first where none does."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if _has(line, _MEMORY_WORDS)), first_line(error))
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says in one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -188,7 +194,11 @@ def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     # What lockadapt says itself names rows and files, whose words mean nothing here.
     if isinstance(error, LockadaptError):
         return False
-    text = str(error).lower()
+    return _has(str(error), words)
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    text = text.lower()
     return any(word in text for word in words)
 
 

@@ -44,6 +44,7 @@ from lockadapt.errors import (
     disk_ran_out,
     first_line,
     memory_cause,
+    memory_line,
 )
 from lockadapt.processes import is_first, launched, lost
 from lockadapt.version import __version__
@@ -182,7 +183,7 @@ def told_to_users(error: Exception) -> LockadaptError | None:
         return error
     if (last := memory_cause(error)) is not None:
         return DoesNotFitError(
-            f"out of memory: {first_line(last).split('. GPU ')[0].removesuffix('.')}",
+            f"out of memory: {memory_line(last).split('. GPU ')[0].removesuffix('.')}",
             where=error.where if isinstance(error, LockadaptError) else None,
             fix="halve training.batch_size and double training.accumulation, use quantization: nf4 or a "
             "smaller LLM, or raise the limit (ulimit -v) if there is one",

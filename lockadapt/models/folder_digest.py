@@ -1,4 +1,4 @@
-"""One digest of a model folder's config, tokenizer and weights, every byte, quick enough for every opening."""
+"""One digest of every byte of a model folder's configs, tokenizer and weights, taken at every opening."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = 4 * 1024**2
 THREADS = 8
 """Tensors that are read at the same time, at most."""
 WHOLE = "whole:"
-"""Before digests of all bytes. Older versions, whose digests have no such mark, read a sample of large tensors."""
+"""Before digests of all bytes. Those without it are older: of a sample of large tensors."""
 
 _INDEX = "model.safetensors.index.json"
 

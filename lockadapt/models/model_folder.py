@@ -73,7 +73,8 @@ def check_described_size(folder: Path, build: Callable[[], Any], what: str) -> N
         what: names it in messages.
 
     Raises:
-        SetupError: the config describes more than a few times the parameters that the folder holds.
+        SetupError: the config describes more than a few times the parameters that the folder holds, or
+            absurdly large buffers.
     """
     try:
         shards = [read_shard(file) for file in sorted(folder.glob("*.safetensors"))]
@@ -83,18 +84,23 @@ def check_described_size(folder: Path, build: Callable[[], Any], what: str) -> N
     if not stored:
         return
     with torch.device("meta"):
-        described = sum(parameter.numel() for parameter in build().parameters())
-    if described > LARGER * stored + SLACK:
-        raise SetupError(
-            f"the {what}'s config.json describes {described:,} parameters, its weights are {stored:,}",
-            where=str(folder),
-            fix="use the config that belongs to the weights",
-        )
+        model = build()
+    described = {
+        "parameters": (sum(parameter.numel() for parameter in model.parameters()), SLACK),
+        "values in buffers": (sum(buffer.numel() for buffer in model.buffers()), BUFFER_SLACK),
+    }
+    for kind, (count, slack) in described.items():
+        if count > LARGER * stored + slack:
+            raise SetupError(
+                f"the {what}'s config.json describes {count:,} {kind}, its weights are {stored:,}",
+                where=str(folder),
+                fix="use the config that belongs to the weights",
+            )
 
 
-LARGER, SLACK = 4, 10_000_000
-"""So many times as large, and so many parameters more, may a model be than its file: weights are stored
-packed, and heads that are not used are left out."""
+LARGER, SLACK, BUFFER_SLACK = 4, 10_000_000, 100_000_000
+"""So many times as large, and so many parameters and values in buffers more, may a model be than its file: weights
+are stored packed, heads that are not used are left out, and masks and rotary frequencies are not stored."""
 
 
 def _check_depth(folder: Path, layers: int, what: str) -> None:

@@ -96,6 +96,7 @@ def test_names_with_escapes_reach_no_terminal(arguments: list[str], tmp_path: Pa
         RuntimeError("can't start new thread"),
         ImportError("libtorch.so: failed to map segment from shared object"),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has …"),
+        ImportError("\nIMPORTANT: PLEASE READ THIS FOR ADVICE\nlibopenblas.so: failed to map segment"),
     ],
 )
 def test_memory_that_runs_out_is_exit_5_with_a_reason(error: Exception) -> None:
@@ -103,6 +104,7 @@ def test_memory_that_runs_out_is_exit_5_with_a_reason(error: Exception) -> None:
     assert told is not None
     assert told.exit_code == 5
     assert not told.message.endswith(": ")
+    assert "IMPORTANT" not in told.message
     try:
         raise SetupError("the LLM cannot be loaded", where="llm") from error
     except SetupError as wrapped:

@@ -16,6 +16,11 @@ LLAMA = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 8},
     **{"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
 }
+GPTJ = {
+    **{"model_type": "gptj", "architectures": ["GPTJForCausalLM"], "vocab_size": 64, "n_embd": 8},
+    **{"n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 10**9},
+}
+"""Its table of rotations has no parameters, and two billion values."""
 CONFIG, INDEX = "llm/config.json", "llm/model.safetensors.index.json"
 
 
@@ -65,6 +70,13 @@ def cases() -> Iterator[Case]:
     ):
         what = f"{key} is {str(value).encode('unicode_escape').decode()}"
         yield folder(what, code, words, config={**LLAMA, key: value}, files=shards)
+    yield folder(
+        "a table that is not stored",
+        4,
+        "values in buffers, its weights are 1,024",
+        config=GPTJ,
+        files=shards,
+    )
     yield folder(
         "code of its own",
         10,

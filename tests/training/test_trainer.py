@@ -19,6 +19,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.errors import (
     DataError,
+    DiskError,
     ImageIgnoredError,
     LockError,
     NoGradientError,
@@ -223,6 +224,51 @@ def test_checkpoints_hold_no_pickle_and_are_sealed(assembled: Assembled, tmp_pat
     weights = folder / checkpoint.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1])
     assert checkpoint.latest(tmp_path / "run") is None
+
+
+def test_an_old_checkpoint_goes_only_once_the_new_one_is_sealed(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red before: it went first, and a run that was killed between the two began anew."""
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
+    run = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run", **settings)
+    seal = checkpoint.seal
+
+    def full(folder: Path) -> None:
+        if folder.name == "checkpoint-4":
+            raise DiskError("the disk is full")
+        seal(folder)
+
+    monkeypatch.setattr(checkpoint, "seal", full)
+    with pytest.raises(DiskError):
+        run.train()
+    assert run.args.save_total_limit == 1
+    assert checkpoint.latest(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
+    monkeypatch.setattr(checkpoint, "seal", seal)
+    again = trainer(assembled.folder, vqa_samples(tmp_path), tmp_path / "run", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
+    [
+        (None, None, {2, 4, 10, 12}),
+        (0, None, {2, 4, 10, 12}),
+        (1, None, {12}),
+        (3, None, {4, 10, 12}),
+        (1, 4, {4, 12}),
+        (2, 4, {4, 12}),
+        (3, 4, {4, 10, 12}),
+        (2, 12, {10, 12}),
+        (9, 2, {2, 4, 10, 12}),
+    ],
+)
+def test_which_checkpoints_stay(limit: int | None, best: int | None, kept: set[int], tmp_path: Path) -> None:
+    for step in (2, 4, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoint.remove_old(tmp_path, limit, f"elsewhere/checkpoint-{best}" if best else None)
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{step}" for step in kept}
 
 
 def test_best_model_is_kept(assembled: Assembled, tmp_path: Path) -> None:
