@@ -206,9 +206,9 @@ class ImageText(Objective):
         pairs: list[Any] = list(items)
         shown = {item.images[0].key: item.images[0] for item in items}
         wrong = [(ids, key) for pair in pairs for ids, key in zip(pair.negatives, pair.keys[2:], strict=True)]
-        said = [*(pair.input_ids for pair in pairs), *(ids for ids, _ in wrong)]
-        names = [ids.tobytes() for ids in said]
-        distinct = dict(zip(names, said, strict=True))
+        token_ids = [*(pair.input_ids for pair in pairs), *(ids for ids, _ in wrong)]
+        names = [ids.tobytes() for ids in token_ids]
+        distinct = dict(zip(names, token_ids, strict=True))
         kept = pairs[0].kept
         texts = (
             _texts(list(distinct.values()), pad_id)

@@ -58,10 +58,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     ],
 )
 def test_a_limit_on_file_sizes(name: str, limit: int, writing: dict[str, Killed], tmp_path: Path) -> None:
-    code, said = _run(writing[name].arguments(tmp_path), limit)
-    assert code == DISK, said
-    assert "full" in said
-    assert "Traceback" not in said
+    code, messages = _run(writing[name].arguments(tmp_path), limit)
+    assert code == DISK, messages
+    assert "full" in messages
+    assert "Traceback" not in messages
     if name in ("assemble", "merge", "export", "cache"):
         assert list(tmp_path.iterdir()) == []
 
@@ -74,9 +74,9 @@ def test_training_goes_on_once_there_is_space(
     whole = tmp_path / "same"
     whole.mkdir()
     run_to_its_end(writing["train"].arguments(whole), whole)
-    code, said = _run(writing["train"].arguments(small_disk), None)
-    assert code == DISK, said
-    assert "the disk is full" in said
+    code, messages = _run(writing["train"].arguments(small_disk), None)
+    assert code == DISK, messages
+    assert "the disk is full" in messages
     assert _mount(small_disk, "remount,size=60m").returncode == 0
     again = writing["train"].again(small_disk)
     assert again is not None
@@ -91,13 +91,13 @@ def test_training_goes_on_once_there_is_space(
 def test_a_full_disk_of_temporary_files_is_named(
     writing: dict[str, Killed], small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Red before: it said that the disk of the output is full, and to choose another."""
+    """Red before: it messages that the disk of the output is full, and to choose another."""
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
     (small_disk / "filling").write_bytes(b"x" * 590 * 1024)
-    code, said = _run(writing["assemble"].arguments(tmp_path), None)
-    assert code == DISK, said
-    assert str(small_disk) in said
-    assert "TMPDIR" in said
+    code, messages = _run(writing["assemble"].arguments(tmp_path), None)
+    assert code == DISK, messages
+    assert str(small_disk) in messages
+    assert "TMPDIR" in messages
     assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
@@ -147,5 +147,5 @@ def _run(arguments: Sequence[str], limit: int | None) -> tuple[int, str]:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+        messages = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), messages

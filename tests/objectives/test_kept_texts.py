@@ -77,9 +77,9 @@ def test_kept_states_do_as_the_text_model(tiny: Path, tmp_path: Path, head: Any)
 def test_states_on_disk_are_computed_once(tiny: Path, tmp_path: Path) -> None:
     objective = ImageText(mode="dual", dimension=8)
     model, processor = built(tiny, objective)
-    items, said = rows(objective, processor, tmp_path), list[str]()
+    items, notes = rows(objective, processor, tmp_path), list[str]()
     settings = FeatureSettings("disk", cache=tmp_path / "cache", stored="float32")
-    policy = ImagePolicy(settings, 10**6, note=said.append)
+    policy = ImagePolicy(settings, 10**6, note=notes.append)
     pixels = PixelInputs(processor.image_processor, 10**6)
     states = [
         objective.collate(kept, pixels, 2, "itc")["text_states"]
@@ -87,11 +87,11 @@ def test_states_on_disk_are_computed_once(tiny: Path, tmp_path: Path) -> None:
     ]
     torch.testing.assert_close(states[1], states[0])
     torch.testing.assert_close(states[2], states[0])
-    assert ["(4 computed" in note for note in said] == [True, False]
+    assert ["(4 computed" in note for note in notes] == [True, False]
     with torch.no_grad():
         model.text_model.embed_tokens.weight.mul_(2)
     objective.keep(model, items, policy)
-    assert "(4 computed" in said[-1]  # another text model, other states
+    assert "(4 computed" in notes[-1]  # another text model, other states
 
 
 def test_texts_of_a_model_that_trains_are_not_kept(tiny: Path, tmp_path: Path) -> None:
