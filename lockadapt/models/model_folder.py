@@ -100,7 +100,7 @@ def check_described_size(folder: Path, build: Callable[[], Any], what: str) -> N
 
 LARGER, SLACK, BUFFER_SLACK = 4, 10_000_000, 100_000_000
 """So many times as large, and so many parameters and values in buffers more, may a model be than its file:
-weights are stored packed, heads that are not used are left out, and masks and rotary tables are not stored."""
+weights are stored packed, heads that are not used are left out, masks and rotary tables are not stored."""
 
 
 def _check_depth(folder: Path, layers: int, what: str) -> None:
