@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "file").write_text("")
     with monkeypatch.context() as patch:
-        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         remove_folder(tmp_path / "old")
     assert not (tmp_path / "old").exists()
     clear_abandoned(tmp_path)
