@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from lockadapt.errors import AssemblyError, DataError, LockadaptError, SafetyError, SetupError, memory_ran_out
+from lockadapt.models.gguf_file import gguf_folder, is_gguf
 from lockadapt.models.hub import hub_is_reachable
 from lockadapt.models.model_folder import check_model_folder
 from lockadapt.models.quiet import quiet
@@ -38,8 +39,10 @@ class Source:
 def find(source: str | Path, what: str) -> Source:
     """Finds a folder if there is one of that name, else takes a Hub id if it reads like `org/name`.
 
+    An LLM may be a GGUF file, which becomes a folder (`gguf_folder`).
+
     Args:
-        source: folder or Hub id.
+        source: folder, Hub id, or GGUF file of an LLM.
         what: names it in messages ("LLM", "tower" …).
 
     Returns:
@@ -60,10 +63,13 @@ def find(source: str | Path, what: str) -> Source:
         check_model_folder(path, what)
         return Source(str(path), local=True)
     if path.is_file():
+        if what == "LLM" and is_gguf(path):
+            with loading(Source(str(path), local=True), what):
+                return Source(str(gguf_folder(path)), local=True)
         raise SetupError(
             f"the {what} is a file, not a folder",
             where=str(path),
-            fix="name the folder that holds config.json",
+            fix="name the folder that holds config.json" + (", or a GGUF file" if what == "LLM" else ""),
         )
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         return Source(source, local=False)

@@ -16,7 +16,10 @@ TileGrid = Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=
 class ModelSection(Section):
     """The models to join: an LLM and a vision tower, or an existing vision-language model."""
 
-    llm: Text | None = Field(default=None, description="folder or Hub id of a causal language model")
+    llm: Text | None = Field(
+        default=None,
+        description="folder, GGUF file (dequantized once, into the cache) or Hub id of a causal LM",
+    )
     tower: Text | None = Field(default=None, description="folder or Hub id of a vision model (CNN or ViT)")
     vlm: Text | None = Field(
         default=None,
