@@ -2,20 +2,26 @@
 
 Run by `python benchmarks/compatibility.py --bridges`. Every cell asks `lockadapt.architectures.suggest` which
 class holds the pair; one that is held is trained for three steps with packing and a feature cache and merged,
-and the merged folder is loaded in a process that has not imported lockadapt.
+and the merged folder is loaded in a process that has not imported lockadapt. Text encoders are measured beside
+that in the dual encoder, by a contrastive run whose embeddings sentence-transformers computes again. Rows are kept in a file as they are measured (`kept_rows`), so
+that a broken measurement goes on where it was.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lockadapt.architectures.choose import fusion_names
+from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.suggest import Holding, holdings
 from lockadapt.console import Reporter
 from lockadapt.errors import LockadaptError, RecipeError
+from lockadapt.exports.export import export_run
 from lockadapt.exports.merge import merge_run
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import open_run
@@ -27,6 +33,10 @@ QUIET = Reporter(quiet=True)
 LLM_NAMES = (*LLMS, *ODD_LLMS)
 TOWER_NAMES = tuple(name for name in TOWERS if name not in ("clip", "siglip", "vit-classifier"))
 """Without those that only hold another of them."""
+DUAL, DUAL_NAMES = "dual", ("bert", "xlnet")
+"""What the dual encoder's column says, and whose text side it is measured with."""
+KEY = ("llm", "tower", "fusion")
+"""What tells a row from all others."""
 
 EMPTY: dict[str, Any] = {
     **dict.fromkeys(("assembled", "trained", "merged"), False),
@@ -35,28 +45,48 @@ EMPTY: dict[str, Any] = {
 }
 
 
-def measured_cells(only: Sequence[str]) -> Iterator[dict[str, Any]]:
+def kept_rows(file: Path | None) -> list[dict[str, Any]]:
+    """The rows of an earlier measurement: JSON lines, the last of which may be broken off."""
+    rows: list[dict[str, Any]] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file and file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def measured_cells(only: Sequence[str], kept: Sequence[dict[str, Any]] = ()) -> Iterator[dict[str, Any]]:
     """The table's rows, as they are measured.
 
     Args:
         only: names of LLMs, towers and fusions; each kind that none of them belongs to is taken whole.
+        kept: rows that are taken as they are.
 
     Yields:
         `{"llm", "tower", "fusion", "class", "assembled", "trained", "merged", "max_abs_logit_diff",
         "missing_keys", "unexpected_keys", "packing", "cache", "reason"}`.
     """
+    known: dict[tuple[str, ...], dict[str, Any]] = {tuple(row[name] for name in KEY): row for row in kept}
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
         sources = Path(scratch)
         for llm in _chosen(LLM_NAMES, only):
-            tiny_llm(llm, sources / llm)
             for tower in _chosen(TOWER_NAMES, only):
-                if not (sources / tower).exists():
-                    tiny_tower(tower, sources / tower)
-                entries = holdings(sources / llm, sources / tower)
-                names = _chosen([entry.fusion for entry in entries], only)
-                for entry in entries:
-                    if entry.fusion in names:
+                names = _chosen([*fusion_names(), *([DUAL] if llm in DUAL_NAMES else ())], only)
+                asked = [name for name in names if (llm, tower, name) not in known]
+                yield from (known[llm, tower, name] for name in names if name not in asked)
+                for entry in _held(sources, llm, tower, asked) if asked else ():
+                    if entry.fusion in asked:
                         yield {"llm": llm, "tower": tower, **_cell(sources, llm, tower, entry)}
+
+
+def _held(sources: Path, llm: str, tower: str, asked: Sequence[str]) -> list[Holding]:
+    """Which class holds a pair by each fusion, and by the dual encoder if that is asked."""
+    for name, make in ((llm, tiny_llm), (tower, tiny_tower)):
+        if not (sources / name).exists():
+            make(name, sources / name)
+    entries = [] if list(asked) == [DUAL] else holdings(sources / llm, sources / tower)
+    return [*entries, Holding(DUAL, DUAL_ENCODER.model_class.__name__)] if DUAL in asked else entries
 
 
 def _chosen(names: Sequence[str], only: Sequence[str]) -> list[str]:
@@ -80,10 +110,12 @@ def _cell(sources: Path, llm: str, tower: str, entry: Holding) -> dict[str, Any]
 def _run(sources: Path, pair: tuple[str, str], scratch: Path, row: dict[str, Any]) -> None:
     recipe = values(scratch, scratch)
     llm, tower = pair
-    recipe["model"] = {
-        **{"llm": str(sources / llm), "tower": str(sources / tower)},
-        **{"fusion": row["fusion"], "dtype": "float32"},
-    }
+    recipe["model"] = {"llm": str(sources / llm), "tower": str(sources / tower), "dtype": "float32"}
+    if row["fusion"] == DUAL:
+        rows = dict(recipe["objectives"]["vqa"]["train"], columns={"caption": "question"})
+        recipe["objectives"] = {"itc": {"train": rows, "test": rows, "dimension": 8, "pooling": "mean"}}
+    else:
+        recipe["model"]["fusion"] = row["fusion"]
     recipe["training"] = {"steps": 3, "batch_size": 4, "learning_rate": 1e-2, "projector_learning_rate": 1e-2}
     recipe["data"] = {"features": "memory"}
     row["cache"] = "memory"
@@ -100,8 +132,12 @@ def _run(sources: Path, pair: tuple[str, str], scratch: Path, row: dict[str, Any
     packing = open_run(run).record.stages[0].packing
     why = "" if packing is None else str(getattr(packing, "why", "") or packing)
     row.update(assembled=True, trained=True, packing=why)
-    proof = merge_run(run, scratch / "merged", QUIET)
-    row.update({name: proof[name] for name in ("max_abs_logit_diff", "missing_keys", "unexpected_keys")})
+    if row["fusion"] == DUAL:
+        proof = export_run(run, "sentence-transformers", scratch / "merged", QUIET)
+        row["max_abs_logit_diff"] = max(proof["text_difference"], proof["image_difference"])
+    else:
+        proof = merge_run(run, scratch / "merged", QUIET)
+        row.update({name: proof[name] for name in ("max_abs_logit_diff", "missing_keys", "unexpected_keys")})
     row["merged"] = True
 
 
@@ -134,7 +170,10 @@ def bridges_markdown(rows: Sequence[dict[str, Any]]) -> str:
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 
-def report(row: dict[str, Any]) -> None:
-    """Says on stderr how a cell went."""
+def report(row: dict[str, Any], file: Path | None = None) -> None:
+    """Says on stderr how a cell went, and keeps its row in a file."""
     name = f"{row['llm']} x {row['tower']}, {row['fusion']}"
     print(name, "ok" if row["merged"] else row["reason"], file=sys.stderr, flush=True)
+    if file is not None:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(row) + "\n")

@@ -1,9 +1,10 @@
 """Runs the zoo through check, three training steps, merge, verify and adapter export; writes the table.
 
     python benchmarks/compatibility.py [--json] [--only NAME] [--markdown docs/compatibility.md]
-    python benchmarks/compatibility.py --bridges [--json] [--only NAME] [--markdown docs/bridges.md]
+    python benchmarks/compatibility.py --bridges [--json] [--only NAME] [--rows FILE] [--markdown docs/bridges.md]
 
-With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names any of these.
+With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names any of these. Rows are
+kept in FILE (JSON lines) as they are measured, and those that it holds are not measured again.
 
 Models are tiny and random. Proofs run in forks of one process that has imported Transformers, not lockadapt.
 """
@@ -21,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import tests.support.torchvision_operators  # noqa: F401  # before Transformers
-from benchmarks.bridges import bridges_markdown, measured_cells, report
+from benchmarks.bridges import bridges_markdown, kept_rows, measured_cells, report
 from lockadapt.console import Reporter
 from lockadapt.errors import LockadaptError
 from lockadapt.exports.export import export_run
@@ -109,15 +110,18 @@ def main() -> None:
     parser.add_argument("--only", action="append")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--bridges", action="store_true")
+    parser.add_argument("--rows", type=Path, help="with --bridges: where rows are kept as they are measured")
     asked = parser.parse_args()
     warm = Warm()
     proof.run_python = warm
     rows: list[dict[str, Any]] = []
     table = bridges_markdown if asked.bridges else markdown
     if asked.bridges:
-        for row in measured_cells(asked.only or ()):
+        kept = kept_rows(asked.rows)
+        for row in measured_cells(asked.only or (), kept):
             rows.append(row)
-            report(row)
+            if row not in kept:
+                report(row, asked.rows)
     for entry in () if asked.bridges else ENTRIES:
         if not asked.only or entry.name in asked.only:
             rows.append(measure(entry))

@@ -99,8 +99,11 @@ ODD_LLMS: dict[str, Callable[[], Any]] = {
         hf.ElectraConfig(**COMMON, **NO_DROPOUT, embedding_size=32, is_decoder=True)
     ),
     "xglm": lambda: hf.XGLMForCausalLM(hf.XGLMConfig(**XGLM)),
+    "xlnet": lambda: hf.XLNetLMHeadModel(
+        hf.XLNetConfig(vocab_size=ROWS, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=2)
+    ),
 }
-"""LLMs that they cannot hold; the last four only beside images."""
+"""LLMs that they cannot hold; the last five only beside images, XLNet only as a text encoder."""
 
 VIT = {
     "hidden_size": 24,
