@@ -2,9 +2,9 @@
 
 Run by `python benchmarks/compatibility.py --bridges`. Every cell asks `lockadapt.architectures.suggest` which
 class holds the pair; one that is held is trained for three steps with packing and a feature cache and merged,
-and the merged folder is loaded in a process that has not imported lockadapt. Text encoders are measured beside
-that in the dual encoder, by a contrastive run whose embeddings sentence-transformers computes again. Rows are kept in a file as they are measured (`kept_rows`), so
-that a broken measurement goes on where it was.
+and the merged folder is loaded in a process that has not imported lockadapt. Text encoders are also measured
+in the dual encoder, by a contrastive run whose embeddings sentence-transformers computes again. Rows are kept
+in a file as they are measured (`kept_rows`), so that a broken measurement goes on where it was.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs the zoo through check, three training steps, merge, verify and adapter export; writes the table.
 
     python benchmarks/compatibility.py [--json] [--only NAME] [--markdown docs/compatibility.md]
-    python benchmarks/compatibility.py --bridges [--json] [--only NAME] [--rows FILE] [--markdown docs/bridges.md]
+    python benchmarks/compatibility.py --bridges [--only NAME] [--rows FILE] [--markdown docs/bridges.md]
 
 With --bridges: LLM families x towers x fusions (`benchmarks/bridges.py`); --only names any of these. Rows are
 kept in FILE (JSON lines) as they are measured, and those that it holds are not measured again.

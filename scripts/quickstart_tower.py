@@ -28,7 +28,7 @@ def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12000, batch
     torch.manual_seed(seed)
     start, last = time.monotonic(), [0.0]
     pool = picture_pool(Random(seed), pictures, SIDE)
-    wanted = torch.cat([targets(_pixels(part)).half() for part in pool.split(500)])
+    wanted = torch.cat([targets(pixels(part)).half() for part in pool.split(500)])
     print(f"  {pictures} pictures after {time.monotonic() - start:.0f} s", flush=True)
     model = SiglipVisionModel(
         SiglipVisionConfig(
@@ -45,13 +45,13 @@ def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12000, batch
         model.embeddings.position_embedding.weight.copy_(_places(SIDE // PATCH, WIDTH) * 0.5)
     heads = nn.ModuleList(nn.Linear(WIDTH, wide()) for _ in range(2))
     parameters = [*model.parameters(), *heads.parameters()]
-    optimizers, schedules = _optimizers(model, heads, steps)
+    stepping, schedules = optimizers(model, heads, steps)
     for step in range(1, steps + 1):
         rows = torch.randint(len(pool), (batch,))
-        loss = _loss(model, heads, _pixels(pool[rows]), wanted[rows].float())
+        loss = _loss(model, heads, pixels(pool[rows]), wanted[rows].float())
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+        for optimizer, schedule in zip(stepping, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
@@ -66,15 +66,14 @@ def make_tower(folder: Path, seed: int, steps: int, pictures: int = 12000, batch
     return sum(last) / len(last)
 
 
-def _pixels(pictures: Tensor) -> Tensor:
+def pixels(pictures: Tensor) -> Tensor:
+    """Pictures of 0 to 255 as the tower reads them, -1 to 1."""
     return pictures / 127.5 - 1
 
 
 def _loss(model: SiglipVisionModel, heads: nn.ModuleList, pixels: Tensor, wanted: Tensor) -> Tensor:
     """Both layers' mean error on the patches that are seen: half of them at least."""
-    patches = (SIDE // PATCH) ** 2
-    kept = int(patches * (1 - 0.5 * torch.rand(()).item()))
-    seen = torch.rand(len(pixels), patches).argsort(1)[:, :kept, None]
+    seen = seen_patches(len(pixels), (SIDE // PATCH) ** 2)
     wanted = wanted.gather(1, seen.expand(-1, -1, wanted.shape[-1]))
     hidden = model.embeddings(pixels).gather(1, seen.expand(-1, -1, WIDTH))
     for layer in model.encoder.layers[:-1]:
@@ -84,14 +83,20 @@ def _loss(model: SiglipVisionModel, heads: nn.ModuleList, pixels: Tensor, wanted
     return weighted_error(heads[0](last), wanted) + 0.5 * weighted_error(heads[1](before), wanted)
 
 
-def _optimizers(
+def seen_patches(pictures: int, patches: int) -> Tensor:
+    """Which patches of each picture are seen, as many of all, half of them at least: (pictures, seen, 1)."""
+    kept = int(patches * (1 - 0.5 * torch.rand(()).item()))
+    return torch.rand(pictures, patches).argsort(1)[:, :kept, None]
+
+
+def optimizers(
     model: nn.Module, heads: nn.Module, steps: int
 ) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.OneCycleLR]]:
     """Muon for the layers' matrices, AdamW for all else; one cycle each."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "position" not in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in (*model.parameters(), *heads.parameters()) if id(p) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [
+    both: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, 2e-3, betas=(0.9, 0.98), weight_decay=0.02),
         Muon(matrices, 3e-3, weight_decay=0.02),
     ]
@@ -99,9 +104,9 @@ def _optimizers(
         torch.optim.lr_scheduler.OneCycleLR(
             o, o.param_groups[0]["lr"], total_steps=steps, pct_start=0.1, cycle_momentum=False
         )
-        for o in optimizers
+        for o in both
     ]
-    return optimizers, schedules
+    return both, schedules
 
 
 def _places(grid: int, width: int) -> Tensor:

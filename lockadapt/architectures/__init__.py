@@ -25,6 +25,7 @@ from lockadapt.architectures.llava import LLAVA
 from lockadapt.architectures.llava_next import LLAVA_NEXT
 from lockadapt.architectures.vision_encoder_decoder import VISION_ENCODER_DECODER
 from lockadapt.errors import AssemblyError
+from lockadapt.models.llms import is_encoder_decoder
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     LLAVA,
@@ -165,3 +166,9 @@ def tower_of(model: nn.Module) -> Any:
 def llm_of(model: nn.Module) -> Any:
     """The LLM without its head."""
     return unwrap_model(model).get_submodule(layout_of(model).llm)
+
+
+def answers_apart(model: nn.Module) -> bool:
+    """Whether an encoder reads prompts and a decoder writes answers (T5), so that no row has both."""
+    architecture = architecture_of(model)
+    return architecture.answers and is_encoder_decoder(llm_of(model).config)

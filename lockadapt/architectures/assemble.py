@@ -31,6 +31,7 @@ from lockadapt.models.chat_template import TemplateKind, add_end_tokens, chat_te
 from lockadapt.models.embeddings import image_token_id, lacks_rows, load_tokenizer, widen_vocabulary
 from lockadapt.models.llms import (
     LlmFacts,
+    llm_arguments,
     llm_structure,
     load_llm,
     name_text_class,
@@ -107,7 +108,7 @@ def assemble(
     """Bridges a causal LM and a vision model in a stock class, chosen by the fusion and the tower's outputs.
 
     Args:
-        llm: folder or Hub id of a causal language model.
+        llm: folder or Hub id of a causal language model, or of an encoder-decoder (`qformer`).
         tower: folder or Hub id of a vision model: token features go into LLaVA, feature maps into FastVLM.
         output: folder for the Transformers model, which must not exist or be empty; written whole or not at
             all. `None` keeps nothing on disk.
@@ -402,7 +403,7 @@ def _expect(assembly: Assembly, given: Ingredients, images: dict[str, Tensor], h
     output = given.tower(values, output_hidden_states=True, return_dict=True)
     return Expectation(
         token_ids=ids,
-        logits=llm(input_ids=ids, use_cache=False).logits.clone(),
+        logits=llm(**llm_arguments(llm, ids), use_cache=False).logits.clone(),
         images=images,
         features=assembly.projected(output, given.vision).clone(),
         tower_class=_full_name(held),

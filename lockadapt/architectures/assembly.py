@@ -115,6 +115,7 @@ class Assembly:
         refuse: LLM and tower -> why the class cannot hold them as far as structure tells, in words that
             follow "as"; None: it can.
         begun: whether conversations begin with bos in any case, as `generate` begins with it.
+        encoder_decoders: whether the LLM may be one whose encoder reads prompts and whose decoder answers.
         example: pixel values (images, channels, side, side) of squares -> arguments of forward that show
             nothing but these squares, for the proof; None: as `Inputs.shown` says.
     """
@@ -134,4 +135,5 @@ class Assembly:
     calibrate: Callable[[Any, Iterable[Tensor], float], int] | None = None
     refuse: Callable[[Any, Any], str | None] | None = None
     begun: bool = False
+    encoder_decoders: bool = False
     example: Callable[[Ingredients, Tensor], dict[str, Tensor]] | None = None

@@ -38,19 +38,38 @@ def blocks_path(model: nn.Module) -> str:
     raise AssemblyError(f"{type(llm).__name__} has no list of {depth} blocks", where=path)
 
 
+def blocks_paths(model: nn.Module) -> tuple[str, ...]:
+    """Finds the full paths of all lists of blocks: an encoder-decoder has two."""
+    return layout_of(model).blocks or (blocks_path(model),)
+
+
 def block_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Finds every linear layer inside the LLM's blocks by full path, quantized and `Conv1D` ones included.
 
     What a class keeps of its projector in there (cross-attention) is not among them.
     """
     base = unwrap_model(model)
-    path, projector = blocks_path(base), layout_of(base).projector
-    linears = {f"{path}.{name}": module for name, module in _linears(base.get_submodule(path))}
+    projector = layout_of(base).projector
+    linears = {
+        f"{path}.{name}": module
+        for path in blocks_paths(base)
+        for name, module in _linears(base.get_submodule(path))
+    }
     return {
         name: module
         for name, module in linears.items()
         if not any(is_below(name, fresh) for fresh in projector)
     }
+
+
+def quantizable_linears(model: nn.Module) -> dict[str, nn.Module]:
+    """Finds those of `block_linears` that Transformers quantizes: T5's `wo` stays in float32."""
+    kept = {
+        name
+        for module in unwrap_model(model).modules()
+        for name in getattr(module, "_keep_in_fp32_modules", None) or ()
+    }
+    return {name: layer for name, layer in block_linears(model).items() if kept.isdisjoint(name.split("."))}
 
 
 def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
@@ -68,15 +87,16 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
     base, path = unwrap_model(model), layout_of(model).llm
     llm = llm_of(base)
     marked = getattr(llm, "_can_record_outputs", None) or {}
-    recorder = marked.get("attentions")
-    kind = getattr(recorder, "target_class", recorder)
-    if not isinstance(kind, type):
+    recorders = (marked.get(name) for name in ("attentions", "cross_attentions"))
+    named = (getattr(recorder, "target_class", recorder) for recorder in recorders)
+    kinds = tuple(kind for kind in named if isinstance(kind, type))
+    if not kinds:
         raise AssemblyError(
             f"{type(llm).__name__} does not say which of its modules are attention",
             where="lora.targets",
             fix="name the layers, or use all-linear",
         )
-    inside = tuple(f"{path}.{name}." for name, module in llm.named_modules() if isinstance(module, kind))
+    inside = tuple(f"{path}.{name}." for name, module in llm.named_modules() if isinstance(module, kinds))
     return {name: module for name, module in block_linears(base).items() if name.startswith(inside)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel
 
 from lockadapt.architectures.assemble import check_grid, put_together, special_tokens, writes_images
 from lockadapt.architectures.assembly import (
@@ -19,7 +19,7 @@ from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError
 from lockadapt.models.embeddings import load_tokenizer
-from lockadapt.models.llms import llm_config, llm_structure
+from lockadapt.models.llms import auto_class, llm_config, llm_structure
 from lockadapt.models.preprocessing import load_image_processor, square_processor
 from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.sources import find, loading
@@ -82,7 +82,7 @@ def assembled_blueprint(
     source = find(llm, "LLM")
     config = llm_config(source)
     with loading(source, "LLM"), META:
-        text = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        text = auto_class(config).from_config(config, dtype=dtype)
     codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer, dtype, meta=True)
     tokenizer = load_tokenizer(source, text, special_tokens(candidates), marked=writes_images(candidates))
     add_query_tokens(tokenizer, query_tokens)

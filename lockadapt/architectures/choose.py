@@ -15,6 +15,7 @@ from lockadapt.architectures.base import (
     Architecture,
 )
 from lockadapt.errors import AssemblyError, RecipeError
+from lockadapt.models.llms import BESIDE, is_encoder_decoder
 
 USUAL = "mlp"
 """The fusion of whoever names none, where a class holds LLM and tower with it."""
@@ -185,6 +186,8 @@ def choose(candidates: Sequence[Choice], kind: str, where: str, llm: Any, tower:
     for candidate in taking:
         refuse = candidate.assembly.refuse
         reason = None if refuse is None else refuse(llm, tower)
+        if is_encoder_decoder(llm.config) and not candidate.assembly.encoder_decoders:
+            reason = f"{type(llm).__name__} has {BESIDE}"
         if reason is None:
             return candidate
         reasons.append(f"{candidate.architecture.model_class.__name__} cannot, as {reason}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lockadapt.architectures import inputs_of
+from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import build_experiment
@@ -70,7 +70,9 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     settings: FeatureSettings = replace(experiment.features, choice="disk")
     pixels, projected = pixel_inputs(processor, data.max_pixels), not experiment.projector_trains
     policy = ImagePolicy(settings, data.max_pixels, projector_trains=not projected)
-    encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
+    encoder = Encoder(
+        processor, data.max_length or context_length(model), data.allow_special_tokens, answers_apart(model)
+    )
     tried = encoder.encode(rows_to_try(scan.good)).encoded if inputs_of(processor).stock else []
     policy = measured_policy(policy, model, processor, tried)
     if (reason := why_nothing_is_kept(model, pixels, policy, [s.images for s in scan.good])) is not None:

@@ -25,6 +25,9 @@ Batch = dict[str, Any]
   row of each; or, of processors that are asked for every row, all their keys; `processor_keys` and
   `token_keys` are the names of those that say something of images and of tokens.
 - `predicting` bool (rows, tokens): the positions whose logits are needed.
+- `decoder_labels` int64 (rows, answer tokens), where an encoder reads the prompts and a decoder writes the
+  answers: IGNORED behind an answer. `predicting` then says of those tokens which are scored, each at its own
+  position, and `input_ids` are the prompts alone.
 - `logit_index`, `targets`, `owners` int64 (labels,): for every learned token which of those logits (in
   reading order) predicts it, its id, and the sample that it belongs to.
 """
@@ -50,7 +53,10 @@ def collate(
     Returns:
         The batch, on the CPU; shapes and dtypes as in the module's description.
     """
-    batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
+    if items and items[0].prompt is not None:
+        batch = _apart(items, pad_id)
+    else:
+        batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
     shown, rows = batch.pop("images"), batch.pop("tree_rows", None)
     return {"objective": objective, **batch, **image_part(images, shown, batch["input_ids"], rows)}
 
@@ -94,6 +100,33 @@ def _plain(items: Sequence[Encoded], pad_id: int) -> Batch:
         "predicting": predicting,
         "logit_index": np.arange(len(owners)),
         "targets": labels[owners, positions + 1],
+        "owners": owners,
+    }
+    return {
+        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        "images": [item.images for item in items],
+    }
+
+
+def _apart(items: Sequence[Encoded], pad_id: int) -> Batch:
+    """Prompts for an encoder, answers for a decoder, each padded by itself."""
+    lengths = [item.prompt or 0 for item in items]
+    width, answers = max(lengths), max(len(item.labels) - n for item, n in zip(items, lengths, strict=True))
+    input_ids = np.full((len(items), width), pad_id, np.int64)
+    attention_mask = np.zeros((len(items), width), np.int64)
+    labels = np.full((len(items), answers), IGNORED, np.int64)
+    for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        input_ids[row, :length], attention_mask[row, :length] = item.input_ids[:length], 1
+        labels[row, : len(item.labels) - length] = item.labels[length:]
+    predicting = labels != IGNORED
+    owners, positions = np.nonzero(predicting)
+    arrays = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "decoder_labels": labels,
+        "predicting": predicting,
+        "logit_index": np.arange(len(owners)),
+        "targets": labels[owners, positions],
         "owners": owners,
     }
     return {

@@ -21,7 +21,7 @@ from lockadapt.data.dialogue import Dialogue, Written, shape_of
 from lockadapt.data.images import image_size
 from lockadapt.data.problems import quote
 from lockadapt.data.quick_encode import IGNORED, QuickEncoder, QuickRow, QuickText
-from lockadapt.data.sample import ImageRef, Sample, message
+from lockadapt.data.sample import ImageRef, Sample, message, until_each_answer
 from lockadapt.errors import AssemblyError, DataError, LockadaptError, NoLabelError
 from lockadapt.models.chat_template import adds_special_tokens, control_tokens
 
@@ -43,6 +43,7 @@ class Encoded:
         images: one entry an image span, in order.
         sample: what it was made from.
         image_end: the place behind the last image token, 0 without images.
+        prompt: how many tokens, the first ones, an encoder reads; None: prompt and answer are one sequence.
     """
 
     input_ids: np.ndarray
@@ -50,6 +51,7 @@ class Encoded:
     images: tuple[ImageRef, ...]
     sample: Sample
     image_end: int = 0
+    prompt: int | None = None
 
 
 @dataclass
@@ -88,15 +90,20 @@ class Encoder:
             Its chat template is settled in place (`settle_template`).
         max_length: the longest sample in tokens, images included; text behind it is cut.
         allow_special_tokens: whether control tokens that a row's text spells out become control tokens.
+        apart: whether prompts and answers are tokens of their own, the prompt's as a client makes them: an
+            encoder reads the former, a decoder writes the latter. Each answer of a conversation is then a row
+            by itself, with what was said before it as its prompt.
 
     Raises:
         DataError: the tokenizer is not a fast one (no offsets), or there is no chat template, or none that is
             valid.
     """
 
-    def __init__(self, processor: Any, max_length: int, allow_special_tokens: bool = False) -> None:
+    def __init__(
+        self, processor: Any, max_length: int, allow_special_tokens: bool = False, apart: bool = False
+    ) -> None:
         self.processor, self.tokenizer, self.max_length = processor, processor.tokenizer, max_length
-        self.allow_special_tokens = allow_special_tokens
+        self.allow_special_tokens, self.apart = allow_special_tokens, apart
         if not self.tokenizer.is_fast:
             raise DataError(
                 "the tokenizer gives no character offsets", fix="use a fast tokenizer (tokenizer.json)"
@@ -276,7 +283,9 @@ class Encoder:
         report, start = EncodeReport(), 0
         while start < len(samples):
             part = samples[start : start + CHUNK]
-            if not self._encode(report, part):
+            if self.apart:
+                self._encode_apart(report, part)
+            elif not self._encode(report, part):
                 report, start = EncodeReport(), 0  # rows before may have come out otherwise, too
                 continue
             start += len(part)
@@ -381,6 +390,40 @@ class Encoder:
             report.cut.append(sample.where)
             ids, labels = ids[: self.max_length], labels[: self.max_length]
         report.encoded.append(Encoded(ids, labels, sample.images, sample, image_end))
+
+    def _encode_apart(self, report: EncodeReport, samples: Sequence[Sample]) -> None:
+        """Encodes each answer of each conversation, behind what was said before it."""
+        for sample in samples:
+            for answered in until_each_answer(sample):
+                self._add_apart(report, answered)
+
+    def _add_apart(self, report: EncodeReport, sample: Sample) -> None:
+        """Adds a row of a prompt and the answer behind it, each tokenized by itself."""
+        written = self._written(sample)
+        begin, end = written.answers[-1]
+        said = None if written.contents is None else written.contents[-1]
+        contents = None if said is None else ((said[0] - begin, said[1] - begin),)
+        answer = Written(written.text[begin:end], ((0, end - begin),), contents)
+        asked = self._known(sample, self.dialogue.prompt(sample))
+        prompt = self._tokens([asked], [sample.where])[0][0]
+        ids, offsets = self._tokens([answer], [sample.where], special=False)[0]
+        labels = np.asarray(ids, np.int32)
+        self._check_known(sample, answer, labels, labels, np.asarray(offsets, np.int32))
+        if (shape := shape_of(sample)) not in self._proved and len(self._proved) < PROVED_SHAPES:
+            self._proved.add(shape)
+            self._prove_labels(sample, answer, labels, merged=False)
+            self._prove_prompt(sample)
+        if len(prompt) >= self.max_length:
+            report.dropped.append(sample.where)
+            return
+        if len(prompt) + len(labels) > self.max_length:
+            report.cut.append(sample.where)
+            labels = labels[: self.max_length - len(prompt)]
+        ids = np.concatenate([np.asarray(prompt, np.int32), labels])
+        learned = np.concatenate([np.full(len(prompt), IGNORED, np.int32), labels])
+        seen = np.flatnonzero(ids[: len(prompt)] == self.image_token_id)
+        end = int(seen[-1]) + 1 if len(seen) else 0
+        report.encoded.append(Encoded(ids, learned, sample.images, sample, end, len(prompt)))
 
     def _check_known(
         self, sample: Sample, written: Written, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray

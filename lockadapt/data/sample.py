@@ -136,3 +136,13 @@ def question_answer(
     """A single-turn sample: the images and the question from the user, the answer from the assistant."""
     asked = Turn("user", question, images=len(images)) if isinstance(question, str) else question
     return Sample(images=tuple(images), turns=(asked, Turn("assistant", answer)), where=where, **extra)
+
+
+def until_each_answer(sample: Sample) -> list[Sample]:
+    """A conversation up to each of its answers, in order, with the images that were shown so far."""
+    parts = []
+    for number, turn in enumerate(sample.turns, start=1):
+        if turn.role == "assistant":
+            shown = sum(earlier.images for earlier in sample.turns[:number])
+            parts.append(replace(sample, turns=sample.turns[:number], images=sample.images[:shown]))
+    return parts

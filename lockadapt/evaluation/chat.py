@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from lockadapt.architectures import answers_apart
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.boxes import parse_boxes
 from lockadapt.data.encode import Encoder
@@ -74,7 +75,8 @@ class Chat:
         """
         pixels = pixel_inputs(opened.processor, MAX_PIXELS)
         allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
-        encoder = Encoder(opened.processor, context_length(opened.model), allowed)
+        apart = answers_apart(opened.model)
+        encoder = Encoder(opened.processor, context_length(opened.model), allowed, apart)
         return cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)
 
     def show(self, image: Path) -> None:

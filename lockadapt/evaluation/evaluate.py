@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lockadapt.architectures import inputs_of
+from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import Experiment, read_experiment
@@ -119,6 +119,7 @@ def evaluate(
             target.processor,
             experiment.data.max_length or context_length(target.model),
             experiment.data.allow_special_tokens,
+            answers_apart(target.model),
         )
         context = PredictionContext(
             target.model,

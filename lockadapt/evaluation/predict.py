@@ -177,12 +177,13 @@ class SamplePredictor:
         ids = np.asarray(self.encoder.prompt_ids(sample), np.int32)
         seen = np.flatnonzero(ids == self.encoder.image_token_id)
         end = int(seen[-1]) + 1 if len(seen) else 0
-        return Encoded(ids, np.full(len(ids), IGNORED, np.int32), sample.images, sample, end)
+        prompt = len(ids) if self.encoder.apart else None
+        return Encoded(ids, np.full(len(ids), IGNORED, np.int32), sample.images, sample, end, prompt)
 
     def _tail(self, sample: Sample, candidate: str) -> list[int]:
         """Token ids of a candidate answer with its end-of-turn token, as they follow the prompt."""
         turns = (*sample.turns[:-1], Turn("assistant", candidate))
-        encoded = self.encoder.encode([dataclasses.replace(sample, turns=turns)]).encoded[0]
+        encoded = self.encoder.encode([dataclasses.replace(sample, turns=turns)]).encoded[-1]
         prompt = self.encoder.prompt_ids(sample)
         full = encoded.input_ids.tolist()
         if full[: len(prompt)] != prompt:

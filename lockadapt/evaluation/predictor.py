@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from lockadapt.architectures import inputs_of
+from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import pixel_inputs
@@ -152,7 +152,7 @@ def _require_answers(processor: Any, where: str) -> None:
 def _sample_predictor(
     model: Any, processor: Any, batch_size: int, allow_special_tokens: bool
 ) -> SamplePredictor:
-    encoder = Encoder(processor, context_length(model), allow_special_tokens)
+    encoder = Encoder(processor, context_length(model), allow_special_tokens, answers_apart(model))
     return SamplePredictor(model, encoder, pixel_inputs(processor, MAX_PIXELS), batch_size)
 
 

@@ -15,7 +15,7 @@ from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs, image_part
 from lockadapt.models.chat_template import without_thought
 from lockadapt.models.quiet import quiet
-from lockadapt.objectives.answer_tokens import model_inputs, writer_of
+from lockadapt.objectives.answer_tokens import answer_start, model_inputs, writer_of
 from lockadapt.tuning.training_autocast import training_autocast
 
 SAME, SAME_IN_16_BITS = 1e-4, 3e-2
@@ -136,7 +136,7 @@ def _whole(
     ids, mask = left_padded([prompt.input_ids.tolist() for prompt in prompts], tokenizer.pad_token_id)
     shown = image_part(images, [prompt.images for prompt in prompts], ids)
     inputs = on_device({"input_ids": ids, "attention_mask": mask, **shown}, next(model.parameters()).device)
-    return {**model_inputs(model, inputs), "prompt_length": ids.shape[1]}
+    return {**model_inputs(model, inputs), "prompt_length": answer_start(model, ids.shape[1])}
 
 
 def _continued(

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from lockadapt.architectures import find_architecture
 from lockadapt.architectures.base import RETRIEVAL
-from lockadapt.architectures.blocks import block_linears
+from lockadapt.architectures.blocks import quantizable_linears
 from lockadapt.architectures.generic.limits import limit_image_tokens, write_limits
 from lockadapt.architectures.load import load_processor
 from lockadapt.evaluation.target import BESIDE
@@ -71,7 +71,7 @@ def write_stock(
     if quantization != "none" and base == "dequantized":
         on_cpu = run.record.versions.get("device", "cpu") == "cpu"
         how = QuantizationRoundTrip(quantization, run.dtype, on_cpu)
-        requantized = {f"{name}.weight": how for name in block_linears(model)}
+        requantized = {f"{name}.weight": how for name in quantizable_linears(model)}
     report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
     copy_configs(source, folder)
     settle_folder(folder)

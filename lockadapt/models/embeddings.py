@@ -86,6 +86,8 @@ def widen_vocabulary(llm: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     negative. Rows that were there, also those beyond the tokenizer's last token, stay as they are. In place.
     """
     table, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+    # T5's config calls every checkpoint tied: a head of its own would be tied here, and not saved.
+    llm.config.tie_word_embeddings = head.weight is table.weight
     old = table.weight.shape[0]
     needed = max(old, max(tokenizer.get_vocab().values()) + 1)
     rows = -(-needed // ROW_MULTIPLE) * ROW_MULTIPLE

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import MultimodalBaseModelOutputWithPast
 
 from lockadapt.errors import AssemblyError, memory_ran_out
@@ -26,7 +33,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "moe", 
 
 @dataclass(frozen=True)
 class LoadedLlm:
-    """A causal LM in evaluation mode, frozen, and the checkpoint keys that it did not use."""
+    """A language model in evaluation mode, frozen, and the checkpoint keys that it did not use."""
 
     model: PreTrainedModel
     source: Source
@@ -50,7 +57,7 @@ class LlmFacts:
 
 
 def llm_config(source: Source) -> Any:
-    """The config of a causal LM that can be bridged; no weight is read.
+    """The config of a causal LM or encoder-decoder that can be bridged; no weight is read.
 
     Args:
         source: folder or Hub id.
@@ -66,12 +73,14 @@ def llm_config(source: Source) -> Any:
         config = AutoConfig.from_pretrained(source.name, **source.arguments)
     if getattr(config, "is_decoder", True) is False and not getattr(config, "is_encoder_decoder", False):
         config.is_decoder = True  # encoders such as BERT get a causal mask by it
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if is_encoder_decoder(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    if type(config) not in known:
         raise AssemblyError(
-            f"{config.model_type} is no causal language model"
-            + (", but an encoder-decoder, which is not built yet" if config.is_encoder_decoder else ""),
+            f"{config.model_type} is no language model that writes text",
             where=source.name,
-            fix="give a decoder LLM",
+            fix="give a decoder LLM, or an encoder-decoder such as T5",
         )
     if getattr(config, "quantization_config", None) is not None:
         raise AssemblyError(
@@ -82,8 +91,24 @@ def llm_config(source: Source) -> Any:
     return config
 
 
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether an LLM reads prompts with an encoder and writes answers with a decoder, by its config."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def auto_class(config: Any) -> Any:
+    """Transformers' class that makes an LLM of a config."""
+    return AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+
+
+def llm_arguments(llm: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Arguments of a forward pass over token ids; an encoder-decoder's decoder reads them backwards."""
+    given = {"input_ids": ids}
+    return {**given, "decoder_input_ids": ids.flip(1)} if is_encoder_decoder(llm.config) else given
+
+
 def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
-    """Load a causal LM from a folder or Hub id, safetensors only, without remote code.
+    """Load a causal LM or encoder-decoder from a folder or Hub id, safetensors only, without remote code.
 
     Args:
         llm: folder or Hub id.
@@ -102,9 +127,9 @@ def load_llm(llm: str | Path, dtype: torch.dtype) -> LoadedLlm:
     with loading(source, "LLM"):
         if source.local:
             check_described_size(
-                Path(source.name), lambda: AutoModelForCausalLM.from_config(copy.deepcopy(config)), "LLM"
+                Path(source.name), lambda: auto_class(config).from_config(copy.deepcopy(config)), "LLM"
             )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             source.name,
             config=config,
             dtype=dtype,
@@ -184,7 +209,7 @@ def probe_whole_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
     Whatever its head does (a bias, a scale, a soft-cap), the class does too, as it calls the LLM itself.
 
     Args:
-        llm: a causal LM.
+        llm: a causal LM or encoder-decoder.
         seed: of the random tokens.
 
     Returns:
@@ -193,7 +218,7 @@ def probe_whole_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
     Raises:
         AssemblyError: it computes something else from embeddings than from tokens, or keeps no cache.
     """
-    body, table, _ = _parts(llm)
+    body, table, _ = _parts(llm, whole=True)
     width = table.weight.shape[1]
     if width != llm.config.hidden_size:
         raise _cannot(
@@ -201,14 +226,17 @@ def probe_whole_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         )
     ids = probe_ids(table.weight.shape[0], seed, context_of(llm.config)).to(table.weight.device)
     try:
-        logits = llm(input_ids=ids, use_cache=False).logits
-        output = body(input_ids=ids)
+        given = llm_arguments(llm, ids)
+        logits = llm(**given, use_cache=False).logits
+        output = body(**given)
     except Exception as error:
         if memory_ran_out(error):
             raise
         raise _unreadable(llm, ids, error) from error
-    _refuse_memories(llm, output)
-    embedded = llm(inputs_embeds=table(ids), use_cache=False).logits
+    if not is_encoder_decoder(llm.config):
+        _refuse_memories(llm, output)
+    given["inputs_embeds"] = table(given.pop("input_ids"))
+    embedded = llm(**given, use_cache=False).logits
     if not _close(logits, embedded, tolerance(logits.dtype, logits)):
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
     facts = llm_structure(llm)
@@ -219,7 +247,7 @@ def llm_structure(llm: PreTrainedModel) -> LlmFacts:
     """What an LLM's modules and config say, nothing of it measured; also for a model without weights.
 
     Args:
-        llm: a causal LM.
+        llm: a causal LM or encoder-decoder.
 
     Returns:
         What it is said to be.
@@ -227,7 +255,7 @@ def llm_structure(llm: PreTrainedModel) -> LlmFacts:
     Raises:
         AssemblyError: it has no body, embedding table and linear head.
     """
-    body, table, head = _parts(llm)
+    body, table, head = _parts(llm, whole=True)
     tied = head.weight is table.weight
     keeps = tied and "embed_tokens.weight" in dict(body.named_parameters())
     context = context_of(llm.config)
@@ -269,11 +297,13 @@ def beside_attention(llm: nn.Module, inside: nn.Module | None = None) -> str | N
     return f"{beside} layers" if beside else None
 
 
-def _parts(llm: PreTrainedModel) -> tuple[nn.Module, nn.Embedding, nn.Linear]:
+def _parts(llm: PreTrainedModel, *, whole: bool = False) -> tuple[nn.Module, nn.Embedding, nn.Linear]:
+    """Body, embedding table and head; `whole`: also those of an encoder-decoder, which is its own body."""
     body, table, head = llm.base_model, llm.get_input_embeddings(), llm.get_output_embeddings()
-    if llm.config.is_encoder_decoder:
-        raise _cannot(llm, "an encoder beside its decoder")
-    if body is llm or not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
+    coded = is_encoder_decoder(llm.config)
+    if coded and not whole:
+        raise _cannot(llm, BESIDE, fix="use fusion: qformer, which holds it")
+    if (body is llm and not coded) or not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
         raise _cannot(llm, f"a {type(head).__name__} as head over a {type(table).__name__}")
     if llm.config.get_text_config() is not llm.config:
         raise _cannot(llm, "other modalities beside text (to train an existing VLM, start from `model.vlm`)")
@@ -346,6 +376,7 @@ def _close(first: Tensor, second: Tensor, allowed: float) -> bool:
     return bool(((first - second).abs() <= allowed).all())
 
 
+BESIDE = "an encoder beside its decoder"
 PLAIN_HEAD = (
     "choose an LLM whose logits are a bias-free linear head over its last hidden state "
     "(Llama, Qwen, SmolLM, Gemma 1 and 3, Phi-3, GPT-NeoX, GPT-2, OPT …)"
@@ -369,6 +400,9 @@ def name_text_class(config: Any) -> None:
     text = config.get_text_config()
     if text is config or text.architectures:
         return
-    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(text), None)
+    written = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if is_encoder_decoder(text) else MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    kind: Any = written.get(type(text), None)
     if kind is not None:
         text.architectures = [(kind[0] if isinstance(kind, tuple) else kind).__name__]

@@ -15,7 +15,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name, layout_of, tower_of
+from lockadapt.architectures import (
+    answers_apart,
+    architecture_of,
+    class_name,
+    layout_of,
+    llm_of,
+    tower_of,
+)
 from lockadapt.architectures.base import Positions, unwrap_model
 from lockadapt.architectures.features import beside_text, image_arguments
 from lockadapt.architectures.masks import tree_masks
@@ -111,6 +118,9 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     architecture = architecture_of(model)
     names = ("input_ids", "attention_mask", *architecture.inputs.extra)
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    if "decoder_labels" in batch:
+        llm = llm_of(model)
+        inputs["decoder_input_ids"] = llm.prepare_decoder_input_ids_from_labels(batch["decoder_labels"])
     if "position_ids" in batch:  # only packed rows say where their tokens stand
         packed = architecture.positions or Positions()
         sees, depths = inputs.pop("attention_mask"), batch["position_ids"]
@@ -147,6 +157,11 @@ def writer_of(model: nn.Module, inputs: dict[str, Any]) -> tuple[Any, dict[str, 
     """
     writer = architecture_of(model).writer
     return (model, inputs) if writer is None else writer(unwrap_model(model), inputs)
+
+
+def answer_start(model: nn.Module, prompt_length: int) -> int:
+    """Where answers begin in what `generate` returns: behind the prompt, or behind what starts each."""
+    return 1 if answers_apart(model) else prompt_length
 
 
 _ENDS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lockadapt.architectures import architecture_of
+from lockadapt.architectures import answers_apart, architecture_of
 from lockadapt.tuning.training_autocast import training_autocast
 
 CHUNK_BYTES = 128 * 2**20
@@ -201,5 +201,7 @@ def head_input(model: nn.Module, head: nn.Module, inputs: dict[str, Any], predic
 
 
 def _kept(model: nn.Module, predicting: Tensor) -> dict[str, Tensor]:
-    """The positions whose logits are needed, by the name that the class's forward has for them."""
+    """The positions whose logits are needed, by the name that the class's forward has for them, if any."""
+    if answers_apart(model):
+        return {}
     return {architecture_of(model).logits_to_keep: predicting}

@@ -176,7 +176,15 @@ class ImageText(Objective):
             words = (sample.answer, *sample.negatives)
             keys = (_key(sample.images[0].key), *(_key(text.strip()) for text in words))
             report.encoded.append(
-                EncodedPair(ids, labels, sample.images, sample, 0, image_ids, negatives, keys)
+                EncodedPair(
+                    ids,
+                    labels,
+                    sample.images,
+                    sample,
+                    image_ids=image_ids,
+                    negatives=negatives,
+                    keys=keys,
+                )
             )
             if progress:
                 progress(number, len(samples))

@@ -15,7 +15,7 @@ from lockadapt.data.batch import Batch, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import Frozen
 from lockadapt.data.sample import Sample
-from lockadapt.errors import NoLabelError
+from lockadapt.errors import AssemblyError, NoLabelError
 from lockadapt.objectives.answer_tokens import answer_loss
 from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Report, Row
 
@@ -51,8 +51,14 @@ class PlainText(Objective):
             The encoded rows, and what became of the others.
 
         Raises:
+            AssemblyError: the LLM is an encoder-decoder.
             NoLabelError: a text of fewer than two tokens.
         """
+        if encoder.apart:
+            raise AssemblyError(
+                "plain text has no prompt for the encoder of this LLM to read",
+                fix="leave the text objective out, or use a decoder LLM",
+            )
         report = EncodeReport()
         for number, sample in enumerate(samples, 1):
             ids = np.asarray(encoder.text_ids(sample.answer, sample.where, special=True), np.int32)

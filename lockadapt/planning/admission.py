@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name, inputs_of
+from lockadapt.architectures import answers_apart, architecture_of, class_name, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import block_linears, context_length
 from lockadapt.architectures.load import load_model
@@ -128,7 +128,7 @@ def admit(
     """
     base, architecture = unwrap_model(model), architecture_of(model)
     name, layout = class_name(base), architecture.layout
-    rows = Encoder(processor, context_length(model)).encode(samples).encoded
+    rows = Encoder(processor, context_length(model), apart=answers_apart(model)).encode(samples).encoded
     images, pad = pixel_inputs(processor, MAX_PIXELS), processor.tokenizer.pad_token_id
     device = next(model.parameters()).device
     batch = on_device(collate(rows, images, pad, "admission"), device)

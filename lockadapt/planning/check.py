@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from lockadapt.architectures import inputs_of
+from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import build_experiment
@@ -64,7 +64,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     )
     table = component_table(model)
     reporter.note(component_text(table))
-    encoder = Encoder(processor, data.max_length or context_length(model), data.allow_special_tokens)
+    encoder = Encoder(
+        processor, data.max_length or context_length(model), data.allow_special_tokens, answers_apart(model)
+    )
     dialogue = describe_dialogue(encoder, model)
     if dialogue:
         reporter.note(dialogue_text(dialogue))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lockadapt.architectures import architecture_of, class_name, layout_of, llm_of
+from lockadapt.architectures import answers_apart, architecture_of, class_name, layout_of, llm_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.masks import sliding_window
 from lockadapt.data.encode import Encoded
@@ -156,6 +156,11 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
     llm = llm_of(model)
     if architecture_of(model).positions is None:
         return f"{class_name(unwrap_model(model))} has rows of one sample only"
+    if answers_apart(model):
+        return (
+            f"the encoder of {type(llm).__name__} reads prompts in both directions, so that what samples "
+            "have in common differs with what follows it"
+        )
     own = layout_of(model).blocks  # some classes keep their tower inside the LLM's body
     layer = beside_attention(llm, unwrap_model(model).get_submodule(own[0]) if own else None)
     if layer is not None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from lockadapt.architectures import inputs_of
-from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.blueprint import Blueprint, assembled_blueprint, stock_blueprint
 from lockadapt.architectures.choose import USUAL
 from lockadapt.architectures.suggest import holdings, only_fusion
@@ -91,9 +90,7 @@ class Planner:
         self._peaks: dict[Any, Peak] = {}
         self._traces: dict[Any, tuple[int, dict[str, int], int]] = {}
         trace = self.model(self.choice)
-        self.rows: PlannedRows = planned_rows(
-            self.experiment, trace.processor, context_length(trace.model), reporter
-        )
+        self.rows: PlannedRows = planned_rows(self.experiment, trace.model, trace.processor, reporter)
         # A stage over rows that are not here is planned for one step.
         self.stages = self.experiment.stages({name: count or 1 for name, count in self.rows.counts.items()})
         self._packing: dict[str, Packing] = {}

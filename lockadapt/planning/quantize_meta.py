@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.architectures.blocks import block_linears
+from lockadapt.architectures.blocks import quantizable_linears
 from lockadapt.models.bitsandbytes import require_bitsandbytes
 from lockadapt.tuning.quantize import Quantization
 
@@ -24,7 +24,7 @@ def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) ->
         SetupError: bitsandbytes is missing.
     """
     require_bitsandbytes()
-    for name, layer in block_linears(model).items():
+    for name, layer in quantizable_linears(model).items():
         if not isinstance(layer, nn.Linear):
             continue  # GPT-2's Conv1D, which bitsandbytes does not take either
         parent, _, leaf = name.rpartition(".")

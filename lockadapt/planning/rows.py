@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lockadapt.architectures import answers_apart
+from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
@@ -52,13 +54,13 @@ class PlannedRows:
     assumptions: tuple[str, ...] = field(default=())
 
 
-def planned_rows(experiment: Experiment, processor: Any, context: int, reporter: Reporter) -> PlannedRows:
+def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: Reporter) -> PlannedRows:
     """Reads and tokenises the training rows; opens no image, but for its size where tokens depend on it.
 
     Args:
         experiment: of the recipe.
-        processor: the Transformers model's.
-        context: the LLM's, in tokens.
+        model: a Transformers model, with weights or without.
+        processor: its own.
         reporter: told of assumptions.
 
     Returns:
@@ -67,7 +69,8 @@ def planned_rows(experiment: Experiment, processor: Any, context: int, reporter:
     Raises:
         DataError: rows that are here are wrong, or none is short enough.
     """
-    encoder = Encoder(processor, experiment.data.max_length or context, experiment.data.allow_special_tokens)
+    context, data = context_length(model), experiment.data
+    encoder = Encoder(processor, data.max_length or context, data.allow_special_tokens, answers_apart(model))
     train: dict[str, list[Encoded]] = {}
     counts: dict[str, int] = {}
     images: dict[str, ImageRef] = {}
@@ -158,7 +161,8 @@ def _assumed(encoder: Encoder, length: int) -> Encoded:
     ids = np.full(length, encoder.tokenizer.eos_token_id or 0, np.int32)
     ids[:image] = encoder.image_token_id
     labels = np.where(np.arange(length) < image, IGNORED, ids).astype(np.int32)
-    return Encoded(ids, labels, (ImageRef("assumed"),), Sample((), (), "assumed"), image)
+    prompt = image if encoder.apart else None
+    return Encoded(ids, labels, (ImageRef("assumed"),), Sample((), (), "assumed"), image, prompt)
 
 
 def _assumed_stock(encoder: Encoder, stock: StockInputs, length: int) -> Encoded:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
-from lockadapt.architectures.blocks import blocks_path
+from lockadapt.architectures.blocks import blocks_paths
 from lockadapt.tuning.locks import true_size
 
 COMPONENTS = (
@@ -50,7 +50,7 @@ def component_sizes(model: nn.Module) -> list[Size]:
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter, buffer and scale of a quantized weight, with its component; shared ones come again."""
     base = unwrap_model(model)
-    parts, blocks = layout_of(base), blocks_path(base) + "."
+    parts, blocks = layout_of(base), tuple(f"{path}." for path in blocks_paths(base))
     table = base.get_submodule(parts.llm).get_input_embeddings()
     for path, module in base.named_modules():
         prefix = f"{path}." if path else ""

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt import processes
+from lockadapt.architectures import answers_apart
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.images import open_image
@@ -60,7 +61,7 @@ def _chosen(rows: Sequence[Encoded], objectives: int) -> list[Encoded]:
 def _encoder(session: Session) -> Encoder:
     data = session.experiment.data
     limit = data.max_length or context_length(session.model)
-    return Encoder(session.processor, limit, data.allow_special_tokens)
+    return Encoder(session.processor, limit, data.allow_special_tokens, answers_apart(session.model))
 
 
 class FollowedSamples(TrainerCallback):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from lockadapt.architectures import answers_apart
 from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
@@ -120,7 +121,10 @@ def encode_rows(
         DiskError: features shall be kept on disk and do not fit.
     """
     encoder = Encoder(
-        processor, experiment.data.max_length or context_length(model), experiment.data.allow_special_tokens
+        processor,
+        experiment.data.max_length or context_length(model),
+        experiment.data.allow_special_tokens,
+        answers_apart(model),
     )
     objectives = experiment.objectives
     kept = partial(_kept, model, objectives, policy)

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.training_args import ParallelMode
 
 from lockadapt import processes
-from lockadapt.architectures import architecture_of, tower_of
+from lockadapt.architectures import answers_apart, architecture_of, tower_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache_trial import measured_policy
@@ -122,7 +122,10 @@ class GroundingTrainer(Trainer):
         )
         _train_in_float32(model)
         self.encoder = Encoder(
-            processing_class, args.max_length or context_length(model), args.allow_special_tokens
+            processing_class,
+            args.max_length or context_length(model),
+            args.allow_special_tokens,
+            answers_apart(model),
         )
         train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
         evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)

@@ -11,7 +11,7 @@ from torch import nn
 
 from lockadapt.architectures.absent_tower import TowerRecord
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.blocks import block_linears
+from lockadapt.architectures.blocks import quantizable_linears
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import VerificationError
 from lockadapt.models.bitsandbytes import require_bitsandbytes
@@ -50,7 +50,7 @@ def load_quantized(
     from transformers import BitsAndBytesConfig
 
     plain, _ = load_model(folder, torch.bfloat16, meta=True)
-    inside = set(block_linears(plain))
+    inside = set(quantizable_linears(plain))
     # Transformers 5 anchors these as regular expressions at the start of the full path: bare names skip
     # nothing.
     outside = [
@@ -79,7 +79,7 @@ def check_types(model: nn.Module, quantization: Quantization) -> None:
     Raises:
         VerificationError: names the first modules that break this.
     """
-    inside = set(block_linears(model))
+    inside = set(quantizable_linears(model))
     wrong = []
     for name, module in unwrap_model(model).named_modules():
         quantized = is_quantized(module)

@@ -27,7 +27,7 @@ SAMPLE = {
     "openai-gpt": ("works", "cannot compute rows with a mask of their own"),
     "mamba": ("refused", "lora.targets: ["),
     "granite_scaled": ("refused", "a logit scale"),
-    "t5": ("refused", "no causal language model"),
+    "t5": ("refused", "an encoder beside its decoder"),
 }
 
 

@@ -67,6 +67,19 @@ XGLM = {
     "attention_dropout": 0.0,
 }
 
+T5 = {
+    "vocab_size": ROWS,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 2,
+    "pad_token_id": 2,
+    "eos_token_id": 1,
+}
+
 LLMS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, tie_word_embeddings=False)),
     "llama-tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, tie_word_embeddings=True)),
@@ -102,8 +115,14 @@ ODD_LLMS: dict[str, Callable[[], Any]] = {
     "xlnet": lambda: hf.XLNetLMHeadModel(
         hf.XLNetConfig(vocab_size=ROWS, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=2)
     ),
+    "t5": lambda: hf.T5ForConditionalGeneration(hf.T5Config(**T5)),
+    "flan-t5": lambda: _with_own_head(
+        hf.T5ForConditionalGeneration(
+            hf.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+        )
+    ),
 }
-"""LLMs that they cannot hold; the last five only beside images, XLNet only as a text encoder."""
+"""LLMs that LLaVA cannot hold: some lie in other classes, XLNet only in the dual encoder."""
 
 VIT = {
     "hidden_size": 24,
@@ -153,8 +172,13 @@ TOWERS: dict[str, Callable[[], Any]] = {
 FEATURE_MAPS = ("convnext", "resnet", "mobilenet-v2")
 
 
-def tiny_tokenizer(chat_template: str | None = None, *, bos: bool = True) -> hf.PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of under 300 pieces: `<s>` 0, `</s>` 1, `<pad>` 2; `bos` puts `<s>` before texts."""
+def tiny_tokenizer(
+    chat_template: str | None = None, *, bos: bool = True, eos: bool = False
+) -> hf.PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of under 300 pieces: `<s>` 0, `</s>` 1, `<pad>` 2; `bos` puts `<s>` before texts.
+
+    `eos` puts `</s>` behind them, and knows no bos, as T5's tokenizer does.
+    """
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -167,9 +191,11 @@ def tiny_tokenizer(chat_template: str | None = None, *, bos: bool = True) -> hf.
     raw.train_from_iterator(SENTENCES, trainer)
     if bos:
         raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if eos:
+        raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        bos_token="<s>",
+        bos_token=None if eos else "<s>",
         eos_token="</s>",
         pad_token="<pad>",
         chat_template=chat_template,
@@ -184,7 +210,8 @@ def tiny_llm(
     model = (LLMS | ODD_LLMS)[kind]().eval()
     with _silent():
         model.save_pretrained(folder)
-        tiny_tokenizer(chat_template, bos=bos).save_pretrained(folder)
+        coded = model.config.is_encoder_decoder
+        tiny_tokenizer(chat_template, bos=bos and not coded, eos=coded).save_pretrained(folder)
     return folder
 
 
@@ -241,6 +268,12 @@ def _wake(model: Any) -> None:
         for _ in range(6):
             model(torch.randn(8, 3, 64, 64))
         model.eval()
+
+
+def _with_own_head(model: Any) -> Any:
+    """The head of T5 1.1 is stored beside the embedding, whatever the config says of ties."""
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    return model
 
 
 def _with_head_bias(model: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlavaProcessor
 from transformers.models.blip_2.modeling_blip_2 import BaseModelOutputWithVisionQformerOutputs
 
@@ -32,21 +32,32 @@ from lockadapt.architectures.blip2.build import (
 from lockadapt.architectures.blip2.tower import unfit_tower
 from lockadapt.architectures.inputs import counted_span
 from lockadapt.architectures.standardise import channel_statistics, fold
+from lockadapt.models.llms import is_encoder_decoder, llm_arguments
 
 NO_BODY = "Blip2ForConditionalGeneration has no body without a head that would embed"
 
 
 def locate(model: Any) -> ModelLayout:
-    """The LLM's body and head lie where its own class has them; see `Architecture.locate`."""
+    """The LLM's body and head lie where its own class has them; see `Architecture.locate`.
+
+    An encoder-decoder is its own body, with blocks in encoder and decoder.
+    """
     llm = model.language_model
-    head = llm.get_output_embeddings()
-    body = next(name for name, module in llm.named_modules() if module is llm.base_model)
+    paths = {module: f"language_model.{name}".removesuffix(".") for name, module in llm.named_modules()}
+    coded = is_encoder_decoder(llm.config)
+    body = llm if coded else llm.base_model
+    stacks = (llm.get_encoder(), llm.get_decoder()) if coded else ()
     return ModelLayout(
         tower="vision_model",
-        llm=f"language_model.{body}",
+        llm=paths[body],
         projector=("qformer", "query_tokens", "language_projection"),
-        head="language_model." + next(name for name, module in llm.named_modules() if module is head),
+        head=paths[llm.get_output_embeddings()],
+        blocks=tuple(paths[_first_list(stack)] for stack in stacks),
     )
+
+
+def _first_list(stack: Any) -> nn.Module:
+    return next(part for part in stack.modules() if isinstance(part, nn.ModuleList))
 
 
 def project(model: Any, features: Tensor) -> Tensor:
@@ -92,6 +103,9 @@ def writer(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     )
     if "cache" in given:
         return model.language_model, given
+    if is_encoder_decoder(model.language_model.config):
+        given.pop("decoder_input_ids", None)
+        del given["input_ids"]  # what it writes does not begin with the prompt
     shown = shown["image"] if shown is not None else model.get_image_features(values)
     embeddings = model.get_input_embeddings()(ids)
     shown_at = (ids == model.config.image_token_id)[..., None]
@@ -101,7 +115,8 @@ def writer(model: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def arguments(model: Any, ids: Tensor, pixel_values: Tensor) -> dict[str, Any]:
     """See `Assembly.arguments`: forward wants pixels with every text, also where no token stands for them."""
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixel_values}
+    given = llm_arguments(model.language_model, ids)
+    return {**given, "attention_mask": torch.ones_like(ids), "pixel_values": pixel_values}
 
 
 @torch.no_grad()
@@ -158,6 +173,7 @@ BLIP2 = Architecture(
         tower=tower,
         finish=set_generation_ends,
         whole_llm=True,
+        encoder_decoders=True,
         arguments=arguments,
         calibrate=calibrate,
         refuse=lambda llm, tower: unfit_tower(tower),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from lockadapt.architectures import architecture_of
+from lockadapt.architectures import answers_apart, architecture_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.features import beside_text, reads_text_alone
 from lockadapt.data.batch import on_device
@@ -21,7 +21,7 @@ from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
-from lockadapt.objectives.answer_tokens import model_inputs, writer_of
+from lockadapt.objectives.answer_tokens import answer_start, model_inputs, writer_of
 
 MAX_PIXELS = 50_000_000
 NEW_TOKENS = 20
@@ -115,7 +115,7 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
     """
     model.eval()
     # As the stock processor takes texts that spell control tokens out, so that both sides read the same.
-    encoder = Encoder(processor, context_length(model), allow_special_tokens=True)
+    encoder = Encoder(processor, context_length(model), True, answers_apart(model))
     samples = [sample for sample in samples if encoder.encode([sample]).encoded]
     if not samples:
         raise DataError(
@@ -191,7 +191,11 @@ def kl_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _ids(encoder: Encoder, sample: Sample) -> dict[str, Tensor]:
-    ids = torch.from_numpy(encoder.encode([sample]).encoded[0].input_ids.astype("int64"))[None]
+    item = encoder.encode([sample]).encoded[-1]
+    ids = torch.from_numpy(item.input_ids.astype("int64"))[None]
+    if item.prompt is not None:
+        asked, answer = ids[:, : item.prompt], ids[:, item.prompt :]
+        return {"input_ids": asked, "attention_mask": torch.ones_like(asked), "decoder_input_ids": answer}
     kept = (ids[0] != encoder.image_token_id).nonzero().flatten()[-POSITIONS:]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "logits_to_keep": kept}
     if encoder.stock is not None:
@@ -263,7 +267,7 @@ def _answer(
         )
     best = torch.stack([scores[0].float() for scores in made.scores]).topk(LIKELIEST)
     values = arguments["pixel_values"].cpu() if sample.images else None
-    tokens = tuple(made.sequences[0, len(prompt) :].tolist())
+    tokens = tuple(made.sequences[0, answer_start(model, len(prompt)) :].tolist())
     return Answer(tuple(prompt), tokens, values, best.indices.cpu(), best.values.cpu())
 
 
