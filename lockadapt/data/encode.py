@@ -419,11 +419,11 @@ class Encoder:
         if len(prompt) + len(labels) > self.max_length:
             report.cut.append(sample.where)
             labels = labels[: self.max_length - len(prompt)]
-        ids = np.concatenate([np.asarray(prompt, np.int32), labels])
+        tokens = np.concatenate([np.asarray(prompt, np.int32), labels])
         learned = np.concatenate([np.full(len(prompt), IGNORED, np.int32), labels])
-        seen = np.flatnonzero(ids[: len(prompt)] == self.image_token_id)
+        seen = np.flatnonzero(tokens[: len(prompt)] == self.image_token_id)
         end = int(seen[-1]) + 1 if len(seen) else 0
-        report.encoded.append(Encoded(ids, learned, sample.images, sample, end, len(prompt)))
+        report.encoded.append(Encoded(tokens, learned, sample.images, sample, end, len(prompt)))
 
     def _check_known(
         self, sample: Sample, written: Written, ids: np.ndarray, labels: np.ndarray, offsets: np.ndarray
