@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 import lockadapt
+from tests.support.command import lockadapt as command
 from tests.support.rows import COLOURS
 
 pytestmark = pytest.mark.slow
@@ -96,6 +98,13 @@ def test_python_of_the_reference(project: Path, tiny: Path, capsys: pytest.Captu
     assert not (project / "runs" / "other").exists()
 
 
+def test_python_of_the_generated_reference(project: Path, tiny: Path) -> None:
+    """One page after the other: the later ones use the run of the first."""
+    for page in GENERATED:
+        (code,) = blocks(ROOT / "docs" / "reference" / f"{page}.md", "python")
+        run(code, tiny, {})
+
+
 def test_the_generated_reference_is_of_all_public_names() -> None:
     pages = {
         file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "docs" / "reference").glob("*.md")
@@ -103,6 +112,26 @@ def test_the_generated_reference_is_of_all_public_names() -> None:
     assert set(pages) == set(GENERATED)
     named = [name for text in pages.values() for name in re.findall(r"^::: lockadapt\.(\w+)", text, re.M)]
     assert sorted(named) == sorted(set(lockadapt.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("tutorial", TUTORIALS)
+def test_tutorials(tutorial: str, project: Path, tiny: Path) -> None:
+    if not (tiny / "vlm").exists():
+        llm, tower = tiny / "llama-tied", tiny / "clip-vision"
+        lockadapt.assemble(llm, tower, tiny / "vlm", prove=False)
+    text = (ROOT / "docs" / "tutorials" / f"{tutorial}.md").read_text(encoding="utf-8")
+    steps = re.findall(r"(?:`([\w-]+\.yaml)`[^`]*\n)?^```(yaml|bash|python)\n(.*?)^```", text, re.M | re.S)
+    assert {language for _, language, _ in steps} >= {"bash"}
+    for name, language, code in steps:
+        if language == "yaml" and name:
+            (project / name).write_text(on_tiny(code, tiny))
+        elif language == "python":
+            run(code, tiny, {})
+        for line in on_tiny(code, tiny).splitlines() if language == "bash" else ():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "lockadapt", line
+            done = command(*arguments)
+            assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_the_reference_names_everything_public_and_nothing_private() -> None:
