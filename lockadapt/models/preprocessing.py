@@ -55,6 +55,7 @@ def square_processor(own: Any, image_size: int | None, where: str) -> tuple[Any,
     size = {"height": side, "width": side}
     settings = {
         **own.to_dict(),
+        **_timm_settings(own),
         "do_convert_rgb": True,
         "do_resize": True,
         "size": size,
@@ -112,6 +113,21 @@ def _generic(settings: dict[str, Any]) -> Any:
         *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
     )
     return ViTImageProcessorPil(**{name: settings[name] for name in names if name in settings})
+
+
+def _timm_settings(own: Any) -> dict[str, Any]:
+    """What an image processor around timm's transforms keeps in timm's words, in Transformers'."""
+    timm: Any = getattr(own, "data_config", None)
+    if not isinstance(timm, dict):
+        return {}
+    return {
+        "resample": getattr(Image.Resampling, str(timm["interpolation"]).upper()),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(timm["mean"]),
+        "image_std": list(timm["std"]),
+    }
 
 
 def _same_colours(own: Any, processor: Any) -> bool:

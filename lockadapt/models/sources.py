@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,10 +157,21 @@ def _name_damaged_shard(folder: Path, what: str) -> None:
 
 
 def _package(error: ImportError) -> str:
-    """What is missing: Transformers writes how to install it, Python names the module."""
+    """What is missing: Transformers writes how to install it, Python names the module.
+
+    Transformers names timm also where timm is installed and torchvision, which it imports, is not.
+    """
     told = re.search(r"pip install (?:-\S+ )*([\w.-]+)", str(error))
     needs = re.search(r"requires the (\w+) library", str(error))
-    return needs[1].lower() if needs else told[1].strip(".") if told else str(error.name or error)
+    package = needs[1].lower() if needs else told[1].strip(".") if told else str(error.name or error)
+    if package.isidentifier() and importlib.util.find_spec(package) is not None:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as inner:
+            return str(inner.name or package)
+        except (ImportError, RuntimeError, OSError):
+            return package
+    return package
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -197,7 +210,8 @@ def tolerance(dtype: torch.dtype, reference: torch.Tensor) -> float:
 def check_unexpected(model: Any, keys: Any, what: str, source: Source) -> tuple[str, ...]:
     """Checks that checkpoint keys without a place belong to heads or other modalities, not to the body.
 
-    A key belongs to the body if its first part is a child of the model or of its base model.
+    A key belongs to the body if its first part is a child of the model or of its base model, and it does not
+    lie below what the base model itself calls its classifier (timm).
 
     Args:
         model: that was loaded.
@@ -213,10 +227,13 @@ def check_unexpected(model: Any, keys: Any, what: str, source: Source) -> tuple[
     """
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     children = {name for name, _ in model.base_model.named_children()}
+    heads = tuple(f"{path}." for path in _classifiers(model.base_model))
     lost = [
         key
         for key in sorted(keys)
-        if key.removeprefix(prefix).split(".")[0] in children and key.endswith((".weight", ".bias"))
+        if (name := key.removeprefix(prefix)).split(".")[0] in children
+        and name.endswith((".weight", ".bias"))
+        and not name.startswith(heads)
     ]
     if lost:
         raise AssemblyError(
@@ -232,3 +249,12 @@ def some(names: Any) -> str:
     """The first five names, and how many more."""
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+
+
+def _classifiers(model: Any) -> list[str]:
+    """Paths of what a model says is its classifier, also where it was built without one."""
+    if not hasattr(model, "get_classifier"):
+        return []
+    head = model.get_classifier()
+    heads = head if isinstance(head, tuple) else (head,)
+    return [path for path, module in model.named_modules() if any(module is head for head in heads)]
