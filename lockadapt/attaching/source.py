@@ -16,6 +16,7 @@ from torch import Tensor
 from lockadapt.building.experiment import Experiment, recorded_experiment
 from lockadapt.errors import AdapterError, RecipeError, SetupError, VerificationError
 from lockadapt.evaluation.target import BESIDE
+from lockadapt.models.hub import hub_is_reachable
 from lockadapt.models.origins import SIDECAR
 from lockadapt.models.sources import HUB_ID
 from lockadapt.runs.artifacts import ADAPTER, PART_FILES, PROCESSOR
@@ -131,9 +132,16 @@ def _find(path_or_id: str | Path) -> Path:
     if isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
         from huggingface_hub import snapshot_download
 
+        reachable = hub_is_reachable()
         try:
-            return Path(snapshot_download(path_or_id, allow_patterns=_FILES))
+            return Path(snapshot_download(path_or_id, allow_patterns=_FILES, local_files_only=not reachable))
         except Exception as error:
+            if not reachable:
+                raise SetupError(
+                    "the adapter is no folder, not in the cache, and the Hub cannot be reached",
+                    where=path_or_id,
+                    fix="check the path, or connect and try again",
+                ) from error
             raise SetupError(
                 f"the adapter cannot be fetched: {type(error).__name__}: {str(error).splitlines()[0]}",
                 where=path_or_id,

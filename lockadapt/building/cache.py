@@ -22,6 +22,7 @@ from lockadapt.errors import AssemblyError, RecipeError
 from lockadapt.features.inputs import disk_features, why_nothing_is_kept
 from lockadapt.features.policy import FeatureSettings, ImagePolicy
 from lockadapt.features.towerless import remember_towers
+from lockadapt.models.freed_memory import keeping_freed_memory
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.recipe.schema import Recipe
 
@@ -79,7 +80,8 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         raise AssemblyError(reason, where="data.features", fix="use none")
     disk = disk_features(model, pixels, settings, reporter.note, projected=projected, thorough=True)
     reporter.note(f"{len(images):,} images, cache in {disk.folder.path}")
-    computed = disk.fill(images.values(), reporter.counted("shards"))
+    with keeping_freed_memory():
+        computed = disk.fill(images.values(), reporter.counted("shards"))
     start = Path(recipe.model.vlm).expanduser() if recipe.model.vlm else None
     remember_towers(start, resolve_dtype(recipe.model.dtype), model, [disk])
     drift = disk.folder.drift()

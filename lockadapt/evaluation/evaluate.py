@@ -23,6 +23,7 @@ from lockadapt.evaluation.target import Target, make_ready, open_target
 from lockadapt.features.inputs import IMAGE_TOKENS, token_inputs, tower_inputs
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.files import write_json, write_text
+from lockadapt.models.freed_memory import keeping_freed_memory
 from lockadapt.objectives import Objective
 from lockadapt.runs.card import write_card
 from lockadapt.runs.run import LoadedRun, Run
@@ -64,7 +65,8 @@ def evaluate_folder(
     experiment = read_experiment(recipe_file, overrides, target.experiment, reporter.note)
     # A model that never saw an image is judged as it was trained.
     blind = blind or experiment.blind
-    scores, rows = evaluate(target, experiment, blind, reporter)
+    with keeping_freed_memory():
+        scores, rows = evaluate(target, experiment, blind, reporter)
     if predictions is not None:
         write_text(predictions, _json_lines(rows))
     if target.run is not None and recipe_file is None:

@@ -123,7 +123,9 @@ def local_folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with loading(origin, "base"):
-        return Path(snapshot_download(origin.name, allow_patterns=[*CONFIGS, "*.safetensors"]))
+        offline = origin.arguments["local_files_only"]
+        patterns = [*CONFIGS, "*.safetensors"]
+        return Path(snapshot_download(origin.name, allow_patterns=patterns, local_files_only=offline))
 
 
 def _without_sums(changes: Sequence[WeightUpdate]) -> list[WeightUpdate]:

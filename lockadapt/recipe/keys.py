@@ -119,6 +119,13 @@ def meaning(path: KeyPath) -> str:
     return next((field.description or "" for field in fields), "")
 
 
+NEEDLESS = {
+    "streaming": "Leave it out: images are opened only when they are needed. For a part of the rows write "
+    "`limit`; for a data set that is larger than the disk, save the part that you train on",
+}
+"""Keys of other trainers that nothing here stands for, and what to do."""
+
+
 def suggestion(path: KeyPath) -> str:
     """` Did you mean lora.rank?` for a key path that does not exist; empty where nothing is near.
 
@@ -127,6 +134,8 @@ def suggestion(path: KeyPath) -> str:
     """
     if len(path) > MAX_PARTS or any(len(str(part)) > MAX_NAME for part in path):
         return ""
+    if path[-1] in NEEDLESS:
+        return f" {NEEDLESS[path[-1]]}."
     known = next(n for n in range(len(path), -1, -1) if at(path[:n]) is not None)
     parent, wrong, rest = path[:known], str(path[known]), path[known + 1 :]
     neighbours = child_names(at(parent))

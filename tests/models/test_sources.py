@@ -15,7 +15,11 @@ from transformers.utils import logging
 
 from lockadapt.architectures.assemble import Assembled, assemble
 from lockadapt.architectures.load import load_model
+from lockadapt.attaching.source import read_source
 from lockadapt.errors import AssemblyError, LockadaptError, SafetyError, SetupError, VerificationError
+from lockadapt.exports.stock_folder import local_folder
+from lockadapt.models.hub import hub_is_reachable
+from lockadapt.models.llms import load_llm
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import find, resolve_dtype
 from tests.support.tiny import tiny_tower
@@ -171,3 +175,28 @@ def test_quiet_gives_settings_back() -> None:
     assert logging.get_verbosity() == logging.INFO
     assert logging.is_progress_bar_enabled()
     logging.set_verbosity_warning()
+
+
+def test_an_id_is_not_asked_for_where_the_hub_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red before: `attach` and `merge` tried for half a minute, and named a lookup error."""
+    asked: list[object] = []
+
+    def no_network(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise OSError("no network")
+
+    hub_is_reachable.cache_clear()
+    monkeypatch.setattr("socket.create_connection", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for open_id in (load_llm_of, read_source, local_folder):
+        with pytest.raises(SetupError, match="not in the cache, and the Hub cannot be reached"):
+            open_id("nobody/nothing")
+    hub_is_reachable.cache_clear()
+    assert len(asked) <= 2  # whether it is there, and which agent huggingface_hub runs in: once a process
+
+
+def load_llm_of(name: str) -> None:
+    load_llm(name, torch.float32)

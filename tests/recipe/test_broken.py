@@ -30,6 +30,9 @@ def broken(name: str, text: str, *lines: str) -> object:
 
 
 ADDED = [
+    broken("streaming", "data: {streaming: true}\n", ":7: data.streaming: unknown key. Leave it out: images are "
+           "opened only when they are needed. For a part of the rows write `limit`; for a data set that is larger "
+           "than the disk, save the part that you train on."),
     broken("unknown-key", "lora: {rnak: 8}\n", ":7: lora.rnak: unknown key. Did you mean lora.rank?"),
     broken("unknown-section", "loar: {}\n", ":7: loar: unknown key. Did you mean lora?"),
     broken("nothing-near", "lora:\n  xyz: {}\n", ":8: lora.xyz: unknown key. "
