@@ -114,7 +114,7 @@ def write_changes(
             for key, update in _by_expert(name, updates, parts, stored_at, shapes[name]).items():
                 steps[key] = (update, None)
             continue
-        _require_free(name, held, names, updates, str(base))
+        _require_free(name, held, names, changes, str(base))
         for key in held:
             require_fit(stored_at[key][1], updates, shapes[name])
             steps[key] = (updates, (requantized or {}).get(name))
@@ -167,9 +167,10 @@ def all_changes(
 
 
 def _require_free(
-    name: str, held: list[str], names: Names, updates: Sequence[WeightUpdate], where: str
+    name: str, held: list[str], names: Names, changes: Mapping[str, Sequence[WeightUpdate]], where: str
 ) -> None:
-    """Requires changed parameters to lie in the folder as they are, and low-rank sums on no shared one."""
+    """Requires changed parameters to lie in the folder as they are, and shared ones to stay equal."""
+    updates = changes.get(name, [])
     if not held:
         reason = "is stored in parts or in another form" if names.converted else "is not in the folder"
         raise VerificationError(
@@ -182,6 +183,15 @@ def _require_free(
             where=where,
             fix="train with ensure_weight_tying, leave it out of the targets, or untie the base first",
         )
+    trained = [update.tensor for update in updates if isinstance(update, Whole)]
+    for other in names.group(name) - {name} if trained else ():
+        copies = [update.tensor for update in changes.get(other, []) if isinstance(update, Whole)]
+        if not (copies and torch.equal(copies[0], trained[0])):
+            raise AdapterError(
+                f"{name} was trained by itself and is tied to {other}, of which a folder has one tensor",
+                where=where,
+                fix="untie the base first (tie_word_embeddings: false, both stored), or train both alike",
+            )
 
 
 def _by_expert(

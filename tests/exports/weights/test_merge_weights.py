@@ -196,6 +196,19 @@ def test_a_sum_on_a_tied_matrix_is_refused(tmp_path: Path) -> None:
     assert list(output.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_one_of_two_tied_tensors_is_not_replaced_alone(name: str, tmp_path: Path) -> None:
+    """Red before: `modules_to_save` of a tied head changed the embedding as well, and was proved."""
+    base, _, output = make(Case(tied=True), tmp_path)
+    trained = read_all(base)["model.embed_tokens.weight"] + 1
+    with pytest.raises(AdapterError, match="trained by itself and is tied to"):
+        merge_weights(base, output, [Weighted(None, parts={name: trained})])
+    assert list(output.iterdir()) == []
+    both = dict.fromkeys(("lm_head.weight", "model.embed_tokens.weight"), trained)
+    merge_weights(base, output, [Weighted(None, parts=both)])
+    assert torch.equal(read_all(output)["model.embed_tokens.weight"], trained)
+
+
 def test_a_sum_on_an_untied_embedding(tmp_path: Path) -> None:
     base, adapter, output = make(Case(targets=("embed_tokens",), tied=False), tmp_path)
     a, b = _embedding_lora(adapter)
@@ -211,7 +224,7 @@ def test_a_sum_on_an_untied_embedding(tmp_path: Path) -> None:
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "changes the base itself"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"target_parameters": ["q_proj.weight"]}, "target_parameters"),
+        ({"target_parameters": ["q_proj.weight"]}, "does not fit the base"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
     ],
