@@ -2,6 +2,7 @@
 
     python scripts/make_quickstart_assets.py             # all, into lockadapt/quickstart/assets
     python scripts/make_quickstart_assets.py --only llm
+    python scripts/make_quickstart_assets.py --only vit --output ../towers   # or clip, t5: beside the package
 
 Neither ever sees what the other is made from: no image has a caption or a label here, no text has an image.
 The same seed, versions and thread count give the same weights. Needs torch 2.9 or newer (its Muon).
@@ -11,15 +12,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import typer
 from quickstart_corpus import documents
 from quickstart_image_tokenizer import make_image_tokenizer
+from quickstart_t5 import make_t5
 from quickstart_tower import make_tower
+from quickstart_towers import make_clip, make_vit
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -28,12 +33,13 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
 
 
 def main(
-    only: str = typer.Option("all", help="llm, tower, image-tokenizer or all"),
+    only: str = typer.Option("all", help="llm, tower, image-tokenizer or all (these); vit, clip, t5"),
     output: Path = typer.Option(ASSETS, help="where to"),
     seed: int = 0,
     llm_steps: int = 700,
     tower_steps: int = 3000,
     tokenizer_steps: int = 3000,
+    other_steps: int = typer.Option(1500, help="of vit and clip; t5 takes as many as llm"),
     threads: int = 1,
 ) -> None:
     """Make the assets."""
@@ -43,8 +49,13 @@ def main(
         ("tower", make_tower, tower_steps),
         ("image-tokenizer", make_image_tokenizer, tokenizer_steps),
     )
-    for name, make, steps in models:
-        if only in (name, "all"):
+    beside: tuple[Any, ...] = (
+        ("vit", partial(make_vit, source=ASSETS / "tower"), other_steps),
+        ("clip", partial(make_clip, source=ASSETS / "tower"), other_steps),
+        ("t5", make_t5, llm_steps),
+    )
+    for name, make, steps in (*models, *beside):
+        if only == name or (only == "all" and (name, make, steps) in models):
             start = time.monotonic()
             loss = make(output / name, seed, steps)
             size = sum(path.stat().st_size for path in (output / name).glob("*.safetensors"))

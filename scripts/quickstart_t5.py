@@ -94,5 +94,5 @@ def _cut(text: str, random: Random) -> tuple[str, str]:
     places = [n + 1 for n, letter in enumerate(text) if letter == LINE and n + 1 < len(text)]
     if not places or random.random() < 0.2:
         places = [n for n, letter in enumerate(text) if letter == " "] or [len(text) // 2]
-    place = random.choice(places)
-    return text[:place], text[place:].split(LINE)[0]
+    cut = random.choice(places)
+    return text[:cut], text[cut:].split(LINE)[0]

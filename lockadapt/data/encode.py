@@ -401,8 +401,8 @@ class Encoder:
         """Adds a row of a prompt and the answer behind it, each tokenized by itself."""
         written = self._written(sample)
         begin, end = written.answers[-1]
-        said = None if written.contents is None else written.contents[-1]
-        contents = None if said is None else ((said[0] - begin, said[1] - begin),)
+        span = None if written.contents is None else written.contents[-1]
+        contents = None if span is None else ((span[0] - begin, span[1] - begin),)
         answer = Written(written.text[begin:end], ((0, end - begin),), contents)
         asked = self._known(sample, self.dialogue.prompt(sample))
         prompt = self._tokens([asked], [sample.where])[0][0]

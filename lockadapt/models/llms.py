@@ -298,7 +298,7 @@ def beside_attention(llm: nn.Module, inside: nn.Module | None = None) -> str | N
 
 
 def _parts(llm: PreTrainedModel, *, whole: bool = False) -> tuple[nn.Module, nn.Embedding, nn.Linear]:
-    """Body, embedding table and head; `whole`: also those of an encoder-decoder, which is its own body."""
+    """What lies before the head, embedding table, head; `whole`: also those of an encoder-decoder."""
     body, table, head = llm.base_model, llm.get_input_embeddings(), llm.get_output_embeddings()
     coded = is_encoder_decoder(llm.config)
     if coded and not whole:
