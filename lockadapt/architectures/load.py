@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from lockadapt.architectures import architecture_of, class_name, find_architecture, inputs_of
 from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
+from lockadapt.architectures.generic.prompts import usual_template
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
 from lockadapt.models.finite import require_finite
@@ -120,6 +121,8 @@ def load_processor(folder: str | Path) -> Any:
     with loading(source, "VLM's processor"):
         processor: Any = AutoProcessor.from_pretrained(source.name, **source.arguments)
     template = getattr(processor, "chat_template", None)
+    if not template and not getattr(getattr(processor, "tokenizer", None), "chat_template", None):
+        template = usual_template(processor)
     if isinstance(template, str) and getattr(processor, "image_token", None):
         processor.chat_template = settle_template(processor.tokenizer, template)
     return processor

@@ -42,7 +42,7 @@ def chat(
 
     if boxes is not None:
         picture_format(boxes)  # before a model is loaded
-    talk = Chat.open(target, image, max_new_tokens)
+    talk = Chat.open(target, image, max_new_tokens, lambda text: emit(text, error=True))
     if question:
         for text in question:
             _reply(talk, text, boxes)

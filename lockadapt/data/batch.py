@@ -58,7 +58,8 @@ def collate(
     else:
         batch = _plain(items, pad_id) if max_row_tokens is None else _packed(items, pad_id, max_row_tokens)
     shown, rows = batch.pop("images"), batch.pop("tree_rows", None)
-    return {"objective": objective, **batch, **image_part(images, shown, batch["input_ids"], rows)}
+    part = image_part(images, shown, batch["input_ids"], rows, batch["predicting"])
+    return {"objective": objective, **batch, **part}
 
 
 def _packed(items: Sequence[Encoded], pad_id: int, max_row_tokens: int) -> Batch:

@@ -36,8 +36,10 @@ def stock_input_ids(stock: StockInputs, messages: list[dict[str, Any]], sample: 
     pictures = [open_image(image, MAX_PIXELS, sample.where) for image in sample.images]
     special = adds_special_tokens(stock.processor.tokenizer, text)
     made = stock.make([text], [pictures], add_special_tokens=special)
-    for name, key in stock.token_keys.items():
-        if not torch.equal(key.of(made["input_ids"]), made[name]):
+    ours = {name: key.of(made["input_ids"]) for name, key in stock.token_keys.items()}
+    ours |= stock.row_keys(made["input_ids"], made) if pictures else {}
+    for name, value in ours.items():
+        if not torch.equal(value, made[name]):
             raise DataError(
                 f"{name} of this conversation is decided by more than the token itself",
                 where=sample.where,

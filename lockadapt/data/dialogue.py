@@ -65,6 +65,48 @@ class Written:
         contents = None if self.contents is None else moved(self.contents)
         return Written(text, moved(self.answers), contents)
 
+    def opened(self, lead: str) -> Written:
+        """With what a processor puts in front of a text that does not begin with it; may be empty."""
+        if self.text.startswith(lead):
+            return self
+
+        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+            return tuple((begin + len(lead), end + len(lead)) for begin, end in spans)
+
+        contents = None if self.contents is None else moved(self.contents)
+        return Written(lead + self.text, moved(self.answers), contents)
+
+    def closed(self, tail: str, where: str) -> Written:
+        """With what a processor puts behind a prompt, in front of the answer.
+
+        Args:
+            tail: that text; may be empty.
+            where: the row, for the message.
+
+        Returns:
+            The same with it: a prompt ends with it.
+
+        Raises:
+            DataError: there are several answers, which such a processor has no place for.
+        """
+        if not tail:
+            return self
+        if len(self.answers) > 1:
+            raise DataError(
+                "the model's processor closes a prompt once, and the conversation has several answers",
+                where=where,
+                fix="split it into rows of one question and one answer",
+            )
+        at = self.answers[0][0] if self.answers else len(self.text)
+
+        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+            return tuple(
+                (begin + len(tail), end + len(tail)) if begin >= at else (begin, end) for begin, end in spans
+            )
+
+        contents = None if self.contents is None else moved(self.contents)
+        return Written(self.text[:at] + tail + self.text[at:], moved(self.answers), contents)
+
 
 class Dialogue:
     """A processor's chat template.

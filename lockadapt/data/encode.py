@@ -188,6 +188,12 @@ class Encoder:
         """
         if self.stock is None:
             return (self.image_text,) * len(sample.images)
+        if self.stock.needs_images and not sample.images:
+            raise DataError(
+                f"{type(self.processor).__name__} is shown an image with every text, and the row has none",
+                where=sample.where,
+                fix="leave the row out, or start from another class",
+            )
         for image in sample.images:
             if image.key not in self._sizes:
                 self._sizes[image.key] = image_size(image, MAX_PIXELS, sample.where)
@@ -332,7 +338,14 @@ class Encoder:
         if written.contents is None and not self.allow_special_tokens:
             for turn in sample.turns:
                 self.controls.refuse(turn.text, sample.where)
-        return written.expanded(self.image_token, self.image_texts(sample))
+        return self._as_read(sample, written)
+
+    def _as_read(self, sample: Sample, written: Written) -> Written:
+        """The text as the processor tokenises it."""
+        expanded = written.expanded(self.image_token, self.image_texts(sample))
+        if self.stock is None:
+            return expanded
+        return expanded.opened(self.stock.lead).closed(self.stock.tail, sample.where)
 
     def _tokens(
         self, written: Sequence[Written], origins: Sequence[str], special: bool | None = None
@@ -463,8 +476,7 @@ class Encoder:
         written = self.dialogue.prompt(sample)
         if written.contents is None or self.controls.spelled(written.text, written.contents):
             return
-        expanded = written.expanded(self.image_token, self.image_texts(sample))
-        mine = self._tokens([expanded], [sample.where])[0][0]
+        mine = self._tokens([self._as_read(sample, written)], [sample.where])[0][0]
         last = max(number for number, turn in enumerate(sample.turns) if turn.role == "assistant")
         messages = [message(turn) for turn in sample.turns[:last]]
         if self.stock is not None:

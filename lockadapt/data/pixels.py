@@ -125,9 +125,9 @@ class ProcessorInputs:
         made = self.stock.image_keys([[self.picture(image) for image in row] for row in rows])
         return {**made, "processor_keys": tuple(made)}
 
-    def of_tokens(self, input_ids: torch.Tensor) -> dict[str, Any]:
-        """Every key that the processor makes of tokens, and `token_keys`, their names."""
-        made = {name: key.of(input_ids) for name, key in self.stock.token_keys.items()}
+    def of_tokens(self, input_ids: torch.Tensor, predicting: torch.Tensor | None = None) -> dict[str, Any]:
+        """Every key that the processor makes of tokens, and `token_keys`, their names; see `TokenKey.of`."""
+        made = {name: key.of(input_ids, predicting) for name, key in self.stock.token_keys.items()}
         return {**made, "token_keys": tuple(made)}
 
 
@@ -154,6 +154,7 @@ def image_part(
     samples: Sequence[Sequence[ImageRef]],
     input_ids: torch.Tensor,
     rows: Sequence[int] | None = None,
+    predicting: torch.Tensor | None = None,
 ) -> dict[str, Any]:
     """Makes what a batch has of its images, beside their tokens.
 
@@ -162,19 +163,25 @@ def image_part(
         samples: the images of each sample, or of samples that share them, in reading order.
         input_ids: int64 (rows, tokens).
         rows: the row of each; default: one behind the other.
+        predicting: bool (rows, tokens), the positions that are scored; None: nothing is.
 
     Returns:
         Arguments of forward.
     """
     if isinstance(images, ProcessorInputs):
-        return {**images.of_rows(samples), **images.of_tokens(input_ids)}
+        keys = images.of_rows(samples)
+        own = images.stock.row_keys(input_ids, {name: keys[name] for name in keys["processor_keys"]})
+        names = (*keys["processor_keys"], *own)
+        return {**keys, **own, "processor_keys": names, **images.of_tokens(input_ids, predicting)}
     numbers = range(len(samples)) if rows is None else rows
     shown = [(int(row), image) for row, sample in zip(numbers, samples, strict=True) for image in sample]
     owners = {"image_rows": torch.tensor([row for row, _ in shown])} if shown else {}
     made = {**images([image for _, image in shown]), **owners}
     # Kept features say nothing of tokens; what preprocessed their images does.
     pixels = getattr(images, "pixels", None)
-    return {**made, **pixels.of_tokens(input_ids)} if isinstance(pixels, ProcessorInputs) else made
+    if not isinstance(pixels, ProcessorInputs):
+        return made
+    return {**made, **pixels.of_tokens(input_ids, predicting)}
 
 
 def mean_image(images: Iterable[ImageRef], max_pixels: int, side: int, limit: int = 512) -> Image.Image:

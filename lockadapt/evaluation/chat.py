@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
+from lockadapt.evaluation.conversation_images import ConversationImages, file_key
 from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.evaluation.target import Target, open_target
 from lockadapt.files import write_bytes
@@ -30,24 +31,33 @@ class Chat:
     """Keeps pictures and turns; every answer is greedy and sees all pictures and turns before it.
 
     Attributes:
+        kept: what the frozen parts made of the pictures, where that may be kept.
         images: shown so far; the last `waiting` of them belong to the next turn.
     """
 
     predictor: SamplePredictor
     pixels: PixelInputs | ProcessorInputs
     max_new_tokens: int
+    kept: ConversationImages
     images: list[ImageRef] = field(default_factory=list)
     waiting: int = 0
     turns: list[Turn] = field(default_factory=list)
 
     @classmethod
-    def open(cls, target: Path, images: Sequence[Path], max_new_tokens: int) -> Chat:
+    def open(
+        cls,
+        target: Path,
+        images: Sequence[Path],
+        max_new_tokens: int,
+        note: Callable[[str], None] | None = None,
+    ) -> Chat:
         """Opens model and images; the images belong to the first turn.
 
         Args:
             target: a run folder or a stock folder.
             images: of the first turn.
             max_new_tokens: of an answer.
+            note: told where pictures are read anew for every question, and why.
 
         Returns:
             A conversation without turns.
@@ -57,18 +67,19 @@ class Chat:
         """
         for image in images:
             _check(image)  # before a model is loaded
-        chat = cls.of(open_target(target), max_new_tokens)
+        chat = cls.of(open_target(target), max_new_tokens, note)
         for image in images:
             chat.show(image)
         return chat
 
     @classmethod
-    def of(cls, opened: Target, max_new_tokens: int) -> Chat:
+    def of(cls, opened: Target, max_new_tokens: int, note: Callable[[str], None] | None = None) -> Chat:
         """A conversation without turns with a model that is open already.
 
         Args:
             opened: the model.
             max_new_tokens: of an answer.
+            note: see `open`.
 
         Returns:
             The conversation.
@@ -77,7 +88,9 @@ class Chat:
         allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
         apart = answers_apart(opened.model)
         encoder = Encoder(opened.processor, context_length(opened.model), allowed, apart)
-        return cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens)
+        opened.model.eval()
+        kept = ConversationImages(opened.model, encoder, pixels, note)
+        return cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens, kept)
 
     def show(self, image: Path) -> None:
         """Adds a picture to the next turn.
@@ -90,7 +103,7 @@ class Chat:
             SafetyError: it has too many pixels.
         """
         _check(image)
-        reference = ImageRef(str(image), path=image)
+        reference = ImageRef(file_key(image), path=image)
         self.pixels.picture(reference)
         self.images.append(reference)
         self.waiting += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from PIL import Image, ImageOps
 from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoder
-from lockadapt.data.pixels import pixel_inputs
+from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import DataError, RecipeError
+from lockadapt.evaluation.conversation_images import ConversationImages, file_key
 from lockadapt.evaluation.predict import SamplePredictor
 from lockadapt.evaluation.target import open_target
 from lockadapt.runs.run import LoadedRun, Run
@@ -46,7 +48,7 @@ class Predictor:
         target = open_target(source)
         _require_answers(target.processor, str(target.folder))
         allowed = target.experiment is not None and target.experiment.data.allow_special_tokens
-        self._predictor = _sample_predictor(target.model, target.processor, batch_size, allowed)
+        self._set(_sample_predictor(target.model, target.processor, batch_size, allowed))
 
     @classmethod
     def of_model(cls, model: Any, processor: Any, *, batch_size: int = 64) -> Predictor:
@@ -65,8 +67,14 @@ class Predictor:
         """
         _require_answers(processor, "model")
         made = cls.__new__(cls)
-        made._predictor = _sample_predictor(model, processor, batch_size, allow_special_tokens=False)
+        made._set(_sample_predictor(model, processor, batch_size, allow_special_tokens=False))
         return made
+
+    def _set(self, predictor: SamplePredictor) -> None:
+        pixels = predictor.images
+        assert isinstance(pixels, (PixelInputs, ProcessorInputs))
+        self._predictor = predictor
+        self._images = ConversationImages(predictor.model, predictor.encoder, pixels)
 
     def answer(
         self,
@@ -125,11 +133,12 @@ class Predictor:
             )
         pairs = enumerate(zip(images, questions, strict=True))
         samples = [self._sample(number, shown, question) for number, (shown, question) in pairs]
-        if choices is None:
-            return self._predictor.generate(samples, max_new_tokens)
-        if not choices:
+        if choices is not None and not choices:
             raise DataError("choices is empty", where="answers", fix="name some answers, or leave it out")
-        return self._predictor.rank(samples, list(choices))
+        predictor = dataclasses.replace(self._predictor, images=self._images.of(samples))
+        if choices is None:
+            return predictor.generate(samples, max_new_tokens)
+        return predictor.rank(samples, list(choices))
 
     def _sample(self, number: int, shown: Picture | Sequence[Picture] | None, question: str) -> Sample:
         where = f"question {number}"
@@ -162,7 +171,7 @@ def _reference(picture: Picture, where: str) -> ImageRef:
         pixels = f"{held.mode} {held.size}".encode() + held.tobytes()
         return ImageRef(hashlib.sha256(pixels).hexdigest(), picture=held)
     path = Path(picture).absolute()
-    return ImageRef(str(path), path=path)
+    return ImageRef(file_key(path), path=path)
 
 
 def _upright(picture: Image.Image, where: str) -> Image.Image:

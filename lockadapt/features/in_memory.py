@@ -30,6 +30,9 @@ class FeatureInputs:
         self._store: torch.Tensor | None = None
         self._records: list[ImageRecord] = []
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def fill(self, images: Iterable[ImageRef], progress: Callable[[int, int], None] | None = None) -> None:
         """Runs the tower over the images that are not known yet."""
         shown = {image.key: image for image in map(self.pixels.shown, images)}

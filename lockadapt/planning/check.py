@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -9,6 +10,7 @@ from rich.text import Text
 from lockadapt.architectures import answers_apart, inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.blocks import context_length
+from lockadapt.building.cache_trial import rows_to_try
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
@@ -16,6 +18,7 @@ from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
+from lockadapt.planning.admission import admit_rows
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
 from lockadapt.tuning.experts import experts_note
@@ -31,7 +34,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         shown: samples of each objective that are shown token by token, learned tokens in colour.
 
     Returns:
-        `{"ok": True, "components", "objectives": {name: {part: {"rows", "images", "tokens", …}}}, "steps"}`.
+        `{"ok": True, "components", "objectives": {name: {part: {"rows", "images", "tokens", …}}}, "steps",
+        "admission"}`; the last is what was measured of a model that nobody described, on the first rows.
 
     Raises:
         LockadaptError: whatever would stop the run.
@@ -82,6 +86,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
             counts.setdefault(name, {})[part] = _counted(report, f"{name} {part}", encoder, reporter)
             for item in report.encoded[: shown if part == "train" else 0]:
                 show_tokens(item, encoder, reporter)
+    measured = [s for samples in parts["train"].values() for s in samples]
+    shown_rows = rows_to_try([s for s in measured if not bad & {image.key for image in s.images}])
+    admission = admit_rows(model, processor, shown_rows, reporter, experiment.projector_trains)
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
     stages = experiment.stages(rows)
     for stage in stages:
@@ -96,6 +103,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         "bad_images": len(scan.bad),
         "dialogue": dialogue,
         "experts": experts,
+        "admission": [asdict(finding) for finding in admission],
         "steps": sum(stage.steps for stage in stages),
     }
 

@@ -161,6 +161,8 @@ def why_not_exact(model: nn.Module, longest: int) -> str | None:
             f"the encoder of {type(llm).__name__} reads prompts in both directions, so that what samples "
             "have in common differs with what follows it"
         )
+    if "cross_attention_mask" in inspect.signature(unwrap_model(model).forward).parameters:
+        return f"{class_name(unwrap_model(model))} looks at its images by a mask of whole rows"
     own = layout_of(model).blocks  # some classes keep their tower inside the LLM's body
     layer = beside_attention(llm, unwrap_model(model).get_submodule(own[0]) if own else None)
     if layer is not None:

@@ -118,7 +118,7 @@ def rows(
 
 
 def cases() -> Iterator[Case]:
-    words = ("cross_attention_mask of MllamaProcessor",)
+    words = ("is shown an image with every text",)
     text = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "blue"}]
     blind = lines({"messages": text, "images": []})
     yield rows("mllama", "rows without images", 4, *words, table=blind, kind="dialogue")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lockadapt.architectures.generic.cross_attention import row_key_names, row_keys
 from lockadapt.errors import AssemblyError
 
 Sizes = tuple[tuple[int, int], ...]
@@ -31,17 +33,30 @@ class TokenKey:
         values: of the tokens that have another number than text.
         text: the number of every other token.
         dtype: of the processor's tensor.
+        answer: the number of the tokens of an answer, where the processor gives them another one.
     """
 
     values: Mapping[int, int]
     text: int
     dtype: torch.dtype
+    answer: int | None = None
 
-    def of(self, input_ids: Tensor) -> Tensor:
-        """The key's value for token ids of any shape."""
+    def of(self, input_ids: Tensor, predicting: Tensor | None = None) -> Tensor:
+        """The key's value for token ids.
+
+        Args:
+            input_ids: (rows, tokens).
+            predicting: bool (rows, tokens), True in front of each token that is learned: from the first of
+                them on, a row is its answer; None: there is no answer.
+
+        Returns:
+            (rows, tokens).
+        """
         made = torch.full_like(input_ids, self.text)
         for token, value in self.values.items():
             made[input_ids == token] = value
+        if self.answer is not None and predicting is not None:
+            made[:, 1:][predicting.cumsum(1)[:, :-1] > 0] = self.answer
         return made.to(self.dtype)
 
 
@@ -57,6 +72,9 @@ class StockInputs:
         token: the id that most of an image's tokens have.
         probe_tokens: how many of them the first of `PROBES` takes.
         token_keys: keys with one number a token, by name.
+        lead: what the processor puts in front of a text that does not begin with it (Molmo2's bos).
+        tail: what the processor puts behind a text that asks for an answer (PaliGemma's line break).
+        needs_images: whether each row must show an image.
 
     Raises:
         AssemblyError: what it makes of a picture cannot be told, or a key is neither of tokens nor of images.
@@ -67,6 +85,9 @@ class StockInputs:
     token: int = -1
     probe_tokens: int = 0
     token_keys: dict[str, TokenKey] = field(default_factory=dict)
+    lead: str = ""
+    tail: str = ""
+    needs_images: bool = False
     _expansions: dict[Sizes, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +100,7 @@ class StockInputs:
                 f"{type(error).__name__}: {error}",
                 fix="correct the processor's files, or start from another checkpoint",
             ) from error
+        self.needs_images = bool(row_key_names(self.processor)) or not self._takes_text()
         tokenizer = self.processor.tokenizer
         ids = tokenizer(first, add_special_tokens=False)[IDS]
         added = Counter(token for token in ids if token in tokenizer.added_tokens_decoder)
@@ -105,6 +127,7 @@ class StockInputs:
             spoken = self._spoken(text, [Image.new("RGB", size, "white") for size in sizes])
             expansions = []
             start = spoken.find(marks[0])
+            self.lead = spoken[:start] if start > 0 else ""
             for mark, following in itertools.pairwise(marks):
                 begin = start + len(mark)
                 start = spoken.find(following, begin)
@@ -114,6 +137,7 @@ class StockInputs:
                         fix="start from another checkpoint",
                     )
                 expansions.append(spoken[begin:start])
+            self.tail = spoken[start + len(marks[-1]) :]
             self._expansions[sizes] = tuple(expansions)
         return self._expansions[sizes]
 
@@ -148,10 +172,15 @@ class StockInputs:
         if not rows:
             return {}
         made = self.make([" ".join([self.marker] * len(row)) for row in rows], rows, add_special_tokens=False)
-        kept = {name: made[name] for name in made if name not in (IDS, MASK, *self.token_keys)}
+        others = (IDS, MASK, *self.token_keys, *row_key_names(self.processor))
+        kept = {name: made[name] for name in made if name not in others}
         if unusual := [name for name, value in kept.items() if not isinstance(value, Tensor)]:
             raise AssemblyError(f"{type(self.processor).__name__} returns {unusual[0]}, which is no tensor")
         return kept
+
+    def row_keys(self, input_ids: Tensor, keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gives what the tokens and the images of rows decide together; see `row_keys`."""
+        return row_keys(self.processor, input_ids, keys)
 
     def _spoken(self, text: str, pictures: list[Image.Image]) -> str:
         """The text that the processor really tokenises."""
@@ -159,6 +188,13 @@ class StockInputs:
         processor.tokenizer = spy
         _call(processor, [text], [pictures])
         return spy.texts[-1][0]
+
+    def _takes_text(self) -> bool:
+        try:
+            self.make(["a"], [[]])
+        except Exception:
+            return False
+        return True
 
     def _takes_two(self) -> bool:
         try:
@@ -175,6 +211,8 @@ class StockInputs:
         for name, value in made.items():
             if name in (IDS, MASK) or not isinstance(value, Tensor) or value.shape[:2] != ids.shape:
                 continue
+            if name in row_key_names(self.processor):
+                continue
             numbers = value.flatten().tolist() if value.shape == ids.shape else []
             pairs = set(zip(ids.flatten().tolist(), numbers, strict=False))
             rest = {number for token, number in pairs if token not in inside}
@@ -187,8 +225,19 @@ class StockInputs:
             known = self.token_keys.get(name)
             values = {token: number for token, number in pairs if number != text_value}
             self.token_keys[name] = TokenKey(
-                {**(known.values if known else {}), **values}, text_value, value.dtype
+                {**(known.values if known else {}), **values},
+                text_value,
+                value.dtype,
+                self._answer_value(name, text_value),
             )
+
+    def _answer_value(self, name: str, text_value: int) -> int | None:
+        """A key's number for the tokens of an answer, of processors that are given answers apart."""
+        if "suffix" not in inspect.signature(type(self.processor).__call__).parameters:
+            return None
+        picture = Image.new("RGB", PROBES[0][0], "white")
+        value = int(self.make([self.marker + "b"], [[picture]], suffix=["c"])[name][0, -1])
+        return None if value == text_value else value
 
 
 def _call(

@@ -123,20 +123,22 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         )
     pixels = pixel_inputs(processor, MAX_PIXELS)
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    alone = [without_images(sample) for sample in samples] if reads_text_alone(model) else []
+    needs_images = encoder.stock is not None and encoder.stock.needs_images
+    reads_alone = reads_text_alone(model) and not needs_images
+    alone = [without_images(sample) for sample in samples] if reads_alone else []
     tensors: dict[str, Tensor] = {}
     for number, sample in enumerate(samples):
         shown = _ids(encoder, sample)
         if sample.images:
             own = [pixels.picture(image) for image in sample.images]
             tensors |= _case(
-                f"sample{number}", _as_taken(model, shown | _image_keys(model, pixels, own, dtype))
+                f"sample{number}", _as_taken(model, shown | _image_keys(model, pixels, own, dtype, shown))
             )
             others = _others(sample, samples, pixels)
             if isinstance(pixels, ProcessorInputs):  # the tokens stay those of the sample's own sizes
                 others = [other.resize(mine.size) for other, mine in zip(others, own, strict=True)]
             tensors |= _case(
-                f"swapped{number}", _as_taken(model, shown | _image_keys(model, pixels, others, dtype))
+                f"swapped{number}", _as_taken(model, shown | _image_keys(model, pixels, others, dtype, shown))
             )
     unseen = {}
     if architecture_of(model).inputs.no_image is not None:  # its forward wants pixels with every text
@@ -214,11 +216,14 @@ def _image_keys(
     pixels: PixelInputs | ProcessorInputs,
     pictures: list[Image.Image],
     dtype: torch.dtype,
+    tokens: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     if isinstance(pixels, ProcessorInputs):
         made = pixels.stock.image_keys([pictures])
     else:
         made = architecture_of(model).inputs.shown(pixels.values(pictures))
+    if isinstance(pixels, ProcessorInputs) and tokens is not None:
+        made = {**made, **pixels.stock.row_keys(tokens["input_ids"], made)}
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in made.items()}
 
 
