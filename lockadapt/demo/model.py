@@ -17,6 +17,7 @@ from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef, Turn
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.evaluation.chat import MAX_PIXELS, Chat
+from lockadapt.evaluation.conversation_images import file_key
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.evaluation.generate import check_generates, check_prompts
 from lockadapt.evaluation.search import Queries, SearchedFolder
@@ -117,7 +118,7 @@ class DemoModel:
         """
         assert self.chat is not None
         _check_text(question, "question")
-        shown = [ImageRef(str(path), path=path) for past in history for path in past.images]
+        shown = [ImageRef(file_key(path), path=path) for past in history for path in past.images]
         if len(shown) + len(images) > MAX_IMAGES:
             raise DataError(
                 f"more than {MAX_IMAGES} images in a conversation", where="chat", fix="start a new one"

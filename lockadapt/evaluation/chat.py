@@ -159,10 +159,11 @@ class Chat:
         sample = Sample(tuple(self.images), (*turns, Turn("assistant", "")), where="chat")
         self.images, self.waiting = before, 0
         self.predictor.encoder.refuse_marker(question, "question holds the marker", "chat")
+        predictor = replace(self.predictor, images=self.kept.of([sample]))
         if streamer is None:
-            answer = self.predictor.generate([sample], self.max_new_tokens)[0]
+            answer = predictor.generate([sample], self.max_new_tokens)[0]
         else:
-            answer = self.predictor.stream(sample, self.max_new_tokens, streamer)
+            answer = predictor.stream(sample, self.max_new_tokens, streamer)
         self.images, self.turns = list(sample.images), [*turns, Turn("assistant", answer)]
         return answer
 

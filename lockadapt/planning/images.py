@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.features import projector_input
-from lockadapt.data.encode import MAX_PIXELS, Encoded
+from lockadapt.data.client_ids import MAX_PIXELS
+from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import ImageInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.features.in_memory import FeatureInputs
