@@ -48,6 +48,24 @@ def stock_input_ids(stock: StockInputs, messages: list[dict[str, Any]], sample: 
     return [int(token) for token in made["input_ids"][0]]
 
 
+def refuse_text_alone(stock: StockInputs, sample: Sample) -> None:
+    """Refuses a row without an image, where each must show one.
+
+    Args:
+        stock: the processor, looked at.
+        sample: the row.
+
+    Raises:
+        DataError: it shows none.
+    """
+    if stock.needs_images and not sample.images:
+        raise DataError(
+            f"{type(stock.processor).__name__} is shown an image with every text, and the row has none",
+            where=sample.where,
+            fix="leave the row out, or start from another class",
+        )
+
+
 def stock_prompt_ids(
     processor: Any, messages: list[dict[str, Any]], images: int, where: str | None = None
 ) -> list[int]:

@@ -13,6 +13,7 @@ from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.data.client_ids import (
     MAX_PIXELS,
     beside_prompt_ids,
+    refuse_text_alone,
     stock_input_ids,
     stock_prompt_ids,
 )
@@ -188,12 +189,7 @@ class Encoder:
         """
         if self.stock is None:
             return (self.image_text,) * len(sample.images)
-        if self.stock.needs_images and not sample.images:
-            raise DataError(
-                f"{type(self.processor).__name__} is shown an image with every text, and the row has none",
-                where=sample.where,
-                fix="leave the row out, or start from another class",
-            )
+        refuse_text_alone(self.stock, sample)
         for image in sample.images:
             if image.key not in self._sizes:
                 self._sizes[image.key] = image_size(image, MAX_PIXELS, sample.where)
@@ -342,10 +338,8 @@ class Encoder:
 
     def _as_read(self, sample: Sample, written: Written) -> Written:
         """The text as the processor tokenises it."""
-        expanded = written.expanded(self.image_token, self.image_texts(sample))
-        if self.stock is None:
-            return expanded
-        return expanded.opened(self.stock.lead).closed(self.stock.tail, sample.where)
+        text, stock = written.expanded(self.image_token, self.image_texts(sample)), self.stock
+        return text if stock is None else text.opened(stock.lead).closed(stock.tail, sample.where)
 
     def _tokens(
         self, written: Sequence[Written], origins: Sequence[str], special: bool | None = None
