@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of
 from lockadapt.attaching.source import Source
-from lockadapt.errors import VerificationError
+from lockadapt.errors import AdapterError, VerificationError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
 from lockadapt.tuning.adapter_config import refuse_endless_patterns
@@ -66,7 +66,7 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
     model._hf_peft_config_loaded = True
     cast_adapter_dtype(model, name)  # LoRA in float32 on a bfloat16 model, as it was trained
     brought = {component_of(key, layout) for key in source.tensors if not _is_row(key)}
-    for path in _part_paths(model, layout):
+    for path in _part_paths(model, layout, source):
         _wrap(model, path, name, others)
     _add_retrieval(model, source, name, others, RETRIEVAL in brought)
     for layer in _layers(model, TrainableTokensLayer):
@@ -116,10 +116,17 @@ def _own(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from getattr(layer, attribute).parameters()
 
 
-def _part_paths(model: Any, layout: ModelLayout) -> list[str]:
+def _part_paths(model: Any, layout: ModelLayout, source: Source) -> list[str]:
     """Parts of the stock class that train; every adapter has its own, so that PEFT can switch them."""
     paths = [*layout.projector, *layout.generation, *(path for path in layout.retrieval if path != RETRIEVAL)]
-    return paths
+    bare = {path for path in paths if path in dict(model.named_parameters())}
+    if brought := sorted(bare & source.tensors.keys()):
+        raise AdapterError(
+            f"{brought[0]} is a tensor by itself and no module, so a live model cannot hold a second one",
+            where=str(source.folder),
+            fix="merge it: lockadapt merge RUN, or lockadapt merge BASE --adapter FOLDER",
+        )
+    return [path for path in paths if path not in bare]
 
 
 def _wrap(model: Any, path: str, name: str, others: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from lockadapt.exports.weights.key_layouts import client_keys
 from lockadapt.exports.weights.merge_weights import Weighted, WeightsReport, all_changes, write_changes
 from lockadapt.exports.weights.names import Names, meta_model, read_names
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
-from lockadapt.exports.weights.shards import read_layout
+from lockadapt.exports.weights.shards import Layout, read_layout
 from lockadapt.files import ordinary_permissions, write_json
 from lockadapt.models.llms import name_text_class
 from lockadapt.models.settled_folder import settle_folder
@@ -59,20 +60,17 @@ def write_stock(
     Raises:
         LockadaptError: as `merge_weights`.
     """
-    source = local_folder(run.base)
-    model = meta_model(source)
-    names = read_names(model, read_layout(source).by_key(), str(source))
-    adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
-    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_rows(model, names, source)})
+    plan = plan_merge(run, base=base)
+    source, changes = plan.layout.folder, plan.changes
     if not lora:
         changes = {name: kept for name, updates in changes.items() if (kept := _without_sums(updates))}
-    requantized: dict[str, QuantizationRoundTrip] = {}
-    quantization = run.record.quantization
-    if quantization != "none" and base == "dequantized":
-        on_cpu = run.record.versions.get("device", "cpu") == "cpu"
-        how = QuantizationRoundTrip(quantization, run.dtype, on_cpu)
-        requantized = {f"{name}.weight": how for name in quantizable_linears(model)}
-    report = write_changes(source, folder, changes, requantized=requantized, rename=client_keys(model, names))
+    report = write_changes(
+        source,
+        folder,
+        changes,
+        requantized=plan.requantized,
+        rename=client_keys(plan.model, plan.names),
+    )
     copy_configs(source, folder)
     settle_folder(folder)
     if (limit := run.recipe.model.max_image_tokens) is not None:
@@ -83,6 +81,52 @@ def write_stock(
         shutil.copyfile(run.folder / PART_FILES[RETRIEVAL], folder / BESIDE)
     ordinary_permissions(folder)
     return report
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What merging a run does to each tensor of its base.
+
+    Attributes:
+        layout: where the base's tensors lie.
+        model: the base's Transformers class on the meta device.
+        names: of the base's tensors.
+        changes: by stock name, what the run adds, or puts in a tensor's place.
+        requantized: by stock name, matrices that were trained on in quantized form.
+    """
+
+    layout: Layout
+    model: Any
+    names: Names
+    changes: Mapping[str, Sequence[WeightUpdate]]
+    requantized: Mapping[str, QuantizationRoundTrip]
+
+
+def plan_merge(run: Run, *, base: BaseMode = "dequantized") -> MergePlan:
+    """Plans a merge; nothing is written.
+
+    Args:
+        run: a finished run.
+        base: of a quantized run, see `write_stock`.
+
+    Returns:
+        What becomes of each tensor.
+
+    Raises:
+        LockadaptError: as `merge_weights`.
+    """
+    source = local_folder(run.base)
+    layout, model = read_layout(source), meta_model(source)
+    names = read_names(model, layout.by_key(), str(source))
+    adapters = [Weighted(run.folder / ADAPTER)] if run.adapter is not None else []
+    changes = all_changes(source, adapters, {**trained_parts(run), **_unit_rows(model, names, source)})
+    requantized: dict[str, QuantizationRoundTrip] = {}
+    quantization = run.record.quantization
+    if quantization != "none" and base == "dequantized":
+        on_cpu = run.record.versions.get("device", "cpu") == "cpu"
+        how = QuantizationRoundTrip(quantization, run.dtype, on_cpu)
+        requantized = {f"{name}.weight": how for name in quantizable_linears(model)}
+    return MergePlan(layout, model, names, changes, requantized)
 
 
 def trained_parts(run: Run) -> dict[str, Tensor]:

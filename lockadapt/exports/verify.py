@@ -19,6 +19,8 @@ from lockadapt.exports.proofs.embeddings import embed_probe, prove_embeddings
 from lockadapt.exports.proofs.merged_folder import RECORD, note_blindness, prove_merge, unsound
 from lockadapt.exports.proofs.reference import NEW_TOKENS, reference_answers
 from lockadapt.exports.proofs.stored_folder import Stored, read_json, read_stored
+from lockadapt.exports.proofs.wrong_tensors import wrong_tensors
+from lockadapt.exports.stock_folder import BaseMode
 from lockadapt.models.proof import run_fresh, run_script
 from lockadapt.models.sources import some
 from lockadapt.runs.run import Run, as_run
@@ -84,7 +86,15 @@ def _against(stored: Stored, against: Path | Run, reporter: Reporter) -> dict[st
         embedded = None
     del trained  # before the fresh process loads its own
     reporter.note("proving in a fresh process")
-    proof = prove_merge(stored.folder, reference, stored.dtype, fix=FIX)
+    base: BaseMode = "original" if original else "dequantized"
+    try:
+        proof = prove_merge(stored.folder, reference, stored.dtype, fix=FIX)
+    except VerificationError as error:
+        named = "; ".join([error.message, *wrong_tensors(run, stored.folder, base)])
+        raise VerificationError(named, where=error.where, fix=error.fix) from error
+    reporter.note("comparing tensors")
+    if wrong := wrong_tensors(run, stored.folder, base):
+        raise VerificationError("; ".join(wrong), where=str(stored.folder), fix=FIX)
     note_blindness(proof, reporter)
     return proof | prove_embeddings(run, stored.folder, embedded, stored.dtype)
 

@@ -33,6 +33,7 @@ class Accounted:
         compared: how many of them are in the file with every value, in one piece or in several; their values
             may have another order, as rotary positions want it, or lie 1 higher, as norms of Gemma do.
         changed: names of the others, whose values the converter computes anew.
+        rounded: names of those that the converter keeps in a coarser dtype than they were given in.
         lacking: names of those that the file has no values for: the converter is silent about names that it
             does not know. If there are any, nothing is in `changed`.
     """
@@ -40,6 +41,7 @@ class Accounted:
     tensors: int
     compared: int
     changed: tuple[str, ...]
+    rounded: tuple[str, ...]
     lacking: tuple[str, ...]
 
     def require_all(self, path: Path) -> None:
@@ -80,20 +82,24 @@ def account(path: Path, folder: Path, left_out: tuple[str, ...] = ()) -> Account
         kinds.add(stored.tensor_type)
         sizes[stored.name] = int(stored.n_elements)
         pool[sizes[stored.name], _sum(_values(stored))].append(stored.name)
-    rounded = [DTYPES[kind.name] for kind in kinds if kind.name in DTYPES]
+    # The finest first: values that fit several are not called rounded.
+    rounded = [DTYPES[kind.name] for kind in sorted(kinds) if kind.name in DTYPES]
     taken: set[str] = set()
-    given, missing = 0, {}
+    given, missing, coarser = 0, {}, []
     for name, tensor in _tensors(folder):
         if any(part in name for part in left_out):
             continue
         given += 1
-        if not any(_take(parts, rounded, pool, taken) for parts in _ways(tensor)):
+        kept = next((kept for parts in _ways(tensor) if (kept := _take(parts, rounded, pool, taken))), None)
+        if kept is None:
             missing[name] = tensor.numel()
+        elif any(_loses(tensor, dtype) for dtype in kept):
+            coarser.append(name)
     rest = sum(size for name, size in sizes.items() if name not in taken)
     names = tuple(missing)
     if sum(missing.values()) > rest:
-        return Accounted(given, given - len(missing), (), names)
-    return Accounted(given, given - len(missing), names, ())
+        return Accounted(given, given - len(missing), (), tuple(coarser), names)
+    return Accounted(given, given - len(missing), names, tuple(coarser), ())
 
 
 def _ways(tensor: Tensor) -> Iterator[list[Tensor]]:
@@ -112,20 +118,28 @@ def _take(
     rounded: list[torch.dtype],
     pool: dict[tuple[int, int], list[str]],
     taken: set[str],
-) -> bool:
-    """Takes the tensors of the file with the values of all parts, or none."""
+) -> set[torch.dtype]:
+    """Takes the tensors of the file with the values of all parts, or none; the dtypes that they are in."""
     names: list[str] = []
+    dtypes = set()
     for part in parts:
         for dtype in rounded:
             held = pool.get((part.numel(), _sum(_pieces(part, dtype))), [])
             free = next((name for name in held if name not in taken and name not in names), None)
             if free is not None:
                 names.append(free)
+                dtypes.add(dtype)
                 break
         else:
-            return False
+            return set()
     taken.update(names)
-    return True
+    return dtypes
+
+
+def _loses(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether values change as they are rounded to a dtype."""
+    pieces = (piece.float() for piece in tensor.reshape(-1).split(CHUNK))
+    return any(not torch.equal(piece.to(dtype).float(), piece) for piece in pieces)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

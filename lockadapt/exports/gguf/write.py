@@ -87,7 +87,7 @@ def write_gguf(
             **eyes,
             "tensors": sum(part.tensors for part in accounted),
             "compared": sum(part.compared for part in accounted),
-            "notes": [*notes, *_recomputed(accounted)],
+            "notes": [*notes, *_differences(accounted, rounding=outtype == AUTO)],
         }
         if finish is not None:
             finish(destination, result)
@@ -128,8 +128,11 @@ def _write_mmproj(
     return write_mmproj(model, colours, path, outtype), ()
 
 
-def _recomputed(parts: tuple[Accounted, ...]) -> list[str]:
-    names = [name for part in parts for name in part.changed]
-    return (
-        [f"the converter computes other values from {some(names)}, which were not compared"] if names else []
-    )
+def _differences(parts: tuple[Accounted, ...], *, rounding: bool) -> list[str]:
+    """What the files do not hold as the folder does; rounding only where nobody asked for it."""
+    notes = []
+    if changed := [name for part in parts for name in part.changed]:
+        notes.append(f"the converter computes other values from {some(changed)}, which were not compared")
+    if rounding and (rounded := [name for part in parts for name in part.rounded]):
+        notes.append(f"the converter rounds {some(rounded)}, whatever the outtype")
+    return notes

@@ -25,13 +25,27 @@ VLLM_LLMS = (
 )
 """The LLMs in vLLM's registry, of those that lockadapt assembles."""
 
+VLLM_WITH_LORA = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in (
+        *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe", "Exaone4_5_"),
+        *("Gemma3", "Gemma4", "PaliGemma", "Idefics3", "SmolVLM", "InternVL", "LlavaNext", "LlavaNextVideo"),
+        *("Mistral3", "LightOnOCR", "Glm4v", "Glm4vMoe", "Lfm2Vl", "Granite4Vision", "Llama4", "Molmo2"),
+    )
+)
+"""Existing classes in vLLM's registry that are `SupportsLoRA`, or are derived from one that is."""
+VLLM_WITHOUT_LORA = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in ("LlavaOnevision", "Gemma3n", "Cohere2Vision", "Aria", "PaddleOCRVL")
+)
+"""Existing classes in vLLM's registry that are not."""
+
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What `--max-lora-rank` takes."""
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 SUFFIXES = (*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Layers that vLLM's LLaVA looks for adapters on: it knows the fused `qkv_proj` and `gate_up_proj` by their
-parts."""
+"""Layers that vLLM looks for adapters on: it knows the fused `qkv_proj` and `gate_up_proj` by their parts."""
 
 PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Ways to begin that leave the base as it is."""
@@ -110,23 +124,9 @@ def _load_adapter(served: Served) -> list[str]:
 
 
 def _vllm(served: Served) -> list[str]:
-    config = served.config
-    if not _has(config, "vllm"):
-        return [f"{VLLM} has no {class_name(config)}"]
-    text = config.get_text_config()
-    llm = (text.architectures or ["unknown"])[0]
-    tower = config.vision_config.model_type
-    problems = []
-    if tower not in VLLM_TOWERS:
-        problems.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
-    elif tower in FLATTENED and not any(
-        ".vision_model." in key or key.startswith("vision_model.") for key in served.keys
-    ):
-        problems.append(
-            f"{VLLM} looks for the tower's tensors below `vision_model.`, and this folder has them above"
-        )
-    if llm not in VLLM_LLMS:
-        problems.append(f"{VLLM} does not list {llm} as an LLM")
+    problems = _vllm_class(served)
+    if problems is None:
+        return [f"{VLLM} has no {class_name(served.config)}"]
     if served.quantization != "none":
         problems.append(
             f"trained on a base in {served.quantization}, which {VLLM} cannot load (it has no bitsandbytes): "
@@ -150,6 +150,30 @@ def _vllm(served: Served) -> list[str]:
     return [*problems, *_keys(served.adapter_keys)]
 
 
+def _vllm_class(served: Served) -> list[str] | None:
+    """What vLLM refuses of class, tower and LLM; None: it does not have the class."""
+    config, name = served.config, class_name(served.config)
+    tower = config.vision_config.model_type if hasattr(config, "vision_config") else ""
+    problems = []
+    if _has(config, "vllm"):
+        if tower not in VLLM_TOWERS:
+            problems.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
+        llm = (config.get_text_config().architectures or ["unknown"])[0]
+        if llm not in VLLM_LLMS:
+            problems.append(f"{VLLM} does not list {llm} as an LLM")
+    elif name in VLLM_WITHOUT_LORA:
+        if served.adapter is not None:
+            problems.append(f"{VLLM} takes no adapters on {name}: serve what `lockadapt merge` writes")
+    elif name not in VLLM_WITH_LORA:
+        return None
+    below = any(".vision_model." in key or key.startswith("vision_model.") for key in served.keys)
+    if tower in FLATTENED and not below:
+        problems.append(
+            f"{VLLM} looks for the tower's tensors below `vision_model.`, and this folder has them above"
+        )
+    return problems
+
+
 def _keys(keys: Iterable[str]) -> list[str]:
     ends = (".lora_A.weight", ".lora_B.weight")
     odd = [key for key in keys if not key.endswith(ends)]
@@ -158,7 +182,7 @@ def _keys(keys: Iterable[str]) -> list[str]:
     layers = sorted({key.replace(".base_layer", "").rsplit(".", 3)[1] for key in keys})
     strange = [layer for layer in layers if layer not in SUFFIXES]
     if strange:
-        return [f"{VLLM}'s LLaVA takes adapters on {', '.join(SUFFIXES)}, and this has {', '.join(strange)}"]
+        return [f"{VLLM} takes adapters on {', '.join(SUFFIXES)}, and this has {', '.join(strange)}"]
     return []
 
 

@@ -50,6 +50,7 @@ def test_every_value_is_there(half: bool, tmp_path: Path) -> None:
     accounted = account(*written(tmp_path, rearranged(), half))
     assert (accounted.tensors, accounted.compared) == (4, 4)
     assert accounted.changed == accounted.lacking == ()
+    assert set(accounted.rounded) == (set(GIVEN) if half else set())
     accounted.require_all(tmp_path / "x.gguf")
 
 

@@ -85,7 +85,7 @@ def test_idefics3_of_our_own(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     from tests.exports.gguf.test_llama_cpp import random_llama
 
     sources = random_llama(tmp_path / "llm"), tiny_tower("siglip-vision", tmp_path / "tower")
-    assemble(*sources, tmp_path / "merged", dtype="float32", fusion="pixel-shuffle-linear", prove=False)
+    assemble(*sources, tmp_path / "merged", dtype="float32", fusion_name="pixel-shuffle-linear", prove=False)
     report = write_gguf(tmp_path / "merged", tmp_path / "gguf", llama_cpp)
     assert report["projector"] == "llama.cpp's converter"
     assert report["tensors"] == report["compared"]
@@ -98,13 +98,17 @@ def test_idefics3_of_our_own(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
 
 
 def assert_same_values(given: dict[str, Any], written: dict[str, np.ndarray]) -> None:
-    """Compares all values of a folder and of both files, in order of size; those of Gemma's norms lie 1 higher."""
+    """Compares all values of a folder and of both files, in order of size.
+
+    Those of Gemma's norms lie 1 higher, and its projection is float16 whatever is asked for.
+    """
     moved = {name for name in written if name.endswith("norm.weight")}
     ours, theirs = numbers(given.values()), numbers(written.values())
     if len(ours) == len(theirs) and np.array_equal(ours, theirs):
         return
     shifted = [tensor - 1 if name in moved else tensor for name, tensor in written.items()]
-    np.testing.assert_allclose(numbers(shifted), ours, rtol=0, atol=1e-6)
+    assert written["mm.input_projection.weight"].dtype == np.float16
+    np.testing.assert_allclose(numbers(shifted), ours, rtol=0, atol=1e-3)
 
 
 def numbers(tensors: Any) -> np.ndarray:

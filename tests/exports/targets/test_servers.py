@@ -72,6 +72,41 @@ def test_what_vllm_refuses(change: dict[str, Any], message: str) -> None:
     assert ";" not in answer, "one change, one reason"
 
 
+def existing(kind: Any, **settings: Any) -> Any:
+    """The config of an existing class."""
+    made = kind(**settings)
+    made.architectures = [kind.__name__.replace("Config", "ForConditionalGeneration")]
+    return made
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(hf.Qwen2VLConfig, hf.Qwen2_5_VLConfig, hf.Qwen3VLConfig, hf.Idefics3Config, hf.InternVLConfig),
+        *(hf.Gemma3Config, hf.LlavaNextConfig, hf.Mistral3Config, hf.SmolVLMConfig),
+    ],
+)
+def test_existing_classes_that_vllm_adapts(kind: Any) -> None:
+    served = dataclasses.replace(GOOD, config=existing(kind))
+    assert servable(served)["vllm"] is True
+    full = dataclasses.replace(served, adapter={**ADAPTER, "modules_to_save": ["model.visual.merger"]})
+    assert "no modules_to_save" in str(servable(full)["vllm"])
+    assert "has no" in str(servable(served)["sglang"])
+
+
+def test_existing_classes_that_vllm_does_not_adapt() -> None:
+    served = dataclasses.replace(GOOD, config=existing(hf.LlavaOnevisionConfig))
+    assert servable(served)["vllm"] == (
+        "vLLM 0.33 takes no adapters on LlavaOnevisionForConditionalGeneration: serve what `lockadapt merge` "
+        "writes"
+    )
+    assert servable(dataclasses.replace(served, adapter=None, adapter_keys=()))["vllm"] is True
+    absent = dataclasses.replace(GOOD, config=existing(hf.AyaVisionConfig))
+    assert servable(absent)["vllm"] == "vLLM 0.33 has no AyaVisionForConditionalGeneration"
+    flat = dataclasses.replace(GOOD, config=existing(hf.Gemma3Config), keys=["vision_tower.embeddings.x"])
+    assert "below `vision_model.`" in str(servable(flat)["vllm"])
+
+
 def test_sglang() -> None:
     answer = servable(GOOD)["sglang"]
     assert "Pixtral tower only, not siglip_vision_model" in str(answer)
