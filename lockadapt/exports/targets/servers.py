@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from lockadapt.architectures import class_name, find_architecture
+from lockadapt.architectures import ARCHITECTURES, class_name
 from lockadapt.errors import VerificationError
 
 VLLM, SGLANG = "vLLM 0.33", "SGLang 0.5.23"
@@ -155,17 +155,17 @@ def _vllm_class(served: Served) -> list[str] | None:
     config, name = served.config, class_name(served.config)
     tower = config.vision_config.model_type if hasattr(config, "vision_config") else ""
     problems = []
-    if _has(config, "vllm"):
+    if name in VLLM_WITHOUT_LORA:
+        if served.adapter is not None:
+            problems.append(f"{VLLM} takes no adapters on {name}: serve what `lockadapt merge` writes")
+    elif name not in VLLM_WITH_LORA:
+        if not _has(config, "vllm"):
+            return None
         if tower not in VLLM_TOWERS:
             problems.append(f"{VLLM} takes no {tower} tower in LLaVA, only CLIP, SigLIP and Pixtral")
         llm = (config.get_text_config().architectures or ["unknown"])[0]
         if llm not in VLLM_LLMS:
             problems.append(f"{VLLM} does not list {llm} as an LLM")
-    elif name in VLLM_WITHOUT_LORA:
-        if served.adapter is not None:
-            problems.append(f"{VLLM} takes no adapters on {name}: serve what `lockadapt merge` writes")
-    elif name not in VLLM_WITH_LORA:
-        return None
     below = any(".vision_model." in key or key.startswith("vision_model.") for key in served.keys)
     if tower in FLATTENED and not below:
         problems.append(
@@ -189,7 +189,7 @@ def _keys(keys: Iterable[str]) -> list[str]:
 def _sglang(served: Served) -> list[str]:
     config = served.config
     if not _has(config, "sglang"):
-        return [f"{SGLANG} has no {class_name(config)}"]
+        return [f"{SGLANG}'s rules were read for LLaVA only, not for {class_name(config)}"]
     tower = config.vision_config.model_type
     problems = []
     if tower != "pixtral":
@@ -218,5 +218,8 @@ def _modules_and_dora(adapter: Mapping[str, Any], server: str) -> list[str]:
 
 
 def _has(config: Any, server: str) -> bool:
-    architecture = find_architecture(config)
-    return architecture is not None and server in architecture.clients.servers
+    name = class_name(config)
+    return any(
+        architecture.model_class.__name__ == name and server in architecture.clients.servers
+        for architecture in ARCHITECTURES
+    )
