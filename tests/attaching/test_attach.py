@@ -33,8 +33,8 @@ from lockadapt.runs.run import load_adapter, load_run
 from lockadapt.training.loop import train
 from lockadapt.tuning.adapters import resolve_targets
 from lockadapt.tuning.base_identity import part_digest, tensors_digest
-from lockadapt.tuning.locks import tensor_digest
 from lockadapt.tuning.quantize import load_quantized
+from tests.support.live import state
 from tests.support.runs import values
 
 QUIET = Reporter(quiet=True)
@@ -62,27 +62,6 @@ def logits(model: Any) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     values = torch.randn(1, 3, 32, 32, generator=generator).to(model.get_input_embeddings().weight.dtype)
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values).logits.float()
-
-
-def state(model: Any) -> dict[str, Any]:
-    """Everything of a model that an adapter could change: bytes, flags, objects, classes, hooks, modes, attributes, configs."""
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    digests: dict[str, Any] = {
-        f"bytes {name}": (id(t), tensor_digest(t), t.requires_grad) for name, t in tensors
-    }
-    for name, p in model.named_parameters():
-        quantized = getattr(p, "quant_state", None)
-        if quantized is not None:
-            digests[f"absmax {name}"] = tensor_digest(quantized.absmax)
-    for name, module in model.named_modules(remove_duplicate=False):
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-        digests[f"module {name}"] = (
-            *(id(module), type(module), module.training, [len(h) for h in hooks], list(module._modules)),
-            sorted(vars(module)),
-        )
-    configs = (model.config, getattr(model, "generation_config", None))
-    digests["configs"] = [None if config is None else config.to_json_string() for config in configs]
-    return digests
 
 
 def parts_folder(model: Any, folder: Path, seed: int, *, lora: bool = True, **changes: Any) -> Path:

@@ -15,7 +15,7 @@ from lockadapt.exports.proofs.embeddings import embed_probe
 from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import load_run
 from lockadapt.training.loop import train
-from tests.attaching.test_attach import state
+from tests.support.live import state
 from tests.support.rows import embedding_recipe
 
 QUIET = Reporter(quiet=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lockadapt.architectures.load import load_model
 from lockadapt.data.batch import collate
 from lockadapt.data.encode import Encoder
 from lockadapt.data.pixels import PixelInputs
-from lockadapt.data.sample import ImageRef, Sample, question_answer
+from lockadapt.data.sample import ImageRef, question_answer
 from lockadapt.errors import AdapterError, DataError
 from lockadapt.evaluation.context import PredictionContext
 from lockadapt.features.in_memory import FeatureInputs
@@ -27,16 +26,7 @@ from lockadapt.objectives import ImageText, Vqa
 from lockadapt.objectives.itc import IMAGES
 from lockadapt.objectives.retrieval import retrieval_of
 from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
-from tests.support.rows import pictures, vqa_samples
-
-PAIRS = [
-    ("red", "a red shape"),
-    ("green", "green"),
-    ("blue", "a blue one"),
-    ("red", "it is red"),
-    ("yellow", "green"),
-]
-"""Red has two texts, and one text belongs to green and yellow."""
+from tests.support.rows import pair_samples, vqa_samples
 
 
 @pytest.fixture(scope="module", params=["clip-vision", "mobilenet-v2"])
@@ -44,14 +34,6 @@ def base(request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("itc") / request.param
     assemble(tiny / "llama-tied", tiny / request.param, folder, dtype="float32", prove=False, query_tokens=2)
     return folder
-
-
-def samples(folder: Path, pairs: Sequence[tuple[str, str]] = PAIRS) -> list[Sample]:
-    paths = pictures(folder)
-    return [
-        question_answer("Describe it.", text, [ImageRef(paths[c].name, path=paths[c])], f"rows:{n}")
-        for n, (c, text) in enumerate(pairs)
-    ]
 
 
 def adapted(base: Path, objective: ImageText, dropout: float = 0.0) -> tuple[Any, Any]:
@@ -68,7 +50,7 @@ def adapted(base: Path, objective: ImageText, dropout: float = 0.0) -> tuple[Any
 
 
 def batch_of(objective: ImageText, processor: Any, folder: Path) -> dict[str, Any]:
-    items = objective.encode(Encoder(processor, 128), samples(folder)).encoded
+    items = objective.encode(Encoder(processor, 128), pair_samples(folder)).encoded
     return objective.collate(items, PixelInputs(processor.image_processor, 10**6), 2, "itc")
 
 
@@ -179,7 +161,7 @@ def test_features_do_as_pixels(base: Path, tmp_path: Path) -> None:
     pixels = PixelInputs(processor.image_processor, 10**6)
     stock = model.get_base_model()
     kept = FeatureInputs(pixels, lambda values: tower_outputs(stock, values))
-    items = objective.encode(Encoder(processor, 128), samples(tmp_path)).encoded
+    items = objective.encode(Encoder(processor, 128), pair_samples(tmp_path)).encoded
     losses = [
         objective.loss(model, objective.collate(items, images, 2, "itc"))[0].detach()
         for images in (pixels, kept)
@@ -192,7 +174,7 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     model, processor = adapted(base, objective)
     pixels = PixelInputs(processor.image_processor, 10**6)
     context = PredictionContext(model, Encoder(processor, 128), pixels, 3, None)
-    scores, rows = objective.evaluate(context, samples(tmp_path))
+    scores, rows = objective.evaluate(context, pair_samples(tmp_path))
     ways = {"text_to_image", "image_to_text", "text_to_text", "image_to_image"}
     assert set(scores) == {*ways, "n", "zero_shot"}
     assert scores["n"] == 5
@@ -201,7 +183,9 @@ def test_scores_and_zero_shot(base: Path, tmp_path: Path) -> None:
     assert [row["question"] for row in rows] == ["a red shape", "green", "a blue one", "it is red"]
     assert set(rows[1]["truth"]) == {"green.png", "yellow.png"}
     assert scores["zero_shot"]["n"] == 5
-    embedding = objective.image_embeddings(context, [sample.images[0] for sample in samples(tmp_path)[:1]])
+    embedding = objective.image_embeddings(
+        context, [sample.images[0] for sample in pair_samples(tmp_path)[:1]]
+    )
     torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(1))
 
 
@@ -219,7 +203,7 @@ def test_what_cannot_be_embedded_is_said(base: Path, tiny: Path, tmp_path: Path)
         with pytest.raises(DataError, match=message):
             objective.encode(encoder, [question_answer("q", text, images, "rows:1")])
     with pytest.raises(AdapterError, match="query_3"):
-        ImageText(queries=3).encode(encoder, samples(tmp_path))
+        ImageText(queries=3).encode(encoder, pair_samples(tmp_path))
 
 
 def test_batches_name_what_the_sight_check_swaps(base: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lockadapt.features.policy import FeatureSettings, ImagePolicy
 from lockadapt.objectives import ImageText
 from lockadapt.objectives.retrieval import retrieval_of
 from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
-from tests.objectives.test_itc import samples
+from tests.support.rows import pair_samples
 
 POLICY = ImagePolicy(FeatureSettings("memory"), 10**6)
 NEGATIVES = {"rows:0": ("a green shape", "green"), "rows:2": ("nothing blue",)}
@@ -40,7 +40,7 @@ def built(tiny: Path, objective: ImageText, lora: bool = False) -> tuple[Any, An
 
 
 def rows(objective: ImageText, processor: Any, folder: Path, negatives: bool = False) -> list[Any]:
-    given = samples(folder)
+    given = pair_samples(folder)
     if negatives:
         given = [dataclasses.replace(s, negatives=NEGATIVES.get(s.where, ())) for s in given]
     return objective.encode(Encoder(processor, 128), given).encoded

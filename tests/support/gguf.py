@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from lockadapt.exports.gguf.tower import Colours
-from tests.support.tiny import COMMON, SENTENCES, SIDE, VIT
+from tests.support.tiny import COMMON, GROUPED, SENTENCES, SIDE, VIT
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -76,3 +77,23 @@ def noise(seed: int, side: int) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     data = torch.randint(0, 256, (side, side, 3), generator=generator, dtype=torch.uint8)
     return Image.frombytes("RGB", (side, side), data.numpy().tobytes())
+
+
+def random_llama(folder: Path, **settings: Any) -> Path:
+    """A Llama of random weights large enough that logits differ, with `spelling_tokenizer`."""
+    torch.manual_seed(0)
+    config = {
+        **GROUPED,
+        "vocab_size": 420,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **settings,
+    }
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**config))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    spelling_tokenizer().save_pretrained(folder)
+    return folder

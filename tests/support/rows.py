@@ -34,6 +34,25 @@ def pictures(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.png" for name in COLOURS}
 
 
+PAIRS = [
+    ("red", "a red shape"),
+    ("green", "green"),
+    ("blue", "a blue one"),
+    ("red", "it is red"),
+    ("yellow", "green"),
+]
+"""Red has two texts, and one text belongs to green and yellow."""
+
+
+def pair_samples(folder: Path, pairs: Sequence[tuple[str, str]] = PAIRS) -> list[Sample]:
+    """Images and their texts: `pairs` of a colour and what is said of it."""
+    paths = pictures(folder)
+    return [
+        question_answer("Describe it.", text, [ImageRef(paths[c].name, path=paths[c])], f"rows:{n}")
+        for n, (c, text) in enumerate(pairs)
+    ]
+
+
 def vqa_samples(folder: Path, repeat: int = 1) -> list[Sample]:
     """Colour questions and yes/no questions, two a picture and repetition."""
     samples = []

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lockadapt.architectures.assemble import assemble
 from lockadapt.exports.gguf import LlamaCpp, gguf_refusal, write_gguf
-from tests.support.gguf import noise, spelling_tokenizer
+from tests.support.gguf import noise, random_llama, spelling_tokenizer
 from tests.support.tiny import COMMON, GROUPED, VIT, tiny_llm, tiny_tower
 
 pytestmark = pytest.mark.slow
@@ -132,25 +132,6 @@ def agree(
     second = llama_cpp_sees(answer, scratch / "gguf", prompt, image, scratch)
     compare(first, second, within)
     return first.tokens, second.tokens
-
-
-def random_llama(folder: Path, **settings: Any) -> Path:
-    torch.manual_seed(0)
-    config = {
-        **GROUPED,
-        "vocab_size": 420,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        **settings,
-    }
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**config))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    spelling_tokenizer().save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.real

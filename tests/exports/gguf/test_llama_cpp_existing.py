@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from lockadapt.architectures.assemble import assemble
 from lockadapt.exports.gguf import LlamaCpp, write_gguf
-from tests.support.gguf import spelling_tokenizer
+from tests.support.gguf import random_llama, spelling_tokenizer
 from tests.support.tiny import tiny_tower
 from tests.support.zoo import base, entry_of
 
@@ -82,8 +82,6 @@ def test_every_value_arrives(
 @pytest.mark.usefixtures("known_tokenizer")
 def test_idefics3_of_our_own(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     """The class that llama.cpp converts by itself, assembled from an LLM and a SigLIP tower."""
-    from tests.exports.gguf.test_llama_cpp import random_llama
-
     sources = random_llama(tmp_path / "llm"), tiny_tower("siglip-vision", tmp_path / "tower")
     assemble(*sources, tmp_path / "merged", dtype="float32", fusion_name="pixel-shuffle-linear", prove=False)
     report = write_gguf(tmp_path / "merged", tmp_path / "gguf", llama_cpp)
