@@ -13,7 +13,7 @@ from lockadapt.metrics.boxes import Box
 Role = Literal["system", "user", "assistant"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileStamp:
     """What tells one state of a file from another: its place on the disk, size and last change."""
 
@@ -23,7 +23,7 @@ class FileStamp:
     changed_ns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """Where an image is, without opening it.
 
@@ -43,7 +43,7 @@ class ImageRef:
     moment: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One message.
 
@@ -86,7 +86,7 @@ class Turn:
         return replace(self, text="".join(segments), places=places if any(places) else ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """Images and the conversation about them, and what is needed to score an answer.
 
