@@ -111,8 +111,9 @@ def test_a_template_that_surprises_is_rendered_for_every_row() -> None:
     # The number of characters is nothing that a text can be searched for.
     odd = CHATML.replace(
         "message['content'] + '<|im_end|>'",
-        "message['content'] + ('!' if message['content']|length > 30 else '') + '<|im_end|>'",
+        "message['content'] + '!' * (message['content']|length // 31) + '<|im_end|>'",
     )
+    assert template_strings(odd) is not None
     processor = processor_for(Shape(odd, special=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>"))
 
     def question(text: str, number: int) -> Sample:

@@ -62,8 +62,8 @@ def read_samples(format: str, source: Source) -> list[Sample]:
 def _rows_are_no_garbage() -> Iterator[None]:
     """Lets Python look for cyclic garbage seldom: rows hold none, and each search goes through all of them.
 
-    Read so, 100,000 rows of JSON lines take a third less CPU time. Searches are not off: what is decoded on the
-    way may leave garbage behind.
+    Read so, 100,000 rows of JSON lines take a third less CPU time. Searches are not off: what is decoded on
+    the way may leave garbage behind.
     """
     before = gc.get_threshold()
     if gc.isenabled():
