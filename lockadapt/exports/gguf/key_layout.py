@@ -27,6 +27,7 @@ IN_TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "head
 BODY = "model."
 VISION_CLASSES = {
     "InternVLForConditionalGeneration": "InternVisionModel",
+    "LightOnOcrForConditionalGeneration": "LightOnOCRForConditionalGeneration",
     "PaddleOCRVLForConditionalGeneration": "PaddleOCRVisionModel",
 }
 """What the converter calls tower and projector where it does not use the name of the class."""

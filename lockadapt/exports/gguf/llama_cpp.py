@@ -18,6 +18,9 @@ PACKAGES = {"gguf": "gguf", "sentencepiece": "sentencepiece", "google.protobuf":
 """What the converter and `sentencepiece.py` import, by the name of the distribution."""
 CLASS_TOKEN_LAST = re.compile(r"ggml_concat\(\s*ctx0\s*,\s*inp\s*,\s*model\.class_embedding\b")
 LAST_WORDS = 300
+NO_DRAFT = "--no-mtp"
+"""Layers that draft tokens ahead, as Qwen3.5 has, are in no Transformers class and so in no merged folder."""
+MARKS = re.compile(r"[\s~^]*")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class LlamaCpp:
 
     def refusal(self, model: Path, scratch: Path) -> str | None:
         """Why the converter cannot take a folder's config and tokenizer (no weights are read), or None."""
-        done = self._run(str(model), "--vocab-only", "--outtype", "f32", "--outfile", str(scratch))
+        done = self._run_undrafted(str(model), "--vocab-only", "--outtype", "f32", "--outfile", str(scratch))
         scratch.unlink(missing_ok=True)
         return None if done.returncode == 0 else _last_words(done)
 
@@ -77,9 +80,8 @@ class LlamaCpp:
         Raises:
             VerificationError: the converter fails, although it was asked before.
         """
-        done = self._run(
-            *(str(model), "--outfile", str(output), "--outtype", outtype), *(["--mmproj"] if mmproj else [])
-        )
+        arguments = (str(model), "--outfile", str(output), "--outtype", outtype)
+        done = self._run(*arguments, "--mmproj") if mmproj else self._run_undrafted(*arguments)
         # The converter puts `mmproj-` before the name that it is given.
         written = output.with_name(f"mmproj-{output.name}") if mmproj else output
         if done.returncode == 0 and not output.is_file() and written.is_file():
@@ -90,6 +92,15 @@ class LlamaCpp:
                 where=str(self.folder / CONVERTER),
                 fix="try a newer llama.cpp; if that fails too, please report this",
             )
+
+    def _run_undrafted(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Runs the converter; again without drafting layers where it fails for want of them."""
+        done = self._run(*arguments)
+        if done.returncode == 0 or "mtp" not in done.stderr:
+            return done
+        again = self._run(*arguments, NO_DRAFT)
+        knows = again.returncode == 0 or "mtp" not in _last_words(again)
+        return again if knows else done
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -146,6 +157,9 @@ def _importable(name: str) -> bool:
 
 
 def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The exception that ended the converter, or its last line."""
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    return (lines[-1] if lines else f"exit code {done.returncode}")[:LAST_WORDS]
+    """The exception that ended the converter, or its last line; of an exception without words, the code."""
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if not MARKS.fullmatch(line)]
+    if not lines:
+        return f"exit code {done.returncode}"
+    bare = len(lines) > 1 and lines[-1].isidentifier() and lines[-1].endswith("Error")
+    return ": ".join(reversed(lines[-2:]) if bare else lines[-1:])[:LAST_WORDS]

@@ -17,6 +17,9 @@ from lockadapt.errors import AssemblyError
 from lockadapt.exports.gguf.sentencepiece import came_from_sentencepiece, sentence_pieces
 from lockadapt.models.quiet import quiet
 
+DRAFTING = "mtp_num_hidden_layers", "num_nextn_predict_layers"
+"""How configs count layers that draft tokens ahead, which no Transformers class holds."""
+
 
 def causal_class(config: Any) -> str | None:
     """Name of the Transformers class `XForCausalLM` of a text config, or None."""
@@ -73,6 +76,7 @@ def write_vocabulary(config: Any, processor: Any, folder: Path) -> tuple[str, ..
         whole = copy.deepcopy(config)
         whole.architectures, whole.get_text_config().architectures = [class_name(config)], None
         text = whole
+    _draft_nothing(text.get_text_config())
     with quiet():
         tokenizer.save_pretrained(folder)
         text.save_pretrained(folder)
@@ -116,6 +120,7 @@ def write_llm(model: Any, processor: Any, folder: Path) -> tuple[str, ...]:
             file.rename(folder / file.name)
         shutil.rmtree(weights)
         return notes
+    _draft_nothing(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     config.tie_word_embeddings = head.weight is embedding.weight
     with quiet(), torch.device("meta"):
@@ -136,9 +141,17 @@ def llm_tensors(model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a model's LLM and head, by their names in the whole."""
     layout = layout_of(model)
     parts = (layout.llm, layout.head) if layout.head else (layout.llm,)
-    within = {id(tensor) for part in parts for tensor in model.get_submodule(part).parameters()}
+    states = [model.get_submodule(part).state_dict(keep_vars=True) for part in parts]
+    within = {id(tensor) for state in states for tensor in state.values()}
     state = model.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if id(tensor) in within}
+
+
+def _draft_nothing(config: Any) -> None:
+    """Says in a text config, in place, that there are no layers that draft, if it counts any."""
+    for key in DRAFTING:
+        if getattr(config, key, None):
+            setattr(config, key, 0)
 
 
 def _require_real(causal: nn.Module) -> None:

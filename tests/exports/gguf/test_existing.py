@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.exports.gguf import gguf_refusal, write_gguf
 from lockadapt.exports.gguf.key_layout import vision_class, with_body, without_body
 from tests.support.existing_vlm import written
-from tests.support.stand_in import stand_in
+from tests.support.stand_in import arguments_of, stand_in
 from tests.support.zoo import entry_of
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package (pip install 'lockadapt[gguf]')")
@@ -94,6 +96,22 @@ def test_names_are_tried_in_the_other_way(tmp_path: Path) -> None:
     assert report["compared"] == report["tensors"] == 67
 
 
+def test_layers_that_draft_are_asked_of_nobody(idefics3: Path, tmp_path: Path) -> None:
+    """No Transformers class holds them, though configs of checkpoints count them. llama.cpp's wants --no-mtp then."""
+    vlm = Path(shutil.copytree(idefics3, tmp_path / "vlm"))
+    config = json.loads((vlm / "config.json").read_text())
+    config["text_config"]["mtp_num_hidden_layers"] = 1
+    (vlm / "config.json").write_text(json.dumps(config))
+    counted = 'json.loads((folder / "config.json").read_text())["mtp_num_hidden_layers"]'
+    asks = f'assert mmproj or {counted} != 0 or "--no-mtp" in arguments'
+    once = f"assert mmproj or {counted} == 0"
+    vocabulary = asks.replace("mmproj or ", "")
+    llama_cpp = stand_in(tmp_path / "llama.cpp", vocabulary, f"{asks}\n{once}")
+    report = write_gguf(vlm, tmp_path / "gguf", llama_cpp)
+    assert report["tensors"] == report["compared"]
+    assert "--no-mtp" in arguments_of(tmp_path / "gguf" / report["model"])
+
+
 def test_names_of_both_ways() -> None:
     assert with_body("vision_tower.embeddings.cls_token") == "model.vision_tower.embeddings.cls_token"
     assert with_body("model.visual.x") == "model.visual.x"
@@ -111,7 +129,9 @@ def test_a_class_that_the_converter_lacks_is_refused_by_name(name: str, tmp_path
     assert caught.value.exit_code == 2
 
 
-def test_internvl_is_known_by_its_tower() -> None:
+def test_what_the_converter_calls_otherwise() -> None:
+    ocr = hf.LightOnOcrConfig(architectures=["LightOnOcrForConditionalGeneration"])
+    assert vision_class(ocr) == "LightOnOCRForConditionalGeneration"
     config = hf.InternVLConfig(architectures=["InternVLForConditionalGeneration"])
     assert vision_class(config) == "InternVisionModel"
     assert vision_class(hf.Idefics3Config(architectures=[IDEFICS3])) == IDEFICS3

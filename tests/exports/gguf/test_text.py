@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.exports.gguf.text import vocabulary_rows, write_llm
+from lockadapt.exports.gguf.text import llm_tensors, vocabulary_rows, write_llm
 from tests.support.tiny import tiny_llm, tiny_tower
 
 
@@ -45,3 +45,11 @@ def test_dtype_is_kept(tmp_path: Path) -> None:
     write_llm(done.model, done.processor, tmp_path / "text")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype="auto")
     assert model.dtype == torch.bfloat16
+
+
+def test_buffers_are_the_llms_too(tmp_path: Path) -> None:
+    """Gemma 4 keeps a scale of each layer in one."""
+    sources = tiny_llm("llama", tmp_path / "llm"), tiny_tower("siglip-vision", tmp_path / "tower")
+    model = assemble(*sources, None, dtype="float32", prove=False).model
+    model.get_decoder().layers[1].register_buffer("layer_scalar", torch.ones(1))
+    assert "model.language_model.layers.1.layer_scalar" in llm_tensors(model)

@@ -56,6 +56,11 @@ def test_refusal_of_the_converter_comes_before_the_work(siglip: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_exception_without_words_is_told_by_its_code(siglip: Path, tmp_path: Path) -> None:
+    llama_cpp = stand_in(tmp_path / "llama.cpp", vocabulary="assert not arguments")
+    assert str(gguf_refusal(siglip, llama_cpp)).endswith("this LLM: AssertionError: assert not arguments")
+
+
 def test_failure_leaves_nothing(siglip: Path, tmp_path: Path) -> None:
     llama_cpp = stand_in(tmp_path / "llama.cpp", weights='sys.exit("KeyError: unheard of")')
     with pytest.raises(VerificationError, match="converter failed: KeyError: unheard of"):
