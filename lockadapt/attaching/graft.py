@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from lockadapt.errors import AdapterError, VerificationError
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import some
 from lockadapt.tuning.adapter_config import refuse_endless_patterns
+from lockadapt.tuning.adapter_keys import COPY, PREFIX, current_keys, require_copy
 from lockadapt.tuning.quantize import dequantized_weight, is_quantized
 
 
@@ -49,8 +51,8 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
         others: names of the adapters that are attached already.
 
     Raises:
-        VerificationError: a tensor is missing, left over, or of another shape; a pattern of the config never
-            ends.
+        VerificationError: a tensor is missing, left over, or of another shape; a layer of the base beside
+            its LoRA is not the model's; a pattern of the config never ends.
     """
     layout = layout_of(model)
     config = source.config or LoraConfig(target_modules=DUMMY_TARGET_MODULES, inference_mode=True)
@@ -64,6 +66,7 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
             f"the adapter does not fit the model: {error}", where=str(source.folder)
         ) from error
     model._hf_peft_config_loaded = True
+    source = dataclasses.replace(source, tensors=_by_current_names(model, source))
     cast_adapter_dtype(model, name)  # LoRA in float32 on a bfloat16 model, as it was trained
     brought = {component_of(key, layout) for key in source.tensors if not _is_row(key)}
     for path in _part_paths(model, layout, source):
@@ -78,6 +81,25 @@ def graft(model: Any, source: Source, name: str, others: Sequence[str]) -> None:
     _fill(model, source, name, layout, brought)
     _follow_mode(model)
     switch(model, name)
+
+
+def _by_current_names(model: Any, source: Source) -> dict[str, Tensor]:
+    """The tensors by today's names, without layers of the base, which must be the model's own."""
+    if source.config is None:
+        return source.tensors
+    prefixed = {PREFIX + key: tensor for key, tensor in source.tensors.items()}
+    tensors = {
+        key.removeprefix(PREFIX): tensor
+        for key, tensor in current_keys(model, source.config, prefixed, "default").items()
+    }
+    modules = dict(model.named_modules())
+    for key in [key for key in tensors if key.endswith(COPY)]:
+        layer = modules.get(path := key.removesuffix(COPY))
+        if isinstance(layer, BaseTunerLayer):
+            base, brought = layer.get_base_layer(), tensors.pop(key)
+            if not is_quantized(base):  # values that were rounded are compared with the base's identity
+                require_copy(f"{path}.weight", brought, base.weight, str(source.folder))
+    return tensors
 
 
 def switch(model: Any, name: str) -> None:

@@ -25,12 +25,12 @@ from lockadapt.runs.artifacts import ADAPTER_WEIGHTS as WEIGHTS
 from lockadapt.runs.run import open_run
 from lockadapt.runs.run_folder import is_run
 from lockadapt.tuning.adapter_config import read_adapter_config, refuse_pickled_adapter
+from lockadapt.tuning.adapter_keys import PREFIX
 from lockadapt.tuning.base_identity import BaseIdentity
 
 BASE_IDENTITY, PROJECTOR_DIGEST = "base_identity", "projector_digest"
 """Keys of the sidecar `lockadapt.json`; the second one only where the projector is in a bridge."""
 
-_PREFIX = "base_model.model."
 _FILES = ["*.json", "*.yaml", "*.safetensors", f"{ADAPTER}/*", f"{PROCESSOR}/*", BESIDE.as_posix()]
 
 _KINDS: dict[str, Any] = {"LORA": LoraConfig, "TRAINABLE_TOKENS": TrainableTokensConfig}
@@ -110,7 +110,7 @@ def read_source(path_or_id: str | Path) -> Source:
             fix="name a folder that `lockadapt train` or `lockadapt export --to adapter` wrote",
         )
     config = _config(inner) if has_adapter else None
-    tensors = {k.removeprefix(_PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
+    tensors = {k.removeprefix(PREFIX): t for k, t in _load(inner / WEIGHTS).items()} if has_adapter else {}
     for file in parts:
         loaded = _load(file)
         if twice := sorted(set(loaded) & set(tensors)):

@@ -17,6 +17,7 @@ from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.data.whole_image import crop_note
 from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.objectives import ImageText
@@ -59,6 +60,8 @@ def build_model(
         with_query_tokens(section.vlm, base, experiment.query_tokens, dtype)
     start = str(base) if base.exists() else str(section.vlm)
     model, processor = load_quantized(start, section.quantization, dtype, tower)
+    if section.vlm is not None and (note := crop_note(processor)):
+        reporter.note(note)
     return model, limited(processor, section.max_image_tokens)
 
 

@@ -1,4 +1,4 @@
-"""Asks a processor whether the model sees whole images, so that fractions of an image mean what they say."""
+"""Asks a processor whether the model sees whole images: fractions of an image must mean what they say."""
 
 from __future__ import annotations
 
@@ -31,15 +31,45 @@ def check_whole_image(processor: Any) -> None:
     """
     for size in SHAPES:
         black = _values(processor, Image.new("RGB", size))
-        for edge in _edges(size):
-            picture = Image.new("RGB", size)
-            ImageDraw.Draw(picture).rectangle(edge, fill="white")
-            if _same(black, _values(processor, picture)):
-                raise _refused(processor, size, "cuts off an edge", "do_center_crop: false")
+        if _cuts(processor, size, black):
+            raise _refused(processor, size, "cuts off an edge", "do_center_crop: false")
         white = _values(processor, Image.new("RGB", size, "white"))
         single = black.ndim == 4 and black.shape[0] == 1
         if single and bool((black == white).all(dim=1).any()):
             raise _refused(processor, size, "pads", "do_pad: false")
+
+
+def crop_note(processor: Any) -> str | None:
+    """What to say of a model whose processor cuts edges of images off, as CLIP's does; None if it does not.
+
+    Args:
+        processor: of the model.
+
+    Returns:
+        A line, with what to change, or None.
+    """
+    for size in SHAPES:
+        try:
+            cuts = _cuts(processor, size, _values(processor, Image.new("RGB", size)))
+        except Exception:  # a shape that a class does not take is refused with the row that has it
+            continue
+        if cuts:
+            return (
+                f"{_name(processor)} cuts edges off an image of {size[0]} x {size[1]} pixels, and the model "
+                "never sees them. To show whole images, copy the model and set `do_center_crop: false` and "
+                "`size` to its height and width in preprocessor_config.json"
+            )
+    return None
+
+
+def _cuts(processor: Any, size: tuple[int, int], black: torch.Tensor) -> bool:
+    """Whether a strip along an edge of a black picture changes nothing."""
+    for edge in _edges(size):
+        picture = Image.new("RGB", size)
+        ImageDraw.Draw(picture).rectangle(edge, fill="white")
+        if _same(black, _values(processor, picture)):
+            return True
+    return False
 
 
 def _values(processor: Any, picture: Image.Image) -> torch.Tensor:
@@ -65,11 +95,14 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _refused(processor: Any, size: tuple[int, int], what: str, setting: str) -> AssemblyError:
-    name = type(getattr(processor, "image_processor", processor)).__name__
     return AssemblyError(
-        f"{name} {what} of an image of {size[0]} x {size[1]} pixels, so that boxes relative to the image are "
-        "not relative to what the model sees",
+        f"{_name(processor)} {what} of an image of {size[0]} x {size[1]} pixels, so that boxes relative to "
+        "the image are not relative to what the model sees",
         where="image processor",
         fix=f"start from a model whose processor resizes whole images, or set `{setting}` and a fixed height "
         "and width in its preprocessor_config.json",
     )
+
+
+def _name(processor: Any) -> str:
+    return type(getattr(processor, "image_processor", processor)).__name__

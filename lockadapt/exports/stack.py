@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from PIL import Image
 
 from lockadapt.architectures.load import load_model
 from lockadapt.console import Reporter
 from lockadapt.data.sample import ImageRef, Sample, question_answer
-from lockadapt.errors import RecipeError
+from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.exports.proofs.merged_folder import prove_merge, record, reference_answers
 from lockadapt.exports.proofs.stored_folder import read_json
 from lockadapt.exports.stock_folder import copy_configs, local_folder, trained_parts
@@ -24,6 +25,7 @@ from lockadapt.exports.weights.names import meta_model, read_names
 from lockadapt.exports.weights.shards import read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new, sha256_of, write_json
 from lockadapt.models.origins import SIDECAR
+from lockadapt.models.quiet import quiet
 from lockadapt.models.settled_folder import settle_folder
 from lockadapt.runs.artifacts import ADAPTER
 from lockadapt.runs.integrity import check_base
@@ -87,7 +89,7 @@ def merge_stack(
     Raises:
         LockadaptError: as `merge_weights`.
         VerificationError: an adapter was trained on another base, or the reloaded folder differs from the sum
-            computed in memory.
+            computed in memory, or from PEFT's own merge where there is one foreign adapter.
     """
     require_new(output, what="merging")
     source = local_folder(base)
@@ -100,7 +102,7 @@ def merge_stack(
             f"{base} under {adapter.folder or 'a run'}",
             fix=_FORCE,
         )
-    reference = reference_answers(added(model, source, adapters), processor, _probe(adapters))
+    reference = reference_answers(_expected(model, source, adapters), processor, _probe(adapters))
     del model
     with new_folder(output, what="merging") as folder:
         reporter.note("merging")
@@ -115,6 +117,22 @@ def merge_stack(
         proof = prove_merge(folder, reference, stored_dtype(folder))
         record(folder, proof)
     return {"output": str(output), **proof}
+
+
+def _expected(model: Any, source: Path, adapters: Sequence[Weighted]) -> Any:
+    """What the merged folder must equal: PEFT's own merge where there is one adapter that no run explains."""
+    adapter = adapters[0]
+    if len(adapters) > 1 or adapter.folder is None or adapter.parts or adapter.weight != 1:
+        return added(model, source, adapters)
+    all_changes(source, adapters, {})  # refuses with its own reasons before PEFT reads the folder
+    try:
+        with quiet():
+            wrapped: Any = PeftModel.from_pretrained(model, str(adapter.folder))
+            return wrapped.merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+        raise VerificationError(
+            f"PEFT cannot merge the adapter, so nothing proves a merge: {error}", where=str(adapter.folder)
+        ) from error
 
 
 @torch.no_grad()

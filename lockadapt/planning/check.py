@@ -16,6 +16,7 @@ from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.scan import scan_images
+from lockadapt.data.whole_image import crop_note
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
 from lockadapt.planning.admission import admit_rows
@@ -55,6 +56,9 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     for entry in scan.bad[:20]:
         reporter.note(f"bad image, its samples are left out: {entry.where}: {entry.reason}")
     model, processor = draft_model(experiment)
+    crop = crop_note(processor) if recipe.model.vlm else None
+    if crop:
+        reporter.note(crop)
     model, objectives = add_adapters(experiment, model, processor), experiment.objectives
     experts = experts_note(model) if experiment.lora is not None else None
     if experts:
@@ -103,6 +107,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         "bad_images": len(scan.bad),
         "dialogue": dialogue,
         "experts": experts,
+        "crop": crop,
         "admission": [asdict(finding) for finding in admission],
         "steps": sum(stage.steps for stage in stages),
     }

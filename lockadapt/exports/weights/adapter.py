@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,9 +24,9 @@ from lockadapt.tuning.adapter_config import (
     refuse_endless_patterns,
     refuse_pickled_adapter,
 )
+from lockadapt.tuning.adapter_keys import COPY, PREFIX, current_keys
 from lockadapt.tuning.experts import expert_path
 
-PREFIX = "base_model.model."
 NAME = "default"
 
 HARMLESS = {
@@ -118,7 +118,7 @@ def read_adapter(model: Any, folder: Path, weight: float = 1.0) -> dict[str, lis
     try:
         with quiet(), torch.device("meta"):
             wrapped = get_peft_model(model, prepared, adapter_name=NAME, low_cpu_mem_usage=True)
-            tensors = _tensors(wrapped, config, load_file(folder / WEIGHTS, device="cpu"))
+            tensors = current_keys(wrapped, config, load_file(folder / WEIGHTS, device="cpu"), NAME)
     except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise VerificationError(
             f"the adapter does not fit the base: {error}", where=str(folder), fix=_FIX
@@ -214,6 +214,7 @@ class _Found:
         else:
             shapes = [(f"{path}.lora_{x}.weight", getattr(module, f"lora_{x}")[NAME].weight) for x in "AB"]
         a, b = (self.take(name, tuple(tensor.shape)) for name, tensor in shapes)
+        self.tensors.pop(PREFIX + path + COPY, None)  # `base_copies` gives it
         magnitude = None
         if variant is not None:
             magnitude = self.take(f"{path}.lora_magnitude_vector", (b.shape[0],))
@@ -235,21 +236,19 @@ class _Found:
         return LowRank(a.reshape(count, -1, a.shape[-1]), by_expert, scale, transposed)
 
 
+def base_copies(folder: Path) -> dict[str, Tensor]:
+    """Layers of the base that a PEFT folder holds beside the LoRA on them, by stock parameter name."""
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return {
+            key.removeprefix(PREFIX).removesuffix(COPY) + ".weight": file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118
+            if key.endswith(COPY)
+        }
+
+
 def as_matrix(tensor: Tensor) -> Tensor:
     """The same values as rows of the last dimension; a vector is one row."""
     return tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim else tensor.reshape(1, 1)
-
-
-def _tensors(wrapped: Any, config: Any, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the file holds, by the names of today's Transformers and without PEFT's own endings."""
-    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
-
-    converted = convert_peft_adapter_state_dict_for_transformers(wrapped, config, dict(saved), NAME)
-    # Written before PEFT saved the vector by itself, it is called a layer's weight.
-    return {
-        key.removesuffix(".weight") if key.endswith("lora_magnitude_vector.weight") else key: tensor
-        for key, tensor in converted.items()
-    }
 
 
 def _is_lora(config: Any) -> bool:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from lockadapt.errors import AdapterError, DiskError, VerificationError
-from lockadapt.exports.weights.adapter import as_matrix, read_adapter
+from lockadapt.exports.weights.adapter import as_matrix, base_copies, read_adapter
 from lockadapt.exports.weights.changes import LowRank, WeightUpdate, Whole, blended, on_device
 from lockadapt.exports.weights.edits import GPU_PIECE_BYTES, PIECE_BYTES, TensorWrite, require_fit
 from lockadapt.exports.weights.names import ExpertPart, Names, meta_model, read_names
@@ -22,6 +23,7 @@ from lockadapt.exports.weights.stream import cores, write_shards
 from lockadapt.files import write_json
 from lockadapt.models.safetensors_file import Shard, StoredTensor, header_bytes
 from lockadapt.models.sources import some
+from lockadapt.tuning.adapter_keys import require_copy
 from lockadapt.tuning.base_identity import BaseIdentity
 
 GPU_THREADS = 8
@@ -147,6 +149,7 @@ def all_changes(
         if adapter.folder is not None:
             for name, updates in read_adapter(meta_model(base), adapter.folder, adapter.weight).items():
                 gathered.setdefault(name, []).extend(updates)
+            _compare_copies(base, adapter.folder)
         for name, tensor in adapter.parts.items():
             gathered.setdefault(name, []).append(Whole(as_matrix(tensor), adapter.weight))
     for name, updates in gathered.items():
@@ -164,6 +167,19 @@ def all_changes(
                 fix="merge a DoRA adapter alone",
             )
     return {name: blended(updates) for name, updates in gathered.items()}
+
+
+def _compare_copies(base: Path, adapter: Path) -> None:
+    """Requires layers of the base that an adapter brings to be those of this base."""
+    copies = base_copies(adapter)
+    if not copies:
+        return
+    stored_at = read_layout(base).by_key()
+    names = read_names(meta_model(base), stored_at, str(base))
+    for name, copy in copies.items():
+        for key in names.keys_of(name):
+            with safe_open(stored_at[key][0].path, framework="pt") as file:
+                require_copy(name, copy, file.get_tensor(key), str(adapter))
 
 
 def _require_free(
