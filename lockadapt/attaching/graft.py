@@ -96,7 +96,8 @@ def _by_current_names(model: Any, source: Source) -> dict[str, Tensor]:
     for key in [key for key in tensors if key.endswith(COPY)]:
         layer = modules.get(path := key.removesuffix(COPY))
         if isinstance(layer, BaseTunerLayer):
-            base, brought = layer.get_base_layer(), tensors.pop(key)
+            base: Any = layer.get_base_layer()
+            brought = tensors.pop(key)
             if not is_quantized(base):  # values that were rounded are compared with the base's identity
                 require_copy(f"{path}.weight", brought, base.weight, str(source.folder))
     return tensors

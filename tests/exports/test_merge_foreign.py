@@ -18,7 +18,6 @@ import lockadapt
 from lockadapt.architectures.assemble import assemble
 from lockadapt.console import Reporter
 from lockadapt.errors import AdapterError, LockadaptError, VerificationError
-from lockadapt.exports import stack
 from lockadapt.exports.merge_command import MergeRequest, merge_command
 from lockadapt.exports.weights import changes
 
@@ -68,7 +67,7 @@ def adapter(base: Path, folder: Path, **config: Any) -> Path:
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(str(folder))
     return folder
 
 
@@ -165,6 +164,6 @@ def test_what_peft_cannot_merge_is_not_merged_unproved(
     def refuse(*_: Any) -> Any:
         raise ValueError("no")
 
-    monkeypatch.setattr(stack.PeftModel, "from_pretrained", refuse)
+    monkeypatch.setattr(PeftModel, "from_pretrained", refuse)
     with pytest.raises(LockadaptError, match="PEFT cannot merge"):
         merge_command(MergeRequest(str(bases["llama"]), tmp_path / "merged", [str(folder)]), QUIET)
