@@ -96,10 +96,10 @@ def test_idefics3_of_our_own(llama_cpp: LlamaCpp, tmp_path: Path) -> None:
     assemble(*sources, tmp_path / "merged", dtype="float32", fusion_name="pixel-shuffle-linear", prove=False)
     report = write_gguf(tmp_path / "merged", tmp_path / "gguf", llama_cpp)
     assert report["projector"] == "llama.cpp's converter"
-    assert report["tensors"] == report["compared"]
+    given = load_file(tmp_path / "merged" / "model.safetensors")
+    assert report["tensors"] == report["compared"] == len(given) == 75
     eyes = gguf.GGUFReader(tmp_path / "gguf" / report["mmproj"])
     connector = next(tensor for tensor in eyes.tensors if tensor.name == "mm.model.fc.weight")
-    given = load_file(tmp_path / "merged" / "model.safetensors")
     np.testing.assert_array_equal(
         connector.data, given["model.connector.modality_projection.proj.weight"].numpy()
     )
