@@ -16,6 +16,7 @@ from lockadapt.data.encode import Encoded
 from lockadapt.errors import DoesNotFitError
 from lockadapt.planning.largest_batches import largest_batches
 from lockadapt.planning.memory import step_peak
+from lockadapt.planning.trace import tensors_of
 
 if TYPE_CHECKING:
     from lockadapt.training.trainer import GroundingTrainer
@@ -171,7 +172,7 @@ def _one_step(trainer: GroundingTrainer, name: str, items: list[Encoded]) -> int
     device = next(model.parameters()).device
     if device.type != "cuda":
         accumulated = args.gradient_accumulation_steps > 1 or name in trainer.rows_at_once
-        return step_peak(model, loss, accumulated).total
+        return step_peak(model, loss, accumulated, tensors_of(batch)).total
     torch.cuda.reset_peak_memory_stats(device)
     loss().backward()
     return torch.cuda.max_memory_allocated(device)

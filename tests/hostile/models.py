@@ -49,7 +49,7 @@ def cases() -> Iterator[Case]:
     for key, value, code, words in (
         ("model_type", "nonsense", 4, "cannot be loaded"),
         ("model_type", "\x1b[31m", 4, "\\x1b[31m"),
-        ("model_type", "clip_vision_model", 4, "no causal language model"),
+        ("model_type", "clip_vision_model", 4, "no language model that writes text"),
         ("num_hidden_layers", 10**9, 4, "1,000,000,000 layers, its weights are 2 tensors"),
         ("num_hidden_layers", -1, 4, "llm"),
         ("num_hidden_layers", "many", 4, "num_hidden_layers"),
