@@ -18,7 +18,7 @@ from lockadapt.exports.stock_folder import copy_configs, local_folder
 from lockadapt.exports.weights.adapter import as_matrix
 from lockadapt.exports.weights.changes import LowRank, Rows, WeightUpdate, Whole
 from lockadapt.exports.weights.merge_weights import Weighted, all_changes, write_changes
-from lockadapt.exports.weights.names import meta_model, read_names
+from lockadapt.exports.weights.names import RowRange, meta_model, read_names
 from lockadapt.exports.weights.shards import Layout, read_layout
 from lockadapt.files import new_folder, ordinary_permissions, require_new
 
@@ -32,22 +32,26 @@ class _Weights:
 
     layout: Layout
     keys: Mapping[str, str]
-    experts: Mapping[str, str]
+    parts: Mapping[str, tuple[str, ...]]
+    fused: Mapping[str, RowRange]
 
     @staticmethod
     def of(folder: Path) -> _Weights:
         layout = read_layout(folder)
         names = read_names(meta_model(folder), layout.by_key(), str(folder))
         keys = {name: key for key, name in names.stock.items()}
-        # A stacked tensor of experts has no key of its own: each expert's matrix goes by its key.
-        experts = {key: part.name for key, part in names.experts.items()}
-        return _Weights(layout, {**keys, **{key: key for key in experts}}, experts)
+        # What has no key of its own, or shares one, goes by the key: a stack's experts, fused projections.
+        parts: dict[str, tuple[str, ...]] = {key: (part.name,) for key, part in names.experts.items()}
+        parts |= {part.key: tuple(names.held_by(part.key)) for part in names.fused.values()}
+        return _Weights(layout, {**keys, **{key: key for key in parts}}, parts, names.fused)
 
     def slice_of(self, name: str) -> Any:
-        """What safetensors reads parts of."""
-        shard, stored = self.layout.by_key()[self.keys[name]]
+        """What safetensors reads parts of; the tensor itself of a parameter that shares a key."""
+        part = self.fused.get(name)
+        shard, stored = self.layout.by_key()[part.key if part is not None else self.keys[name]]
         with safe_open(shard.path, "pt") as file:
-            return file.get_slice(stored.key)
+            held = file.get_slice(stored.key)
+            return held if part is None else held[part.first : part.last]
 
 
 def unmerge(
@@ -111,7 +115,7 @@ def _compare(
     identical, largest, roundings = 0, 0.0, 0.0
     for name in original.keys:
         difference, steps = 0.0, 0.0
-        sums = len(changes.get(original.experts.get(name, name), ()))
+        sums = max(len(changes.get(part, ())) for part in original.parts.get(name, (name,)))
         for mine, wanted, between in zip(
             *(_pieces(weights, name) for weights in (restored, original, merged)), strict=True
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    def rows(self, first: int, last: int) -> StoredTensor:
+        """The part that holds entries `first` to `last` (half-open) of the first dimension, under its key."""
+        row = (self.end - self.begin) // max(1, self.shape[0])
+        begin, end = self.begin + first * row, self.begin + last * row
+        return replace(self, shape=(last - first, *self.shape[1:]), begin=begin, end=end)
 
 
 @dataclass(frozen=True)

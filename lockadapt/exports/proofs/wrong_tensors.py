@@ -62,18 +62,30 @@ def wrong_tensors(run: Run, folder: Path, base: BaseMode) -> list[str]:
 
 def _pairs(plan: MergePlan, mine: Layout, names: Names) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, tensor of the folder and of the base, where both have it in one shape."""
-    theirs = plan.layout.by_key()
     for shard in mine.shards:
         with safe_open(shard.path, "pt") as opened:
             for held in shard.tensors:
-                name = names.stock.get(held.key)
-                keys = plan.names.keys_of(name) if name is not None else []
-                if name is None or not keys or theirs[keys[0]][1].shape != held.shape:
-                    continue
-                with safe_open(theirs[keys[0]][0].path, "pt") as base:
-                    original = base.get_tensor(keys[0])
-                if original.is_floating_point():
-                    yield name, opened.get_tensor(held.key), original
+                parts = names.held_by(held.key)
+                for name in parts or [names.stock.get(held.key)]:
+                    original = _of_base(plan, name) if name is not None else None
+                    if original is None or name is None or not original.is_floating_point():
+                        continue
+                    tensor = opened.get_tensor(held.key)
+                    if name in parts:
+                        tensor = tensor[parts[name].first : parts[name].last]
+                    if tensor.shape == original.shape:
+                        yield name, tensor, original
+
+
+def _of_base(plan: MergePlan, name: str) -> Tensor | None:
+    """The base's tensor of this parameter; None where the base makes it from several."""
+    keys, part, stored_at = plan.names.keys_of(name), plan.names.fused.get(name), plan.layout.by_key()
+    if not keys and part is None:
+        return None
+    key = keys[0] if keys or part is None else part.key
+    with safe_open(stored_at[key][0].path, "pt") as base:
+        tensor: Tensor = base.get_tensor(key)
+    return tensor if keys or part is None else tensor[part.first : part.last]
 
 
 def _kind(plan: MergePlan, name: str, stored: Tensor, original: Tensor, share: float) -> str | None:

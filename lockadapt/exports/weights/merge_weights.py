@@ -109,30 +109,30 @@ def write_changes(
     keys = {key: (rename or {}).get(key, key) for key in stored_at}
     if len(set(keys.values())) != len(keys):
         raise VerificationError("two tensors would get one name", where=str(base))
-    steps: dict[str, tuple[Sequence[WeightUpdate], QuantizationRoundTrip | None]] = {}
+    steps: dict[StoredTensor, tuple[Sequence[WeightUpdate], QuantizationRoundTrip | None]] = {}
     for name in {**changes, **(requantized or {})}:
         held, updates = names.keys_of(name), changes.get(name, [])
         if not held and (parts := names.experts_of(name)):
             for key, update in _by_expert(name, updates, parts, stored_at, shapes[name]).items():
-                steps[key] = (update, None)
+                steps[stored_at[key][1]] = (update, None)
             continue
-        _require_free(name, held, names, changes, str(base))
-        for key in held:
-            require_fit(stored_at[key][1], updates, shapes[name])
-            steps[key] = (updates, (requantized or {}).get(name))
+        tensors = [stored_at[key][1] for key in held]
+        if not held and (part := names.fused.get(name)):
+            tensors = [_part(stored_at[part.key][1], names)[name]]
+        _require_free(name, bool(tensors), names, changes, str(base))
+        for stored in tensors:
+            require_fit(stored, updates, shapes[name])
+            steps[stored] = (updates, (requantized or {}).get(name))
     _require_room(layout, folder)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     piece_bytes, most = (GPU_PIECE_BYTES, min(GPU_THREADS, cores())) if on_gpu else (PIECE_BYTES, cores())
-    edits: dict[str, TensorWrite] = {}
-    for shard in layout.shards:
-        shift = len(header_bytes(shard, keys)) - shard.data_start
-        for stored in shard.tensors:
-            if stored.key in steps:
-                updates, requantize = steps[stored.key]
-                edits[stored.key] = TensorWrite(
-                    stored, stored.begin + shift, on_device(updates, device), requantize, piece_bytes
-                )
+    shifts = {shard.path: len(header_bytes(shard, keys)) - shard.data_start for shard in layout.shards}
+    edits: dict[str, list[TensorWrite]] = {}
+    for stored, (updates, requantize) in sorted(steps.items(), key=lambda step: step[0].begin):
+        offset = stored.begin + shifts[stored_at[stored.key][0].path]
+        write = TensorWrite(stored, offset, on_device(updates, device), requantize, piece_bytes)
+        edits.setdefault(stored.key, []).append(write)
     write_shards(layout, folder, edits, keys, device, threads or most)
     if layout.index is not None:
         _write_index(layout, keys, folder / INDEX)
@@ -182,15 +182,30 @@ def _compare_copies(base: Path, adapter: Path) -> None:
                 require_copy(name, copy, file.get_tensor(key), str(adapter))
 
 
+def _part(stored: StoredTensor, names: Names) -> dict[str, StoredTensor]:
+    """The parameters that one stored tensor holds, each as the tensor of its rows."""
+    parts = names.held_by(stored.key)
+    rows = max(part.last for part in parts.values())
+    if not stored.shape or stored.shape[0] != rows:
+        raise VerificationError(
+            f"has the shape {stored.shape}, and its parts in the model class {rows} rows",
+            where=stored.key,
+            fix="config.json and the weights do not belong together",
+        )
+    return {name: stored.rows(part.first, part.last) for name, part in parts.items()}
+
+
 def _require_free(
-    name: str, held: list[str], names: Names, changes: Mapping[str, Sequence[WeightUpdate]], where: str
+    name: str, held: bool, names: Names, changes: Mapping[str, Sequence[WeightUpdate]], where: str
 ) -> None:
     """Requires changed parameters to lie in the folder as they are, and shared ones to stay equal."""
     updates = changes.get(name, [])
     if not held:
         reason = "is stored in parts or in another form" if names.converted else "is not in the folder"
         raise VerificationError(
-            f"{name} {reason}", where=where, fix="save the base with today's Transformers first"
+            f"{name} {reason}",
+            where=where,
+            fix="save the base with today's Transformers first, save_pretrained(save_original_format=False)",
         )
     shared = name in names.ties or name in names.ties.values()
     if shared and any(isinstance(update, LowRank) for update in updates):
@@ -238,7 +253,8 @@ def _by_expert(
                 raise AdapterError(
                     f"{name} is stored expert by expert, and only low-rank sums are dealt out to experts",
                     where=key,
-                    fix="save the base with today's Transformers first",
+                    fix="save the base with today's Transformers first, "
+                    "save_pretrained(save_original_format=False)",
                 )
             dealt[key].append(update.expert(part.expert, first, first + rows[key]))
     if covered != shape[0] * shape[1]:

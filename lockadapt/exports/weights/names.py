@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,38 @@ class ExpertPart:
 
 
 @dataclass(frozen=True)
+class RowRange:
+    """Where one parameter lies in a stored tensor that holds several, one below the other (Molmo2's q, k, v).
+
+    Attributes:
+        key: of the stored tensor.
+        first: its first entry of the first dimension.
+        last: the entry behind its last one.
+    """
+
+    key: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Names:
     """The dialect of a folder.
 
     Attributes:
         stock: key on the disk -> name of a parameter or buffer of the stock class.
         converted: keys that only become a parameter together with others, or by arithmetic: nobody may change
-            them, but for those of `experts`.
+            them, but for those of `experts` and `fused`.
         ties: name -> the name whose tensor it shares.
         experts: of `converted`, keys of single experts -> where the stock class stacks them.
+        fused: name -> rows of one of `converted` that hold it as it is.
     """
 
     stock: Mapping[str, str]
     converted: frozenset[str]
     ties: Mapping[str, str]
     experts: Mapping[str, ExpertPart] = field(default_factory=dict)
+    fused: Mapping[str, RowRange] = field(default_factory=dict)
 
     def keys_of(self, name: str) -> list[str]:
         """Keys on the disk that hold this parameter, or one that it is tied to."""
@@ -56,6 +74,10 @@ class Names:
     def experts_of(self, name: str) -> dict[str, ExpertPart]:
         """Keys on the disk that hold one expert each of this stacked tensor."""
         return {key: part for key, part in self.experts.items() if part.name == name}
+
+    def held_by(self, key: str) -> dict[str, RowRange]:
+        """The parameters that a key on the disk holds one below the other."""
+        return {name: part for name, part in self.fused.items() if part.key == key}
 
     def group(self, name: str) -> set[str]:
         """The names that share one tensor with this one, itself among them."""
@@ -136,7 +158,9 @@ def read_names(model: Any, keys: Iterable[str], where: str) -> Names:
             f"two keys are {some({name for name in values if values.count(name) > 1})}", where=where, fix=_FIX
         )
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    names = Names(stock, frozenset(converted), ties, _experts(converted, converters))
+    sizes = {name: tensor.shape[0] for name, tensor in own.items() if tensor.ndim}
+    fused = _fused(converted, converters, sizes)
+    names = Names(stock, frozenset(converted), ties, _experts(converted, converters), fused)
     missing = [
         name
         for name in own
@@ -177,6 +201,29 @@ def _experts(converted: Mapping[str, tuple[str, str]], converters: Sequence[Any]
                 before = tuple(keys[earlier][expert] for earlier in sorted(keys) if earlier < number)
                 experts[key] = ExpertPart(name, expert, before)
     return experts
+
+
+def _fused(
+    converted: Mapping[str, tuple[str, str]], converters: Sequence[Any], sizes: Mapping[str, int]
+) -> dict[str, RowRange]:
+    """The parameters that Transformers only cuts out of one tensor's rows; sizes are those of the class."""
+    from transformers.core_model_loading import Chunk, Split
+
+    def cuts(converter: Any) -> bool:
+        (first, *rest), sources = converter.operations, converter.source_patterns
+        equal = type(first) is Chunk and first.num_shards_attribute is None
+        return not rest and len(sources) == 1 and (equal or type(first) is Split) and first.dim == 0
+
+    targets = {c.source_patterns[0]: c.target_patterns for c in converters if cuts(c)}
+    fused: dict[str, RowRange] = {}
+    for key, (name, pattern) in converted.items():
+        # As `Split` names them.
+        held = [name.replace(targets[pattern][0], target) for target in targets.get(pattern, ())]
+        if all(part in sizes for part in held):
+            ends = list(accumulate(sizes[part] for part in held))
+            for part, first, last in zip(held, [0, *ends], ends, strict=False):
+                fused[part] = RowRange(key, first, last)
+    return fused
 
 
 _FIX = "config.json and the weights do not belong together: download or export the folder again"

@@ -25,7 +25,7 @@ Job = Callable[[], None]
 def write_shards(
     layout: Layout,
     folder: Path,
-    edits: Mapping[str, TensorWrite],
+    edits: Mapping[str, Sequence[TensorWrite]],
     keys: Mapping[str, str],
     device: torch.device,
     threads: int,
@@ -35,7 +35,7 @@ def write_shards(
     Args:
         layout: of the base.
         folder: exists.
-        edits: by key of the layout; their `offset` is set by `place_edit`.
+        edits: by key of the layout; several of one tensor in the order of their rows.
         keys: old key -> new key, of all tensors.
         device: where changed rows are computed.
         threads: that work at a time.
@@ -62,17 +62,20 @@ def cores() -> int:
 
 
 def _jobs(
-    shard: Shard, source: int, target: int, start: int, edits: Mapping[str, TensorWrite], device: torch.device
+    shard: Shard,
+    source: int,
+    target: int,
+    start: int,
+    edits: Mapping[str, Sequence[TensorWrite]],
+    device: torch.device,
 ) -> list[Job]:
     """Everything to do for one shard, in the order of its bytes."""
     copies, pieces = [], []
     position = shard.data_start
-    for stored in shard.tensors:
-        edit = edits.get(stored.key)
-        for first, last in edit.pieces() if edit else ():
-            assert edit is not None
+    for edit in (edit for stored in shard.tensors for edit in edits.get(stored.key, ())):
+        for first, last in edit.pieces():
             row = edit.shape[1] * edit.item
-            begin, end = stored.begin + first * row, stored.begin + last * row
+            begin, end = edit.stored.begin + first * row, edit.stored.begin + last * row
             copies.append((position, begin))
             position = end
             pieces.append((begin, _compute(edit, source, target, first, last, device)))
