@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import transformers as hf
 
 from lockadapt.architectures import ARCHITECTURES
 from lockadapt.architectures.choose import Wish, choices, choose, fusion_names
@@ -14,8 +15,12 @@ SOURCES = {"llm": "llm", "tower": "tower"}
 
 def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
     candidates = choices(Wish("mlp"))
+    config = hf.LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9
+    )
+    llm = hf.LlamaForCausalLM(config)
     kinds = {
-        kind: choose(candidates, kind, "tower", None, None).architecture.model_class.__name__
+        kind: choose(candidates, kind, "tower", llm, None).architecture.model_class.__name__
         for kind in ("tokens", "feature-map")
     }
     assert kinds == {
@@ -23,7 +28,7 @@ def test_the_tower_decides_between_those_that_offer_a_fusion() -> None:
         "feature-map": "FastVlmForConditionalGeneration",
     }
     with pytest.raises(AssemblyError, match="takes towers that return tokens or feature-map"):
-        choose(candidates, "sound", "tower", None, None)
+        choose(candidates, "sound", "tower", llm, None)
 
 
 def test_only_one_class_generates_images() -> None:
