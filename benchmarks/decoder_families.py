@@ -40,8 +40,7 @@ from lockadapt.training.loop import train
 from tests.support.warm import Warm
 
 LIMIT_SECONDS = 600
-"""Processor time for a family, which Kimi Linear in plain PyTorch needs; the wall clock says nothing on a busy machine,
-so it gets ten times that."""
+"""Processor time for a family, which Kimi Linear in plain PyTorch needs; ten times that on the clock."""
 COLOURS = ("red", "green", "blue", "yellow")
 
 
