@@ -98,7 +98,8 @@ def _drop(name: str) -> Callable[[Path], None]:
         (_drop("model.norm.weight"), AssemblyError, "lacks model.norm.weight"),
         (_config(num_hidden_layers=1), AssemblyError, "no place for.*model.layers.1"),
         (_config(quantization_config={"quant_method": "gptq", "bits": 4}), AssemblyError, "stored quantized"),
-        (_config(model_type="t5"), AssemblyError, "no causal language model"),
+        (_config(model_type="t5"), AssemblyError, "lacks decoder.block"),
+        (_config(model_type="clip_vision_model"), AssemblyError, "no language model that writes text"),
     ],
 )
 def test_broken_llms(
