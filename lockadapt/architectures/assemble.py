@@ -15,10 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lockadapt.architectures import architecture_of
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Ingredients,
-)
+from lockadapt.architectures.assembly import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
 from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
 from lockadapt.architectures.choose import USUAL, Choice, Wish, choices, choose

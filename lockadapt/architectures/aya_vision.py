@@ -8,18 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AyaVisionConfig, AyaVisionForConditionalGeneration, LlavaProcessor
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    SETTINGS,
-    Architecture,
-    Clients,
-    Inputs,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import SETTINGS, Architecture, Clients, Inputs, Positions
 from lockadapt.architectures.bridge import (
     LAYOUT,
     common_config,

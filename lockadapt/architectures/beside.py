@@ -9,14 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import TrOCRProcessor
 
-from lockadapt.architectures.assembly import (
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Features,
-    Inputs,
-)
+from lockadapt.architectures.assembly import Fusion, Ingredients
+from lockadapt.architectures.base import Features, Inputs
 from lockadapt.architectures.standardise import channel_statistics, fold
 from lockadapt.models.towers import TowerFacts
 

@@ -11,9 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from lockadapt.architectures.assemble import check_grid, put_together, special_tokens, writes_images
-from lockadapt.architectures.assembly import (
-    Ingredients,
-)
+from lockadapt.architectures.assembly import Ingredients
 from lockadapt.architectures.choose import Wish, choices, choose
 from lockadapt.architectures.janus.image_tokenizer import load_image_tokenizer
 from lockadapt.architectures.load import load_model

@@ -10,14 +10,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from lockadapt.architectures.assembly import (
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Features,
-    ModelLayout,
-)
+from lockadapt.architectures.assembly import Fusion, Ingredients
+from lockadapt.architectures.base import Features, ModelLayout
 from lockadapt.errors import AssemblyError
 from lockadapt.models.llms import LlmFacts
 from lockadapt.models.quiet import quiet

@@ -9,12 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
-from lockadapt.architectures.assembly import (
-    Fusion,
-)
-from lockadapt.architectures.base import (
-    unwrap_model,
-)
+from lockadapt.architectures.assembly import Fusion
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.standardise import channel_statistics, fold
 from lockadapt.errors import AssemblyError
 

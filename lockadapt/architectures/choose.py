@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockadapt.architectures import ARCHITECTURES
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion
+from lockadapt.architectures.base import Architecture
 from lockadapt.errors import AssemblyError, RecipeError
 from lockadapt.models.llms import BESIDE, is_encoder_decoder
 

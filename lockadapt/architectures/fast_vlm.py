@@ -7,17 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlavaProcessor
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-    Clients,
-    Inputs,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import Architecture, Clients, Inputs, Positions
 from lockadapt.architectures.bridge import LAYOUT, common_config, join, projector_features
 from lockadapt.architectures.inputs import counted_span
 from lockadapt.architectures.llava import processor

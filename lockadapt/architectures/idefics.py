@@ -17,18 +17,8 @@ from transformers.models.idefics.configuration_idefics import IdeficsVisionConfi
 from transformers.models.idefics.modeling_idefics import IdeficsRotaryEmbedding
 from transformers.models.idefics.vision import IdeficsVisionTransformer
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-    Beside,
-    Clients,
-    ModelLayout,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import Architecture, Beside, Clients, ModelLayout, Positions
 from lockadapt.architectures.beside import (
     CROSS_ATTENTION,
     INPUTS,

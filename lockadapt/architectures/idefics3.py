@@ -15,18 +15,8 @@ from transformers import (
 )
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings, Idefics3VisionTransformer
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-    ImageSpan,
-    Inputs,
-    ModelLayout,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import Architecture, ImageSpan, Inputs, ModelLayout, Positions
 from lockadapt.architectures.bridge import join, projector_features
 from lockadapt.architectures.projectors import normal_
 from lockadapt.errors import AssemblyError

@@ -7,17 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-    Clients,
-    Inputs,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import Architecture, Clients, Inputs, Positions
 from lockadapt.architectures.bridge import (
     LAYOUT,
     common_config,

@@ -16,19 +16,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    SETTINGS,
-    Architecture,
-    Features,
-    Inputs,
-    ModelLayout,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import SETTINGS, Architecture, Features, Inputs, ModelLayout, Positions
 from lockadapt.architectures.bridge import common_config, entrance, feature_strategy, join
 from lockadapt.architectures.kept import ImageRecord, RaggedFeatures
 from lockadapt.architectures.llava import projected

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lockadapt.architectures.assembly import (
-    Fusion,
-)
+from lockadapt.architectures.assembly import Fusion
 
 
 def normal_(layer: nn.Linear, generator: torch.Generator) -> None:

@@ -16,19 +16,8 @@ from torch import Tensor, nn
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-    Ingredients,
-)
-from lockadapt.architectures.base import (
-    RETRIEVAL,
-    Architecture,
-    Beside,
-    Clients,
-    ModelLayout,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion, Ingredients
+from lockadapt.architectures.base import RETRIEVAL, Architecture, Beside, Clients, ModelLayout, Positions
 from lockadapt.architectures.beside import (
     CROSS_ATTENTION,
     INPUTS,

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from lockadapt.architectures import answers_apart, inputs_of
-from lockadapt.architectures.blocks import context_length
+from lockadapt.architectures import inputs_of
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import draft_model
 from lockadapt.console import Reporter
-from lockadapt.data.encode import Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import AssemblyError, RecipeError
@@ -71,9 +70,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     settings: FeatureSettings = replace(experiment.features, choice="disk")
     pixels, projected = pixel_inputs(processor, data.max_pixels), not experiment.projector_trains
     policy = ImagePolicy(settings, data.max_pixels, projector_trains=not projected)
-    encoder = Encoder(
-        processor, data.max_length or context_length(model), data.allow_special_tokens, answers_apart(model)
-    )
+    encoder = model_encoder(model, processor, data.max_length, data.allow_special_tokens)
     tried = encoder.encode(rows_to_try(scan.good)).encoded if inputs_of(processor).stock else []
     policy = measured_policy(policy, model, processor, tried)
     if (reason := why_nothing_is_kept(model, pixels, policy, [s.images for s in scan.good])) is not None:

@@ -67,14 +67,7 @@ class Written:
 
     def opened(self, lead: str) -> Written:
         """With what a processor puts in front of a text that does not begin with it; may be empty."""
-        if self.text.startswith(lead):
-            return self
-
-        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-            return tuple((begin + len(lead), end + len(lead)) for begin, end in spans)
-
-        contents = None if self.contents is None else moved(self.contents)
-        return Written(lead + self.text, moved(self.answers), contents)
+        return self if self.text.startswith(lead) else self._with(lead, 0)
 
     def closed(self, tail: str, where: str) -> Written:
         """With what a processor puts behind a prompt, in front of the answer.
@@ -97,15 +90,17 @@ class Written:
                 where=where,
                 fix="split it into rows of one question and one answer",
             )
-        at = self.answers[0][0] if self.answers else len(self.text)
+        return self._with(tail, self.answers[0][0] if self.answers else len(self.text))
+
+    def _with(self, inserted: str, at: int) -> Written:
+        """With a text in it, behind which all spans from there on move."""
 
         def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
-            return tuple(
-                (begin + len(tail), end + len(tail)) if begin >= at else (begin, end) for begin, end in spans
-            )
+            far = len(inserted)
+            return tuple((b + far, e + far) if b >= at else (b, e) for b, e in spans)
 
         contents = None if self.contents is None else moved(self.contents)
-        return Written(self.text[:at] + tail + self.text[at:], moved(self.answers), contents)
+        return Written(self.text[:at] + inserted + self.text[at:], moved(self.answers), contents)
 
 
 class Dialogue:

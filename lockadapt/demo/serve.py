@@ -10,8 +10,6 @@ from typing import Any
 
 from lockadapt.errors import RecipeError, SetupError
 
-HOST = "127.0.0.1"
-
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address.

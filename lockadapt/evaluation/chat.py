@@ -10,10 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from lockadapt.architectures import answers_apart
-from lockadapt.architectures.blocks import context_length
 from lockadapt.data.boxes import parse_boxes
-from lockadapt.data.encode import Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
@@ -86,8 +84,7 @@ class Chat:
         """
         pixels = pixel_inputs(opened.processor, MAX_PIXELS)
         allowed = opened.experiment is not None and opened.experiment.data.allow_special_tokens
-        apart = answers_apart(opened.model)
-        encoder = Encoder(opened.processor, context_length(opened.model), allowed, apart)
+        encoder = model_encoder(opened.model, opened.processor, None, allowed)
         opened.model.eval()
         kept = ConversationImages(opened.model, encoder, pixels, note)
         return cls(SamplePredictor(opened.model, encoder, pixels), pixels, max_new_tokens, kept)

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import Experiment
-from lockadapt.data.encode import Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, RecipeError, SafetyError
@@ -44,10 +43,8 @@ class Embedder:
     @classmethod
     def of(cls, model: nn.Module, processor: Any, objective: ImageText, experiment: Experiment) -> Embedder:
         """A model that the objective has prepared."""
-        encoder = Encoder(
-            processor,
-            experiment.data.max_length or context_length(model),
-            experiment.data.allow_special_tokens,
+        encoder = model_encoder(
+            model, processor, experiment.data.max_length, experiment.data.allow_special_tokens
         )
         images = PixelInputs(processor.image_processor, experiment.data.max_pixels)
         size = experiment.evaluation.batch_size

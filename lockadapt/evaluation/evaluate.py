@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lockadapt.architectures import answers_apart, inputs_of
-from lockadapt.architectures.blocks import context_length
+from lockadapt.architectures import inputs_of
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import Experiment, read_experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
@@ -117,11 +117,11 @@ def evaluate(
         samples = scan.good
         objective = experiment.objectives[name]
         make_ready(target, objective)
-        encoder = Encoder(
+        encoder = model_encoder(
+            target.model,
             target.processor,
-            experiment.data.max_length or context_length(target.model),
+            experiment.data.max_length,
             experiment.data.allow_special_tokens,
-            answers_apart(target.model),
         )
         context = PredictionContext(
             target.model,

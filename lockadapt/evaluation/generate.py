@@ -74,7 +74,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def check_generates(opened: Target, prompts: Sequence[str]) -> None:
-    """Refuses a model that generates no images , and prompts that spell its control tokens out.
+    """Refuses a model that generates no images, and prompts that spell its control tokens out.
 
     Args:
         opened: the model.

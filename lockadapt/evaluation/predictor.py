@@ -11,9 +11,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from lockadapt.architectures import answers_apart, inputs_of
-from lockadapt.architectures.blocks import context_length
-from lockadapt.data.encode import Encoder
+from lockadapt.architectures import inputs_of
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import DataError, RecipeError
@@ -161,7 +160,7 @@ def _require_answers(processor: Any, where: str) -> None:
 def _sample_predictor(
     model: Any, processor: Any, batch_size: int, allow_special_tokens: bool
 ) -> SamplePredictor:
-    encoder = Encoder(processor, context_length(model), allow_special_tokens, answers_apart(model))
+    encoder = model_encoder(model, processor, None, allow_special_tokens)
     return SamplePredictor(model, encoder, pixel_inputs(processor, MAX_PIXELS), batch_size)
 
 

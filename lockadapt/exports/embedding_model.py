@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from lockadapt.architectures import architecture_of
 from lockadapt.architectures.base import RETRIEVAL, unwrap_model
-from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.features import projector_input
-from lockadapt.data.encode import Encoder
 from lockadapt.data.images import open_image
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.proofs.embeddings import Embedded, compare, embed_probe, shown_and_said
@@ -96,9 +95,7 @@ def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image
     samples = run.probe()
     reference = embed_probe(run, model, processor, samples)
     assert reference is not None
-    before, after, image = objective.frames(
-        Encoder(processor, run.recipe.data.max_length or context_length(model))
-    )
+    before, after, image = objective.frames(model_encoder(model, processor, run.recipe.data.max_length))
     base = _folded(model).eval()
     own = _take_retrieval(base)
     trained = EmbeddingModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+@lru_cache
+def _digest(file: Path, size: int, changed_ns: int) -> str:
+    """SHA-256 of a file in a state; a command asks for its LLM several times, and files have gigabytes."""
+    return sha256_of(file)
+
+
 def gguf_folder(file: Path) -> Path:
     """Gives the folder that a GGUF file was made into; makes it if it is not there yet.
 
@@ -39,7 +46,8 @@ def gguf_folder(file: Path) -> Path:
         SetupError: the package `gguf` is not installed, or the file is damaged.
         DiskError: the disk is full, or the cache cannot be written.
     """
-    folder = GGUF_CACHE.expanduser() / sha256_of(file)
+    state = file.stat()
+    folder = GGUF_CACHE.expanduser() / _digest(file.absolute(), state.st_size, state.st_mtime_ns)
     if (folder / "config.json").is_file():
         return folder
     try:

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lockadapt.architectures import answers_apart, architecture_of, class_name, inputs_of
+from lockadapt.architectures import architecture_of, class_name, inputs_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.blocks import block_linears, context_length
+from lockadapt.architectures.blocks import block_linears
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache_trial import rows_to_try, try_cache
 from lockadapt.console import Reporter, table_text
 from lockadapt.data.batch import Batch, collate, on_device
-from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.encode import IGNORED, Encoded
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample, question_answer
 from lockadapt.errors import AssemblyError
@@ -128,7 +129,7 @@ def admit(
     """
     base, architecture = unwrap_model(model), architecture_of(model)
     name, layout = class_name(base), architecture.layout
-    rows = Encoder(processor, context_length(model), apart=answers_apart(model)).encode(samples).encoded
+    rows = model_encoder(model, processor).encode(samples).encoded
     images, pad = pixel_inputs(processor, MAX_PIXELS), processor.tokenizer.pad_token_id
     device = next(model.parameters()).device
     batch = on_device(collate(rows, images, pad, "admission"), device)

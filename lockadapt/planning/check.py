@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.text import Text
 
-from lockadapt.architectures import answers_apart, inputs_of
+from lockadapt.architectures import inputs_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.architectures.blocks import context_length
 from lockadapt.building.cache_trial import rows_to_try
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.data.whole_image import crop_note
 from lockadapt.errors import DataError
@@ -72,9 +72,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     )
     table = component_table(model)
     reporter.note(component_text(table))
-    encoder = Encoder(
-        processor, data.max_length or context_length(model), data.allow_special_tokens, answers_apart(model)
-    )
+    encoder = model_encoder(model, processor, data.max_length, data.allow_special_tokens)
     dialogue = describe_dialogue(encoder, model)
     if dialogue:
         reporter.note(dialogue_text(dialogue))

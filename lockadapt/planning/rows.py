@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lockadapt.architectures import answers_apart
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
 from lockadapt.planning.packing import packed_tokens, samples_per_image
@@ -70,7 +70,7 @@ def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: R
         DataError: rows that are here are wrong, or none is short enough.
     """
     context, data = context_length(model), experiment.data
-    encoder = Encoder(processor, data.max_length or context, data.allow_special_tokens, answers_apart(model))
+    encoder = model_encoder(model, processor, data.max_length, data.allow_special_tokens)
     train: dict[str, list[Encoded]] = {}
     counts: dict[str, int] = {}
     images: dict[str, ImageRef] = {}

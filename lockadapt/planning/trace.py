@@ -25,12 +25,7 @@ from lockadapt.objectives.answer_tokens import model_inputs, stock_forward, take
 from lockadapt.objectives.head import head_is_returned
 from lockadapt.planning.extrapolate import extrapolated_peak
 from lockadapt.planning.fake import FakeFloats, fake
-from lockadapt.planning.images import (
-    PlannedImages,
-    StockImages,
-    UniformImages,
-    training_arithmetic,
-)
+from lockadapt.planning.images import PlannedImages, StockImages, UniformImages, training_arithmetic
 from lockadapt.planning.quantize_meta import quantize_meta
 from lockadapt.planning.sizes import Size, component_sizes
 from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable

@@ -14,10 +14,9 @@ from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lockadapt import processes
-from lockadapt.architectures import answers_apart
-from lockadapt.architectures.blocks import context_length
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.images import open_image
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.sample import Sample
 from lockadapt.errors import LockadaptError
 from lockadapt.evaluation.context import PredictionContext
@@ -40,28 +39,24 @@ TRACKED_SIDE = 224
 
 def follow(session: Session, stage: str, objectives: Mapping[str, Any]) -> list[TrainerCallback]:
     """Gives the callback that follows a stage; see `lockadapt.training.loop.train`."""
+    data = session.experiment.data
+    encoder = model_encoder(session.model, session.processor, data.max_length, data.allow_special_tokens)
     if processes.is_first():
         answering = [name for name, each in objectives.items() if isinstance(each, AnswerObjective)]
-        write_tokens(
-            session.folder, _encoder(session), {name: session.rows.train[name] for name in answering}
-        )
+        write_tokens(session.folder, encoder, {name: session.rows.train[name] for name in answering})
     followed = {
         name: (objective, _chosen(session.rows.validation.get(name, ()), len(objectives)))
         for name, objective in objectives.items()
         if isinstance(objective, AnswerObjective)
     }
-    return [FollowedSamples(session, stage, followed)] if any(rows for _, rows in followed.values()) else []
+    if not any(rows for _, rows in followed.values()):
+        return []
+    return [FollowedSamples(session, stage, encoder, followed)]
 
 
 def _chosen(rows: Sequence[Encoded], objectives: int) -> list[Encoded]:
     number = min(len(rows), max(1, SAMPLES // objectives))
     return random.Random(0).sample(list(rows), number)
-
-
-def _encoder(session: Session) -> Encoder:
-    data = session.experiment.data
-    limit = data.max_length or context_length(session.model)
-    return Encoder(session.processor, limit, data.allow_special_tokens, answers_apart(session.model))
 
 
 class FollowedSamples(TrainerCallback):
@@ -70,14 +65,18 @@ class FollowedSamples(TrainerCallback):
     Args:
         session: of the run.
         stage: its name.
+        encoder: of the run.
         followed: objective and samples, by the objective's name.
     """
 
     def __init__(
-        self, session: Session, stage: str, followed: Mapping[str, tuple[AnswerObjective, Sequence[Encoded]]]
+        self,
+        session: Session,
+        stage: str,
+        encoder: Encoder,
+        followed: Mapping[str, tuple[AnswerObjective, Sequence[Encoded]]],
     ) -> None:
-        self.session, self.stage, self.followed = session, stage, followed
-        self.encoder = _encoder(session)
+        self.session, self.stage, self.encoder, self.followed = session, stage, encoder, followed
         self.trackers = session.experiment.training.report_to
         self._pictures: dict[str, Image.Image | None] = {}
         self._next = time.monotonic() + SECONDS

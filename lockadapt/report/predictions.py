@@ -28,12 +28,10 @@ def prediction_sections(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> Ite
     if len(runs) > 1:
         for other in runs[1:]:
             better, worse = changed(runs[0].predictions, other.predictions)
-            for name, which, rows in (("became-right", "right", better), ("became-wrong", "wrong", worse)):
-                title = f"Wrong to right: {other.name} against {runs[0].name}"
-                if which == "wrong":
-                    title = f"Right to wrong: {other.name} against {runs[0].name}"
-                content = _wall(rows, thumbnails)
-                yield Section(name, f"{title} ({len(rows):,})", "wall", content)
+            ways = (("became-right", "Wrong to right", better), ("became-wrong", "Right to wrong", worse))
+            for name, way, rows in ways:
+                title = f"{way}: {other.name} against {runs[0].name} ({len(rows):,})"
+                yield Section(name, title, "wall", _wall(rows, thumbnails))
     for run in runs:
         for objective, rows in by_objective(run).items():
             exact = run.recipe.objectives[objective].kind in EXACT

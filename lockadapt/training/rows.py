@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lockadapt.architectures import answers_apart
-from lockadapt.architectures.blocks import context_length
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
-from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.encode import Encoded
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.scan import scan_images
@@ -120,11 +119,8 @@ def encode_rows(
         DataError: an objective is left without rows.
         DiskError: features shall be kept on disk and do not fit.
     """
-    encoder = Encoder(
-        processor,
-        experiment.data.max_length or context_length(model),
-        experiment.data.allow_special_tokens,
-        answers_apart(model),
+    encoder = model_encoder(
+        model, processor, experiment.data.max_length, experiment.data.allow_special_tokens
     )
     objectives = experiment.objectives
     kept = partial(_kept, model, objectives, policy)

@@ -17,12 +17,12 @@ from transformers import Trainer, TrainerCallback, set_seed
 from transformers.training_args import ParallelMode
 
 from lockadapt import processes
-from lockadapt.architectures import answers_apart, architecture_of, tower_of
-from lockadapt.architectures.blocks import context_length
+from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache_trial import measured_policy
-from lockadapt.data.encode import Encoded, Encoder
+from lockadapt.data.encode import Encoded
 from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler, OwnBatches
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError, VerificationError
@@ -121,12 +121,7 @@ class GroundingTrainer(Trainer):
             lock_text=args.lock_text,
         )
         _train_in_float32(model)
-        self.encoder = Encoder(
-            processing_class,
-            args.max_length or context_length(model),
-            args.allow_special_tokens,
-            answers_apart(model),
-        )
+        self.encoder = model_encoder(model, processing_class, args.max_length, args.allow_special_tokens)
         train, self.encode_reports = encoded_rows(train_dataset, self.objectives, self.encoder)
         evaluation, _ = encoded_rows(eval_dataset, self.objectives, self.encoder)
         if image_inputs is None:

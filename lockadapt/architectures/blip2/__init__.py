@@ -10,17 +10,8 @@ from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlavaProcessor
 from transformers.models.blip_2.modeling_blip_2 import BaseModelOutputWithVisionQformerOutputs
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-)
-from lockadapt.architectures.base import (
-    Architecture,
-    Clients,
-    Features,
-    Inputs,
-    ModelLayout,
-    Positions,
-)
+from lockadapt.architectures.assembly import Assembly
+from lockadapt.architectures.base import Architecture, Clients, Features, Inputs, ModelLayout, Positions
 from lockadapt.architectures.blip2.build import (
     QFORMER,
     build,

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, LlavaProcessor
 
-from lockadapt.architectures.assembly import (
-    Fusion,
-    Ingredients,
-)
+from lockadapt.architectures.assembly import Fusion, Ingredients
 from lockadapt.architectures.blip2.tower import blip2_tower, prove_tower
 from lockadapt.architectures.bridge import forget_origin, make_room, same_structure
 from lockadapt.architectures.projectors import normal_

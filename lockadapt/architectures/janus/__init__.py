@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
-from lockadapt.architectures.assembly import (
-    Assembly,
-    Fusion,
-)
+from lockadapt.architectures.assembly import Assembly, Fusion
 from lockadapt.architectures.base import (
     Architecture,
     Clients,

@@ -14,10 +14,7 @@ from transformers import (
     JanusVQVAEConfig,
 )
 
-from lockadapt.architectures.assembly import (
-    Fusion,
-    Ingredients,
-)
+from lockadapt.architectures.assembly import Fusion, Ingredients
 from lockadapt.architectures.bridge import forget_origin, make_room, put_llm, same_structure
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, janus_image_processor, unit_codebook
 from lockadapt.architectures.janus.siglip import janus_tower, prove_tower

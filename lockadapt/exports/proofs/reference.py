@@ -11,11 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from lockadapt.architectures import answers_apart, architecture_of
-from lockadapt.architectures.blocks import context_length
+from lockadapt.architectures import architecture_of
 from lockadapt.architectures.features import beside_text, reads_text_alone
 from lockadapt.data.batch import on_device
 from lockadapt.data.encode import Encoder
+from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, image_part, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
@@ -115,7 +115,7 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
     """
     model.eval()
     # As the stock processor takes texts that spell control tokens out, so that both sides read the same.
-    encoder = Encoder(processor, context_length(model), True, answers_apart(model))
+    encoder = model_encoder(model, processor, None, True)
     samples = [sample for sample in samples if encoder.encode([sample]).encoded]
     if not samples:
         raise DataError(
