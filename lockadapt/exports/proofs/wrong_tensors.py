@@ -16,7 +16,7 @@ from lockadapt.errors import VerificationError
 from lockadapt.exports.stock_folder import BaseMode, MergePlan, plan_merge
 from lockadapt.exports.weights.adapter import as_matrix
 from lockadapt.exports.weights.changes import LowRank
-from lockadapt.exports.weights.names import Names, meta_model, read_names
+from lockadapt.exports.weights.names import Names, meta_model, read_names, stored_values
 from lockadapt.exports.weights.shards import Layout, read_layout
 from lockadapt.models.sources import some
 from lockadapt.runs.run import Run
@@ -62,30 +62,21 @@ def wrong_tensors(run: Run, folder: Path, base: BaseMode) -> list[str]:
 
 def _pairs(plan: MergePlan, mine: Layout, names: Names) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, tensor of the folder and of the base, where both have it in one shape."""
+    stored_at = plan.layout.by_key()
     for shard in mine.shards:
         with safe_open(shard.path, "pt") as opened:
             for held in shard.tensors:
                 parts = names.held_by(held.key)
                 for name in parts or [names.stock.get(held.key)]:
-                    original = _of_base(plan, name) if name is not None else None
-                    if original is None or name is None or not original.is_floating_point():
+                    originals = stored_values(plan.names, stored_at, name) if name is not None else []
+                    if name is None or not originals or not originals[0].is_floating_point():
                         continue
+                    original = originals[0]
                     tensor = opened.get_tensor(held.key)
                     if name in parts:
                         tensor = tensor[parts[name].first : parts[name].last]
                     if tensor.shape == original.shape:
                         yield name, tensor, original
-
-
-def _of_base(plan: MergePlan, name: str) -> Tensor | None:
-    """The base's tensor of this parameter; None where the base makes it from several."""
-    keys, part, stored_at = plan.names.keys_of(name), plan.names.fused.get(name), plan.layout.by_key()
-    if not keys and part is None:
-        return None
-    key = keys[0] if keys or part is None else part.key
-    with safe_open(stored_at[key][0].path, "pt") as base:
-        tensor: Tensor = base.get_tensor(key)
-    return tensor if keys or part is None else tensor[part.first : part.last]
 
 
 def _kind(plan: MergePlan, name: str, stored: Tensor, original: Tensor, share: float) -> str | None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from lockadapt.errors import AdapterError, DiskError, VerificationError
 from lockadapt.exports.weights.adapter import as_matrix, base_copies, read_adapter
 from lockadapt.exports.weights.changes import LowRank, WeightUpdate, Whole, blended, on_device
 from lockadapt.exports.weights.edits import GPU_PIECE_BYTES, PIECE_BYTES, TensorWrite, require_fit
-from lockadapt.exports.weights.names import ExpertPart, Names, meta_model, read_names
+from lockadapt.exports.weights.names import ExpertPart, Names, meta_model, read_names, stored_values
 from lockadapt.exports.weights.requantized import QuantizationRoundTrip
 from lockadapt.exports.weights.shards import INDEX, Layout, read_layout
 from lockadapt.exports.weights.stream import cores, write_shards
@@ -177,9 +176,8 @@ def _compare_copies(base: Path, adapter: Path) -> None:
     stored_at = read_layout(base).by_key()
     names = read_names(meta_model(base), stored_at, str(base))
     for name, copy in copies.items():
-        for key in names.keys_of(name):
-            with safe_open(stored_at[key][0].path, framework="pt") as file:
-                require_copy(name, copy, file.get_tensor(key), str(adapter))
+        for own in stored_values(names, stored_at, name):
+            require_copy(name, copy, own, str(adapter))
 
 
 def _part(stored: StoredTensor, names: Names) -> dict[str, StoredTensor]:

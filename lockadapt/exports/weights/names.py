@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import AutoConfig
 
 from lockadapt.errors import AssemblyError, VerificationError
+from lockadapt.models.safetensors_file import Shard, StoredTensor
 from lockadapt.models.sources import find, loading, some
 
 
@@ -83,6 +85,32 @@ class Names:
         """The names that share one tensor with this one, itself among them."""
         group = {name, self.ties.get(name, name)}
         return group | {tied for tied, source in self.ties.items() if source in group}
+
+
+def stored_values(
+    names: Names, stored_at: Mapping[str, tuple[Shard, StoredTensor]], name: str
+) -> list[torch.Tensor]:
+    """Reads a parameter from the folder that it lies in.
+
+    Args:
+        names: of the folder.
+        stored_at: shard and place of every key of the folder (`Layout.by_key`).
+        name: of the parameter.
+
+    Returns:
+        Its tensor, once for every key that holds it; a part of a stored one where several parameters share
+        it; nothing where it is made from several.
+    """
+
+    def read(key: str) -> torch.Tensor:
+        with safe_open(stored_at[key][0].path, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+        return tensor
+
+    part, keys = names.fused.get(name), names.keys_of(name)
+    if part is not None and not keys:
+        return [read(part.key)[part.first : part.last]]
+    return [read(key) for key in keys]
 
 
 def meta_model(folder: Path) -> Any:
