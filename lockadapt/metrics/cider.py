@@ -14,7 +14,9 @@ Tokens = Sequence[str]
 ORDER, SIGMA = 4, 6.0
 
 
-def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+def cider_d(
+    candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], rarity: Rarity | None = None
+) -> list[float]:
     """Compute the CIDEr-D of each item; the published score is their mean (often printed times 100).
 
     Words are weighed by how few items' references hold them, so the score of an item depends on the set it is
@@ -23,6 +25,7 @@ def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     Args:
         candidates: tokens of one caption an item.
         references: tokens of every accepted caption of the same item.
+        rarity: of words in another set, which then weighs them; default: that of `references`.
 
     Returns:
         One score an item, in 0..10.
@@ -33,7 +36,7 @@ def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     Source: Vedantam et al. 2015; pycocoevalcap `Cider` (clipped counts, Gaussian length penalty).
     """
     check_pairs(candidates, references)
-    rarity = _Rarity(references)
+    rarity = rarity or Rarity(references)
     scores = []
     for candidate, accepted in zip(candidates, references, strict=True):
         own = _vector(candidate, rarity)
@@ -42,8 +45,12 @@ def cider_d(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     return scores
 
 
-class _Rarity:
-    """The logarithm of (items / items whose references hold the n-gram)."""
+class Rarity:
+    """The logarithm of (items / items whose references hold the n-gram).
+
+    Args:
+        references: tokens of every accepted caption of each item of a set.
+    """
 
     def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
         self.items: NGrams = Counter()
@@ -59,6 +66,7 @@ class _Rarity:
         self.log_count = math.log(len(references))
 
     def __call__(self, ngram: tuple[str, ...]) -> float:
+        """The weight of an n-gram."""
         return self.log_count - math.log(max(1, self.items[ngram]))
 
 
@@ -69,7 +77,7 @@ class _Vector:
     length: int
 
 
-def _vector(tokens: Tokens, rarity: _Rarity) -> _Vector:
+def _vector(tokens: Tokens, rarity: Rarity) -> _Vector:
     weights = [
         {ngram: count * rarity(ngram) for ngram, count in count_ngrams(tokens, n + 1).items()}
         for n in range(ORDER)

@@ -40,12 +40,7 @@ def score_answers(
             where="scoring",
             fix="give one answer type, or None, for each answer",
         )
-    scores = [
-        vqa_accuracy([answer], [accepted])[0]
-        if len(accepted) >= ANNOTATORS
-        else exact_match(answer, accepted)
-        for answer, accepted in zip(answers, references, strict=True)
-    ]
+    scores = answer_scores(answers, references)
     groups: dict[str, list[float]] = {}
     for kind, score in zip(answer_types, scores, strict=True):
         if kind is not None:
@@ -55,6 +50,28 @@ def score_answers(
         "by_answer_type": {kind: sum(group) / len(group) for kind, group in sorted(groups.items())},
         "n": len(scores),
     }
+
+
+def answer_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """Score each answer: `vqa_accuracy` where there are at least ten references, `exact_match` elsewhere.
+
+    Args:
+        answers: one answer a question.
+        references: the accepted answers to the same question.
+
+    Returns:
+        One score a question, in 0..1.
+
+    Raises:
+        DataError: lengths differ, nothing to score, or a question without references.
+    """
+    check_pairs(answers, references)
+    return [
+        vqa_accuracy([answer], [accepted])[0]
+        if len(accepted) >= ANNOTATORS
+        else exact_match(answer, accepted)
+        for answer, accepted in zip(answers, references, strict=True)
+    ]
 
 
 def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
