@@ -43,7 +43,7 @@ from lockadapt.models.query_tokens import add_query_tokens
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.models.tower_size import at_size
-from lockadapt.models.towers import TowerFacts, load_tower, probe_pixels, probe_tower
+from lockadapt.models.towers import FeatureLayer, TowerFacts, load_tower, probe_pixels, probe_tower
 
 CALIBRATION_BATCH = 16
 PIXELS, SIZES = "pixel_values", "image_sizes"
@@ -90,7 +90,7 @@ def assemble(
     *,
     fusion_name: str | None = USUAL,
     image_size: int | None = None,
-    feature_layer: int = -2,
+    feature_layer: int | Sequence[int] = -2,
     dtype: str | torch.dtype = "auto",
     calibration_images: Iterable[Image.Image] | None = None,
     image_tokenizer: str | Path | None = None,
@@ -113,7 +113,8 @@ def assemble(
             or, where no class holds LLM and tower with it, the only fusion that does.
         image_size: side of the square that images are resized to; default: what the tower's own preprocessing
             ends with. The whole image is resized, nothing is cropped.
-        feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one).
+        feature_layer: hidden layer of a token tower that is projected (LLaVA: the last but one); of several,
+            the channels are read side by side, in the classes that do so (LLaVA, LLaVA-NeXT).
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for
             none.
@@ -149,7 +150,8 @@ def assemble(
         codec = None if image_tokenizer is None else load_image_tokenizer(image_tokenizer)
 
         def parts() -> LoadedSources:
-            settings = Loading(chosen, image_size, feature_layer, query_tokens, seed)
+            layers = feature_layer if isinstance(feature_layer, int) else tuple(feature_layer)
+            settings = Loading(chosen, image_size, layers, query_tokens, seed)
             try:
                 return load_parts((llm, tower), candidates, codec, settings)
             except AssemblyError as error:
@@ -212,7 +214,7 @@ class Loading:
 
     dtype: torch.dtype
     image_size: int | None
-    feature_layer: int
+    feature_layer: FeatureLayer
     query_tokens: int
     seed: int
 
@@ -287,6 +289,13 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
     Raises:
         AssemblyError: it cannot, or does not.
     """
+    if not isinstance(vision.feature_layer, int) and not choice.assembly.several_layers:
+        raise AssemblyError(
+            f"{choice.architecture.model_class.__name__} reads one hidden layer of the tower, and "
+            f"model.feature_layer lists {len(vision.feature_layer)}",
+            where=where,
+            fix="name one layer, or choose the fusion mlp, linear or tiles",
+        )
     side, factor = vision.image_size // vision.patch_size, choice.factor
     patches_only = choice.grids or choice.fusion.factor is not None
     if patches_only and side * side != vision.tokens:

@@ -118,6 +118,7 @@ class Assembly:
         encoder_decoders: whether the LLM may be one whose encoder reads prompts and whose decoder answers.
         example: pixel values (images, channels, side, side) of squares -> arguments of forward that show
             nothing but these squares, for the proof; None: as `Inputs.shown` says.
+        several_layers: whether its projector reads several hidden layers of the tower side by side.
     """
 
     fusions: Mapping[str, Fusion]
@@ -137,3 +138,4 @@ class Assembly:
     begun: bool = False
     encoder_decoders: bool = False
     example: Callable[[Ingredients, Tensor], dict[str, Tensor]] | None = None
+    several_layers: bool = False

@@ -42,7 +42,7 @@ def assembled_blueprint(
     *,
     fusion_name: str = "mlp",
     image_size: int | None = None,
-    feature_layer: int = -2,
+    feature_layer: int | Sequence[int] = -2,
     image_tokenizer: str | Path | None = None,
     query_tokens: int = 0,
     factor: int | None = None,
@@ -58,7 +58,7 @@ def assembled_blueprint(
         dtype: of the weights that there would be.
         fusion_name: of the projector.
         image_size: side in pixels; None: as the tower's own preprocessing ends.
-        feature_layer: hidden layer of the tower that is projected.
+        feature_layer: hidden layer of the tower that is projected, or several.
         image_tokenizer: folder or Hub id; None: no image generation.
         query_tokens: how many are added.
         factor: patches a side that become one token; None: the fusion's own.
@@ -93,7 +93,8 @@ def assembled_blueprint(
             resized = AutoModel.from_config(vision.model.config, dtype=dtype).eval().requires_grad_(False)
         vision = replace(vision, model=resized)
     with torch.no_grad():
-        vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), feature_layer)
+        layers = feature_layer if isinstance(feature_layer, int) else tuple(feature_layer)
+        vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), layers)
         text_facts = llm_structure(text)
         choice = choose(candidates, vision_facts.kind, where, text, vision.model)
         check_grid(vision_facts, choice, text_facts, where)

@@ -37,13 +37,13 @@ def common_config(ingredients: Ingredients) -> dict[str, Any]:
 
     Ties are the LLM's own where the class can keep them (`LlmFacts.keeps_tie`).
     """
-    text = ingredients.llm.config
+    text, layers = ingredients.llm.config, ingredients.vision.feature_layer
     text.tie_word_embeddings = ingredients.text.keeps_tie
     return {
         "text_config": text,
         "vision_config": ingredients.tower.config,
         "image_token_index": ingredients.tokenizer.convert_tokens_to_ids(ingredients.tokenizer.image_token),
-        "vision_feature_layer": ingredients.vision.feature_layer,
+        "vision_feature_layer": layers if isinstance(layers, int) else list(layers),
         "vision_feature_select_strategy": feature_strategy(ingredients.vision),
         "tie_word_embeddings": ingredients.text.keeps_tie,
     }

@@ -19,7 +19,7 @@ from lockadapt.architectures.bridge import (
 )
 from lockadapt.architectures.inputs import counted_span
 from lockadapt.architectures.projectors import FUSIONS, fusion_of
-from lockadapt.models.towers import TowerFacts
+from lockadapt.models.towers import TowerFacts, hidden_state
 
 
 def build(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
@@ -50,8 +50,8 @@ def processor(ingredients: Ingredients, template: str) -> Any:
 
 
 def projected(output: Any, vision: TowerFacts) -> Tensor:
-    """A hidden state of the tower without its class token."""
-    return output.hidden_states[vision.feature_layer][:, min(vision.extra_tokens, 1) :]
+    """A hidden state of the tower, or several side by side, without its class token."""
+    return hidden_state(output, vision.feature_layer)[:, min(vision.extra_tokens, 1) :]
 
 
 LLAVA = Architecture(
@@ -66,6 +66,7 @@ LLAVA = Architecture(
         projected=projected,
         build=build,
         processor=processor,
+        several_layers=True,
     ),
     features=projector_features(pack=list),  # forward wants a list with the tokens of each image
     positions=Positions(),

@@ -140,6 +140,7 @@ LLAVA_NEXT = Architecture(
         build=build,
         processor=processor,
         example=example,
+        several_layers=True,
     ),
     features=Features(take, give, ragged=True),
     positions=Positions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def holdings(
     tower: str | Path,
     *,
     image_size: int | None = None,
-    feature_layer: int = -2,
+    feature_layer: int | Sequence[int] = -2,
     measured: bool = True,
 ) -> list[Holding]:
     """Tries every fusion on an LLM and a tower, without weights beyond the LLM's own.
@@ -36,7 +37,7 @@ def holdings(
         llm: folder or Hub id of a language model.
         tower: folder or Hub id of a vision model.
         image_size: side in pixels; None: as the tower's own preprocessing ends.
-        feature_layer: hidden layer of the tower that is projected.
+        feature_layer: hidden layer of the tower that is projected, or several.
         measured: whether the LLM is loaded and run, which tells what its structure does not (a scaled or
             capped logit); else structure alone decides.
 

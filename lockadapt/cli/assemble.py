@@ -30,8 +30,10 @@ def assemble(
     image_size: int = typer.Option(
         None, "--image-size", help="Side of the square to which images are resized, in pixels."
     ),
-    feature_layer: int = typer.Option(
-        -2, "--feature-layer", help="Hidden layer of a token tower to project."
+    feature_layer: list[int] = typer.Option(
+        [-2],
+        "--feature-layer",
+        help="Hidden layer of a token tower to project; repeat it to project several side by side.",
     ),
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
@@ -48,7 +50,7 @@ def assemble(
         max_tiles=max_tiles,
         queries=queries,
         image_size=image_size,
-        feature_layer=feature_layer,
+        feature_layer=feature_layer[0] if len(feature_layer) == 1 else feature_layer,
         dtype=dtype,
     )
     report = result.report.to_dict()

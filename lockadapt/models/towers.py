@@ -20,6 +20,9 @@ from lockadapt.models.preprocessing import load_image_processor, pixels
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
 
+FeatureLayer = int | tuple[int, ...]
+"""A hidden layer of a tower, or several whose channels are read side by side."""
+
 
 @dataclass(frozen=True)
 class LoadedTower:
@@ -38,7 +41,9 @@ class TowerFacts:
 
     `tokens` counts what reaches the projector. For token towers `extra_tokens` counts what the tower puts
     beside the patches (class token, registers); the first of them is dropped. `patch_size` is what the
-    processor divides the side by: the patch of a ViT, the total stride of a CNN.
+    processor divides the side by: the patch of a ViT, the total stride of a CNN. `feature_layer` is
+    the hidden layer that is projected, or several, whose channels stand side by side; `hidden_size` is that
+    of one.
     """
 
     kind: Literal["tokens", "feature-map"]
@@ -47,7 +52,7 @@ class TowerFacts:
     patch_size: int
     extra_tokens: int
     image_size: int
-    feature_layer: int
+    feature_layer: FeatureLayer
 
 
 def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
@@ -99,13 +104,14 @@ def load_tower(tower: str | Path, dtype: torch.dtype) -> LoadedTower:
 
 
 @torch.no_grad()
-def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) -> TowerFacts:
+def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: FeatureLayer) -> TowerFacts:
     """Runs the tower on noise and reads from the shapes what it is.
 
     Args:
         tower: as loaded.
         image_processor: one that makes squares (`square_processor`).
-        feature_layer: the hidden layer of a token tower that is projected; feature maps are always the last.
+        feature_layer: the hidden layer of a token tower that is projected, or several; feature maps are
+            always the last.
 
     Returns:
         What was measured.
@@ -127,7 +133,7 @@ def probe_tower(tower: LoadedTower, image_processor: Any, feature_layer: int) ->
     return facts
 
 
-def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: int) -> tuple[TowerFacts, Tensor]:
+def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: FeatureLayer) -> tuple[TowerFacts, Tensor]:
     """Reads what a tower is from its outputs' shapes; also for a tower without weights.
 
     Args:
@@ -164,10 +170,24 @@ def tower_facts(tower: LoadedTower, values: Tensor, feature_layer: int) -> tuple
     if isinstance(last, Tensor) and len(last) != len(values):
         raise _unreadable(model, f"the features of {len(values)} images as {len(last)}, in one row", where)
     if isinstance(last, Tensor) and last.ndim == 4:
+        if not isinstance(feature_layer, int):
+            raise AssemblyError(
+                f"{type(model).__name__} returns one feature map, and model.feature_layer lists several",
+                where=where,
+                fix="leave model.feature_layer out",
+            )
         return _map_facts(model, last, side, where), last
     if isinstance(last, Tensor) and last.ndim == 3:
         return _token_facts(model, output, grids, side, feature_layer, where)
     raise _unreadable(model, "no last_hidden_state of three or four dimensions", where)
+
+
+def hidden_state(output: Any, layers: FeatureLayer) -> Tensor:
+    """What a tower's output has at a hidden layer, (images, tokens, channels); of several, side by side."""
+    if isinstance(layers, int):
+        state: Tensor = output.hidden_states[layers]
+        return state
+    return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
 
 
 def probe_pixels(image_processor: Any, seed: int = 0) -> Tensor:
@@ -231,12 +251,34 @@ def _map_facts(model: PreTrainedModel, last: Tensor, side: int, where: str) -> T
 
 
 def _token_facts(
-    model: PreTrainedModel, output: Any, grids: list[tuple[int, int]], side: int, layer: int, where: str
+    model: PreTrainedModel,
+    output: Any,
+    grids: list[tuple[int, int]],
+    side: int,
+    layers: FeatureLayer,
+    where: str,
 ) -> tuple[TowerFacts, Tensor]:
     states = getattr(output, "hidden_states", None)
-    if states is None or not -len(states) <= layer < len(states):
-        raise _unreadable(model, f"no hidden layer {layer} (it has {len(states or ())})", where)
-    features = states[layer]
+    for layer in (layers,) if isinstance(layers, int) else layers:
+        if states is None or not -len(states) <= layer < len(states):
+            raise _unreadable(model, f"no hidden layer {layer} (it has {len(states or ())})", where)
+        features = _tokens_at(model, states[layer], layer, where)
+    total = int(features.shape[1])
+    patches = max((h * w for h, w in grids if h == w and 0 <= total - h * w < 64), default=0)
+    patches = patches or math.isqrt(total) ** 2
+    extra = total - patches
+    patch = side // math.isqrt(patches)
+    if (side // patch) ** 2 != patches:
+        raise _unreadable(
+            model, f"{total} tokens, which is no square grid of patches of {side} pixels", where
+        )
+    width = int(features.shape[-1])
+    facts = TowerFacts("tokens", width, total - min(extra, 1), patch, extra, side, layers)
+    return facts, hidden_state(output, layers)
+
+
+def _tokens_at(model: PreTrainedModel, features: Tensor, layer: int, where: str) -> Tensor:
+    """A hidden state that is one of tokens as wide as the tower's config says."""
     width = getattr(model.config, "hidden_size", None)
     if features.ndim == 4:
         maps = tuple(features.shape[1:])
@@ -250,17 +292,7 @@ def _token_facts(
             f"{tuple(features.shape[1:])} at hidden layer {layer} where its config says {width} wide",
             where,
         )
-    total = int(features.shape[1])
-    patches = max((h * w for h, w in grids if h == w and 0 <= total - h * w < 64), default=0)
-    patches = patches or math.isqrt(total) ** 2
-    extra = total - patches
-    patch = side // math.isqrt(patches)
-    if (side // patch) ** 2 != patches:
-        raise _unreadable(
-            model, f"{total} tokens, which is no square grid of patches of {side} pixels", where
-        )
-    facts = TowerFacts("tokens", int(width), total - min(extra, 1), patch, extra, side, layer)
-    return facts, features
+    return features
 
 
 def _check_missing(tower: LoadedTower, values: Tensor, before: Tensor, facts: TowerFacts) -> None:
@@ -273,9 +305,8 @@ def _check_missing(tower: LoadedTower, values: Tensor, before: Tensor, facts: To
     if not tower.missing:
         return
     output = tower.model(values, output_hidden_states=True, return_dict=True)
-    after = (
-        output.last_hidden_state if facts.kind == "feature-map" else output.hidden_states[facts.feature_layer]
-    )
+    last = facts.kind == "feature-map"
+    after = output.last_hidden_state if last else hidden_state(output, facts.feature_layer)
     if not torch.equal(before, after):
         raise AssemblyError(
             f"the tower's checkpoint lacks {some(tower.missing)}",

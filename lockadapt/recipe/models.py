@@ -12,6 +12,8 @@ from lockadapt.recipe.sections import InconsistentError, Section, Text, Weight
 TileGrid = Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=2, max_length=2)]
 """Rows and columns."""
 
+Layer = Annotated[int, Field(ge=-1000, le=1000)]
+
 
 class ModelSection(Section):
     """The models to join: an LLM and a vision tower, or an existing vision-language model."""
@@ -65,10 +67,10 @@ class ModelSection(Section):
         description="with `vlm`: maximum number of tokens per image, by lowering the processor's own limit "
         "on pixels or tiles; merged folders keep it; default: the processor's own",
     )
-    feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = Field(
+    feature_layer: Layer | Annotated[list[Layer], Field(min_length=2, max_length=64)] = Field(
         default=-2,
         description="hidden layer of a token tower to project (feature maps and cross-attention always use "
-        "the last)",
+        "the last); `[-2, -8]`: the channels of several layers side by side, for `mlp`, `linear` and `tiles`",
     )
     lock_text: bool = Field(
         default=False,
