@@ -69,7 +69,10 @@ class Reporter:
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def counted(self, what: str) -> Any:
-        """Return a callback (done, total) that prints at most every PLAIN_SECONDS, nothing for short work."""
+        """Return a callback (done, total) that prints at most every PLAIN_SECONDS, nothing for short work.
+
+        It also says how long the rest takes at the speed so far.
+        """
         started = time.monotonic()
 
         def report(done: int, total: int) -> None:
@@ -78,9 +81,19 @@ class Reporter:
                 done >= total and now - started > PLAIN_SECONDS
             ):
                 self._last[what] = now
-                self.note(f"{what}: {done:,} of {total:,}")
+                left = (now - started) * (total - done) / max(done, 1)
+                rest = f", about {_duration(left)} left" if 0 < done < total else ""
+                self.note(f"{what}: {done:,} of {total:,}{rest}")
 
         return report
+
+
+def _duration(seconds: float) -> str:
+    """A time in the largest fitting unit."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def table_text(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

@@ -14,6 +14,7 @@ from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import draft_model
 from lockadapt.console import Reporter
+from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import pixel_inputs
 from lockadapt.data.scan import scan_images
@@ -60,6 +61,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         data.on_bad_image,
         data.max_bad_fraction,
         progress=reporter.counted("opening images"),
+        ledger=ImageLedger(experiment.features.cache),
     )
     images = {image.key: image for sample in scan.good for image in sample.images}
     if not images:

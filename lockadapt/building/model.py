@@ -162,12 +162,13 @@ def limited(processor: Any, max_image_tokens: int | None) -> Any:
 
 def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> list[Image.Image]:
     """Opens as many training images as the recipe wants, evenly spread."""
-    images: list[ImageRef] = list(
-        {image.key: image for sample in samples for image in sample.images}.values()
+    images: list[tuple[ImageRef, str]] = list(
+        {image.key: (image, sample.where) for sample in samples for image in sample.images}.values()
     )
     wanted = experiment.model.calibration_images
     step = max(1, len(images) // max(wanted, 1))
-    return [open_image(image, experiment.data.max_pixels) for image in images[::step][:wanted]]
+    limit = experiment.data.max_pixels
+    return [open_image(image, limit, where) for image, where in images[::step][:wanted]]
 
 
 def calibration_texts(experiment: Experiment, samples: Sequence[Sample]) -> list[str]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from PIL import Image
 
 from lockadapt.data.images import open_image, opened
+from lockadapt.data.ledger import ImageLedger, Known
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError, SafetyError
 
@@ -44,18 +45,35 @@ def content_key(image: ImageRef, max_pixels: int) -> str:
 
 
 def content_keys(
-    images: Mapping[str, ImageRef], max_pixels: int, progress: Callable[[int, int], None] | None = None
+    images: Mapping[str, ImageRef],
+    max_pixels: int,
+    progress: Callable[[int, int], None] | None = None,
+    ledger: ImageLedger | None = None,
 ) -> dict[str, str]:
-    """`content_key` of many images by their own keys, every image read once, on several threads."""
-    names, key_of = list(images), dict[str, str]()
+    """`content_key` of many images by their own keys, every image read once, on several threads.
+
+    Args:
+        images: by key.
+        max_pixels: as `content_key`.
+        progress: told (done, all).
+        ledger: spares the reading of files that are as they were, and is told of the others.
+
+    Returns:
+        Content keys by the images' keys, in their order.
+    """
+    known = ledger.known(images.values()) if ledger is not None else {}
+    key_of = {key: fact.sha256 for key, fact in known.items() if fact.sha256 is not None}
+    names = [name for name in images if name not in key_of]
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(names), _AT_ONCE):
             part = names[start : start + _AT_ONCE]
-            keys = pool.map(lambda name: content_key(images[name], max_pixels), part)
+            keys = list(pool.map(lambda name: content_key(images[name], max_pixels), part))
             key_of.update(zip(part, keys, strict=True))
+            if ledger is not None:
+                ledger.keep(images, {n: Known(sha256=key) for n, key in zip(part, keys, strict=True)})
             if progress:
-                progress(len(key_of), len(names))
-    return key_of
+                progress(len(key_of), len(images))
+    return {name: key_of[name] for name in images}
 
 
 def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from lockadapt.data.images import open_image
+from lockadapt.data.ledger import ImageLedger, Known
 from lockadapt.data.problems import MOST_PROBLEMS, merged
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError, SafetyError
@@ -39,6 +41,7 @@ def scan_images(
     on_bad: Literal["error", "skip"],
     max_bad_fraction: float,
     progress: Callable[[int, int], None] | None = None,
+    ledger: ImageLedger | None = None,
 ) -> ScanReport:
     """Open every distinct image once, on several threads, and keep none of the pixels.
 
@@ -48,6 +51,7 @@ def scan_images(
         on_bad: "error" stops at bad images; "skip" drops the samples that show them.
         max_bad_fraction: with "skip", the largest share of the distinct images that may be bad.
         progress: called on this thread with the images done and their number.
+        ledger: spares the opening of files that are as they were when they could be opened; told of others.
 
     Returns:
         The samples to use, and what was found.
@@ -62,7 +66,9 @@ def scan_images(
         for ref in sample.images:
             rows.setdefault(ref.key, (ref, sample.where))
     errors: dict[str, DataError | SafetyError] = {}
-    wanted, done = list(rows.values()), 0
+    known = ledger.known(ref for ref, _ in rows.values()) if ledger is not None else {}
+    accepted = {key for key, fact in known.items() if (fact.max_pixels or max_pixels + 1) <= max_pixels}
+    wanted, done = [row for key, row in rows.items() if key not in accepted], 0
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         for start in range(0, len(wanted), _AT_ONCE):
             batch = wanted[start : start + _AT_ONCE]
@@ -73,19 +79,43 @@ def scan_images(
                     errors[ref.key] = error
                 if progress is not None:
                     progress(done, len(wanted))
+            if ledger is not None:
+                opened = {ref.key: ref for ref, _ in batch if ref.key not in errors}
+                ledger.keep(opened, dict.fromkeys(opened, Known(max_pixels)))
             if on_bad == "error" and len(errors) >= MOST_PROBLEMS:
                 break
     if on_bad == "error" and errors:
         raise merged(list(errors.values())[:MOST_PROBLEMS], None, "images")
     bad = [BadImage(key, rows[key][1], error.message) for key, error in errors.items()]
     good = [sample for sample in samples if not any(ref.key in errors for ref in sample.images)]
-    if bad and (len(bad) / len(wanted) > max_bad_fraction or not good):
+    if bad and (len(bad) / len(rows) > max_bad_fraction or not good):
         lines = [f"{image.where}: {image.reason}" for image in bad[:MOST_PROBLEMS]]
         raise DataError(
-            "\n  ".join([f"{len(bad)} of {len(wanted)} images cannot be used:", *lines]),
+            "\n  ".join([f"{len(bad)} of {len(rows)} images cannot be used:", *lines]),
             fix=f"fix them, or raise `data.max_bad_fraction` (now {max_bad_fraction:g})",
         )
     return ScanReport(good, bad)
+
+
+def few_samples(samples: Sequence[Sample], images: int, seed: int) -> list[Sample]:
+    """Samples that show some of their images, drawn at random; all of them where there are no more images.
+
+    Args:
+        samples: of one data set.
+        images: how many distinct ones are wanted.
+        seed: same seed, same images.
+
+    Returns:
+        For each of the chosen images the first sample that shows it.
+    """
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        for ref in sample.images:
+            first.setdefault(ref.key, sample)
+    if len(first) <= images:
+        return list(samples)
+    chosen = random.Random(seed).sample(list(first.values()), images)
+    return list({id(sample): sample for sample in chosen}.values())
 
 
 def _error(ref: ImageRef, where: str, max_pixels: int) -> DataError | SafetyError | None:

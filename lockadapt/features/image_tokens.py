@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lockadapt.architectures.base import ImageCodec
-from lockadapt.data.image_bytes import content_keys
+from lockadapt.data.image_bytes import content_keys, picture_of
 from lockadapt.data.images import open_image
+from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
 from lockadapt.files import write_bytes
@@ -95,7 +96,8 @@ class ImageTokenInputs:
             DiskError: the file cannot be written.
         """
         new = {image.key: image for image in images if image.key not in self._rows}
-        contents = content_keys(new, self.max_pixels) if self.file is not None else {}
+        ledger = ImageLedger(self.file.parent) if self.file is not None else None
+        contents = content_keys(new, self.max_pixels, ledger=ledger) if ledger is not None else {}
         stored = self._read() if contents else {}
         for key, content in contents.items():
             if content in stored:
@@ -103,7 +105,12 @@ class ImageTokenInputs:
         todo = [key for key in new if key not in self._rows]
         for start in range(0, len(todo), self.batch_size):
             part = todo[start : start + self.batch_size]
-            pictures = [open_image(new[key], self.max_pixels) for key in part]
+            pictures = [
+                picture_of(new[key], contents[key], self.max_pixels)
+                if contents
+                else open_image(new[key], self.max_pixels)
+                for key in part
+            ]
             views = [[picture, *ten_crops(picture)] if self.crops else [picture] for picture in pictures]
             rows = self._encoded([view for some in views for view in some]).reshape(
                 len(part), len(views[0]), -1

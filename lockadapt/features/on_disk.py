@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lockadapt.architectures.kept import ImageRecord
 from lockadapt.data.image_bytes import content_keys, picture_of
 from lockadapt.data.images import open_image
+from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import LockadaptError
@@ -51,10 +52,14 @@ class DiskFeatures:
         self._layout: AnyLayout | None = None
 
     def content(self, images: Iterable[ImageRef]) -> dict[str, ImageRef]:
-        """The distinct images by content key, in the order of their first use. Each is hashed once."""
+        """The distinct images by content key, in the order of their first use.
+
+        Each is hashed once, and not again in later runs while its file stays as it is.
+        """
         shown = {image.key: image for image in map(self.pixels.shown, images)}
         new = {key: image for key, image in shown.items() if key not in self._keys}
-        self._keys.update(content_keys(new, self.pixels.max_pixels))
+        ledger = ImageLedger(self.folder.path.parent)
+        self._keys.update(content_keys(new, self.pixels.max_pixels, ledger=ledger))
         content: dict[str, ImageRef] = {}
         for key, image in shown.items():
             content.setdefault(self._keys[key], image)

@@ -14,6 +14,7 @@ from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
+from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.data.whole_image import crop_note
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         data.on_bad_image,
         data.max_bad_fraction,
         progress=reporter.counted("opening images"),
+        ledger=ImageLedger(experiment.features.cache, recall=False),
     )
     bad = {entry.key for entry in scan.bad}
     for entry in scan.bad[:20]:

@@ -11,16 +11,20 @@ from typing import Any
 from lockadapt.building.experiment import Experiment
 from lockadapt.console import Reporter
 from lockadapt.data.encode import Encoded
+from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample
-from lockadapt.data.scan import scan_images
+from lockadapt.data.scan import few_samples, scan_images
 from lockadapt.errors import DataError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.features.towerless import CachedTower
 from lockadapt.objectives import Objective
 from lockadapt.training.datasets import encoded_rows
+
+IMAGES_FIRST = 256
+"""Images that are opened before step 1 where a bad one is an error."""
 
 Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
 """By part of the data (`train`, `validation`) and objective."""
@@ -41,7 +45,10 @@ class Rows:
 
 
 def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
-    """Reads the rows of training and validation; opens every image once, and leaves samples of bad ones out.
+    """Reads the rows of training and validation; leaves samples of bad images out, if the recipe says so.
+
+    Only then are all images opened first, but for those that an earlier run or `check` opened. Else
+    `IMAGES_FIRST` of them are, drawn at random, and the others when they are used.
 
     Args:
         experiment: of the recipe.
@@ -56,12 +63,14 @@ def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
     samples = {part: experiment.samples(part, note=reporter.note) for part in ("train", "validation")}
     flat = [sample for rows in samples.values() for items in rows.values() for sample in items]
     data = experiment.data
+    skips = data.on_bad_image == "skip"
     report = scan_images(
-        flat,
+        flat if skips else few_samples(flat, IMAGES_FIRST, experiment.training.seed),
         data.max_pixels,
         data.on_bad_image,
         data.max_bad_fraction,
         progress=reporter.counted("opening images"),
+        ledger=ImageLedger(experiment.features.cache) if skips else None,
     )
     if report.bad:
         reporter.note(

@@ -21,6 +21,7 @@ from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache_trial import measured_policy
 from lockadapt.data.encode import Encoded
+from lockadapt.data.failures import carrying_failures, naming_rows, raise_failure
 from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler, OwnBatches
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pack import groups
@@ -143,7 +144,7 @@ class GroundingTrainer(Trainer):
             train_dataset=MixedDataset(train) if train else None,
             eval_dataset=evaluation or None,  # type: ignore[arg-type]
             processing_class=processing_class,
-            data_collator=self._collate,
+            data_collator=carrying_failures(self._collate),
             callbacks=[
                 LearningCheck(args.check_steps, self._some_are_new),
                 AfterStep(self.objectives),
@@ -189,7 +190,8 @@ class GroundingTrainer(Trainer):
     def collate(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
         """Makes an objective's batch from rows, packed into rows of up to `max_row_tokens` if given."""
         pad = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
-        return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
+        with naming_rows(items):
+            return self.objectives[name].collate(items, self.image_inputs[name], pad, name, max_row_tokens)
 
     def _some_losses(self) -> Iterator[torch.Tensor]:
         """The loss of a row of each objective, one with an image where there is one."""
@@ -266,6 +268,7 @@ class GroundingTrainer(Trainer):
         """Fetches micro-batches, and measures the time that training waits for data."""
         with self.measures.waiting():
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        raise_failure(batches)
         self.measures.begin_step()
         give_shares(batches, self.objectives, processes.add_up(step_terms(batches, self.objectives)))
         return batches, None

@@ -110,6 +110,19 @@ def test_data_keys(tiny: Path, assembled: Assembled, tmp_path: Path) -> None:
     assert kept("data.on_bad_image=skip", "data.max_bad_fraction=0.5") == 8
 
 
+def test_other_images_are_opened_when_they_are_drawn(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = loaded(tiny, tmp_path, "data.features=none", "training.batch_size=9")
+    rows = Path(recipe.objectives["vqa"].train.path)
+    rows.write_text(rows.read_text() + '{"image": "gone.png", "question": "?", "answer": "no"}\n')
+    monkeypatch.setattr("lockadapt.training.rows.IMAGES_FIRST", 1)
+    load_samples(build_experiment(recipe), QUIET)  # draws another one
+    with pytest.raises(DataError, match="gone.png") as raised:
+        train(recipe, tmp_path / "run", QUIET)
+    assert raised.value.where == "rows.jsonl:9"
+
+
 def test_control_tokens_in_rows_are_learned_only_where_the_recipe_allows_it(
     tiny: Path, assembled: Assembled, tmp_path: Path
 ) -> None:
