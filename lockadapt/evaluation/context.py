@@ -37,6 +37,7 @@ class PredictionContext:
         training: the objective's training rows, which a probe learns from; None for no probe.
         max_pixels: larger images are refused before decoding.
         note: told what the user should know.
+        beams: of generated answers; 1: greedy.
     """
 
     model: nn.Module
@@ -49,11 +50,12 @@ class PredictionContext:
     training: Callable[[], Sequence[Sample]] | None = None
     max_pixels: int = 100_000_000
     note: Callable[[str], None] | None = None
+    beams: int = 1
 
     def answers(
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
     ) -> list[str]:
-        """Answers by ranking a closed list, or by greedy generation.
+        """Answers by ranking a closed list, or by generation.
 
         Args:
             samples: whose last turns are answered.
@@ -67,7 +69,13 @@ class PredictionContext:
             RecipeError: ranking is asked for without a list.
         """
         predictor = SamplePredictor(
-            self.model, self.encoder, self.images, self.batch_size, self.max_row_tokens, self.note
+            self.model,
+            self.encoder,
+            self.images,
+            self.batch_size,
+            self.max_row_tokens,
+            self.note,
+            self.beams,
         )
         if self.method == "rank" and closed is None:
             raise RecipeError(

@@ -134,6 +134,7 @@ def evaluate(
             lambda name=name: experiment.samples("train", [name])[name],  # type: ignore[misc]
             experiment.data.max_pixels,
             reporter.note,
+            experiment.evaluation.beams,
         )
         label = objective.scored_as if name == objective.kind else name
         scores[label], predictions = objective.evaluate(context, samples)

@@ -49,6 +49,7 @@ class SamplePredictor:
         max_row_tokens: longest row of prompts and candidates that share their beginnings; None: nothing is
             shared.
         note: told why nothing is shared, where that was asked for.
+        beams: of generated answers (beam search); 1: greedy.
     """
 
     model: nn.Module
@@ -57,12 +58,13 @@ class SamplePredictor:
     batch_size: int = 64
     max_row_tokens: int | None = 2048
     note: Callable[[str], None] | None = None
+    beams: int = 1
 
     @torch.no_grad()
     def generate(
         self, samples: Sequence[Sample], max_new_tokens: int, progress: Progress | None = None
     ) -> list[str]:
-        """Answers each sample's last turn greedily, in order, without special tokens and outer spaces."""
+        """Answers each sample's last turn, in order, without special tokens and outer spaces."""
         self.model.eval()
         prompts = [self._prompt(sample) for sample in samples]
         # Prompts of one image side by side; all prompts of a batch have as many tokens up to their images'
@@ -71,6 +73,8 @@ class SamplePredictor:
         longest = max((len(prompt.input_ids) for prompt in prompts), default=0) + max_new_tokens
         share = self.max_row_tokens is not None and not self._explained(why_not_shared(self.model, longest))
         tried = not architecture_of(self.model).inputs.stock
+        # What an existing class keeps beside the cache (offsets of positions) follows no beams.
+        share = share and (tried or self.beams == 1)
         answers: dict[int, str] = {}
         alike = self._alike(prompts)
         order.sort(key=alike)
@@ -86,7 +90,8 @@ class SamplePredictor:
                 self.images,
                 self.encoder.tokenizer,
                 max_new_tokens,
-                share,
+                share=share,
+                beams=self.beams,
             )
             answers.update(zip(part, texts, strict=True))
             if progress:

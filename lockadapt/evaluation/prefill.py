@@ -1,4 +1,4 @@
-"""Greedy generation that reads an image once: its key-value cache is shared by all questions about it."""
+"""Generation that reads an image once: its key-value cache is shared by all questions about it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def generate_from_shared_prefix(
     images: ImageInputs,
     tokenizer: Any,
     max_new_tokens: int,
+    *,
     share: bool = True,
+    beams: int = 1,
 ) -> list[str]:
-    """Continues prompts greedily, without special tokens, a thought before the answer, and outer spaces.
+    """Continues prompts, without special tokens, a thought before the answer, and outer spaces.
 
     Args:
         model: a Transformers model, possibly wrapped by PEFT.
@@ -40,16 +42,17 @@ def generate_from_shared_prefix(
         tokenizer: the model's.
         max_new_tokens: of a continuation.
         share: whether everything up to `image_end` is read once for all prompts that have it in common.
+        beams: of the beam search; 1: greedy.
 
     Returns:
         A continuation a prompt, in order.
     """
     if share and shares(prompts):
-        inputs = _continued(model, prompts, images, tokenizer)
+        inputs = _continued(model, prompts, images, tokenizer, beams)
     else:
         inputs = _whole(model, prompts, images, tokenizer)
     prompt = inputs.pop("prompt_length")
-    made = _generate(model, inputs, tokenizer, max_new_tokens)
+    made = _generate(model, inputs, tokenizer, max_new_tokens, beams=beams)
     return [
         without_thought(text) for text in tokenizer.batch_decode(made[:, prompt:], skip_special_tokens=True)
     ]
@@ -140,9 +143,12 @@ def _whole(
 
 
 def _continued(
-    model: nn.Module, prompts: Sequence[Encoded], images: ImageInputs, tokenizer: Any
+    model: nn.Module, prompts: Sequence[Encoded], images: ImageInputs, tokenizer: Any, beams: int = 1
 ) -> dict[str, Any]:
-    """What `generate` takes for prompts whose common beginnings are read once, and `prompt_length`."""
+    """What `generate` takes for prompts whose common beginnings are read once, and `prompt_length`.
+
+    `generate` repeats ids and masks for its beams by itself, but not a cache that it is given.
+    """
     device, end = next(model.parameters()).device, prompts[0].image_end
     same = groups(prompts)
     firsts = [prompts[group[0]] for group in same]
@@ -157,7 +163,7 @@ def _continued(
         if "inputs_embeds" in given:
             del given["input_ids"]
         cache = reader(**given, use_cache=True, logits_to_keep=1).cache
-    cache.batch_select_indices(owner.to(device))
+    cache.batch_select_indices(owner.repeat_interleave(beams).to(device))
     for module in model.modules():
         # How far a row's positions lie from its tokens, which the class keeps beside the cache.
         if isinstance(deltas := getattr(module, "rope_deltas", None), torch.Tensor):
@@ -180,10 +186,12 @@ def _generate(
     inputs: dict[str, Any],
     tokenizer: Any,
     max_new_tokens: int,
+    *,
+    beams: int = 1,
     with_logits: bool = False,
     streamer: Any = None,
 ) -> Any:
-    """Continues prompts greedily: ids, prompts included; with logits, what `generate` returns with them."""
+    """Continues prompts: ids, prompts included; with logits, what `generate` returns with them."""
     # Janus sets a length of its own beside ours, and says at every call which one counts.
     with training_autocast(model), quiet():
         writer, given = writer_of(model, inputs)
@@ -191,7 +199,7 @@ def _generate(
             **given,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            num_beams=1,
+            num_beams=beams,
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             return_dict_in_generate=with_logits,

@@ -248,6 +248,9 @@ class EvaluationSection(Section):
     method: Literal["auto", "generate", "rank"] = Field(
         default="auto", description="auto: rank if a closed list of answers is given, otherwise generate"
     )
+    beams: Annotated[int, Field(gt=0, le=64)] = Field(
+        default=1, description="beams of a generated answer (beam search); 1: greedy"
+    )
     samples: Positive | None = Field(
         default=None, description="maximum number of samples from each test set; default: all"
     )

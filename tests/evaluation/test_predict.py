@@ -85,11 +85,19 @@ def test_rank_and_generation_hold_for_other_llms(kind: str, tiny: Path, tmp_path
     assert shared == alone
 
 
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("remembered", [False, True])
-def test_generation_equals_stock(remembered: bool, assembled: Assembled, tmp_path: Path) -> None:
-    own = predictor(assembled.folder, remembered)
+def test_generation_equals_stock(
+    remembered: bool, beams: int, assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_once = []
+    monkeypatch.setattr(
+        prefill, "_continued", lambda *given, go=prefill._continued: read_once.append(1) or go(*given)
+    )
+    own = dataclasses.replace(predictor(assembled.folder, remembered), beams=beams)
     samples = [*vqa_samples(tmp_path)[:4], dialogue_sample(tmp_path)]
     answers = own.generate(samples, 5)
+    assert read_once, "beams go on from a shared reading as well"
     plain = predictor(assembled.folder)
     for sample, answer in zip(samples, answers, strict=True):
         ids = torch.tensor([plain.encoder.prompt_ids(sample)])
@@ -99,6 +107,7 @@ def test_generation_equals_stock(remembered: bool, assembled: Assembled, tmp_pat
             **plain.images(sample.images),
             max_new_tokens=5,
             do_sample=False,
+            num_beams=beams,
         )
         text = plain.encoder.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
         assert answer == text.strip()

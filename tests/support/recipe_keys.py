@@ -257,6 +257,7 @@ ELSEWHERE = {
     "data.cache": "tests/features/test_policy.py::test_cache_verb",
     "training.patience": "tests/training/test_loop.py::test_early_stopping",
     "training.report_to": "tests/training/test_arguments.py::test_report_to_reaches_the_trainer",
+    "evaluation.beams": "tests/training/test_loop.py::test_evaluation_keys",
     "evaluation.method": "tests/training/test_loop.py::test_evaluation_keys",
     "evaluation.samples": "tests/training/test_loop.py::test_evaluation_keys",
     "model.image_tokenizer": "tests/architectures/janus/test_graft.py",

@@ -200,6 +200,8 @@ def test_evaluation_keys(tiny: Path, tmp_path: Path) -> None:
     assert set(ranked) <= {"red", "green", "blue", "yellow", "yes", "no"}
     assert not set(generated) <= set(ranked)
     assert len(answers("evaluation.samples=3")) == 3
+    generate = ("evaluation.method=generate", "objectives.vqa.max_new_tokens=8")
+    assert answers(*generate) != answers(*generate, "evaluation.beams=4")
     with pytest.raises(RecipeError):
         answers("objectives.vqa.answers=null", "evaluation.method=rank")
 
