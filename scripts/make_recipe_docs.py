@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lockadapt.recipe.keys import branches
 from lockadapt.recipe.models import LoraSection, ModelSection
 from lockadapt.recipe.objectives import KINDS, ObjectiveSection
+from lockadapt.recipe.rewards import GuardSection, RewardSection, RewardsSection
 from lockadapt.recipe.schema import (
     DataSection,
     EvaluationSection,
@@ -28,6 +30,13 @@ from lockadapt.recipe.sources import SourceSection
 
 FILE = Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 BEGIN, END = "<!-- keys: written by scripts/make_recipe_docs.py -->", "<!-- /keys -->"
+REWARDS = {
+    name: branch
+    for name, field in RewardsSection.model_fields.items()
+    for branch in branches(field.annotation)
+    if branch is not RewardSection
+}
+"""Rewards with keys of their own."""
 SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("Top level", Recipe),
     ("`model`", ModelSection),
@@ -38,6 +47,10 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("`data`", DataSection),
     ("`training`", TrainingSection),
     ("`stages.<n>`", StageSection),
+    ("`stages.<n>.rewards`", RewardsSection),
+    ("`stages.<n>.rewards.<reward>`", RewardSection),
+    *((f"`stages.<n>.rewards.{name}`", section) for name, section in REWARDS.items()),
+    ("`stages.<n>.guard`", GuardSection),
     ("`evaluation`", EvaluationSection),
 )
 UNBOUNDED = 1_000_000_000
@@ -67,6 +80,8 @@ def updated(text: str) -> str:
 def _own_keys(section: type[Section]) -> list[str]:
     """The keys of a section; of a kind of objectives those that not every objective has."""
     shared = ObjectiveSection.model_fields if section in KINDS.values() else {}
+    if section in REWARDS.values():
+        shared = RewardSection.model_fields
     return [name for name in section.model_fields if name not in shared]
 
 

@@ -5,9 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe, StageSection
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """How TRL trains a stage.
+
+    Attributes:
+        name: `dpo` or `grpo`.
+        trl: fields of TRL's config.
+        rewards: keys of each reward, by its name.
+        guard_steps: consecutive steps without a signal that stop the stage.
+        max_kl: KL per token, in nats, that stops it.
+    """
+
+    name: str
+    trl: Mapping[str, Any]
+    rewards: Mapping[str, Mapping[str, Any]]
+    guard_steps: int
+    max_kl: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,8 @@ class Stage:
     sampling_weights: Mapping[str, float] = field(default_factory=dict)
     micro_batch: float = 0.0
     """Samples in a micro-batch on average over the objectives."""
+    method: MethodSettings | None = None
+    """How TRL trains it; None: by the objectives' losses."""
 
     @property
     def samples(self) -> int:
@@ -55,17 +77,17 @@ def build_stages(
     stages = []
     for section in recipe.stages or [whole]:
         names = tuple(section.objectives or recipe.objectives)
+        method = _method(section)
         batch_size = section.batch_size or training.batch_size
         accumulation = section.accumulation or training.accumulation
+        micro_batch = _micro_batch(objectives, names, section.sampling_weights, batch_size)
+        if method is not None and method.name == "grpo":
+            micro_batch = batch_size / answers_of_a_prompt(method)
         steps, epochs = section.steps, section.epochs
         if steps is None and epochs is None:
             steps, epochs = training.steps, training.epochs
         if steps is None:
-            per_step = (
-                _micro_batch(objectives, names, section.sampling_weights, batch_size)
-                * accumulation
-                * processes
-            )
+            per_step = micro_batch * accumulation * processes
             steps = max(1, math.ceil((epochs or 1.0) * sum(rows[name] for name in names) / per_step))
         stages.append(
             Stage(
@@ -80,10 +102,28 @@ def build_stages(
                 section.retrieval_learning_rate or training.retrieval_learning_rate,
                 section.generation_learning_rate or training.generation_learning_rate,
                 section.sampling_weights,
-                _micro_batch(objectives, names, section.sampling_weights, batch_size),
+                micro_batch,
+                method,
             )
         )
     return stages
+
+
+def answers_of_a_prompt(method: MethodSettings) -> int:
+    """How many answers to a prompt a grpo stage compares: TRL's default unless the recipe says."""
+    if (named := method.trl.get("num_generations")) is not None:
+        return max(1, int(named))
+    from lockadapt.models.trl_config import trl_fields  # imports TRL
+
+    return int(trl_fields("grpo")["num_generations"])
+
+
+def _method(section: StageSection) -> MethodSettings | None:
+    if section.method is None:
+        return None
+    rewards = section.rewards.model_dump(exclude_none=True) if section.rewards is not None else {}
+    guard = section.guard
+    return MethodSettings(section.method, section.trl, rewards, guard.steps, guard.max_kl)
 
 
 def _micro_batch(

@@ -95,7 +95,8 @@ class Sample:
     `where` names the row for messages to the user, e.g. `train.jsonl:17`. `answer_type` is the group that an
     accuracy is broken down by ("yes/no", "number", "other"), `sample_id` the id in the source, if any.
     `boxes` are what a phrase is about: left, top, right and bottom as fractions of the image's sides.
-    `negatives` are captions that do not belong to the image.
+    `negatives` are captions that do not belong to the image. `rejected` is what a preference holds for worse
+    than the last answer.
     """
 
     images: tuple[ImageRef, ...]
@@ -106,6 +107,7 @@ class Sample:
     sample_id: str | None = None
     boxes: tuple[Box, ...] = ()
     negatives: tuple[str, ...] = ()
+    rejected: str = ""
 
     @property
     def answer(self) -> str:

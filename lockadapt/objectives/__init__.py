@@ -7,6 +7,7 @@ from lockadapt.objectives.caption import Caption
 from lockadapt.objectives.dialogue import Dialogue
 from lockadapt.objectives.grounding import Grounding
 from lockadapt.objectives.itc import ImageText
+from lockadapt.objectives.preference import Preference
 from lockadapt.objectives.text import PlainText
 from lockadapt.objectives.text_to_image import TextToImage
 from lockadapt.objectives.vqa import Vqa
@@ -18,6 +19,7 @@ KINDS: dict[str, Any] = {
     "grounding": Grounding,
     "itc": ImageText,
     "t2i": TextToImage,
+    "preference": Preference,
     "text": PlainText,
 }
 """Recipe kind -> class; its dataclass fields are the recipe's keys of the same names."""
@@ -31,6 +33,7 @@ __all__ = [
     "Objective",
     "Objectives",
     "PlainText",
+    "Preference",
     "TextToImage",
     "Vqa",
 ]

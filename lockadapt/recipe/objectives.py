@@ -242,6 +242,12 @@ class TextToImageSection(ObjectiveSection):
     )
 
 
+class PreferenceSection(ObjectiveSection):
+    """Preferences: rows with a chosen and a rejected answer, learned by a stage with `method: dpo`."""
+
+    kind: Literal["preference"] = Field(default="preference", description=KIND)
+
+
 class TextSection(ObjectiveSection):
     """Plain text without images."""
 
@@ -255,6 +261,7 @@ AnyObjective = (
     | GroundingSection
     | ItcSection
     | TextToImageSection
+    | PreferenceSection
     | TextSection
 )
 """A kind of objective is one class above, one entry here, and its class in `lockadapt.objectives.KINDS`."""

@@ -8,7 +8,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lockadapt.recipe.former_keys import with_present_keys
 from lockadapt.recipe.models import LoraSection, ModelSection
-from lockadapt.recipe.objectives import AnswerSection, AnyObjective, ItcSection, kinds_in_schema, with_kinds
+from lockadapt.recipe.objectives import (
+    AnswerSection,
+    AnyObjective,
+    ItcSection,
+    PreferenceSection,
+    kinds_in_schema,
+    with_kinds,
+)
+from lockadapt.recipe.rewards import GuardSection, RewardsSection
 from lockadapt.recipe.sections import (
     NAME,
     NAME_RULE,
@@ -31,6 +39,8 @@ from lockadapt.recipe.sources import SourceSection
 __all__ = ["InconsistentError", "Recipe", "Section", "SourceSection"]
 
 Part = Literal["projector", "lora", "retrieval", "generation"]
+Plain = bool | int | float | str
+TrlValue = Plain | list[Plain] | None
 
 
 class DataSection(Section):
@@ -212,6 +222,46 @@ class StageSection(Section):
     sampling_weights: dict[str, Weight] = Field(
         default_factory=dict, description="objective -> its share of micro-batches in this stage"
     )
+    method: Literal["dpo", "grpo"] | None = Field(
+        default=None,
+        description="train by TRL instead of by the objectives' losses: dpo on preferences, grpo on rewards; "
+        "the stage names one objective",
+    )
+    rewards: RewardsSection | None = Field(default=None, description="grpo: what answers are rewarded for")
+    trl: dict[str, TrlValue] = Field(
+        default_factory=dict,
+        description="fields of TRL's `DPOConfig` or `GRPOConfig`, such as beta, loss_type, num_generations",
+    )
+    guard: GuardSection = Field(
+        default_factory=GuardSection, description="when a stage with a method stops for want of a signal"
+    )
+
+    @model_validator(mode="after")
+    def _method_has_its_keys(self) -> StageSection:
+        problems: list[tuple[KeyPath, str]] = []
+        if self.method is None:
+            given = [key for key in ("rewards", "trl", "guard") if key in self.model_fields_set]
+            given = [
+                key
+                for key in given
+                if getattr(self, key) != StageSection.model_fields[key].get_default(call_default_factory=True)
+            ]
+            problems += [((key,), "needs `method`") for key in given]
+        elif self.trl:
+            # Only now, as it imports torch.
+            from lockadapt.models.trl_config import field_problem
+
+            wrong = {name: field_problem(self.method, name) for name in self.trl}
+            problems += [(("trl", name), text) for name, text in wrong.items() if text]
+        wanted = self.rewards.model_dump(exclude_none=True) if self.rewards is not None else {}
+        if self.method == "grpo" and not wanted:
+            problems.append((("rewards",), "grpo needs at least one, such as `vqa: {}`"))
+        if self.method == "dpo" and self.rewards is not None:
+            problems.append((("rewards",), "are for grpo: dpo learns from `chosen` and `rejected`"))
+        if self.method is not None and self.sampling_weights:
+            problems.append((("sampling_weights",), "a stage with a method trains one objective"))
+        refuse(problems)
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> StageSection:
@@ -346,6 +396,7 @@ class Recipe(Section):
                 problems.append(
                     ((number, "sampling_weights"), f"the stage has no objective {', '.join(unknown)}")
                 )
+            problems += _method_problems(number, stage, info.data.get("objectives"))
             if "lora" in (stage.train or ()) and info.data.get("lora", ...) is None:
                 problems.append(((number, "train"), "trains lora, but `lora` is null"))
             if stage.name in [earlier.name for earlier in stages[:number]]:
@@ -367,6 +418,30 @@ class Recipe(Section):
         ):
             raise InconsistentError([(("method",), "rank needs a closed list: no objective has `answers`")])
         return evaluation
+
+
+def _method_problems(
+    number: int, stage: StageSection, objectives: dict[str, AnyObjective] | None
+) -> list[tuple[KeyPath, str]]:
+    """What does not go together of a stage's method and its objectives."""
+    chosen = {
+        name: objectives[name]
+        for name in stage.objectives or objectives or ()
+        if objectives and name in objectives
+    }
+    preferences = [name for name, section in chosen.items() if isinstance(section, PreferenceSection)]
+    key: KeyPath = (number, "objectives")
+    if not chosen:
+        return []
+    if stage.method is None:
+        text = f"{', '.join(preferences)}: preferences are learned by a stage with `method: dpo`"
+        return [(key, text)] if preferences else []
+    if len(chosen) > 1:
+        return [(key, f"a stage with a method names one objective, not {', '.join(chosen)}")]
+    if stage.method == "dpo":
+        return [] if preferences else [(key, "dpo needs an objective of the kind preference")]
+    answered = all(section.kind in ("caption", "vqa", "dialogue", "grounding") for section in chosen.values())
+    return [] if answered else [(key, "grpo needs an objective whose rows have answers, such as vqa")]
 
 
 def _length_problems(part: TrainingSection | StageSection) -> list[tuple[KeyPath, str]]:

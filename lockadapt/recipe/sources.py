@@ -9,13 +9,18 @@ from pydantic import Field, model_validator
 
 from lockadapt.recipe.sections import KeyPath, Natural, Positive, Section, Text, refuse
 
-ROWS_OF_FORMATS = {"coco": ("caption", "grounding"), "vqa-v2": ("vqa",), "refcoco": ("grounding",)}
+ROWS_OF_FORMATS = {
+    "coco": ("caption", "grounding"),
+    "vqa-v2": ("vqa",),
+    "refcoco": ("grounding",),
+    "llava-rlhf": ("preference",),
+}
 """Formats that hold rows of few kinds only, in columns of their own."""
 
 SAMPLE_FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
     *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
-    *("video", "negatives"),
+    *("video", "negatives", "chosen", "rejected"),
 )
 if TYPE_CHECKING:
     SampleField = str  # for callers any text; for the reader of a recipe a closed list
@@ -26,9 +31,9 @@ else:
 class SourceSection(Section):
     """A set of rows and the images they refer to."""
 
-    format: Literal["jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "datasets"] = Field(
-        description="file format of the rows"
-    )
+    format: Literal[
+        "jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "llava-rlhf", "datasets"
+    ] = Field(description="file format of the rows")
     path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
     images: Text | None = Field(
         default=None, description="folder to which image names are relative; default: the folder of `path`"
@@ -45,7 +50,7 @@ class SourceSection(Section):
         default_factory=dict,
         description="sample field -> column name, or index if rows are lists; fields: image, images, "
         "question, answer, answers, caption, captions, messages, prompt, completion, answer_type, id, text, "
-        "phrase, box, boxes, video, negatives",
+        "phrase, box, boxes, video, negatives, chosen, rejected",
     )
     image_name: Text | None = Field(
         default=None,

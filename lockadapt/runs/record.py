@@ -47,6 +47,19 @@ class PackingRecord(_Record):
     why: str
 
 
+class RewardRecord(_Record):
+    """The reward that a stage with a method learned from: mean for grpo, margin for dpo.
+
+    Attributes:
+        first, last: of the first and the last line of metrics; None: there is none.
+        held_out: of the last validation; None: there is none.
+    """
+
+    first: Measured | None
+    last: Measured | None
+    held_out: Measured | None
+
+
 class StageRecord(_Record):
     """How a stage ended.
 
@@ -56,6 +69,7 @@ class StageRecord(_Record):
         samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were
             recorded.
         text_logit_change: with `model.lock_text`, the largest change of a text-only logit, which is 0.
+        reward: of a stage with a method.
     """
 
     name: str
@@ -71,6 +85,7 @@ class StageRecord(_Record):
     seconds: Seconds | None = None
     locked: Count
     text_logit_change: Measured | None = None
+    reward: RewardRecord | None = None
 
     @field_validator("components")
     @classmethod
@@ -94,6 +109,7 @@ class RunRecord(_Record):
         admission: what was measured of a class without a description of its own; None of others.
         artifacts: `artifact_digests` of what training left, by file; None in runs of before they were
             recorded.
+        reward: of the last stage with a method; None: there is none.
     """
 
     version: int = VERSION
@@ -117,6 +133,7 @@ class RunRecord(_Record):
     seconds: Seconds
     samples_per_second: Seconds
     locked: bool
+    reward: RewardRecord | None = None
 
     @property
     def components(self) -> frozenset[str]:

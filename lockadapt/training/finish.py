@@ -45,6 +45,12 @@ class Training:
         return max((stage.record.locked for stage in self.stages), default=0)
 
     @property
+    def reward(self) -> dict[str, Any] | None:
+        """Of the last stage with a method."""
+        records = [stage.record.reward for stage in self.stages if stage.record.reward is not None]
+        return records[-1].model_dump() if records else None
+
+    @property
     def samples_per_second(self) -> float:
         """Over all stages whose time is known, which older versions did not keep."""
         timed = [stage.record for stage in self.stages if stage.record.seconds]
@@ -98,6 +104,7 @@ def _record(session: Session, training: Training) -> dict[str, Any]:
         "seconds": round(training.seconds, 2),
         "samples_per_second": round(training.samples_per_second, 2),
         "locked": True,
+        "reward": training.reward,
     }
 
 

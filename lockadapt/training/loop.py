@@ -47,6 +47,7 @@ class TrainResult:
         seconds: that training took, without reading rows and building the model.
         samples_per_second: over all stages.
         locked: the lock was proved: every frozen tensor is what it was.
+        reward: `{"first", "last", "held_out"}` of the last stage with a method; None: there is none.
     """
 
     output: Path
@@ -54,10 +55,14 @@ class TrainResult:
     seconds: float
     samples_per_second: float
     locked: bool
+    reward: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `lockadapt train --json` prints."""
-        return {**asdict(self), "output": str(self.output)}
+        printed = {**asdict(self), "output": str(self.output)}
+        if self.reward is None:
+            del printed["reward"]
+        return printed
 
 
 def train(
@@ -159,4 +164,4 @@ def _train(
         f"{steps:,} steps in {seconds:.0f} s: {folder}"
     )
     rate = round(training.samples_per_second, 2)
-    return TrainResult(folder, steps, round(seconds, 2), rate, True)
+    return TrainResult(folder, steps, round(seconds, 2), rate, True, training.reward)

@@ -22,6 +22,7 @@ from lockadapt.files import write_json, write_tensors
 from lockadapt.training.stored_state import LoopPosition, Progress, reading_checkpoint, require_like
 
 if TYPE_CHECKING:
+    from lockadapt.training.methods.locked import LockedStage
     from lockadapt.training.trainer import GroundingTrainer
 
 PROGRESS = "progress"
@@ -36,7 +37,7 @@ class LoopState(TrainerCallback):
         trainer: whose loop it is.
     """
 
-    def __init__(self, trainer: GroundingTrainer) -> None:
+    def __init__(self, trainer: GroundingTrainer | LockedStage) -> None:
         self.trainer = trainer
         self.resumed: Path | None = None
         """The checkpoint that the next loop goes on from."""
@@ -108,7 +109,7 @@ class LoopState(TrainerCallback):
         ]
 
 
-def train_from(trainer: GroundingTrainer, last: Path | None) -> Any:
+def train_from(trainer: GroundingTrainer | LockedStage, last: Path | None) -> Any:
     """Trains, from a checkpoint or from the start.
 
     Args:

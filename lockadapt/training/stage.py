@@ -27,6 +27,8 @@ from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
 from lockadapt.training.arguments import grounding_config
 from lockadapt.training.begun import own_rows
+from lockadapt.training.methods.build import method_trainer
+from lockadapt.training.methods.locked import LockedStage
 from lockadapt.training.preflight import try_largest_batch
 from lockadapt.training.progress import ProgressCallback, forget_after
 from lockadapt.training.resuming import train_from
@@ -128,6 +130,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     finished = folder / checkpoint.FINISHED
     if session.resume and checkpoint.is_complete(finished):
         checkpoint.load_trainable(model, finished)
+        if isinstance(trainer, LockedStage):
+            trainer.release()
         note(f"stage {stage.name} was finished before")
         return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
     last = checkpoint.latest(folder) if session.resume else None
@@ -137,9 +141,11 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
     texts = _texts(session) if session.experiment.model.lock_text else []
     before = text_logits(model, texts)
-    largest = processes.together(
-        lambda: try_largest_batch(trainer, session.experiment, session.base, session.reporter)
-    )
+    largest = None
+    if isinstance(trainer, GroundingTrainer):
+        largest = processes.together(
+            lambda: try_largest_batch(trainer, session.experiment, session.base, session.reporter)
+        )
     with quiet():
         result = train_from(trainer, last)
     outcome = {
@@ -150,12 +156,13 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         "train_loss": result.training_loss,
         "best_validation_loss": trainer.state.best_metric,
         "loss_change_by_swapped_images": trainer.image_sensitivity,
-        "largest_batch_bytes": largest.peak,
+        "largest_batch_bytes": largest.peak if largest is not None else None,
         "components": table_json(table),
         "packing": trainer.packing.to_dict(),
         "seconds": round(trainer.measures.seconds, 3),
         "locked": processes.together(trainer.prove_locked),
         "text_logit_change": prove_text_locked(before, text_logits(model, texts)) if texts else None,
+        **(trainer.outcome() if isinstance(trainer, LockedStage) else {}),
     }
     if texts:
         note(f"text lock: the logits of {len(texts)} texts without an image are unchanged, bit for bit")
@@ -176,7 +183,7 @@ def _texts(session: Session) -> list[torch.Tensor]:
     return [torch.from_numpy(row.input_ids.astype("int64")) for row in rows]
 
 
-def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrainer:
+def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrainer | LockedStage:
     """The trainer of a stage, which writes its checkpoints into `folder`."""
     experiment, rows = session.experiment, session.rows
     validation = {name: items for name, items in rows.validation.items() if name in stage.objectives}
@@ -201,6 +208,8 @@ def stage_trainer(session: Session, stage: Stage, folder: Path) -> GroundingTrai
         callbacks += objective.callbacks(samples, session.processor, shown)
     for observer in session.observers:
         callbacks += observer(session, stage.name, objectives)
+    if stage.method is not None:
+        return method_trainer(session, stage, folder, objectives, callbacks)
     dtype = resolve_dtype(experiment.model.dtype)
     trainer = GroundingTrainer(
         session.model,

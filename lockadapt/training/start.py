@@ -84,4 +84,6 @@ def rows_digest(rows: Sequence[Encoded]) -> str:
         digest.update(json.dumps([len(row.input_ids), len(row.images)]).encode())
         digest.update(row.input_ids.tobytes())
         digest.update(row.labels.tobytes())
+        if (rejected := getattr(row, "rejected", None)) is not None:
+            digest.update(rejected.input_ids.tobytes())
     return digest.hexdigest()

@@ -81,3 +81,30 @@ def test_contrastive_batches_are_counted_as_they_are_drawn(tmp_path: Path) -> No
     (stage,) = experiment.stages({"itc": 1024})
     assert stage.micro_batch == 256
     assert stage.steps == 8
+
+
+def test_a_stage_with_a_method_has_its_settings(tmp_path: Path) -> None:
+    rewards = (
+        "{vqa: {}, exact: {weight: 0.5}, caption: {weight: 0.1}, iou: {box_format: plain, weight: 2.0}, "
+        "format: {pattern: '[a-z]+', weight: 0.2}, function: {function: 'a.py:b', weight: 3.0}, "
+        "retrieval: {run: runs/dual, pool: 9, weight: 4.0}}"
+    )
+    own = built(
+        tmp_path,
+        "training={epochs: 1.0, batch_size: 16}",
+        "stages=[{name: a, method: grpo, trl: {num_generations: 4}, guard: {steps: 5, max_kl: 2.0}, "
+        f"rewards: {rewards}}}]",
+    )
+    [stage] = own.stages({"vqa": 80})
+    assert stage.method is not None
+    assert (stage.method.name, stage.method.guard_steps, stage.method.max_kl) == ("grpo", 5, 2.0)
+    assert stage.method.rewards == {
+        "vqa": {"weight": 1.0},
+        "exact": {"weight": 0.5},
+        "iou": {"weight": 2.0, "box_format": "plain"},
+        "caption": {"weight": 0.1},
+        "retrieval": {"weight": 4.0, "run": "runs/dual", "pool": 9},
+        "format": {"weight": 0.2, "pattern": "[a-z]+"},
+        "function": {"weight": 3.0, "function": "a.py:b"},
+    }
+    assert stage.steps == 20  # 80 prompts, four a step

@@ -62,7 +62,7 @@ stages:
         "x.yaml:11: objectives.vqa.train.path: required, but missing (file or folder (for `datasets`: folder or "
         "Hub id))",
         "x.yaml:11: objectives.vqa.train.format: should be one of jsonl, csv, imagefolder, llava, coco, vqa-v2, "
-        "refcoco, datasets, got 'jsnol'. Did you mean jsonl?",
+        "refcoco, llava-rlhf, datasets, got 'jsnol'. Did you mean jsonl?",
         "x.yaml:15: training.seed: the tag !secret is not allowed: a recipe holds plain values only",
         "x.yaml:19: stages.0.learning_rate: applies to lora, which this stage does not train; for the projector, set "
         "`projector_learning_rate`",

@@ -52,8 +52,8 @@ def test_exact_is_exact_match_where_ten_people_answered_too() -> None:
 
 
 def test_iou_is_the_mean_iou_of_evaluation() -> None:
-    one, other = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
-    samples = [row(0, boxes=(one,)), row(1, boxes=(one, other)), row(2, boxes=(other,))]
+    first, other = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
+    samples = [row(0, boxes=(first,)), row(1, boxes=(first, other)), row(2, boxes=(other,))]
     predicted = [[(0.1, 0.1, 0.5, 0.3)], [other], []]
     answers = [write_boxes(boxes, "qwen") if boxes else "nowhere" for boxes in predicted]
     scores = made("iou", samples, box_format="qwen").score(samples, answers)

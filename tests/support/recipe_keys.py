@@ -262,6 +262,19 @@ ELSEWHERE = {
     "evaluation.samples": "tests/training/test_loop.py::test_evaluation_keys",
     "model.image_tokenizer": "tests/architectures/janus/test_graft.py",
     "stages.sampling_weights": "tests/building/test_stages.py::test_a_stage_may_have_ratios_of_its_own",
+    "stages.method": "tests/training/methods/test_dpo.py::test_an_ordinary_run",
+    "stages.trl": "tests/training/methods/test_dpo.py::test_fields_of_trl_reach_its_config",
+    **{
+        f"stages.{key}": "tests/building/test_stages.py::test_a_stage_with_a_method_has_its_settings"
+        for key in (
+            *("rewards", "rewards.vqa", "rewards.exact", "rewards.caption", "rewards.function"),
+            *("rewards.iou", "rewards.retrieval", "rewards.format", "guard", "guard.steps", "guard.max_kl"),
+            *(f"rewards.{name}.weight" for name in ("vqa", "exact", "caption", "function")),
+            *(f"rewards.{name}.weight" for name in ("iou", "retrieval", "format")),
+            *("rewards.function.function", "rewards.iou.box_format", "rewards.format.pattern"),
+            *("rewards.retrieval.run", "rewards.retrieval.pool"),
+        )
+    },
     "stages.objectives": "tests/building/test_stages.py::test_a_stage_may_take_some_objectives",
     "output": "tests/cli/test_cli.py::test_failures_end_in_one_message_and_their_code",
 }

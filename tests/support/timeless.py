@@ -8,7 +8,8 @@ from typing import Any
 
 TIMES = {
     *("seconds", "samples_per_second", "data_share", "train_runtime", "train_samples_per_second"),
-    *("train_steps_per_second", "largest_batch_bytes", "command"),
+    *("train_steps_per_second", "largest_batch_bytes", "command", "step_time"),
+    *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
 }
 UNCOMPARED = ("manifest.json", ".png", "README.md", "report.html", "training_args.bin")
 """Digests of the others, and what is drawn or written from them."""

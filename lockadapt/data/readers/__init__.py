@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 
-from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, refcoco, vqa_v2
+from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, llava_rlhf, refcoco, vqa_v2
 from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
@@ -21,6 +21,7 @@ READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "coco": coco.read,
     "vqa-v2": vqa_v2.read,
     "refcoco": refcoco.read,
+    "llava-rlhf": llava_rlhf.read,
     "datasets": hub.read,
 }
 

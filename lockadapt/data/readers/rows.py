@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from lockadapt.data.readers.columns import (
 from lockadapt.data.readers.conversation import conversation, user_turn
 from lockadapt.data.readers.grounding import Grounded, grounding_samples
 from lockadapt.data.readers.pictures import Pictures
+from lockadapt.data.readers.preference import preference_of
 from lockadapt.data.readers.source import CAPTION_PROMPT, QUESTION_MARK, Source
 from lockadapt.data.sample import ImageRef, Sample, Turn, question_answer
 from lockadapt.errors import DataError, LockadaptError, RecipeError
@@ -119,7 +121,8 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
 
     By kind, a row holds `text` and nothing else (text), `question` and `answer` or `answers` (vqa), `caption`
     or `captions` (caption), and an `image` or `images`; or for any kind TRL's `messages`, or `prompt` and
-    `completion`. A row of boxes (grounding) holds `phrase`, and `box` or `boxes`. Images of a dialogue may be
+    `completion`. A row of boxes (grounding) holds `phrase`, and `box` or `boxes`; one of a preference
+    `chosen` and `rejected`, and `question` or `prompt`, unless both hold it. Images of a dialogue may be
     absent; a text under `system` becomes its first turn.
 
     Args:
@@ -148,6 +151,8 @@ def samples_of(row: Any, rules: RowRules, where: str) -> list[Sample]:
         return [Sample((), (Turn("assistant", text),), where, sample_id=_sample_id(row, rules, where))]
     if rules.kind == "grounding":
         return _grounding_row(row, rules, where)
+    if rules.kind == "preference":
+        return [_preference_row(row, rules, where)]
     if "messages" in rules.columns:
         return [_message_row(row, rules, where)]
     if rules.kind == "vqa" and _has(row, rules, "question"):
@@ -196,6 +201,22 @@ def _message_row(row: Any, rules: RowRules, where: str) -> Sample:
             *_as_messages(row, "prompt", "user", rules, where),
             *_as_messages(row, "completion", "assistant", rules, where),
         ]
+    return _conversation(row, messages, rules, where)
+
+
+def _preference_row(row: Any, rules: RowRules, where: str) -> Sample:
+    if rules.prompt is not None:
+        raise RecipeError("rows of preferences hold their own prompts", where="prompt", fix="remove `prompt`")
+    asked = next((name for name in ("messages", "prompt", "question") if _has(row, rules, name)), None)
+    prompt = None if asked is None else _as_messages(row, asked, "user", rules, where)
+    chosen, rejected = (_required(row, name, rules, where) for name in ("chosen", "rejected"))
+    preference = preference_of(prompt, chosen, rejected, where)
+    sample = _conversation(row, preference.messages, rules, where)
+    return replace(sample, rejected=preference.rejected)
+
+
+def _conversation(row: Any, messages: Any, rules: RowRules, where: str) -> Sample:
+    """The sample of messages, and of what else stands in their row."""
     messages = _with_system(row, messages, rules, where)
     shown = _images(row, rules, where, required=False)
     images, turns = conversation(messages, shown, rules, where, _videos(row, rules, where))

@@ -13,12 +13,12 @@ from lockadapt.data.problems import BadRows
 from lockadapt.data.video import VideoRules
 from lockadapt.errors import DataError, RecipeError
 
-KINDS = ("caption", "vqa", "dialogue", "grounding", "text")
+KINDS = ("caption", "vqa", "dialogue", "grounding", "preference", "text")
 
 FIELDS = (
     *("image", "images", "question", "answer", "answers", "caption", "captions"),
     *("messages", "prompt", "completion", "answer_type", "id", "text", "phrase", "box", "boxes"),
-    *("video", "negatives"),
+    *("video", "negatives", "chosen", "rejected"),
 )
 """The sample fields that `columns` may map."""
 
@@ -79,7 +79,7 @@ class Source:
                 raise RecipeError("positions count from 0", where=f"columns.{name}", fix="write 0 or more")
         if self.prompt is None:
             return
-        if self.kind in ("dialogue", "text"):
+        if self.kind in ("dialogue", "preference", "text"):
             raise RecipeError(
                 f"a {self.kind} has its own words, a prompt has no place in it",
                 where="prompt",
