@@ -10,6 +10,9 @@ from typing import Any
 from lockadapt.objectives import Objective
 from lockadapt.recipe.schema import Recipe, StageSection
 
+NEW_PROJECTOR_RATE, TRAINED_PROJECTOR_RATE = 1e-3, 2e-5
+"""Default learning rates: of LLaVA-1.5's stages (arXiv 2310.03744), the first of which starts a projector."""
+
 
 @dataclass(frozen=True)
 class MethodSettings:
@@ -74,6 +77,7 @@ def build_stages(
     """
     training = recipe.training
     whole = StageSection(name="train")
+    projector_is_new = recipe.model.vlm is None
     stages = []
     for section in recipe.stages or [whole]:
         names = tuple(section.objectives or recipe.objectives)
@@ -83,6 +87,9 @@ def build_stages(
         micro_batch = _micro_batch(objectives, names, section.sampling_weights, batch_size)
         if method is not None and method.name == "grpo":
             micro_batch = batch_size / answers_of_a_prompt(method)
+        train = tuple(section.train or _parts(recipe, objectives, names))
+        projector_rate = NEW_PROJECTOR_RATE if projector_is_new else TRAINED_PROJECTOR_RATE
+        projector_is_new = projector_is_new and "projector" not in train
         steps, epochs = section.steps, section.epochs
         if steps is None and epochs is None:
             steps, epochs = training.steps, training.epochs
@@ -92,13 +99,13 @@ def build_stages(
         stages.append(
             Stage(
                 section.name,
-                tuple(section.train or _parts(recipe, objectives, names)),
+                train,
                 names,
                 steps,
                 batch_size,
                 accumulation,
                 section.learning_rate or training.learning_rate,
-                section.projector_learning_rate or training.projector_learning_rate,
+                section.projector_learning_rate or training.projector_learning_rate or projector_rate,
                 section.retrieval_learning_rate or training.retrieval_learning_rate,
                 section.generation_learning_rate or training.generation_learning_rate,
                 section.sampling_weights,

@@ -135,7 +135,11 @@ class TrainingSection(Section):
     batch_size: RowCount = Field(default=16, description="samples in a micro-batch, per device")
     accumulation: RowCount = Field(default=1, description="micro-batches per optimiser step")
     learning_rate: Rate = Field(default=2e-4, description="learning rate of the LoRA adapters")
-    projector_learning_rate: Rate = Field(default=2e-5, description="learning rate of the projector")
+    projector_learning_rate: Rate | None = Field(
+        default=None,
+        description="learning rate of the projector; default: 1e-3 in the first stage that trains "
+        "a new one, 2e-5 afterwards and where `model.vlm` brings one",
+    )
     retrieval_learning_rate: Rate | None = Field(
         default=None,
         description="learning rate of query tokens, embedding projections and temperature; default: "

@@ -40,6 +40,16 @@ def test_a_stage_leaves_its_rates_to_training(tmp_path: Path) -> None:
     assert (second.generation_learning_rate, second.retrieval_learning_rate) == (0.1, 0.2)
 
 
+def test_a_new_projector_learns_fast_once(tmp_path: Path) -> None:
+    stages = "stages=[{name: a, train: [lora]}, {name: b}, {name: c}]"
+    rates = [stage.projector_learning_rate for stage in built(tmp_path, stages).stages({"vqa": 80})]
+    assert rates == [1e-3, 1e-3, 2e-5]
+    given = built(tmp_path, stages, "training.projector_learning_rate=0.5").stages({"vqa": 80})
+    assert [stage.projector_learning_rate for stage in given] == [0.5, 0.5, 0.5]
+    existing = built(tmp_path, "model={vlm: some/vlm}").stages({"vqa": 80})
+    assert [stage.projector_learning_rate for stage in existing] == [2e-5]
+
+
 def test_a_stage_may_have_ratios_of_its_own(tmp_path: Path) -> None:
     own = built(
         tmp_path,
