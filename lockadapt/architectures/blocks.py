@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lockadapt.architectures import layout_of, llm_of
 from lockadapt.architectures.base import is_below, unwrap_model
@@ -103,15 +104,32 @@ def attention_linears(model: nn.Module) -> dict[str, nn.Module]:
 def is_linear(module: nn.Module) -> bool:
     """A dense layer of any kind that LoRA can adapt: its weight is a matrix that it multiplies with.
 
-    Some routers of experts are linear layers with a forward of their own, which gives choices beside the
-    product (Phimoe): nothing can be added to those. A quantized layer's forward is its own as well, but it
-    keeps what bitsandbytes knows of its weight beside it, also on the meta device.
+    Some linear layers have a forward of their own: Falcon's is the same product, but routers of experts give
+    choices beside it (Phimoe), to which nothing can be added. A quantized layer's forward is its own as well,
+    but it keeps what bitsandbytes knows of its weight beside it, also on the meta device.
     """
     from transformers.pytorch_utils import Conv1D
 
     if not isinstance(module, nn.Linear):
         return isinstance(module, Conv1D)
-    return type(module).forward is nn.Linear.forward or not {"quant_state", "state"}.isdisjoint(vars(module))
+    kind: Any = type(module)
+    return not {"quant_state", "state"}.isdisjoint(vars(module)) or _is_product(kind)
+
+
+@functools.cache
+def _is_product(kind: Any) -> bool:
+    """Whether a class of linear layers computes what `nn.Linear` does, tried on a small layer."""
+    if kind.forward is nn.Linear.forward:
+        return True
+    layer, given = kind.__new__(kind), torch.tensor([[1.0, -2.0, 0.5]])
+    nn.Module.__init__(layer)
+    layer.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3) - 2.5)
+    layer.bias = nn.Parameter(torch.tensor([0.25, -4.0]))
+    try:
+        output = layer(given)
+    except Exception:
+        return False
+    return isinstance(output, Tensor) and torch.equal(output, given @ layer.weight.T + layer.bias)
 
 
 def context_length(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from lockadapt.architectures import architecture_of, class_name, find_architecture, inputs_of
 from lockadapt.architectures.absent_tower import TowerRecord, put_absent_tower, towerless_class
+from lockadapt.architectures.belonging import check_belonging
 from lockadapt.architectures.generic.prompts import usual_template
 from lockadapt.errors import AssemblyError, VerificationError
 from lockadapt.models.chat_template import add_end_tokens, end_token_ids, settle_template
@@ -49,7 +50,7 @@ def load_model(
 
     Raises:
         SetupError: it does not exist or cannot be read.
-        AssemblyError: it is of no class that lockadapt trains.
+        AssemblyError: it is of no class that lockadapt trains, or its files do not belong together.
         VerificationError: a weight is missing or has no place.
     """
     source, chosen = find(folder, "VLM"), resolve_dtype(dtype)
@@ -92,6 +93,7 @@ def load_model(
     _check(model, info, source.name)
     _check_image_tokens(model, processor, source.name)
     require_finite(model, source.name)
+    check_belonging(model, processor, source.name)
     with torch.no_grad():
         for name in architecture.unit_rows:
             table = model.get_parameter(name)

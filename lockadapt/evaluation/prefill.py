@@ -13,6 +13,7 @@ from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs, image_part
+from lockadapt.errors import AssemblyError
 from lockadapt.models.chat_template import without_thought
 from lockadapt.models.quiet import quiet
 from lockadapt.objectives.answer_tokens import answer_start, model_inputs, writer_of
@@ -195,14 +196,36 @@ def _generate(
     # Janus sets a length of its own beside ours, and says at every call which one counts.
     with training_autocast(model), quiet():
         writer, given = writer_of(model, inputs)
-        return writer.generate(
-            **given,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=beams,
-            pad_token_id=tokenizer.pad_token_id,
-            use_cache=True,
-            return_dict_in_generate=with_logits,
-            output_logits=with_logits,
-            streamer=streamer,
-        )
+        try:
+            return writer.generate(
+                **given,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=beams,
+                pad_token_id=tokenizer.pad_token_id,
+                use_cache=True,
+                return_dict_in_generate=with_logits,
+                output_logits=with_logits,
+                streamer=streamer,
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            if (blamed := _blamed(error, writer)) is None:
+                raise
+            raise blamed from error
+
+
+def _blamed(error: Exception, writer: Any) -> AssemblyError | None:
+    """What to say where `generate` fails: that the folder's settings may be why, if it has any."""
+    settings = sorted(
+        name for name in writer.generation_config.to_diff_dict() if not name.endswith(_NO_CAUSE)
+    )
+    if not settings:
+        return None
+    return AssemblyError(
+        f"{type(writer).__name__} cannot write: {type(error).__name__}: {error}",
+        where=f"generation_config.json ({', '.join(settings)})",
+        fix="remove what is wrong among these settings from the model's folder",
+    )
+
+
+_NO_CAUSE = ("_token_id", "_version", "_from_model_config", "use_cache")

@@ -21,6 +21,7 @@ from lockadapt.errors import DataError
 TemplateKind = Literal["own", "plain"]
 
 RENDER_SECONDS = 5.0
+RENDERED_CHARACTERS = 64 * 1024**2
 """What a template may take for one conversation; real ones take less than a millisecond."""
 
 MARKS = ("\ue000", "\ue001")
@@ -217,12 +218,12 @@ def render(
         The text.
 
     Raises:
-        DataError: the template refuses the conversation, has a mistake, or takes longer than
-            `RENDER_SECONDS`.
+        DataError: the template refuses the conversation, has a mistake, takes longer than
+            `RENDER_SECONDS`, or makes more than `RENDERED_CHARACTERS` of it.
     """
     try:
         with _time_limit(RENDER_SECONDS):
-            return str(
+            text = str(
                 tokenizer.apply_chat_template(
                     list(messages), chat_template=template, tokenize=False, add_generation_prompt=prompt
                 )
@@ -230,7 +231,7 @@ def render(
     except TemplateSyntaxError as error:
         raise _syntax(error, where) from error
     except _Overdue as error:
-        raise DataError(
+        raise _Excess(
             f"the chat template takes longer than {RENDER_SECONDS:g} s for this conversation",
             where=where,
             fix="remove the endless loop from the chat template",
@@ -248,6 +249,14 @@ def render(
             where=where,
             fix="correct the chat template of the model's folder (chat_template.jinja)",
         ) from error
+    if len(text) > RENDERED_CHARACTERS:
+        raise _Excess(
+            f"the chat template makes {len(text):,} characters of this conversation, and "
+            f"{RENDERED_CHARACTERS:,} are the most",
+            where=where,
+            fix="correct the chat template of the model's folder (chat_template.jinja)",
+        )
+    return text
 
 
 def check_syntax(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
@@ -270,6 +279,10 @@ def check_syntax(tokenizer: PreTrainedTokenizerBase, template: str) -> None:
         Exception
     ):  # a macro or block that cannot stand in a condition; what rendering says is told with the row
         return
+
+
+class _Excess(DataError):
+    """The template takes too much: it is not asked again with other rows."""
 
 
 class _Overdue(Exception):
@@ -317,6 +330,8 @@ def _tried(
     """A rendering, or None where the template refuses it: rows will tell, each with its place."""
     try:
         return render(tokenizer, template, messages, prompt=prompt)
+    except _Excess:
+        raise
     except DataError:
         return None
 

@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    DynamicCache,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import MultimodalBaseModelOutputWithPast
@@ -191,6 +192,7 @@ def probe_llm(llm: PreTrainedModel, seed: int = 0) -> LlmFacts:
         raise _unreadable(llm, ids, error) from error
     allowed = tolerance(hidden.dtype, hidden)
     _refuse_memories(llm, output)
+    _refuse_caches(llm, body, ids, output)
     embedded = body(inputs_embeds=table(ids), use_cache=False).last_hidden_state
     if not _close(hidden, embedded, allowed):
         raise _cannot(llm, "token ids that it reads otherwise than through its embedding table")
@@ -303,7 +305,9 @@ def _parts(llm: PreTrainedModel, *, whole: bool = False) -> tuple[nn.Module, nn.
     coded = is_encoder_decoder(llm.config)
     if coded and not whole:
         raise _cannot(llm, BESIDE, fix="use fusion: qformer, which holds it")
-    if (body is llm and not coded) or not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
+    if body is llm and not coded:
+        raise _cannot(llm, f"no part called {llm.base_model_prefix}, its class's own word for its body")
+    if not isinstance(table, nn.Embedding) or not isinstance(head, nn.Linear):
         raise _cannot(llm, f"a {type(head).__name__} as head over a {type(table).__name__}")
     if llm.config.get_text_config() is not llm.config:
         raise _cannot(llm, "other modalities beside text (to train an existing VLM, start from `model.vlm`)")
@@ -328,6 +332,22 @@ def _refuse_memories(llm: PreTrainedModel, output: Any) -> None:
             fix="no Transformers class lets such an LLM answer about images; it can retrieve them as the "
             "text side of a dual encoder (objectives of the kind itc alone)",
         )
+
+
+def _refuse_caches(llm: PreTrainedModel, body: nn.Module, ids: Tensor, output: Any) -> None:
+    """Refuses an LLM that reads no cache but its own: a VLM class gives it a DynamicCache."""
+    if type(output.get("cache")) in (type(None), DynamicCache):
+        return
+    try:
+        body(input_ids=ids, cache=DynamicCache(config=llm.config), use_cache=True)
+    except Exception as error:
+        if memory_ran_out(error):
+            raise
+        raise _cannot(
+            llm,
+            f"a {type(output.cache).__name__} in place of the cache that their `generate` makes",
+            fix="no Transformers VLM class can write answers with it; choose another LLM",
+        ) from error
 
 
 def _check_head(llm: PreTrainedModel, head: nn.Linear, ids: Tensor, hidden: Tensor, logits: Tensor) -> None:

@@ -41,12 +41,12 @@ def confusion(rows: Sequence[Row], answers: int = 8) -> tuple[list[str], list[li
     Returns:
         The answers, and counts (true answer, given answer) with a last column for all others.
     """
-    frequent = [answer for answer, _ in Counter(row["truth"] for row in rows).most_common(answers)]
+    frequent = [answer for answer, _ in Counter(str(row["truth"]) for row in rows).most_common(answers)]
     column = {answer: number for number, answer in enumerate(frequent)}
     counts = [[0] * (len(frequent) + 1) for _ in frequent]
     for row in rows:
-        if row["truth"] in column:
-            counts[column[row["truth"]]][column.get(row["answer"], len(frequent))] += 1
+        if (truth := str(row["truth"])) in column:
+            counts[column[truth]][column.get(row["answer"], len(frequent))] += 1
     return frequent, counts
 
 

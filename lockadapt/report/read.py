@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.report.tokens import read_tokens
 from lockadapt.runs import run_folder
 from lockadapt.runs.curves import MetricLines, read_curves
+from lockadapt.runs.kept_json import FOLLOWED, PREDICTIONS, SCORES
 from lockadapt.runs.record import RUN, RunRecord, read_record
 
 Row = dict[str, Any]
@@ -56,7 +56,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 
     Raises:
         RecipeError: a folder is no run.
-        VerificationError: its `run.json` is damaged.
+        VerificationError: a file in it is damaged, and which value.
     """
     short = [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
@@ -66,26 +66,14 @@ def read_runs(folders: Sequence[Path]) -> list[RunFiles]:
 def _read(folder: Path, name: str) -> RunFiles:
     if not run_folder.is_run(folder):
         raise RecipeError("is no run folder: recipe.yaml is missing", where=str(folder), fix="name a run")
-    scores = folder / run_folder.SCORES
     return RunFiles(
         name,
         folder,
         run_folder.read_recipe(folder),
         read_record(folder) if (folder / RUN).is_file() else None,
         read_curves(folder / run_folder.METRICS),
-        json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {},
-        _lines(folder / run_folder.FOLLOWED),
-        _lines(folder / run_folder.PREDICTIONS),
+        SCORES.read(folder / run_folder.SCORES, {}),
+        FOLLOWED.read_lines(folder / run_folder.FOLLOWED),
+        PREDICTIONS.read_lines(folder / run_folder.PREDICTIONS),
         read_tokens(folder),
     )
-
-
-def _lines(file: Path) -> list[Row]:
-    """Rows of a JSONL file; a last one that is still being written is left out."""
-    rows: list[Row] = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            rows.append(json.loads(text))
-        except ValueError:
-            break
-    return rows

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.files import write_json
+from lockadapt.runs import kept_json
 
 TOKENS = "tokens.json"
 ROWS, LENGTH = 2, 200
@@ -25,7 +25,7 @@ def write_tokens(folder: Path, encoder: Encoder, rows: Mapping[str, Sequence[Enc
         rows: encoded training rows by objective.
     """
     file = folder / TOKENS
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known = kept_json.TOKENS.read(file, {})
     made = {name: [_marked(row, encoder) for row in items[:ROWS]] for name, items in rows.items()}
     write_json(file, {**known, **made})
 
@@ -47,5 +47,4 @@ def _marked(row: Encoded, encoder: Encoder) -> list[list[str]]:
 
 def read_tokens(folder: Path) -> dict[str, list[Any]]:
     """What `write_tokens` wrote; nothing for runs without."""
-    file = folder / TOKENS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return kept_json.TOKENS.read(folder / TOKENS, {})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lockadapt.runs.kept_json import METRICS
+
 Curves = dict[str, list[tuple[int, float]]]
 """Points (step over all stages, value) by name."""
+
+LARGEST = 1e300
+"""Values beyond it, and NaN, are not drawn: axes cannot hold them."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class MetricLines:
         for step, entry in self.lines:
             for key, value in entry.items():
                 name = name_of(key)
-                if name is not None and isinstance(value, (int, float)):
-                    curves[name].append((step, value))
+                if name is not None and isinstance(value, (int, float)) and abs(value) <= LARGEST:
+                    curves[name].append((step, float(value)))
         return dict(sorted(curves.items()))
 
 
@@ -51,14 +55,13 @@ def read_curves(metrics: Path) -> MetricLines:
 
     Returns:
         Its lines.
+
+    Raises:
+        VerificationError: a line is damaged.
     """
     starts: dict[str, int] = {}
     lines, end = [], 0
-    for text in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else ():
-        try:
-            entry = json.loads(text)
-        except ValueError:
-            break
+    for entry in METRICS.read_lines(metrics):
         step = starts.setdefault(entry["stage"], end) + entry["step"]
         end = max(end, step)
         lines.append((step, entry))

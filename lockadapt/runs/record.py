@@ -202,7 +202,7 @@ def read_as(kind: type[Kept], file: Path) -> Kept:
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise VerificationError(_problems(error), where=str(file), fix=_AGAIN) from error
+        raise VerificationError(problems(error), where=str(file), fix=_AGAIN) from error
 
 
 _AGAIN = "copy the run folder again, or train again"
@@ -225,10 +225,10 @@ def _upgraded(values: dict[str, Any], file: Path) -> dict[str, Any]:
     return {**values, "version": VERSION}
 
 
-def _problems(error: ValidationError) -> str:
-    """The first few, each with its key."""
+def problems(error: ValidationError) -> str:
+    """Says what is wrong with a file: the first few values, each with its key."""
     errors = error.errors(include_url=False, include_context=False)
-    lines = [f"`{_key(detail['loc'])}`: {_said(detail)}" for detail in errors[:3]]
+    lines = [f"`{_key(detail['loc']) or 'all of it'}`: {_said(detail)}" for detail in errors[:3]]
     more = [f"and {len(errors) - 3} more"] if len(errors) > 3 else []
     return "is damaged: " + "; ".join(lines + more)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import ADAPTER, ADAPTER_WEIGHTS, load_parts
 from lockadapt.runs.integrity import check_base, check_run
+from lockadapt.runs.kept_json import SCORES
 from lockadapt.runs.origins import recipe_origins
 from lockadapt.runs.record import RunRecord, read_record
 from lockadapt.tuning.quantize import dequantize, load_quantized
@@ -120,9 +120,15 @@ class Run:
         return run_folder.read_probe(self.folder)
 
     def scores(self) -> dict[str, Any]:
-        """What `lockadapt eval` kept: scores by objective, by `seeing` and `blind`; empty before it ran."""
-        file = self.folder / run_folder.SCORES
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        """What `lockadapt eval` kept: scores by objective, by `seeing` and `blind`; empty before it ran.
+
+        Returns:
+            The scores.
+
+        Raises:
+            VerificationError: the file is damaged.
+        """
+        return SCORES.read(self.folder / run_folder.SCORES, {})
 
     def mean_image(self) -> Image.Image | None:
         """What a blind run was shown in place of every image; None of others."""

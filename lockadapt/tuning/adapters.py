@@ -290,7 +290,7 @@ def _unmatched(
     return AdapterError(
         f"{target!r} matches no linear layer of the LLM",
         where="lora.targets",
-        fix=f"{hint}There are: {', '.join(names)}",
+        fix=f"{hint}There are: {', '.join(names) or 'none that LoRA can add to'}",
     )
 
 

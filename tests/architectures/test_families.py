@@ -25,7 +25,10 @@ SAMPLE = {
     "phimoe": ("works", "saved"),
     "xlnet": ("refused", "mems beside hidden states and a cache"),
     "openai-gpt": ("works", "cannot compute rows with a mask of their own"),
+    "falcon": ("works", "saved"),
+    "llama4_text": ("refused", "no part called language_model"),
     "mamba": ("refused", "lora.targets: ["),
+    "minimax": ("refused", "a MiniMaxCache in place of the cache that their `generate` makes"),
     "granite_scaled": ("refused", "a logit scale"),
     "t5": ("refused", "an encoder beside its decoder"),
 }

@@ -42,9 +42,6 @@ CONFIGS: dict[str, Any] = {
         **GROUPED, **MAMBA, layer_types=["mamba", "attention"], mamba_d_head=16, num_local_experts=0,
         num_experts_per_tok=0, shared_intermediate_size=64,
     ),
-    "minimax": lambda: hf.MiniMaxConfig(
-        **GROUPED, **MOE, head_dim=8, num_local_experts=4, layer_types=["full_attention", "linear_attention"]
-    ),
     "qwen3_5_text": lambda: hf.Qwen3_5TextConfig(**FOUR, **LINEAR),
     "gpt_neo": lambda: hf.GPTNeoConfig(
         vocab_size=300, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
@@ -58,7 +55,7 @@ CONFIGS: dict[str, Any] = {
     "mixtral": lambda: hf.MixtralConfig(**GROUPED, **MOE, num_local_experts=4),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(**GROUPED, **MOE, moe_intermediate_size=32, num_experts=4),
 }  # fmt: skip
-HYBRID = ["lfm2", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "minimax", "qwen3_5_text", "gpt_neo"]
+HYBRID = ["lfm2", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "qwen3_5_text", "gpt_neo"]
 PLAIN = ["llama", "gpt_oss", "mixtral", "qwen3_moe"]
 
 

@@ -246,3 +246,19 @@ def test_training_prompts_are_compared_with_the_stock_processors() -> None:
     with pytest.raises(DataError, match="the Transformers processor") as error:
         encoder.encode([talk()])
     assert error.value.where == "rows:2"
+
+
+def test_what_a_template_makes_too_much_of_ends_the_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "RENDERED_CHARACTERS", 1000)
+    asked: list[object] = []
+    tokenizer = processor_for(SHAPES["chatml"]).tokenizer
+    plain = type(tokenizer).apply_chat_template
+
+    def counted(self: object, *given: object, **options: object) -> object:
+        asked.append(given)
+        return plain(self, *given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", counted)
+    with pytest.raises(DataError, match="makes 2,000 characters of this conversation"):
+        templates.end_tokens(tokenizer, "{{ 'x' * 2000 }}")
+    assert len(asked) == 1
