@@ -54,7 +54,7 @@ def _check_tokens(tokenizer: Any, rows: int, where: str) -> None:
 
 
 def _check_image_token(model: Any, processor: Any, where: str) -> None:
-    """Only for classes that lockadapt describes: others may expand their marker into other tokens (Gemma 3)."""
+    """Only for classes that lockadapt describes: others may put other tokens for their marker (Gemma 3)."""
     written, config = getattr(processor, "image_token_id", None), model.config
     if inputs_of(processor).stock:
         return
