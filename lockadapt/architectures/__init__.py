@@ -18,6 +18,7 @@ from lockadapt.architectures.blip2 import BLIP2
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.architectures.fast_vlm import FAST_VLM
 from lockadapt.architectures.generic import describe_config, describe_model, describes
+from lockadapt.architectures.granite4_vision import GRANITE4_VISION
 from lockadapt.architectures.idefics import IDEFICS
 from lockadapt.architectures.idefics3 import IDEFICS3
 from lockadapt.architectures.janus import JANUS
@@ -38,6 +39,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     VISION_ENCODER_DECODER,
     IDEFICS,
     BLIP2,
+    GRANITE4_VISION,
 )
 
 _LOCATED: WeakKeyDictionary[nn.Module, Architecture] = WeakKeyDictionary()

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +246,7 @@ def load_parts(
         llm_facts = probe_llm(text.model, how.seed)
     elif whole and choice.architecture.beside is None:  # it is given embeddings
         llm_facts = probe_whole_llm(text.model, how.seed)
-    check_grid(tower_facts, choice, llm_facts, where)
+    choice = check_grid(tower_facts, choice, llm_facts, where)
     ingredients = Ingredients(
         text.model,
         vision.model,
@@ -277,7 +278,7 @@ def special_tokens(candidates: Sequence[Choice]) -> dict[str, str]:
     }
 
 
-def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -> None:
+def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -> Choice:
     """Checks that a tower's grid can be divided, and that an image leaves room in the LLM's context.
 
     Args:
@@ -285,6 +286,9 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
         choice: architecture and fusion.
         text: what the LLM is.
         where: the tower, for messages.
+
+    Returns:
+        The choice, with as many queries as read the grid.
 
     Raises:
         AssemblyError: it cannot, or does not.
@@ -313,8 +317,12 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
             fix="give another model.factor or image_size",
         )
     rows, columns = max(choice.grids, key=lambda grid: grid[0] * grid[1], default=(0, 0))
-    # The whole image, and behind each row of the tiles' patches a newline; or one a query.
-    tokens = choice.queries or vision.tokens // factor**2 + rows * side * (columns * side + bool(columns))
+    choice = replace(choice, queries=choice.assembly.queries(vision, choice.queries, where))
+    square, across = vision.tokens // factor**2, side
+    if choice.queries:
+        square, across = choice.queries, isqrt(choice.queries)
+    # The whole image, and behind each row of what the tiles become a newline.
+    tokens = square + rows * across * (columns * across + bool(columns))
     if choice.architecture.beside is None and text.context is not None and tokens >= text.context:
         fewer = "fewer `queries`" if choice.queries else "a smaller `image_size`"
         fewer += ", fewer tiles" if choice.grids else ""
@@ -324,6 +332,7 @@ def check_grid(vision: TowerFacts, choice: Choice, text: LlmFacts, where: str) -
             where=where,
             fix=f"give {fewer}, or an LLM with a longer context",
         )
+    return choice
 
 
 def put_together(choice: Choice, ingredients: Ingredients, seed: int) -> tuple[Any, Any, TemplateKind]:
@@ -419,16 +428,16 @@ def _expect(assembly: Assembly, given: Ingredients, images: dict[str, Tensor], h
 
 def _as_held(choice: Choice, model: Any, expected: Expectation) -> Expectation:
     """What is expected of classes that hold the LLM otherwise than most: arguments, and where parts lie."""
-    architecture, arguments = architecture_of(model), choice.assembly.arguments
+    arguments, layout = choice.assembly.arguments, architecture_of(model).layout
+    llm_class = _full_name(model.get_submodule(layout.llm))
     if arguments is None:
-        return expected
-    layout = architecture.layout
+        return replace(expected, llm_class=llm_class)
     return replace(
         expected,
         arguments=arguments(
             model, expected.token_ids, expected.images["pixel_values"].to(model.dtype, copy=True)
         ),
-        llm_class=_full_name(model.get_submodule(layout.llm)),
+        llm_class=llm_class,
         parts={"tower": layout.tower, "llm": layout.llm},
     )
 

@@ -32,7 +32,7 @@ class Fusion:
         max_tiles: how many tiles an image is cut into at most where the recipe does not say; None: an image
             is one square.
         queries: how many learned queries read an image where `model.queries` does not say; None: no such
-            fusion.
+            fusion; 0: as many as the class finds right for the tower (`Assembly.queries`).
     """
 
     name: str
@@ -82,6 +82,11 @@ class Ingredients:
     queries: int = 0
 
 
+def as_asked(vision: TowerFacts, asked: int, where: str) -> int:
+    """As many queries as are asked for; see `Assembly.queries`."""
+    return asked
+
+
 def as_it_is(ingredients: Ingredients, fusion: Fusion, pixel_values: Tensor | None) -> Any:
     """The tower unchanged; see `Assembly.tower`."""
     return ingredients.tower
@@ -118,6 +123,8 @@ class Assembly:
         encoder_decoders: whether the LLM may be one whose encoder reads prompts and whose decoder answers.
         example: pixel values (images, channels, side, side) of squares -> arguments of forward that show
             nothing but these squares, for the proof; None: as `Inputs.shown` says.
+        queries: the tower, the number asked for (0: none), and the tower's name for messages -> how many
+            queries read a square.
         several_layers: whether its projector reads several hidden layers of the tower side by side.
     """
 
@@ -138,4 +145,5 @@ class Assembly:
     begun: bool = False
     encoder_decoders: bool = False
     example: Callable[[Ingredients, Tensor], dict[str, Tensor]] | None = None
+    queries: Callable[[TowerFacts, int, str], int] = as_asked
     several_layers: bool = False

@@ -97,7 +97,7 @@ def assembled_blueprint(
         vision_facts, _ = tower_facts(vision, probe_pixels(image_processor).to(META, dtype), layers)
         text_facts = llm_structure(text)
         choice = choose(candidates, vision_facts.kind, where, text, vision.model)
-        check_grid(vision_facts, choice, text_facts, where)
+        choice = check_grid(vision_facts, choice, text_facts, where)
         ingredients = Ingredients(
             text,
             vision.model,

@@ -83,13 +83,20 @@ def choices(wish: Wish) -> list[Choice]:
         for architecture in ARCHITECTURES
         if architecture.assemble and architecture.assemble.image_tokenizer == wish.generates_images
     ]
-    possible = []
+    possible: list[Choice] = []
+    unknown: list[RecipeError] = []
     for architecture, assembly in fitting:
         if fusion := assembly.fusions.get(wish.fusion):
-            check_keys(wish, fusion)
+            try:
+                check_keys(wish, fusion)
+            except RecipeError as error:
+                unknown.append(error)
+                continue
             factor, queries = wish.factor or fusion.factor or 1, wish.queries or fusion.queries or 0
             grids = tile_grids(wish, fusion)
             possible.append(Choice(architecture, assembly, fusion, factor, grids, queries))
+    if not possible and unknown:
+        raise unknown[0]
     if not possible:
         names = dict.fromkeys(name for _, assembly in fitting for name in assembly.fusions)
         raise RecipeError(

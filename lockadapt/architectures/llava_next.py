@@ -41,41 +41,54 @@ TILES = Fusion(
 
 
 def build(ingredients: Ingredients, fusion: Fusion, seed: int) -> Any:
-    """See `Assembly.build`. The newline stands among word embeddings, so it is drawn as large as they are."""
-    side = ingredients.vision.image_size
+    """See `Assembly.build`."""
     config = LlavaNextConfig(
         **common_config(ingredients),
-        image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in ingredients.grids],
+        image_grid_pinpoints=pinpoints(ingredients),
         projector_hidden_act=fusion.activation,
         image_seq_length=ingredients.vision.tokens,
     )
     model = join(LlavaNextForConditionalGeneration, config, ingredients, fusion, seed, LAYOUT)
-    llm = ingredients.llm
-    newline = torch.empty(ingredients.text.hidden_size, dtype=llm.dtype, device=llm.device)
-    if not newline.is_meta:
-        drawn = torch.randn(newline.shape, generator=torch.Generator().manual_seed(seed))
-        newline.copy_(drawn * ingredients.text_rms)
-    model.model.image_newline = torch.nn.Parameter(newline)
+    model.model.image_newline = newline(ingredients, seed)
     return model
 
 
-def processor(ingredients: Ingredients, template: str) -> Any:
-    """The stock processor: no crop, and the tower's colours; its count is that of the class's features."""
+def newline(ingredients: Ingredients, seed: int) -> torch.nn.Parameter:
+    """A fresh newline (hidden,): it stands among word embeddings, so it is drawn as large as they are."""
+    llm = ingredients.llm
+    fresh = torch.empty(ingredients.text.hidden_size, dtype=llm.dtype, device=llm.device)
+    if not fresh.is_meta:
+        drawn = torch.randn(fresh.shape, generator=torch.Generator().manual_seed(seed))
+        fresh.copy_(drawn * ingredients.text_rms)
+    return torch.nn.Parameter(fresh)
+
+
+def pinpoints(ingredients: Ingredients) -> list[list[int]]:
+    """The sizes in pixels that images may be cut into, [height, width]."""
+    side = ingredients.vision.image_size
+    return [[rows * side, columns * side] for rows, columns in ingredients.grids]
+
+
+def tile_processor(ingredients: Ingredients) -> Any:
+    """The stock image processor: no crop, and the tower's colours."""
     own, vision = ingredients.image_processor, ingredients.vision
     colours = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
     side = {"height": vision.image_size, "width": vision.image_size}
-    images = LlavaNextImageProcessorPil(
+    return LlavaNextImageProcessorPil(
         **{name: getattr(own, name) for name in colours if getattr(own, name, None) is not None},
         do_convert_rgb=True,
         size=side,
         crop_size=side,
         do_center_crop=False,
-        image_grid_pinpoints=[
-            [rows * vision.image_size, columns * vision.image_size] for rows, columns in ingredients.grids
-        ],
+        image_grid_pinpoints=pinpoints(ingredients),
     )
+
+
+def processor(ingredients: Ingredients, template: str) -> Any:
+    """The stock processor, whose count is that of the class's features."""
+    vision = ingredients.vision
     return LlavaNextProcessor(
-        images,
+        tile_processor(ingredients),
         ingredients.tokenizer,
         chat_template=template,
         patch_size=vision.patch_size,
@@ -95,15 +108,17 @@ def example(ingredients: Ingredients, pixel_values: Tensor) -> dict[str, Tensor]
     }
 
 
+def tile_counts(config: Any, image_sizes: Tensor) -> tuple[list[tuple[int, int]], list[int]]:
+    """Of each image its size in pixels, (height, width), and how many squares it becomes."""
+    sizes = [(int(height), int(width)) for height, width in image_sizes.tolist()]
+    side = config.vision_config.image_size
+    return sizes, [image_size_to_num_patches(size, config.image_grid_pinpoints, side) for size in sizes]
+
+
 @torch.no_grad()
 def take(model: Any, images: Mapping[str, Tensor]) -> Sequence[ImageRecord]:
     """What enters the projector, of the whole image and of its tiles in the order of reading."""
-    sizes = [(int(height), int(width)) for height, width in images["image_sizes"].tolist()]
-    config = model.config
-    counts = [
-        image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        for size in sizes
-    ]
+    sizes, counts = tile_counts(model.config, images["image_sizes"])
     tiles = entrance(model, PROJECTOR, images).split(counts)
     return [
         ImageRecord({"tiles": image.flatten(0, 1)}, {"size": size, "tiles": (count,)})

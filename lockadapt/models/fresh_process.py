@@ -47,7 +47,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
 TOWERS = ("vision_tower", "vision_model")
-PROJECTORS = ("multi_modal_projector", "aligner", "connector")
+PROJECTORS = ("multi_modal_projector", "aligner", "connector", "layerwise_projectors")
 LLMS = ("language_model", "text_model")
 KINDS = ("missing", "unexpected", "mismatched")
 
@@ -258,9 +258,10 @@ def placed(model: Any, path: str | None, names: tuple[str, ...]) -> Any:
 
 
 def part(model: Any, names: tuple[str, ...]) -> Any:
-    """A part of the body, which classes call by one of a few names; None in other classes."""
+    """A part of the body, the first of several, which classes call by one of a few names; None in others."""
     body = getattr(model, "model", None)
-    return next((getattr(body, name) for name in names if hasattr(body, name)), None)
+    held = next((getattr(body, name) for name in names if hasattr(body, name)), None)
+    return held[0] if isinstance(held, torch.nn.ModuleList) else held
 
 
 def full_name(thing: object) -> str:

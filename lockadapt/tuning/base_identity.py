@@ -333,7 +333,8 @@ def _tables(base: Any, parts: ModelLayout, modules: Mapping[str, nn.Module]) -> 
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """As JSON gives it back: lists for tuples, at any depth."""
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 def _hash(lines: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import parameters_at
 from lockadapt.architectures.features import kept_outputs
+from lockadapt.architectures.generic.features import stock_features
 from lockadapt.architectures.generic.image_keys import numbers_of, tensor_of
 from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.building.cache import cache_recipe
@@ -189,12 +190,17 @@ def test_what_is_not_the_same_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_class_without_image_tokens_of_its_own_keeps_nothing(tmp_path: Path) -> None:
-    findings = {
-        f["probe"]: f for f in check_vlm(str(written("granite4_vision", tmp_path)), QUIET)["findings"]
-    }
+def test_a_class_without_image_features_keeps_nothing(tmp_path: Path) -> None:
+    findings = {f["probe"]: f for f in check_vlm(str(written("mllama", tmp_path)), QUIET)["findings"]}
     assert findings["cache"]["result"] == "off"
-    assert "image tokens otherwise" in findings["cache"]["detail"]
+    assert "has no get_image_features" in findings["cache"]["detail"]
+
+
+def test_image_features_without_image_tokens_cannot_be_kept_by_structure() -> None:
+    model, processor, rows = built("granite4_vision")
+    pixels = processor.image_processor(images=[rows[0].images[0].picture], return_tensors="pt")
+    with pytest.raises(AssemblyError, match="gives its image tokens otherwise than others"):
+        stock_features(layout_of(model)).take(model, dict(pixels))
 
 
 def run_recipe(vlm: Path, folder: Path, features: str, **changes: Any) -> Recipe:
@@ -231,7 +237,7 @@ def test_runs_with_and_without_the_cache_are_the_same(name: str, lora_only: bool
 
 
 def test_what_cannot_be_kept_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
-    vlm = written("granite4_vision", tmp_path / "vlm")
+    vlm = written("mllama", tmp_path / "vlm")
     with pytest.raises(AssemblyError, match="cannot be kept"):
         train(run_recipe(vlm, tmp_path, "memory"), tmp_path / "run", QUIET)
     with pytest.raises(AssemblyError, match="cannot be kept"):

@@ -50,7 +50,7 @@ def test_a_picture_is_read_once_in_a_conversation(name: str, tmp_path: Path) -> 
 def test_what_cannot_be_kept_is_told_once(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48), (200, 20, 20)).save(tmp_path / "a.png")
     notes: list[str] = []
-    talk = Chat.open(written("granite4_vision", tmp_path / "vlm"), [tmp_path / "a.png"], 2, notes.append)
+    talk = Chat.open(written("mllama", tmp_path / "vlm"), [tmp_path / "a.png"], 2, notes.append)
     talk.ask("What?")
     talk.ask("And?")
     (note,) = notes

@@ -18,7 +18,7 @@ from tests.support.existing_vlm import recipe_for, written
 
 
 @pytest.mark.parametrize(
-    ("name", "cache"), [("idefics3", "exact"), ("mllama", "off"), ("granite4_vision", "off")]
+    ("name", "cache"), [("idefics3", "exact"), ("mllama", "off"), ("granite4_vision", "exact")]
 )
 def test_check_measures_cache_and_packing_on_the_rows(name: str, cache: str, tmp_path: Path) -> None:
     reporter = Reporter()

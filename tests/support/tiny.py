@@ -132,6 +132,8 @@ VIT = {
     "image_size": SIDE,
     "patch_size": 8,
 }
+WIDE = {**VIT, "hidden_size": 64, "num_attention_heads": 4}
+"""Heads of a windowed Q-Former are 64 channels wide."""
 CLIP_TEXT = {**COMMON, "hidden_size": 16, "max_position_embeddings": 16}
 
 TOWERS: dict[str, Callable[[], Any]] = {
@@ -151,6 +153,8 @@ TOWERS: dict[str, Callable[[], Any]] = {
     ),
     "vit": lambda: hf.ViTModel(hf.ViTConfig(**VIT)),
     "vit-classifier": lambda: hf.ViTForImageClassification(hf.ViTConfig(**VIT)),
+    "clip-wide": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**WIDE)),
+    "siglip-wide": lambda: hf.SiglipVisionModel(hf.SiglipVisionConfig(**WIDE)),
     "convnext": lambda: hf.ConvNextModel(
         hf.ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])
     ),
@@ -221,7 +225,7 @@ def tiny_tower(kind: str, folder: Path, *, seed: int = 0) -> Path:
     model = TOWERS[kind]().eval()
     _wake(model)
     side = {"height": SIDE, "width": SIDE}
-    if kind in ("clip", "clip-vision"):
+    if kind.startswith("clip"):
         processor: Any = hf.CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=side)
     elif kind.startswith("dinov2"):
         processor = hf.BitImageProcessorPil(size={"shortest_edge": SIDE + 8}, crop_size=side)
