@@ -45,9 +45,9 @@ class Predictor:
 
     def __init__(self, source: str | Path | Run | LoadedRun, *, batch_size: int = 64) -> None:
         target = open_target(source)
-        _require_answers(target.processor, str(target.folder))
+        require_answers(target.processor, str(target.folder))
         allowed = target.experiment is not None and target.experiment.data.allow_special_tokens
-        self._set(_sample_predictor(target.model, target.processor, batch_size, allowed))
+        self._set(sample_predictor(target.model, target.processor, batch_size, allowed))
 
     @classmethod
     def of_model(cls, model: Any, processor: Any, *, batch_size: int = 64) -> Predictor:
@@ -64,9 +64,9 @@ class Predictor:
         Raises:
             RecipeError: the model is a dual encoder.
         """
-        _require_answers(processor, "model")
+        require_answers(processor, "model")
         made = cls.__new__(cls)
-        made._set(_sample_predictor(model, processor, batch_size, allow_special_tokens=False))
+        made._set(sample_predictor(model, processor, batch_size, allow_special_tokens=False))
         return made
 
     def _set(self, predictor: SamplePredictor) -> None:
@@ -147,24 +147,48 @@ class Predictor:
         elif isinstance(shown, Picture):
             shown = [shown]
         # The empty answer only marks whose turn it is; what stands before it is the prompt.
-        return question_answer(question, "", [_reference(image, where) for image in shown], where)
+        return question_answer(question, "", [image_reference(image, where) for image in shown], where)
 
 
-def _require_answers(processor: Any, where: str) -> None:
+def require_answers(processor: Any, where: str) -> None:
+    """Refuses a dual encoder, which answers nothing, with `RecipeError`."""
     if inputs_of(processor).apart:
         raise RecipeError(
             "a dual encoder embeds and answers nothing", where=where, fix="search with `lockadapt search`"
         )
 
 
-def _sample_predictor(
+def sample_predictor(
     model: Any, processor: Any, batch_size: int, allow_special_tokens: bool
 ) -> SamplePredictor:
+    """What answers samples, with images as pixels.
+
+    Args:
+        model: a Transformers model, possibly wrapped by PEFT.
+        processor: the model's.
+        batch_size: prompts at a time.
+        allow_special_tokens: whether questions may spell control tokens out.
+
+    Returns:
+        The predictor.
+    """
     encoder = model_encoder(model, processor, None, allow_special_tokens)
     return SamplePredictor(model, encoder, pixel_inputs(processor, MAX_PIXELS), batch_size)
 
 
-def _reference(picture: Picture, where: str) -> ImageRef:
+def image_reference(picture: Picture, where: str) -> ImageRef:
+    """Names a picture or a file by what it shows now, so that equal ones are read once.
+
+    Args:
+        picture: see `Picture`; it is copied.
+        where: for messages.
+
+    Returns:
+        The reference.
+
+    Raises:
+        DataError: the picture is damaged.
+    """
     if isinstance(picture, Image.Image):
         held = _upright(picture, where)
         pixels = f"{held.mode} {held.size}".encode() + held.tobytes()
