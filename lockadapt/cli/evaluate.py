@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from lockadapt.console import emit
+from lockadapt.errors import RecipeError
 
 
 def evaluate(
@@ -24,20 +25,51 @@ def evaluate(
     predictions: Path = typer.Option(
         None, "--predictions", help="Write questions, answers and references to a JSONL file."
     ),
+    benchmark: str = typer.Option(
+        None,
+        "--benchmark",
+        help="Score a benchmark instead: vqa-v2, gqa, textvqa, pope, mmstar, mme and others.",
+    ),
+    data: str = typer.Option(None, "--data", help="Folder of the benchmark's official files, or a Hub id."),
+    split: str = typer.Option(None, "--split", help="Split of the benchmark."),
+    prompt: str = typer.Option(None, "--prompt", help="Ask this instead of the benchmark's own prompt."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
-    """Evaluate every objective on its test rows."""
-    from lockadapt.api.steps import evaluate as score
+    """Evaluate every objective on its test rows, or the model on a benchmark."""
+    if benchmark is not None:
+        scores = _benchmark(
+            target, (benchmark, data, split, prompt, recipe, overrides, blind, predictions), quiet
+        )
+    else:
+        from lockadapt.api.steps import evaluate as score
 
-    result = score(
-        target, recipe=recipe, overrides=overrides, blind=blind, predictions=predictions, quiet=quiet
-    )
+        _refuse({"--data": data, "--split": split, "--prompt": prompt})
+        scores = score(
+            target, recipe=recipe, overrides=overrides, blind=blind, predictions=predictions, quiet=quiet
+        ).to_json()
     if as_json:
-        emit(json.dumps(result.to_json()))
+        emit(json.dumps(scores))
         return
-    for name, values in result.scores.items():
+    for name, values in scores.items():
         emit("\n".join(score_lines(name, values)))
+
+
+def _benchmark(target: Path, request: tuple[Any, ...], quiet: bool) -> dict[str, Any]:
+    from lockadapt.console import Reporter
+    from lockadapt.evaluation.benchmarks.run import BenchmarkRequest, run_benchmark
+
+    if request[1] is None:
+        raise RecipeError(
+            "--benchmark needs its files", where="--data", fix="add --data FOLDER (docs/eval-benchmarks.md)"
+        )
+    return run_benchmark(target, BenchmarkRequest(*request), Reporter(quiet))
+
+
+def _refuse(options: Mapping[str, str | None]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise RecipeError(f"{name} belongs to --benchmark", where=name, fix="add --benchmark NAME")
 
 
 def score_lines(name: str, values: Mapping[str, Any], indent: str = "") -> list[str]:

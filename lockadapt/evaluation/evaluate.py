@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +69,28 @@ def evaluate_folder(
     with keeping_freed_memory():
         scores, rows = evaluate(target, experiment, blind, reporter)
     if predictions is not None:
-        write_text(predictions, _json_lines(rows))
+        write_predictions(predictions, rows)
     if target.run is not None and recipe_file is None:
         known = target.run.scores()
         known["blind" if blind else "seeing"] = scores
         write_json(target.run.folder / SCORES, known)
         if blind == experiment.blind:
-            write_text(target.run.folder / PREDICTIONS, _json_lines(rows))
+            write_predictions(target.run.folder / PREDICTIONS, rows)
         write_card(target.run)
     return scores
 
 
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def write_predictions(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes predictions as JSON lines.
+
+    Args:
+        file: is replaced.
+        rows: one a line.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def evaluate(
@@ -106,40 +116,79 @@ def evaluate(
     samples_of = experiment.samples("test", note=reporter.note)
     if not samples_of:
         raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
+    judge = Judge(target, experiment, blind, reporter)
     for name, samples in samples_of.items():
-        samples = samples[: experiment.evaluation.samples]
-        scan = scan_images(
-            samples,
-            experiment.data.max_pixels,
-            experiment.data.on_bad_image,
-            experiment.data.max_bad_fraction,
-        )
-        samples = scan.good
         objective = experiment.objectives[name]
+        label = objective.scored_as if name == objective.kind else name
+        training = partial(_training_rows, experiment, name)
+        scores[label], predictions = judge.score(objective, samples, name, training)
+        rows += [{"objective": name, **row} for row in predictions]
+    return scores, rows
+
+
+def _training_rows(experiment: Experiment, name: str) -> Sequence[Sample]:
+    return experiment.samples("train", [name])[name]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores samples with an objective, as an experiment says.
+
+    Attributes:
+        target: what is scored.
+        experiment: how many samples, how images are kept, and how answers are made.
+        blind: whether every image is replaced by the mean image.
+        reporter: told of progress.
+    """
+
+    target: Target
+    experiment: Experiment
+    blind: bool
+    reporter: Reporter
+
+    def score(
+        self,
+        objective: Objective,
+        samples: Sequence[Sample],
+        name: str,
+        training: Callable[[], Sequence[Sample]] | None = None,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Scores the samples whose images can be opened.
+
+        Args:
+            objective: by which.
+            samples: test rows; the first `evaluation.samples` count.
+            name: for progress.
+            training: training rows, which a probe learns from.
+
+        Returns:
+            Scores, and the predictions.
+
+        Raises:
+            DataError: an image cannot be opened, where the experiment does not skip those.
+            RecipeError: as `make_ready`.
+        """
+        target, experiment, data = self.target, self.experiment, self.experiment.data
+        samples = samples[: experiment.evaluation.samples]
+        scan = scan_images(samples, data.max_pixels, data.on_bad_image, data.max_bad_fraction)
+        samples = scan.good
         make_ready(target, objective)
-        encoder = model_encoder(
-            target.model,
-            target.processor,
-            experiment.data.max_length,
-            experiment.data.allow_special_tokens,
-        )
+        encoder = model_encoder(target.model, target.processor, data.max_length, data.allow_special_tokens)
+        policy = _policy(target, experiment, self.blind, self.reporter)
         context = PredictionContext(
             target.model,
             encoder,
-            _images(target, objective, _policy(target, experiment, blind, reporter), samples, encoder),
+            _images(target, objective, policy, samples, encoder),
             experiment.evaluation.batch_size,
-            reporter.counted(f"{name} test"),
+            self.reporter.counted(f"{name} test"),
             experiment.evaluation.method,
-            None if experiment.data.packing == "none" else experiment.data.max_row_tokens,
-            lambda name=name: experiment.samples("train", [name])[name],  # type: ignore[misc]
-            experiment.data.max_pixels,
-            reporter.note,
+            None if data.packing == "none" else data.max_row_tokens,
+            training,
+            data.max_pixels,
+            self.reporter.note,
             experiment.evaluation.beams,
         )
-        label = objective.scored_as if name == objective.kind else name
-        scores[label], predictions = objective.evaluate(context, samples)
-        rows += [{"objective": name, **row} for row in predictions]
-    return scores, rows
+        return objective.evaluate(context, samples)
 
 
 def _policy(target: Target, experiment: Experiment, blind: bool, reporter: Reporter) -> ImagePolicy:
