@@ -111,12 +111,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     names = shown("coco-captions/val2014", "COCO_val2014_{:012d}")
     images = [{"id": n, "file_name": name} for n, name in enumerate(names, 1)]
-    said = [
+    captions = [
         {"id": n * 2 + k, "image_id": n, "caption": f"a {c} thing"}
         for n, c in enumerate(COLOURS, 1)
         for k in (0, 1)
     ]
-    write("coco-captions/annotations/captions_val2014.json", {"images": images, "annotations": said})
+    write("coco-captions/annotations/captions_val2014.json", {"images": images, "annotations": captions})
     split = [
         {
             "filename": name,
@@ -198,16 +198,16 @@ def test_pope_scores_as_its_evaluate_py() -> None:
         "No.",
     ]
     labels = ["yes", "no", "no", "yes", "yes", "no", "no", "no"]
-    said = []
+    answered = []
     for text in answers:  # RUCAIBox/POPE evaluate.py, line by line
         if text.find(".") != -1:
             text = text.split(".")[0]
         words = text.replace(",", "").split(" ")
-        said.append(0 if "No" in words or "not" in words or "no" in words else 1)
+        answered.append(0 if "No" in words or "not" in words or "no" in words else 1)
     true = [int(label == "yes") for label in labels]
-    tp = sum(a == 1 and b == 1 for a, b in zip(said, true, strict=True))
-    fp = sum(a == 1 and b == 0 for a, b in zip(said, true, strict=True))
-    fn = sum(a == 0 and b == 1 for a, b in zip(said, true, strict=True))
+    tp = sum(a == 1 and b == 1 for a, b in zip(answered, true, strict=True))
+    fp = sum(a == 1 and b == 0 for a, b in zip(answered, true, strict=True))
+    fn = sum(a == 0 and b == 1 for a, b in zip(answered, true, strict=True))
     precision, recall = tp / (tp + fp), tp / (tp + fn)
     scores = BENCHMARKS["pope"].score([sample(label) for label in labels], answers)  # type: ignore[misc]
     assert scores == pytest.approx(
@@ -248,11 +248,11 @@ def test_mmstar_scores_as_its_eval() -> None:
         except IndexError:
             return False
 
-    said = ["A", "(b)", "option C", "The answer is D", "B", "", "(", "a: red", "the answer is", "Option"]
+    answered = ["A", "(b)", "option C", "The answer is D", "B", "", "(", "a: red", "the answer is", "Option"]
     right = ["A", "B", "C", "D", "C", "A", "B", "A", "D", "C"]
     kinds = ["math"] * 7 + ["logical reasoning"] * 3
-    scores = BENCHMARKS["mmstar"].score([sample(r, k) for r, k in zip(right, kinds, strict=True)], said)  # type: ignore[misc]
-    expected = [official(a, b) for a, b in zip(said, right, strict=True)]
+    scores = BENCHMARKS["mmstar"].score([sample(r, k) for r, k in zip(right, kinds, strict=True)], answered)  # type: ignore[misc]
+    expected = [official(a, b) for a, b in zip(answered, right, strict=True)]
     assert expected == [True] * 4 + [False] * 3 + [True, False, False]
     assert scores == {
         "average": pytest.approx((4 / 7 + 1 / 3) / 2),
@@ -281,8 +281,8 @@ def test_textvqa_scores_as_mmf() -> None:
         "pepsi",
     )
     asked = [sample("coke", people=people)] * 5
-    said = ["coca cola", "coke", "2", "Pepsi?", "water"]
-    scores = BENCHMARKS["textvqa"].score(asked, said)  # type: ignore[misc]
+    answered = ["coca cola", "coke", "2", "Pepsi?", "water"]
+    scores = BENCHMARKS["textvqa"].score(asked, answered)  # type: ignore[misc]
     # normalised: coca cola x 3, coke x 3 ("coke 's" differs), 2 x 2, pepsi x 1; leave-one-out over ten people
     three = (3 * 2 / 3 + 7 * 1) / 10
     each = [three, three, (2 * 1 / 3 + 8 * 2 / 3) / 10, (0 + 9 * 1 / 3) / 10, 0]
@@ -309,27 +309,27 @@ def test_scorers_agree_with_those_of_lmms_eval() -> None:
         "coke",
         "U.S.A.",
     ]
-    samples, said, expected = [], [], 0.0
+    samples, answered, expected = [], [], 0.0
     for _ in range(200):
         people = tuple(draw.choice(words[:4] if draw.random() < 0.5 else words) for _ in range(10))
         answer = draw.choice(words)
-        samples, said = [*samples, sample(people[0], people=people)], [*said, answer]
+        samples, answered = [*samples, sample(people[0], people=people)], [*answered, answer]
         document = {"answers": list(people), "question_id": 0}
         expected += textvqa.textvqa_process_results(document, [answer])["exact_match"]
-    ours = BENCHMARKS["textvqa"].score(samples, said)["accuracy"]  # type: ignore[misc]
+    ours = BENCHMARKS["textvqa"].score(samples, answered)["accuracy"]  # type: ignore[misc]
     assert ours == pytest.approx(expected / 200, abs=1e-12)
 
     subtasks = ["color", "count", "OCR"]
-    samples, said, given = [], [], []
+    samples, answered, given = [], [], []
     for number in range(60):
         for truth in ("Yes", "No"):
             text = draw.choice(["yes", "no", "Yes.", "No, it", "maybe", "y", "not", "I do not know"])
             text = "no" if len(text) == 1 else text  # lmms-eval alone reads a lone y or n
             kind, key = subtasks[number % 3], str(number)
-            samples, said = [*samples, sample(truth, kind, number=key)], [*said, text]
+            samples, answered = [*samples, sample(truth, kind, number=key)], [*answered, text]
             document = {"answer": truth, "category": kind, "question_id": key}
             given.append(mme.mme_process_results(document, [text])["mme_perception_score"])
-    assert BENCHMARKS["mme"].score(samples, said)["perception"] == pytest.approx(
+    assert BENCHMARKS["mme"].score(samples, answered)["perception"] == pytest.approx(
         mme.mme_aggregate_results(given)
     )  # type: ignore[misc]
 

@@ -75,8 +75,8 @@ def test_pictures_keep_their_places_in_the_text(tmp_path: Path) -> None:
     from lockadapt.evaluation.lmms_eval import _conversation
 
     red, blue = (str(path) for path in list(pictures(tmp_path).values())[:2])
-    one, two = ({"type": "image", "url": file} for file in (red, blue))
-    parts = [one, {"type": "text", "text": "left, "}, two, {"type": "text", "text": "right?"}]
+    first, second = ({"type": "image", "url": file} for file in (red, blue))
+    parts = [first, {"type": "text", "text": "left, "}, second, {"type": "text", "text": "right?"}]
     system = {"role": "system", "content": "Be brief."}
     sample = _conversation([system, {"role": "user", "content": parts}], "here")
     assert [turn.role for turn in sample.turns] == ["system", "user", "assistant"]

@@ -174,8 +174,10 @@ def karpathy(files: BenchmarkFiles, name: str, images: Path, by_folder: bool) ->
 
     def make(where: str, row: dict[str, Any]) -> list[Sample]:
         sentences = row.get("sentences")
-        said = sentences if isinstance(sentences, list) else []
-        texts = [(where, clean_text(s.get("raw") if isinstance(s, dict) else s, "raw", where)) for s in said]
+        listed = sentences if isinstance(sentences, list) else []
+        texts = [
+            (where, clean_text(s.get("raw") if isinstance(s, dict) else s, "raw", where)) for s in listed
+        ]
         if not texts:
             raise DataError("the image has no sentences", where=where, fix="fetch the file again")
         file = clean_text(row.get("filename"), "filename", where)

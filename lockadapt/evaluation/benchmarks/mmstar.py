@@ -46,9 +46,9 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
 
 def _chooses(answer: str, letter: str) -> bool:
     """Whether an answer begins with the letter, alone, in a bracket, or behind the two usual phrases."""
-    said, right = answer.lower().strip().replace("\n", " "), letter.lower().strip()
+    text, right = answer.lower().strip().replace("\n", " "), letter.lower().strip()
     beginnings = ("", "(", "option ", "the answer is ")
-    return any(said.startswith(start) and said[len(start) :][:1] == right for start in beginnings)
+    return any(text.startswith(start) and text[len(start) :][:1] == right for start in beginnings)
 
 
 PROMPT = "{question}\nAnswer with the option's letter from the given choices directly."

@@ -37,17 +37,17 @@ def score(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, Any]:
     Source: RUCAIBox/POPE `evaluate.py`: an answer is no where its first sentence holds the word No, no or
     not, else yes.
     """
-    said = [_says_yes(answer) for answer in answers]
+    claims = [_says_yes(answer) for answer in answers]
     true = [sample.answer.strip().lower() == "yes" for sample in samples]
-    both = sum(a and b for a, b in zip(said, true, strict=True))
-    precision, recall = _share(both, sum(said)), _share(both, sum(true))
+    both = sum(a and b for a, b in zip(claims, true, strict=True))
+    precision, recall = _share(both, sum(claims)), _share(both, sum(true))
     return {
-        "accuracy": sum(a == b for a, b in zip(said, true, strict=True)) / len(said),
+        "accuracy": sum(a == b for a, b in zip(claims, true, strict=True)) / len(claims),
         "precision": precision,
         "recall": recall,
         "f1": _share(2 * precision * recall, precision + recall),
-        "yes_ratio": sum(said) / len(said),
-        "n": len(said),
+        "yes_ratio": sum(claims) / len(claims),
+        "n": len(claims),
     }
 
 
