@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
+from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from lockadapt.architectures.load import load_model
@@ -88,8 +90,8 @@ def merge_stack(
 
     Raises:
         LockadaptError: as `merge_weights`.
-        VerificationError: an adapter was trained on another base, or the reloaded folder differs from the sum
-            computed in memory, or from PEFT's own merge where there is one foreign adapter.
+        VerificationError: an adapter was trained on another base, or the reloaded folder differs from
+            PEFT's own merge, or where PEFT cannot mix them from the sum computed in memory.
     """
     require_new(output, what="merging")
     source = local_folder(base)
@@ -120,18 +122,43 @@ def merge_stack(
 
 
 def _expected(model: Any, source: Path, adapters: Sequence[Weighted]) -> Any:
-    """What the merged folder must equal: PEFT's own merge where there is one adapter that no run explains."""
-    adapter = adapters[0]
-    if len(adapters) > 1 or adapter.folder is None or adapter.parts or adapter.weight != 1:
+    """What the merged folder must equal: PEFT's own merge of all adapters that PEFT can weigh and sum.
+
+    What was trained beside them, such as a projector, is mixed into it. PEFT mixes neither layers that are
+    kept whole (`modules_to_save`) nor DoRA with a weight: such stacks are compared with the plain sum.
+    """
+    folders = [adapter for adapter in adapters if adapter.folder is not None]
+    alone = len(folders) == 1 and folders[0].weight == 1
+    if not folders or not (alone or all(_is_sum(adapter) for adapter in folders)):
         return added(model, source, adapters)
-    all_changes(source, adapters, {})  # refuses with its own reasons before PEFT reads the folder
+    all_changes(source, adapters, {})  # refuses with its own reasons before PEFT reads the folders
+    merged = _merged_by_peft(model, folders)
+    return added(merged, source, [replace(adapter, folder=None) for adapter in adapters if adapter.parts])
+
+
+def _is_sum(adapter: Weighted) -> bool:
+    """Whether PEFT can weigh an adapter and merge it beside others."""
+    config: Any = PeftConfig.from_pretrained(str(adapter.folder))
+    whole = ("modules_to_save", "trainable_token_indices", "target_parameters", "use_dora")
+    return config.peft_type == PeftType.LORA and not any(getattr(config, key, None) for key in whole)
+
+
+def _merged_by_peft(model: Any, adapters: Sequence[Weighted]) -> Any:
+    names = [str(number) for number in range(len(adapters))]
     try:
         with quiet():
-            wrapped: Any = PeftModel.from_pretrained(model, str(adapter.folder))
-            return wrapped.merge_and_unload()
+            wrapped: Any = PeftModel.from_pretrained(model, str(adapters[0].folder), adapter_name=names[0])
+            for name, adapter in zip(names[1:], adapters[1:], strict=True):
+                wrapped.load_adapter(str(adapter.folder), adapter_name=name)
+            for layer in wrapped.modules():
+                for name, adapter in zip(names, adapters, strict=True):
+                    if isinstance(layer, LoraLayer) and name in layer.scaling:
+                        layer.scaling[name] *= adapter.weight
+            return wrapped.merge_and_unload(adapter_names=names)
     except (ValueError, RuntimeError, KeyError, TypeError, NotImplementedError) as error:
         raise VerificationError(
-            f"PEFT cannot merge the adapter, so nothing proves a merge: {error}", where=str(adapter.folder)
+            f"PEFT cannot merge this, so nothing proves a merge: {error}",
+            where=", ".join(str(adapter.folder) for adapter in adapters),
         ) from error
 
 

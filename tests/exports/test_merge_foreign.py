@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -109,6 +110,35 @@ def test_a_mistake_in_our_sum_does_not_reach_the_proof(
     with pytest.raises(VerificationError, match="differ"):
         merge_command(MergeRequest(str(bases["llama"]), tmp_path / "merged", [str(folder)]), QUIET)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("weights", [(0.5,), (0.7, -1.5)])
+def test_stacks_and_weights_are_proved_by_peft(
+    bases: dict[str, Path], weights: tuple[float, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Red before: several adapters, and weights other than 1, were compared with our own sum."""
+    base = bases["llama"]
+    first = adapter(base, tmp_path / "first", target_modules=Q)
+    second = adapter(
+        base, tmp_path / "second", target_modules=r".*language_model.*(q_proj|up_proj)", use_rslora=True
+    )
+    given = [f"{folder}:{weight}" for folder, weight in zip((first, second), weights, strict=False)]
+    merge_command(MergeRequest(str(base), tmp_path / "merged", given), QUIET)
+    wrapped = PeftModel.from_pretrained(live(base), str(first), adapter_name="a")
+    wrapped.load_adapter(str(second), adapter_name="b")
+    names = ["a", "b"][: len(weights)]
+    wrapped.add_weighted_adapter(names, list(weights), "both", combination_type="cat")
+    wrapped.set_adapter("both")
+    assert torch.allclose(logits(live(tmp_path / "merged")), logits(wrapped), atol=2e-5)
+
+    right = changes.LowRank.apply
+
+    def weightless(self: Any, matrix: Tensor, first: int) -> None:
+        right(dataclasses.replace(self, scale=1.0), matrix, first)
+
+    monkeypatch.setattr(changes.LowRank, "apply", weightless)
+    with pytest.raises(VerificationError, match="differ"):
+        merge_command(MergeRequest(str(base), tmp_path / "wrong", given), QUIET)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
