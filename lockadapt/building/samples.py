@@ -39,26 +39,41 @@ def build_samples(
         DataError: a file holds no rows, or wrong ones.
     """
     samples: dict[str, list[Sample]] = {}
-    bad_rows = (
-        BadRows(recipe.data.max_bad_row_fraction, note or partial(emit, error=True))
-        if recipe.data.on_bad_row == "skip"
-        else None
-    )
     for name, section in recipe.objectives.items():
         source: SourceSection | None = getattr(section, part)
         if source is None or (only is not None and name not in only):
             continue
-        prompt = getattr(section, "prompt", None)  # not every kind has one
-        rows = section.rows or section.kind
-        told = replace(row_source(source, rows, prompt, part, bad_rows), video=video_rules(recipe))
-        if isinstance(section, GroundingSection):
-            told = replace(told, boxes=box_rules(section, part))
-        samples[name] = read_samples(source.format, told)
+        samples[name] = read_samples(source.format, told_source(recipe, name, part, note))
         if part == "validation":
             samples[name] = samples[name][: recipe.training.validation_samples]
         if not samples[name]:
             raise DataError("holds no rows", where=f"objectives.{name}.{part}", fix="name a file with rows")
     return samples
+
+
+def told_source(recipe: Recipe, name: str, part: str, note: Callable[[str], None] | None = None) -> Source:
+    """What the reader of an objective's rows is told.
+
+    Args:
+        recipe: checked already.
+        name: of the objective.
+        part: `train`, `validation` or `test`, which it has.
+        note: is told which rows were left out; default: stderr.
+
+    Returns:
+        The source.
+    """
+    section = recipe.objectives[name]
+    bad_rows = (
+        BadRows(recipe.data.max_bad_row_fraction, note or partial(emit, error=True))
+        if recipe.data.on_bad_row == "skip"
+        else None
+    )
+    prompt = getattr(section, "prompt", None)  # not every kind has one
+    rows = section.rows or section.kind
+    told = row_source(getattr(section, part), rows, prompt, part, bad_rows)
+    told = replace(told, video=video_rules(recipe))
+    return replace(told, boxes=box_rules(section, part)) if isinstance(section, GroundingSection) else told
 
 
 def row_source(

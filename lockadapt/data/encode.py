@@ -75,7 +75,7 @@ class EncodeReport:
         return sum(int((item.labels != IGNORED).sum()) for item in self.encoded)
 
 
-def distinct_images(rows: Sequence[Encoded]) -> dict[str, ImageRef]:
+def distinct_images(rows: Sequence[Encoded | Sample]) -> dict[str, ImageRef]:
     """Every image that rows use, once, by key."""
     return {image.key: image for row in rows for image in row.images}
 

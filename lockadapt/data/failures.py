@@ -19,13 +19,15 @@ def carrying_failures(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any
     """Lets a worker, which would lose what an error says beside its message, give it under `FAILURE`.
 
     Args:
-        collate: makes a batch.
+        collate: makes a batch; an error in the place of items is passed on.
 
     Returns:
         The same; its batches are for `raise_failure`.
     """
 
     def collated(items: Any) -> dict[str, Any]:
+        if isinstance(items, LockadaptError):
+            return {FAILURE: items}
         try:
             return collate(items)
         except LockadaptError as error:

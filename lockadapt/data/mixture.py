@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
+from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
+from lockadapt.errors import LockadaptError
+
+_AT_ONCE = 4096
 
 
 class MixedDataset(Dataset[tuple[str, Encoded]]):
@@ -29,8 +33,34 @@ class MixedDataset(Dataset[tuple[str, Encoded]]):
         return self._total
 
     def __getitem__(self, index: int) -> tuple[str, Encoded]:
-        name = next(n for n in reversed(self.offsets) if index >= self.offsets[n])
+        name = self._owner(index)
         return name, self.rows[name][index - self.offsets[name]]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[str, Encoded]] | LockadaptError:
+        """A micro-batch, as the data loader asks for it: rows that are encoded when drawn are so at once.
+
+        Args:
+            indices: of one objective.
+
+        Returns:
+            Objective and row; in a worker the error that kept it from making them, for `carrying_failures`.
+
+        Raises:
+            LockadaptError: a row cannot be used.
+        """
+        name = self._owner(indices[0])
+        rows, numbers = self.rows[name], [index - self.offsets[name] for index in indices]
+        if not isinstance(rows, DrawnRows):
+            return [(name, rows[number]) for number in numbers]
+        try:
+            return [(name, item) for item in rows.take(numbers)]
+        except LockadaptError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _owner(self, index: int) -> str:
+        return next(n for n in reversed(self.offsets) if index >= self.offsets[n])
 
 
 @dataclass(frozen=True)
@@ -94,6 +124,8 @@ class MixtureSampler(Sampler[list[int]]):
         offset, items = self.dataset.offsets[name], self.dataset.rows[name]
         generator = torch.Generator().manual_seed(self.draws.seed * 1_000_003 + number)
         longest = self.draws.max_samples_per_image[name]
+        if isinstance(items, DrawnRows):
+            yield from _drawn(items, longest, self.draws.seed * 1_000_003 + number, offset)
         same = groups(items) if longest > 1 else [[row] for row in range(len(items))]
         while True:
             runs = [run for group in same for run in _runs(group, longest, generator)]
@@ -118,6 +150,14 @@ class OwnBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return itertools.islice(self.sampler, self.rank, None, self.sampler.draws.processes)
+
+
+def _drawn(items: DrawnRows, longest: int, seed: int, offset: int) -> Iterator[int]:
+    """Indices of rows on disk, epoch by epoch, without end."""
+    for epoch in itertools.count():
+        order = items.table.order(longest, seed * 1_000_003 + epoch)
+        for start in range(0, len(order), _AT_ONCE):
+            yield from (order[start : start + _AT_ONCE].astype("int64") + offset).tolist()
 
 
 def _runs(group: list[int], longest: int, generator: torch.Generator) -> list[list[int]]:

@@ -106,6 +106,7 @@ class QuickEncoder:
     ) -> None:
         self.dialogue, self.tokenizer = dialogue, dialogue.tokenizer
         self.image_token_id, self.image_texts = image_token_id, image_texts
+        self.refused = 0
         self._plans: dict[Any, _Plan | None] = {}
         self._image_ids: dict[str, np.ndarray | None] = {}
         self._images: dict[tuple[str, ...], list[np.ndarray] | None] = {}
@@ -148,7 +149,8 @@ class QuickEncoder:
         return QuickText(text, answers, images, plan.special, audited)
 
     def refuse(self, sample: Sample) -> None:
-        """Let all rows of a sample's shape go the long way from now on."""
+        """Let all rows of a sample's shape go the long way from now on; counted in `refused`."""
+        self.refused += 1
         self._plans[_shape(sample)] = None
 
     def rows(self, texts: Sequence[QuickText]) -> list[QuickRow | None]:

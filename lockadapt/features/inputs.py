@@ -19,7 +19,7 @@ from lockadapt.data.pixels import (
     mean_image,
     pixel_inputs,
 )
-from lockadapt.data.sample import ImageRef
+from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import AssemblyError
 from lockadapt.features.folder import FeatureFolder
 from lockadapt.features.identity import feature_identity, ragged_identity
@@ -43,7 +43,7 @@ def inputs_by_objective(
     model: nn.Module,
     processor: Any,
     frozen: Mapping[str, Frozen],
-    rows: Mapping[str, Sequence[Encoded]],
+    rows: Mapping[str, Sequence[Encoded | Sample]],
     policy: ImagePolicy,
     reused: bool = True,
 ) -> dict[str, ImageInputs]:
@@ -53,7 +53,7 @@ def inputs_by_objective(
         model: a Transformers model, possibly wrapped by PEFT.
         processor: the model's.
         frozen: what each objective needs of an image.
-        rows: training and validation rows by objective.
+        rows: training and validation rows by objective, or samples that show all of their images.
         policy: how images become inputs.
         reused: as `choose_store` takes it.
 

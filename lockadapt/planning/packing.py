@@ -98,13 +98,19 @@ class PackingTrial:
         return self.obstacle(longest) or self.mistake()
 
 
-def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, trial: PackingTrial) -> Packing:
+def choose_packing(
+    rows: Mapping[str, Sequence[Encoded]],
+    wish: PackingWish,
+    trial: PackingTrial,
+    shares: Mapping[str, float] | None = None,
+) -> Packing:
     """Decides whether the rows of a run are packed.
 
     Args:
-        rows: all training rows by objective.
+        rows: training rows by objective.
         wish: what is asked for.
         trial: whether it is exact; tried only if packing would be used.
+        shares: how many rows of the epoch each of these stands for, by objective; None: one.
 
     Returns:
         How rows are made, and why.
@@ -112,10 +118,14 @@ def choose_packing(rows: Mapping[str, Sequence[Encoded]], wish: PackingWish, tri
     Raises:
         RecipeError: `shared` is asked for and is not exact with this LLM.
     """
-    plain = sum(padded_tokens(items, wish.batch_size) for items in rows.values())
+
+    def counted(tokens: Callable[[Sequence[Encoded]], int]) -> int:
+        return sum(round((shares or {}).get(name, 1.0) * tokens(items)) for name, items in rows.items())
+
+    plain = counted(lambda items: padded_tokens(items, wish.batch_size))
     if wish.choice == "none":
         return Packing(None, 1, plain, plain, "packing: none, as asked")
-    packed = sum(packed_tokens(items, wish.max_samples_per_image) for items in rows.values())
+    packed = counted(lambda items: packed_tokens(items, wish.max_samples_per_image))
     if wish.choice == "auto" and packed > WORTH * plain:
         why = f"packing: none, as it would save only {_saved(packed, plain)} of the tokens"
         return Packing(None, 1, plain, plain, why)

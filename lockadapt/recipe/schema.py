@@ -56,6 +56,11 @@ class DataSection(Section):
         description="let text in rows produce control tokens (`</s>`, `<|im_end|>`); otherwise they are "
         "encoded as plain text, and rows are refused where the tokenizer cannot do that",
     )
+    rows: Literal["auto", "memory", "disk"] = Field(
+        default="auto",
+        description="where training rows are: memory reads and encodes all before step 1; disk reads, checks "
+        "and encodes each when it is drawn, from JSON lines; auto: disk for files of more than 50,000 rows",
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"
     )
@@ -121,7 +126,9 @@ class DataSection(Section):
         default="bfloat16", description="storage format of cached features on disk"
     )
     cache: Text | None = Field(
-        default=None, description="folder of the feature cache; default: `~/.cache/lockadapt/features`"
+        default=None,
+        description="folder of the feature cache, and of indexes of rows on disk; default: "
+        "`~/.cache/lockadapt/features`",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from lockadapt import processes
 from lockadapt.architectures import tower_of
+from lockadapt.data.drawn import few_rows, longest_rows
 from lockadapt.data.encode import Encoded
 from lockadapt.errors import DoesNotFitError
 from lockadapt.planning.largest_batches import largest_batches
@@ -131,7 +132,13 @@ def _halve(trainer: GroundingTrainer, tried: _TooLarge) -> str:
 def _measure(trainer: GroundingTrainer) -> Measured | _TooLarge:
     """The largest of the candidates, or what does not fit."""
     rows: Any = trainer.train_dataset
-    chosen = largest_batches(rows.rows, trainer.draws(), trainer.packing.max_row_tokens)
+    draws, known = (
+        trainer.draws(),
+        {n: [*few_rows(items), *longest_rows(items)] for n, items in rows.rows.items()},
+    )
+    if any(len(items) < len(rows.rows[name]) for name, items in known.items()):
+        draws = replace(draws, batches=0)  # of rows on disk the longest are taken together
+    chosen = largest_batches(known, draws, trainer.packing.max_row_tokens)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     model: Any = trainer.model
     training = model.training

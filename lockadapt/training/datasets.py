@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.readers.rows import row_to_samples
 from lockadapt.data.readers.source import Source
@@ -15,7 +16,7 @@ from lockadapt.objectives import Objective
 
 def encoded_rows(
     dataset: Any, objectives: Mapping[str, Objective], encoder: Encoder
-) -> tuple[dict[str, list[Encoded]], dict[str, EncodeReport]]:
+) -> tuple[dict[str, Any], dict[str, EncodeReport]]:
     """Encodes a data set, or one for each objective.
 
     Args:
@@ -24,7 +25,7 @@ def encoded_rows(
         encoder: of the model's processor.
 
     Returns:
-        Encoded rows and reports by objective.
+        Encoded rows, and reports of those that were encoded, by objective.
 
     Raises:
         DataError: rows of an unknown shape, rows for an objective that is not there, or several objectives
@@ -38,12 +39,16 @@ def encoded_rows(
                 "one data set for several objectives", fix="pass a mapping from objective names to rows"
             )
         dataset = {next(iter(objectives)): dataset}
-    rows, reports = {}, {}
+    rows: dict[str, Any] = {}
+    reports: dict[str, EncodeReport] = {}
     for name, items in dataset.items():
         if name not in objectives:
             raise DataError(
                 f"rows for {name!r}, which is no objective", fix=f"use one of {sorted(objectives)}"
             )
+        if isinstance(items, DrawnRows):
+            rows[name] = items
+            continue
         if len(items) and isinstance(items[0], Encoded):
             rows[name] = list(items)
             continue

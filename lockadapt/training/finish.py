@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lockadapt.data.sample import Sample
+from lockadapt.data.table import few_of
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import save_artifacts
@@ -112,7 +113,7 @@ def _probe_samples(samples: Samples) -> list[Sample]:
     """A few samples, objectives in turn, each with another image where possible; held-out ones first."""
     chosen: list[Sample] = []
     seen: set[str] = set()
-    pools = [list(rows) for part in ("validation", "train") for rows in samples[part].values()]
+    pools = [list(few_of(rows)) for part in ("validation", "train") for rows in samples[part].values()]
     for pool in pools:
         for sample in pool:
             keys = {image.key for image in sample.images}

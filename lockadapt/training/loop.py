@@ -14,6 +14,7 @@ from transformers import set_seed
 from lockadapt import processes
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, build_model
+from lockadapt.building.tables import build_tables
 from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
 from lockadapt.errors import RecipeError
@@ -28,7 +29,14 @@ from lockadapt.runs.integrity import base_digest
 from lockadapt.training import checkpoint
 from lockadapt.training.begun import first_then_others, run_processes
 from lockadapt.training.finish import Training, write_run
-from lockadapt.training.rows import encode_rows, image_policy, images_first, images_of, load_samples
+from lockadapt.training.rows import (
+    encode_rows,
+    few_training_samples,
+    image_policy,
+    images_first,
+    images_of,
+    load_samples,
+)
 from lockadapt.training.stage import CHECKPOINTS, Observer, Session, run_stage
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.experts import experts_note
@@ -117,14 +125,16 @@ def _train(
     began_with = processes.together(lambda: run_processes(folder, resume))
 
     # Read: rows, and all that their images would need the tower for, if it is kept.
+    processes.first(lambda: build_tables(experiment))
     samples = processes.together(lambda: load_samples(experiment, reporter))
     base = folder / run_folder.BASE
     start = Path(recipe.model.vlm or base).expanduser()
     policy = image_policy(experiment, reporter)
-    cached = cached_tower(start, dtype, images_of(samples), policy)
+    images = images_of(samples) if policy.settings.choice == "disk" else {}
+    cached = cached_tower(start, dtype, images, policy)
 
     # Build: the base, its adapters, and what objectives add, also those that no stage trains.
-    calibration = [sample for items in samples["train"].values() for sample in items]
+    calibration = few_training_samples(samples)
     model, processor = first_then_others(
         lambda: build_model(experiment, base, calibration, reporter, cached.record if cached else None)
     )
@@ -146,6 +156,7 @@ def _train(
     measured = replace(policy, refused=cache_refusal(admission))
     encoding = first_then_others if experiment.features.choice == "disk" else processes.together
     rows = encoding(lambda: encode_rows(experiment, model, processor, samples, measured, cached))
+    rows.write_bad_rows(folder)
     processes.first(lambda: remember_towers(start, dtype, model, rows.images.values()))
 
     # Lock, train, prove: stage by stage.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lockadapt.data.drawn import few_rows, longest_rows
 from lockadapt.data.encode import Encoded
 from lockadapt.data.mixture import MixedDataset
 from lockadapt.planning.exactness import try_packing
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def decide_packing(trainer: GroundingTrainer) -> Packing:
-    """Decides on all training rows, or those of validation where there are no others.
+    """Decides on training rows, of those on disk on some; or on validation rows where there are no others.
 
     Args:
         trainer: with its rows and model.
@@ -41,9 +42,10 @@ def decide_packing(trainer: GroundingTrainer) -> Packing:
     every: Mapping[str, Sequence[Encoded]] = (
         dataset.rows if isinstance(dataset, MixedDataset) else trainer.eval_dataset  # type: ignore[assignment]
     )
-    rows = {name: items for name, items in every.items() if trainer.objectives[name].packs}
-    if not rows:
+    packed = {name: items for name, items in every.items() if trainer.objectives[name].packs}
+    if not packed:
         return NOTHING_PACKS
+    rows = {name: few_rows(items) for name, items in packed.items()}
     tried = to_be_tried(rows)
     name = next(name for name, items in rows.items() if tried[0] in items)
 
@@ -60,5 +62,10 @@ def decide_packing(trainer: GroundingTrainer) -> Packing:
     size = trainer._train_batch_size * args.world_size
     step = size * args.gradient_accumulation_steps
     most = samples_per_image(args.max_samples_per_image, step, size)
-    trial = PackingTrial(lambda longest: why_not_exact(model, longest), mistake)
-    return choose_packing(rows, PackingWish(args.packing, args.max_row_tokens, most, size), trial)
+    longest_drawn = max(
+        (len(row.input_ids) for items in packed.values() for row in longest_rows(items)), default=0
+    )
+    trial = PackingTrial(lambda longest: why_not_exact(model, max(longest, longest_drawn)), mistake)
+    wish = PackingWish(args.packing, args.max_row_tokens, most, size)
+    shares = {name: len(packed[name]) / len(items) for name, items in rows.items()}
+    return choose_packing(rows, wish, trial, shares)

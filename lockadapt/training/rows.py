@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lockadapt.building.experiment import Experiment
+from lockadapt.building.tables import build_tables
 from lockadapt.console import Reporter
+from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded
 from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.scan import few_samples, scan_images
+from lockadapt.data.table import Table, few_of
 from lockadapt.errors import DataError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.features.towerless import CachedTower
 from lockadapt.objectives import Objective
 from lockadapt.training.datasets import encoded_rows
-
-IMAGES_FIRST = 256
-"""Images that are opened before step 1 where a bad one is an error."""
+from lockadapt.training.drawing import IMAGES_FIRST, drawn_rows, lists_images, look_at
 
 Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
 """By part of the data (`train`, `validation`) and objective."""
@@ -32,9 +34,12 @@ Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Training and validation rows of all objectives, encoded, and where their images come from."""
+    """Training and validation rows of all objectives, encoded, and where their images come from.
 
-    train: dict[str, list[Encoded]]
+    Training rows that stay on disk are `DrawnRows`: encoded when they are drawn.
+    """
+
+    train: dict[str, Sequence[Encoded]]
     validation: dict[str, list[Encoded]]
     images: dict[str, ImageInputs]
 
@@ -43,12 +48,19 @@ class Rows:
         """Training rows by objective."""
         return {name: len(items) for name, items in self.train.items()}
 
+    def write_bad_rows(self, folder: Path) -> None:
+        """Lets rows that are left out when they are drawn be listed in a run folder."""
+        for rows in self.train.values():
+            if isinstance(rows, DrawnRows):
+                rows.log.write_into(folder)
+
 
 def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
     """Reads the rows of training and validation; leaves samples of bad images out, if the recipe says so.
 
     Only then are all images opened first, but for those that an earlier run or `check` opened. Else
-    `IMAGES_FIRST` of them are, drawn at random, and the others when they are used.
+    `IMAGES_FIRST` of them are, drawn at random, and the others when they are used. Training rows that stay on
+    disk are looked at, some of them, and so are their images; see `Table`.
 
     Args:
         experiment: of the recipe.
@@ -60,12 +72,17 @@ def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
     Raises:
         DataError: rows are wrong, or too many images are bad.
     """
-    samples = {part: experiment.samples(part, note=reporter.note) for part in ("train", "validation")}
-    flat = [sample for rows in samples.values() for items in rows.values() for sample in items]
-    data = experiment.data
-    skips = data.on_bad_image == "skip"
+    tables = build_tables(experiment, reporter.note)
+    read = [name for name in experiment.objectives if name not in tables]
+    parts = {
+        "train": experiment.samples("train", read, note=reporter.note),
+        "validation": experiment.samples("validation", note=reporter.note),
+    }
+    flat = [sample for rows in parts.values() for items in rows.values() for sample in items]
+    data, skips = experiment.data, experiment.data.on_bad_image == "skip"
+    seed = experiment.training.seed
     report = scan_images(
-        flat if skips else few_samples(flat, IMAGES_FIRST, experiment.training.seed),
+        flat if skips else few_samples(flat, IMAGES_FIRST, seed),
         data.max_pixels,
         data.on_bad_image,
         data.max_bad_fraction,
@@ -78,27 +95,35 @@ def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
             + "; ".join(f"{b.where}: {b.reason}" for b in report.bad[:5])
         )
         kept = {id(sample) for sample in report.good}
-        samples = {
+        parts = {
             part: {name: [s for s in items if id(s) in kept] for name, items in rows.items()}
-            for part, rows in samples.items()
+            for part, rows in parts.items()
         }
-    return samples
+    look_at(experiment, tables, reporter)
+    order = [name for name in experiment.objectives if name in tables or name in parts["train"]]
+    train = {name: tables[name] if name in tables else parts["train"][name] for name in order}
+    return {"train": train, "validation": parts["validation"]}
 
 
 def images_of(samples: Samples) -> dict[str, ImageRef]:
     """The distinct images of all parts and objectives, by key."""
-    return {
-        image.key: image
-        for part in samples.values()
-        for rows in part.values()
-        for sample in rows
-        for image in sample.images
-    }
+    images: dict[str, ImageRef] = {}
+    for rows in (items for part in samples.values() for items in part.values()):
+        if isinstance(rows, Table):
+            images |= rows.images_by_key()
+        else:
+            images |= {image.key: image for sample in rows for image in sample.images}
+    return images
+
+
+def few_training_samples(samples: Samples) -> list[Sample]:
+    """The training samples of all objectives; of rows on disk those that are looked at."""
+    return [sample for items in samples["train"].values() for sample in few_of(items)]
 
 
 def images_first(samples: Samples, count: int = 2) -> list[Sample]:
     """A few training samples that show images: the first ones, and the first that shows several."""
-    shown = [sample for rows in samples["train"].values() for sample in rows if sample.images]
+    shown = [sample for sample in few_training_samples(samples) if sample.images]
     several = (sample for sample in shown[count:] if len(sample.images) > 1)
     return [*shown[:count], *itertools.islice(several, 1)]
 
@@ -111,7 +136,7 @@ def encode_rows(
     policy: ImagePolicy,
     cached: CachedTower | None = None,
 ) -> Rows:
-    """Encodes all rows, and computes what is kept of their images.
+    """Encodes all rows that are kept in memory, and computes what is kept of their images.
 
     Args:
         experiment: made from the recipe.
@@ -128,31 +153,47 @@ def encode_rows(
         DataError: an objective is left without rows.
         DiskError: features shall be kept on disk and do not fit.
     """
-    encoder = model_encoder(
-        model, processor, experiment.data.max_length, experiment.data.allow_special_tokens
-    )
+    data = experiment.data
+    encoder = model_encoder(model, processor, data.max_length, data.allow_special_tokens)
     objectives = experiment.objectives
+    tables = {name: items for name, items in samples["train"].items() if isinstance(items, Table)}
+    in_memory = {name: items for name, items in samples["train"].items() if name not in tables}
     kept = partial(_kept, model, objectives, policy)
-    train, reports = encoded_rows(samples["train"], objectives, encoder)
+    encoded, reports = encoded_rows(in_memory, objectives, encoder)
     validation, _ = encoded_rows(samples["validation"], objectives, encoder)
+    drawn = drawn_rows(experiment, encoder, tables)
+    reports |= {name: rows.report for name, rows in drawn.items()}
     for name, report in reports.items():
         if report.cut or report.dropped:
+            which = f" of the {len(tables[name].few):,} that were read" if name in tables else ""
             policy.note(
                 f"{name}: {len(report.cut)} samples cut, {len(report.dropped)} dropped (longer than "
-                "the limit)"
+                f"the limit){which}"
             )
         if not report.encoded:
             raise DataError(
                 "no sample is left", where=f"objectives.{name}.train", fix="raise data.max_length"
             )
-    train, validation = kept(train), kept(validation)
-    rows = {name: [*train[name], *validation.get(name, ())] for name in train}
-    uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
+    encoded, validation = kept(encoded), kept(validation)
+    train: dict[str, Sequence[Encoded]] = {n: drawn.get(n) or encoded[n] for n in samples["train"]}
+    rows: dict[str, Sequence[Encoded | Sample]] = {
+        name: [*encoded.get(name, ()), *validation.get(name, ())] for name in train
+    }
     distinct = len({image.key for items in rows.values() for row in items for image in row.images})
-    count = sum(map(len, rows.values()))
+    distinct += sum(table.lines.groups for table in tables.values())
+    count = sum(len(items) for items in (*train.values(), *validation.values()))
     policy.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     if cached is not None:
         return Rows(train, validation, dict.fromkeys(objectives, cached.images))
+    listed = lists_images(experiment, tables)
+    if not listed:
+        policy = replace(policy, settings=replace(policy.settings, choice="none"))
+        policy.note(
+            "images: pixels at every step, as rows on disk name many; `data.features: disk` keeps them"
+        )
+    for name, table in tables.items():
+        rows[name] = [*rows[name], *(table.one_of_each() if listed else table.few)]
+    uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     frozen = {name: objective.frozen for name, objective in objectives.items()}
     images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
     return Rows(train, validation, images)

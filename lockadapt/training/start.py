@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic_core import from_json
 
+from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded
 from lockadapt.errors import VerificationError
 from lockadapt.files import write_json
@@ -77,8 +78,11 @@ def rows_digest(rows: Sequence[Encoded]) -> str:
         rows: as they were encoded.
 
     Returns:
-        SHA-256, hex. Which images they are is not part of it: these are read as they are needed.
+        SHA-256, hex. Which images they are is not part of it: these are read as they are needed. Of rows on
+        disk it is of the file's bytes, and of what the rows that are looked at teach.
     """
+    if isinstance(rows, DrawnRows):
+        return rows.digest()
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps([len(row.input_ids), len(row.images)]).encode())

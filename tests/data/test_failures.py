@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded
 from lockadapt.data.failures import carrying_failures, naming_rows, raise_failure
 from lockadapt.data.images import open_image
+from lockadapt.data.mixture import MixedDataset
 from lockadapt.data.sample import ImageRef, question_answer
 from lockadapt.errors import DataError
 
@@ -21,6 +23,30 @@ def collate(items: Any) -> dict[str, Any]:
     with naming_rows(rows):
         open_image(rows[0].images[0], 10_000)
     return {}
+
+
+class Unusable(DrawnRows):
+    """Rows none of which can be used."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return 2
+
+    def take(self, rows: Any) -> Any:
+        raise DataError("is bad", where=f"rows.jsonl:{rows[0]}", fix="mend it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_cannot_be_drawn(workers: int) -> None:
+    collated = carrying_failures(collate)
+    loader = DataLoader(
+        MixedDataset({"vqa": Unusable()}), batch_sampler=[[1, 0]], collate_fn=collated, num_workers=workers
+    )
+    with pytest.raises(DataError) as raised:
+        raise_failure(list(loader))
+    assert (raised.value.where, raised.value.fix) == ("rows.jsonl:1", "mend it")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

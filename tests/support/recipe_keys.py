@@ -245,6 +245,7 @@ ELSEWHERE = {
     "objectives.train.annotations": "tests/data/readers",
     "objectives.train.split": "tests/data/readers",
     "data.max_length": "tests/training/test_loop.py::test_data_keys",
+    "data.rows": "tests/training/test_rows_on_disk.py::test_which_rows_stay_on_disk",
     "data.on_bad_image": "tests/training/test_loop.py::test_data_keys",
     "data.max_bad_fraction": "tests/training/test_loop.py::test_data_keys",
     "data.on_bad_row": "tests/building/test_samples.py::test_bad_rows_are_left_out_where_the_recipe_says_so",

@@ -7,11 +7,12 @@ import gc
 from collections.abc import Callable, Iterator
 
 from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, llava_rlhf, refcoco, vqa_v2
+from lockadapt.data.readers.columns import RowRules
 from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
 
-__all__ = ["READERS", "Source", "read_samples"]
+__all__ = ["LINE_RULES", "READERS", "Source", "read_samples"]
 
 READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "jsonl": jsonl.read,
@@ -24,6 +25,10 @@ READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "llava-rlhf": llava_rlhf.read,
     "datasets": hub.read,
 }
+
+
+LINE_RULES: dict[str, Callable[[Source], RowRules]] = {"jsonl": jsonl.row_rules, "llava": llava.row_rules}
+"""Of formats that may be JSON lines: by what a row becomes samples."""
 
 
 def read_samples(format: str, source: Source) -> list[Sample]:

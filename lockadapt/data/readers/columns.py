@@ -43,6 +43,12 @@ class RowRules:
     video: VideoRules = field(default_factory=VideoRules)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Let go of what was kept of images and videos; they are looked at again where they are named."""
+        self.pictures.forget()
+        self.sizes.clear()
+        self.seconds.clear()
+
 
 def rules_for(
     source: Source, pictures: Pictures, defaults: Mapping[str, str] | None = None, marks: bool = False

@@ -196,11 +196,9 @@ def read_rows(path: Path) -> Generator[tuple[str, Any], None, None]:
                 yield where, line
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield where, _invalid(error, where, _LINE_FIX)
-            else:
-                yield where, row
+                yield where, _row(line, where)
+            except DataError as error:
+                yield where, error
         return
     rows = read_json(path)
     if not isinstance(rows, list):
@@ -211,6 +209,35 @@ def read_rows(path: Path) -> Generator[tuple[str, Any], None, None]:
         )
     for number, row in enumerate(rows):
         yield f"{path.name}[{number}]", row
+
+
+def parsed_line(line: bytes, where: str) -> Any:
+    """The row that one line of JSON lines holds.
+
+    Args:
+        line: without its end.
+        where: its place, for messages.
+
+    Returns:
+        The value.
+
+    Raises:
+        DataError: it is too long, not UTF-8, or invalid.
+    """
+    if len(line) > LONGEST_LINE:
+        raise _too_long(where)
+    try:
+        return _row(line.decode(), where)
+    except UnicodeDecodeError as error:
+        file, _, number = where.rpartition(":")
+        raise _not_utf8(error, file, int(number)) from error
+
+
+def _row(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(error, where, _LINE_FIX) from error
 
 
 def _bounded(path: Path) -> bytes:

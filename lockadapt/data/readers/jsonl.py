@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from lockadapt.data.readers.columns import rules_for
+from lockadapt.data.readers.columns import RowRules, rules_for
 from lockadapt.data.readers.files import read_rows as rows_of
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.rows import read_rows
@@ -26,6 +26,10 @@ def read(source: Source) -> Iterator[Sample]:
         DataError, SafetyError: as `read_text`, and as `read_rows` for what the rows hold.
         RecipeError: as `Source.check`.
     """
-    path = Path(source.path)
-    pictures = Pictures(source.image_root(path.parent), source.image_name, source.split)
-    return read_rows(source, rows_of(path), rules_for(source, pictures))
+    return read_rows(source, rows_of(Path(source.path)), row_rules(source))
+
+
+def row_rules(source: Source) -> RowRules:
+    """By what a row of the file becomes samples."""
+    pictures = Pictures(source.image_root(Path(source.path).parent), source.image_name, source.split)
+    return rules_for(source, pictures)

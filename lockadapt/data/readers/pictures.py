@@ -113,6 +113,11 @@ class Pictures:
                 fix="correct the value or `image_name`",
             ) from error
 
+    def forget(self) -> None:
+        """Let go of the images that were named so far."""
+        self._named.clear()
+        self._hashed.clear()
+
     def frame(self, ref: ImageRef) -> ImageRef:
         """Return the one object for a frame of a video."""
         return self._hashed.setdefault(ref.key, ref)

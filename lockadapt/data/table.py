@@ -1,0 +1,225 @@
+"""Rows of a file of JSON lines that stay on disk: each is read and checked when it is asked for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import overload
+
+from lockadapt.data.line_index import LineIndex, Lines, open_index
+from lockadapt.data.order import Array, epoch_order
+from lockadapt.data.problems import ROW_ERRORS, Problems
+from lockadapt.data.readers.columns import RowRules
+from lockadapt.data.readers.files import LINE_SUFFIXES, parsed_line
+from lockadapt.data.readers.rows import samples_of
+from lockadapt.data.readers.source import Source
+from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.errors import DataError
+
+LOOKED_AT = 2_000
+"""Rows that are read before step 1, and stand for all of them where something is estimated."""
+
+FIRST = 100
+"""Of those, so many say whether rows hold several samples."""
+
+SPREAD = 3.0
+"""Standard deviations by which the share of bad rows among those may exceed what is allowed."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file of rows, and how they are read.
+
+    Attributes:
+        source: of the rows.
+        rules: by which a row becomes samples.
+    """
+
+    source: Source
+    rules: RowRules
+
+    @property
+    def lines(self) -> Lines:
+        """The file, with the column that groups its rows."""
+        column = self.rules.columns.get("image", "image")
+        grouping = None if self.source.kind == "text" or not isinstance(column, str) else column
+        return Lines.of(Path(self.source.path), grouping, self.source.limit)
+
+
+def may_stay_on_disk(source: Source) -> bool:
+    """Whether a source's rows can be read one by one: it is a plain file of JSON lines."""
+    path = Path(source.path)
+    return path.suffix.lower() in LINE_SUFFIXES and path.is_file() and path.stat().st_size > 0
+
+
+class Table(Sequence[Sample]):
+    """Rows on disk, as samples.
+
+    Args:
+        file: the file, and how its rows are read.
+        cache: the folder of indexes.
+        seed: which rows are looked at before step 1.
+
+    Raises:
+        LockadaptError: as `open_index`.
+    """
+
+    def __init__(self, file: TableFile, cache: Path, seed: int = 0) -> None:
+        self.source, self.rules, self.seed = file.source, file.rules, seed
+        self.lines: LineIndex = open_index(file.lines, cache)
+        self.name = Path(file.source.path).name
+        self.bad_images: frozenset[str] = frozenset()
+        """Keys of images that cannot be used, as far as they were opened before step 1."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, row: int) -> Sample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Sample]: ...
+    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
+        """The sample of a row.
+
+        Args:
+            row: its number, or a slice.
+
+        Returns:
+            The sample, or those of a slice.
+
+        Raises:
+            DataError: the row cannot be used, or holds several samples.
+            SafetyError: it names a file that it may not.
+        """
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        where, samples = self.where(row), self._samples(row)
+        if len(samples) != 1:
+            raise DataError(
+                f"the row holds {len(samples)} samples",
+                where=where,
+                fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
+            )
+        return samples[0]
+
+    def _samples(self, row: int) -> list[Sample]:
+        where = self.where(row)
+        return samples_of(parsed_line(self.lines.line(row), where), self.rules, where)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether each of the first rows that are looked at holds one sample; bad ones do not count."""
+        for row in self.looked_at[:FIRST]:
+            try:
+                if len(self._samples(row)) != 1:
+                    return False
+            except ROW_ERRORS:
+                continue
+        return True
+
+    def where(self, row: int) -> str:
+        """The place of a row, for messages."""
+        return f"{self.name}:{self.lines.number(row)}"
+
+    def forget(self) -> None:
+        """Lets go of what is kept of images that were named."""
+        self.rules.forget()
+
+    def order(self, longest: int, seed: int) -> Array:
+        """The rows in the order of an epoch; see `epoch_order`."""
+        return epoch_order(self.lines.grouped, self.lines.starts, longest, seed, self.lines.folder)
+
+    def one_of_each(self) -> Iterator[Sample]:
+        """The first sample of every group of one image, where it can be used and the image, too."""
+        for begin in self.lines.starts[:-1].tolist():
+            try:
+                sample = self[int(self.lines.grouped[begin])]
+            except ROW_ERRORS:  # met when the row is drawn
+                continue
+            if not any(image.key in self.bad_images for image in sample.images):
+                yield sample
+
+    def images_by_key(self) -> dict[str, ImageRef]:
+        """The distinct images of `one_of_each`."""
+        return {image.key: image for sample in self.one_of_each() for image in sample.images}
+
+    @cached_property
+    def looked_at(self) -> list[int]:
+        """About `LOOKED_AT` rows, drawn at random with others of their images; all where there are few."""
+        if len(self) <= LOOKED_AT:
+            return list(range(len(self)))
+        starts, rows = self.lines.starts, list[int]()
+        generator = random.Random(self.seed)
+        taken: set[int] = set()
+        while len(rows) < LOOKED_AT:
+            group = generator.randrange(self.lines.groups)
+            if group not in taken:
+                taken.add(group)
+                begin, end = int(starts[group]), int(starts[group + 1])
+                rows += self.lines.grouped[begin : min(end, begin + LOOKED_AT)].tolist()
+        return sorted(rows)
+
+    @property
+    def few(self) -> list[Sample]:
+        """The samples of the rows that are looked at, without those of bad images.
+
+        Returns:
+            The good ones.
+
+        Raises:
+            DataError: a row cannot be used, and none may be left out, or clearly more than may be.
+            SafetyError: a row names a file that it may not.
+        """
+        return [s for s in self._few if not any(image.key in self.bad_images for image in s.images)]
+
+    @cached_property
+    def _few(self) -> list[Sample]:
+        """The same, whatever their images are; raises what is wrong with rows, as a reader does.
+
+        Returns:
+            The good ones, at least one.
+
+        Raises:
+            DataError: a row cannot be used, and none may be left out, or clearly more than may be.
+            SafetyError: a row names a file that it may not.
+        """
+        few = self.looked_at
+        skip = self.source.bad_rows
+        if skip is not None:
+            skip = replace(skip, max_fraction=allowance(skip.max_fraction, len(few), len(self)))
+        problems = Problems(str(self.source.path), skip=skip)
+        good: list[Sample] = []
+        for row in few:
+            try:
+                good.append(self[row])
+            except ROW_ERRORS as error:
+                problems.add(error)
+        problems.finish(len(good))
+        return good
+
+
+def few_of(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Samples that stand for all: of rows on disk those that are looked at, else all."""
+    return samples.few if isinstance(samples, Table) else samples
+
+
+def allowance(allowed: float, few: int, rows: int) -> float:
+    """The largest share of bad ones among some that is no sign of a larger one among all.
+
+    Args:
+        allowed: the largest share among all.
+        few: how many were looked at, at random.
+        rows: how many there are.
+
+    Returns:
+        The share; `allowed` itself where all were looked at.
+    """
+    if few >= rows:
+        return allowed
+    return min(1.0, allowed + SPREAD * ((allowed * (1 - allowed)) ** 0.5 / few**0.5))

@@ -1,0 +1,100 @@
+"""A run whose rows stay on disk trains, resumes and leaves out what it may, the same every time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from lockadapt.building.experiment import build_experiment
+from lockadapt.building.tables import build_tables
+from lockadapt.errors import RecipeError, VerificationError
+from lockadapt.recipe.read import load_recipe
+from lockadapt.recipe.schema import Recipe
+from lockadapt.training.loop import train
+from lockadapt.training.rows import load_samples
+from tests.support.runs import values
+from tests.training.test_resume import QUIET, interrupted
+
+
+def made(tiny: Path, folder: Path, *overrides: str, rows: list[dict[str, Any]] | None = None) -> Recipe:
+    given = values(tiny, folder)
+    given["training"] |= {"steps": 6, "save_every": 2, "log_every": 1}
+    if rows:
+        file = Path(given["objectives"]["vqa"]["train"]["path"])
+        file.write_text(file.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
+    common = ("data.rows=disk", f"data.cache={folder / 'cache'}")
+    return load_recipe(None, (*common, *overrides), given).recipe
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    tensors = load_file(folder / "checkpoints" / "train" / "finished" / "trainable.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+BAD = [
+    {"image": "red.png", "question": "?", "answer": ""},
+    {"image": "gone.png", "question": "what color is it?", "answer": "red"},
+]
+
+
+@pytest.mark.parametrize("features", ["none", "memory"])
+def test_resumed_and_with_workers_the_weights_are_the_same(
+    features: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip = ("data.on_bad_row=skip", "data.max_bad_row_fraction=0.5", "data.on_bad_image=skip")
+    recipe = made(tiny, tmp_path, f"data.features={features}", "data.max_bad_fraction=0.5", *skip, rows=BAD)
+    train(recipe, tmp_path / "whole", QUIET)
+    interrupted(recipe, tmp_path / "resumed", 3, monkeypatch)
+    train(recipe, tmp_path / "resumed", QUIET, resume=True)
+    expected = weights(tmp_path / "whole")
+    assert weights(tmp_path / "resumed") == expected
+    with_workers = recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": 1})})
+    train(with_workers, tmp_path / "workers", QUIET)
+    assert weights(tmp_path / "workers") == expected
+    for run in ("whole", "resumed", "workers"):
+        lines = [json.loads(line) for line in (tmp_path / run / "bad_rows.jsonl").read_text().splitlines()]
+        assert sorted(line["row"] for line in lines) == ["rows.jsonl:10", "rows.jsonl:9"]
+    rows = Path(recipe.objectives["vqa"].train.path)
+    rows.write_text(rows.read_text().replace("blue", "pink"))
+    interrupted(recipe, tmp_path / "other", 3, monkeypatch)
+    rows.write_text(rows.read_text().replace("pink", "blue"))
+    with pytest.raises(VerificationError, match="rows of vqa"):
+        train(recipe, tmp_path / "other", QUIET, resume=True)
+
+
+def test_which_rows_stay_on_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = made(tiny, tmp_path)
+
+    def on_disk(choice: str, **source: Any) -> bool:
+        given = recipe.model_dump(mode="json")
+        given["data"]["rows"] = choice
+        given["objectives"]["vqa"]["train"] |= source
+        return "vqa" in build_tables(build_experiment(load_recipe(None, (), given).recipe))
+
+    assert [on_disk(choice) for choice in ("auto", "memory", "disk")] == [False, False, True]
+    listed = tmp_path / "rows.json"
+    listed.write_text("[{}]")
+    assert not on_disk("auto", path=str(listed))
+    with pytest.raises(RecipeError, match="no JSON lines"):
+        on_disk("disk", path=str(listed))
+    monkeypatch.setattr("lockadapt.building.tables.IN_MEMORY", 7)
+    assert on_disk("auto")
+    assert not on_disk("auto", limit=7)
+    captions = tmp_path / "captions.jsonl"
+    row = {"image": "red.png", "prompt": "?", "completion": "red"}
+    captions.write_text((json.dumps(row) + "\n") * 8)
+    assert on_disk("auto", path=str(captions))
+
+
+def test_in_memory_and_on_disk_teach_the_same_samples(tiny: Path, tmp_path: Path) -> None:
+    experiments = [
+        build_experiment(made(tiny, tmp_path, f"data.rows={choice}")) for choice in ("memory", "disk")
+    ]
+    memory, disk = (load_samples(experiment, QUIET)["train"]["vqa"] for experiment in experiments)
+    assert isinstance(memory, list)
+    assert not isinstance(disk, list)
+    assert list(disk) == memory
