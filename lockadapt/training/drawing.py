@@ -115,5 +115,5 @@ def _steady(encoder: Encoder, objective: Objective) -> Encode:
 
 
 def _refused(encoder: Encoder) -> int:
-    """How often a kind of conversation came out otherwise on the quick way; rows of pairs have no such way."""
+    """How often a kind of conversation came out otherwise on the quick way, which pairs do not have."""
     return encoder.quick.refused if hasattr(encoder, "quick") else 0

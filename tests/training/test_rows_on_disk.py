@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from lockadapt.architectures.assemble import Assembled
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.tables import build_tables
+from lockadapt.data.encode import Encoder
+from lockadapt.data.quick_encode import QuickText
+from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
+from lockadapt.training.drawing import drawn_rows
 from lockadapt.training.loop import train
 from lockadapt.training.rows import load_samples
 from tests.support.runs import values
@@ -98,3 +103,22 @@ def test_in_memory_and_on_disk_teach_the_same_samples(tiny: Path, tmp_path: Path
     assert isinstance(memory, list)
     assert not isinstance(disk, list)
     assert list(disk) == memory
+
+
+def test_a_row_that_shows_earlier_ones_wrong_ends_the_run(
+    tiny: Path, tmp_path: Path, assembled: Assembled
+) -> None:
+    experiment = build_experiment(made(tiny, tmp_path))
+    encoder = Encoder(assembled.processor, 64)
+    rows = drawn_rows(experiment, encoder, build_tables(experiment))["vqa"]
+    assert len(rows.few) == 8
+    assert len(rows.take([0, 1])) == 2
+    write = encoder.quick.write
+
+    def otherwise(sample: Sample) -> QuickText | None:
+        text = write(sample)
+        return text and text._replace(text=text.text + "!", audited=True)
+
+    encoder.quick.write = otherwise  # type: ignore[method-assign]
+    with pytest.raises(VerificationError, match="otherwise than the first ones"):
+        rows.take([2, 3])
