@@ -33,6 +33,8 @@ QUIET = Reporter(quiet=True)
 LLM_NAMES = (*LLMS, *ODD_LLMS)
 TOWER_NAMES = tuple(name for name in TOWERS if name not in ("clip", "siglip", "vit-classifier"))
 """Without those that only hold another of them."""
+WIDE = ("clip-wide", "siglip-wide")
+"""Towers for the windows of a Q-Former, which are 64 channels wide; all else is measured with narrow ones."""
 DUAL, DUAL_NAMES = "dual", ("bert", "xlnet")
 """What the dual encoder's column says, and whose text side it is measured with."""
 KEY = ("llm", "tower", "fusion")
@@ -72,7 +74,8 @@ def measured_cells(only: Sequence[str], kept: Sequence[dict[str, Any]] = ()) -> 
         sources = Path(scratch)
         for llm in _chosen(LLM_NAMES, only):
             for tower in _chosen(TOWER_NAMES, only):
-                names = _chosen([*fusion_names(), *([DUAL] if llm in DUAL_NAMES else ())], only)
+                every = [*fusion_names(), *([DUAL] if llm in DUAL_NAMES else ())]
+                names = _chosen(["qformer"] if tower in WIDE else every, only)
                 asked = [name for name in names if (llm, tower, name) not in known]
                 yield from (known[llm, tower, name] for name in names if name not in asked)
                 for entry in _held(sources, llm, tower, asked) if asked else ():
