@@ -8,8 +8,9 @@ from pathlib import Path
 from lockadapt.building.experiment import Experiment
 from lockadapt.building.samples import told_source
 from lockadapt.data.bad_rows import Allowed
-from lockadapt.data.readers import LINE_RULES, Source
-from lockadapt.data.table import Table, TableFile, may_stay_on_disk
+from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
+from lockadapt.data.spool import NoWholeFiles, open_spool
+from lockadapt.data.table import RowFile, Table, TableFile, may_stay_on_disk
 from lockadapt.errors import RecipeError
 
 IN_MEMORY = 50_000
@@ -17,6 +18,9 @@ IN_MEMORY = 50_000
 
 SHORTEST_ROW = 20
 """Bytes; a file that is too small for so many rows needs no look."""
+
+FOLDERS = ("datasets", "imagefolder")
+"""Formats whose rows are not all in files that a recipe names."""
 
 INDEXES = "rows"
 """The folder of indexes, in that of the feature cache."""
@@ -36,20 +40,23 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
         RecipeError: `data.rows: disk` is asked for rows that cannot be read one by one.
         DataError: a file of rows cannot be read, has none, or has bad ones among those that are looked at.
     """
-    choice, tables = experiment.data.rows, dict[str, Table]()
-    for name, section in experiment.recipe.objectives.items():
-        if choice == "memory":
+    tables: dict[str, Table] = {}
+    if experiment.data.rows == "memory":
+        return tables
+    cache = experiment.features.cache.expanduser() / INDEXES
+    for name in experiment.objectives:
+        try:
+            file = _file(experiment, name, told_source(experiment.recipe, name, "train", note), cache)
+        except _InMemoryError as reason:
+            if experiment.data.rows == "disk":
+                raise RecipeError(
+                    f"the rows of {name} cannot stay on disk: {reason}",
+                    where="data.rows",
+                    fix="use memory or auto",
+                ) from reason
             continue
-        source = told_source(experiment.recipe, name, "train", note)
-        reason = _why_in_memory(experiment, name, section.train.format, source)
-        if reason is not None and choice == "disk":
-            raise RecipeError(reason, where="data.rows", fix="use memory or auto")
-        if reason is not None or (choice == "auto" and _is_small(source)):
-            continue
-        file = TableFile(source, LINE_RULES[section.train.format](source))
-        table = Table(file, experiment.features.cache.expanduser() / INDEXES, experiment.training.seed)
-        if choice == "disk" or (len(table) > IN_MEMORY and table.is_single):
-            tables[name] = table
+        if file is not None:
+            tables[name] = Table(file, cache, experiment.training.seed)
     return tables
 
 
@@ -64,15 +71,30 @@ def allowed_bad(experiment: Experiment) -> Allowed:
     )
 
 
-def _why_in_memory(experiment: Experiment, name: str, format: str, source: Source) -> str | None:
-    """Why an objective's rows cannot stay on disk; None: they can."""
-    if format not in LINE_RULES or not may_stay_on_disk(source):
-        return f"the rows of {name} are no JSON lines (a .jsonl or .ndjson file), so they stay in memory"
-    if experiment.objectives[name].frozen not in ("tower", "nothing"):
-        return f"{name} computes something of every image before step 1, so its rows stay in memory"
-    return None
+class _InMemoryError(Exception):
+    """Why rows cannot stay on disk."""
 
 
-def _is_small(source: Source) -> bool:
-    few = source.limit is not None and source.limit <= IN_MEMORY
-    return few or Path(source.path).stat().st_size < SHORTEST_ROW * IN_MEMORY
+def _file(experiment: Experiment, name: str, source: Source, cache: Path) -> TableFile | None:
+    """The file of an objective's rows: the user's own, or one of their samples; None: they are few."""
+    format, few = experiment.recipe.objectives[name].train.format, IN_MEMORY
+    if not experiment.objectives[name].drawable:
+        raise _InMemoryError("something is computed of all of them before step 1")
+    if format in FOLDERS or not Path(source.path).is_file():
+        raise _InMemoryError(f"with the format {format} they are in no file of their own")
+    if experiment.data.rows == "disk":
+        few = 0
+    elif Path(source.path).stat().st_size < SHORTEST_ROW * few or (source.limit or few + 1) <= few:
+        return None
+    if format in LINE_RULES and may_stay_on_disk(source):
+        file = RowFile(source, LINE_RULES[format](source))
+        table = Table(file, cache, experiment.training.seed)
+        if len(table) <= few:
+            return None
+        if table.is_single:
+            return file
+    try:
+        spool = open_spool(source, lambda: iterate_samples(format, source), few, cache)
+    except NoWholeFiles:
+        raise _InMemoryError("their images are no whole files") from None
+    return spool if spool.rows > few else None

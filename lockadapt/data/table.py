@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
 
 from lockadapt.data.line_index import LineIndex, Lines, open_index
 from lockadapt.data.order import Array, epoch_order
@@ -29,9 +29,35 @@ SPREAD = 3.0
 """Standard deviations by which the share of bad rows among those may exceed what is allowed."""
 
 
+class TableFile(Protocol):
+    """A file of JSON lines, and what its lines hold."""
+
+    @property
+    def source(self) -> Source:
+        """That a recipe names."""
+        ...
+
+    @property
+    def lines(self) -> Lines:
+        """The file, with the column that groups its rows."""
+        ...
+
+    def where(self, line: bytes, number: int) -> str:
+        """The place of a line, counted from 1, for messages."""
+        ...
+
+    def samples(self, line: bytes, number: int) -> list[Sample]:
+        """The samples of a line; raises what is wrong with it."""
+        ...
+
+    def forget(self) -> None:
+        """Lets go of what is kept of images that were named."""
+        ...
+
+
 @dataclass(frozen=True)
-class TableFile:
-    """A file of rows, and how they are read.
+class RowFile:
+    """A user's own file of rows.
 
     Attributes:
         source: of the rows.
@@ -47,6 +73,19 @@ class TableFile:
         column = self.rules.columns.get("image", "image")
         grouping = None if self.source.kind == "text" or not isinstance(column, str) else column
         return Lines.of(Path(self.source.path), grouping, self.source.limit)
+
+    def where(self, line: bytes, number: int) -> str:
+        """The file and the line."""
+        return f"{Path(self.source.path).name}:{number}"
+
+    def samples(self, line: bytes, number: int) -> list[Sample]:
+        """What a reader makes of the row."""
+        where = self.where(line, number)
+        return samples_of(parsed_line(line, where), self.rules, where)
+
+    def forget(self) -> None:
+        """Lets go of what is kept of images that were named."""
+        self.rules.forget()
 
 
 def may_stay_on_disk(source: Source) -> bool:
@@ -68,9 +107,8 @@ class Table(Sequence[Sample]):
     """
 
     def __init__(self, file: TableFile, cache: Path, seed: int = 0) -> None:
-        self.source, self.rules, self.seed = file.source, file.rules, seed
+        self.file, self.source, self.seed = file, file.source, seed
         self.lines: LineIndex = open_index(file.lines, cache)
-        self.name = Path(file.source.path).name
         self.bad_images: frozenset[str] = frozenset()
         """Keys of images that cannot be used, as far as they were opened before step 1."""
 
@@ -99,18 +137,17 @@ class Table(Sequence[Sample]):
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)
-        where, samples = self.where(row), self._samples(row)
+        samples = self._samples(row)
         if len(samples) != 1:
             raise DataError(
                 f"the row holds {len(samples)} samples",
-                where=where,
+                where=self.where(row),
                 fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
             )
         return samples[0]
 
     def _samples(self, row: int) -> list[Sample]:
-        where = self.where(row)
-        return samples_of(parsed_line(self.lines.line(row), where), self.rules, where)
+        return self.file.samples(self.lines.line(row), self.lines.number(row))
 
     @property
     def is_single(self) -> bool:
@@ -125,11 +162,11 @@ class Table(Sequence[Sample]):
 
     def where(self, row: int) -> str:
         """The place of a row, for messages."""
-        return f"{self.name}:{self.lines.number(row)}"
+        return self.file.where(self.lines.line(row), self.lines.number(row))
 
     def forget(self) -> None:
         """Lets go of what is kept of images that were named."""
-        self.rules.forget()
+        self.file.forget()
 
     def order(self, longest: int, seed: int) -> Array:
         """The rows in the order of an epoch; see `epoch_order`."""

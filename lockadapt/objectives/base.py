@@ -89,6 +89,7 @@ class Objective(ABC):
         kind: what it is (`caption`, `vqa`, `itc` …).
         packs: whether samples of one image can share a row.
         plannable: whether its loss can be traced without weights, for `lockadapt plan`.
+        drawable: whether its rows may be made when they are drawn; else all are made before step 1.
         divisible: whether the loss of a batch is the mean of its parts' losses, weighed by their terms.
         weight: factor on its loss in a mixed run.
         sampling_weight: its share of micro-batches, relative to the others'.
@@ -98,6 +99,7 @@ class Objective(ABC):
     kind: ClassVar[str]
     packs: ClassVar[bool] = False
     plannable: ClassVar[bool] = False
+    drawable: ClassVar[bool] = True
     divisible: ClassVar[bool] = True
 
     weight: float = 1.0

@@ -35,6 +35,7 @@ class Preference(Objective):
     """Scored by how often the chosen answer is the likelier one."""
 
     kind: ClassVar[str] = "preference"
+    drawable: ClassVar[bool] = False  # TRL's trainer computes its reference of all of them first
 
     def encode(
         self, encoder: Encoder, samples: Sequence[Sample], progress: Progress | None = None

@@ -71,6 +71,7 @@ class TextToImage(Objective):
     probe: str | None = None
 
     kind: ClassVar[str] = "t2i"
+    drawable: ClassVar[bool] = False  # image tokens are computed of all images first
 
     @property
     def rows(self) -> str:

@@ -59,7 +59,7 @@ class DataSection(Section):
     rows: Literal["auto", "memory", "disk"] = Field(
         default="auto",
         description="where training rows are: memory reads and encodes all before step 1; disk reads, checks "
-        "and encodes each when it is drawn, from JSON lines; auto: disk for files of more than 50,000 rows",
+        "and encodes each when it is drawn; auto: disk for files of more than 50,000 rows",
     )
     on_bad_image: Literal["error", "skip"] = Field(
         default="error", description="stop at a missing or damaged image, or skip its samples"

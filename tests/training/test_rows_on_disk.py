@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,34 @@ def test_which_rows_stay_on_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest
         return "vqa" in build_tables(build_experiment(load_recipe(None, (), given).recipe))
 
     assert [on_disk(choice) for choice in ("auto", "memory", "disk")] == [False, False, True]
-    listed = tmp_path / "rows.json"
-    listed.write_text("[{}]")
-    assert not on_disk("auto", path=str(listed))
-    with pytest.raises(RecipeError, match="no JSON lines"):
-        on_disk("disk", path=str(listed))
     monkeypatch.setattr("lockadapt.building.tables.IN_MEMORY", 7)
+    monkeypatch.setattr("lockadapt.building.tables.SHORTEST_ROW", 1)
     assert on_disk("auto")
     assert not on_disk("auto", limit=7)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    listed = tmp_path / "rows.json"
+    listed.write_text(json.dumps(rows))
+    assert on_disk("auto", path=str(listed))
+    assert not on_disk("auto", path=str(listed), limit=7)
     captions = tmp_path / "captions.jsonl"
-    row = {"image": "red.png", "prompt": "?", "completion": "red"}
-    captions.write_text((json.dumps(row) + "\n") * 8)
+    captions.write_text("".join(json.dumps({**row, "answers": ["a", "a"]}) + "\n" for row in rows))
     assert on_disk("auto", path=str(captions))
+    inline = base64.b64encode((tmp_path / "pictures" / "red.png").read_bytes()).decode()
+    listed.write_text(json.dumps([{**row, "image": f"data:image/png;base64,{inline}"} for row in rows]))
+    assert not on_disk("auto", path=str(listed))
+    with pytest.raises(RecipeError, match="no whole files"):
+        on_disk("disk", path=str(listed))
+
+
+def test_rows_of_several_samples(tiny: Path, tmp_path: Path) -> None:
+    recipe = made(tiny, tmp_path)
+    given = recipe.model_dump(mode="json")
+    rows = tmp_path / "captions.jsonl"
+    rows.write_text((json.dumps({"image": "red.png", "captions": ["a", "b"]}) + "\n") * 4)
+    source = {"format": "jsonl", "path": str(rows), "images": given["objectives"]["vqa"]["train"]["images"]}
+    given["objectives"] = {"caption": {"train": source}}
+    (table,) = build_tables(build_experiment(load_recipe(None, (), given).recipe)).values()
+    assert [sample.answer for sample in table] == ["a", "b"] * 4
 
 
 def test_in_memory_and_on_disk_teach_the_same_samples(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
 from lockadapt.errors import RecipeError
 
-__all__ = ["LINE_RULES", "READERS", "Source", "read_samples"]
+__all__ = ["LINE_RULES", "READERS", "Source", "iterate_samples", "read_samples"]
 
 READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "jsonl": jsonl.read,
@@ -31,14 +31,14 @@ LINE_RULES: dict[str, Callable[[Source], RowRules]] = {"jsonl": jsonl.row_rules,
 """Of formats that may be JSON lines: by what a row becomes samples."""
 
 
-def read_samples(format: str, source: Source) -> list[Sample]:
-    """Read all samples of a source, at least one; images are named, not opened.
+def iterate_samples(format: str, source: Source) -> Iterator[Sample]:
+    """Read the samples of a source, at least one, one after the other; see `read_samples`.
 
     Args:
         format: a key of `READERS`.
         source: which files, and how to read them.
 
-    Returns:
+    Yields:
         The samples in the source's order.
 
     Raises:
@@ -61,7 +61,23 @@ def read_samples(format: str, source: Source) -> list[Sample]:
             f"the format {format} has no splits, `path` names the file", where="split", fix="remove `split`"
         )
     with _rows_are_no_garbage():
-        return list(READERS[format](source))
+        yield from READERS[format](source)
+
+
+def read_samples(format: str, source: Source) -> list[Sample]:
+    """Read all samples of a source, at least one; images are named, not opened.
+
+    Args:
+        format: a key of `READERS`.
+        source: which files, and how to read them.
+
+    Returns:
+        The samples in the source's order.
+
+    Raises:
+        LockadaptError: as `iterate_samples`.
+    """
+    return list(iterate_samples(format, source))
 
 
 @contextlib.contextmanager
