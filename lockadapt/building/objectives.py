@@ -27,6 +27,7 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
 
     Raises:
         DataError: a closed list of answers is no file, or has fewer than two answers.
+        RecipeError: embeddings of tokens are asked of a dual encoder.
     """
     chosen: dict[str, Objective] = {}
     for name, section in recipe.objectives.items():
@@ -38,6 +39,12 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
         }
         if isinstance(section, ItcSection):
             given["mode"] = "dual" if embeds_apart(recipe) else "vlm"
+            if given["mode"] == "dual" and section.pooling == "tokens":
+                raise RecipeError(
+                    "a dual encoder compares one vector a side, not one a token",
+                    where=f"objectives.{name}.pooling: tokens",
+                    fix="add `mode: vlm`",
+                )
         if isinstance(section, AnswerSection):
             given["answers"] = _closed_list(name, section.answers)
         fields = {field.name for field in dataclasses.fields(make)}

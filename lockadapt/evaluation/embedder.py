@@ -80,7 +80,7 @@ class Embedder:
         return cls.of(target.model, target.processor, objective, target.experiment)
 
     def images(self, images: Sequence[ImageRef]) -> Tensor:
-        """Float32 (images, dimension) on the CPU, L2-normalised."""
+        """See `ImageText.image_embeddings`."""
         return self.objective.image_embeddings(self.context, images)
 
     def readable(
@@ -88,7 +88,8 @@ class Embedder:
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Embeds all that can be opened, (dimension,) by key; says what is wrong with the others, by key.
 
-        Every image is opened once, and no more than a batch of them is in memory.
+        Every image is opened once, and no more than a batch of them is in memory. Embeddings of an image's
+        tokens stand behind one another, (tokens * dimension,).
         """
         made: dict[str, Tensor] = {}
         wrong: dict[str, str] = {}
@@ -104,13 +105,13 @@ class Embedder:
             if good:
                 context = dataclasses.replace(self.context, images=_Opened(values))
                 rows = self.objective.image_embeddings(context, good)
-                made |= dict(zip([image.key for image in good], rows, strict=True))
+                made |= dict(zip([image.key for image in good], rows.flatten(1), strict=True))
             if progress:
                 progress(min(start + size, len(images)), len(images))
         return made, wrong
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Float32 (texts, dimension) on the CPU, L2-normalised."""
+        """See `ImageText.text_embeddings`."""
         return self.objective.text_embeddings(self.context, texts)
 
 

@@ -20,6 +20,7 @@ from lockadapt.evaluation.image_index import ImageIndex, read_index, write_index
 from lockadapt.evaluation.refresh import refresh
 from lockadapt.evaluation.target import Target, open_target
 from lockadapt.files import sha256_of
+from lockadapt.metrics.late_interaction import maxsim
 from lockadapt.models.origins import SIDECAR
 from lockadapt.runs.artifacts import ADAPTER, PROCESSOR
 
@@ -58,7 +59,8 @@ def search(
 
     Returns:
         `{"searches": [{"query", "results": [{"file", "score"}]}], "index": {"folder", "images", "embedded",
-        "dropped", "bad": [{"file", "reason"}]}}`; files relative to `images`, scores are cosines.
+        "dropped", "bad": [{"file", "reason"}]}}`; files relative to `images`, scores are cosines, or
+        the mean of the largest cosines of a query's tokens.
 
     Raises:
         RecipeError: no query, a model that was not trained to embed, or an index that another model made.
@@ -99,7 +101,9 @@ class SearchedFolder:
         wanted = [embedder.texts(queries.texts)] if queries.texts else []
         if queries.pictures:
             wanted.append(embedder.images([ImageRef(str(path), path=path) for path in queries.pictures]))
-        model = (self.fingerprint, wanted[0].shape[-1])
+        # Of embeddings of tokens a row holds all of an image's, behind one another; a text has others.
+        late = wanted[0].ndim == 3
+        model = (self.fingerprint, None if late else wanted[0].shape[-1])
         searchable, report = _up_to_date(embedder, self.images, self.index, model, reporter)
         rows = [row for part in wanted for row in part]
         searches = [
@@ -136,9 +140,9 @@ def _own_place(images: Path, fingerprint: str) -> Path:
 
 
 def _up_to_date(
-    embedder: Embedder, images: Path, folder: Path, model: tuple[str, int], reporter: Reporter
+    embedder: Embedder, images: Path, folder: Path, model: tuple[str, int | None], reporter: Reporter
 ) -> tuple[ImageIndex, dict[str, Any]]:
-    """Args: `model`: its fingerprint, and the width of its embeddings."""
+    """Args: `model`: its fingerprint, and the width of its embeddings, None where they are of tokens."""
     fingerprint, width = model
     progress = reporter.counted("embedding images")
     with Claims(folder / "lock") as claims:
@@ -167,7 +171,12 @@ def _up_to_date(
 
 def _best(index: ImageIndex, query: Tensor, top: int) -> list[dict[str, Any]]:
     """Equally similar images in the order of their names, which is that of the index."""
-    scores, order = (index.embeddings @ query).sort(descending=True, stable=True)
+    rows = index.embeddings
+    if query.ndim == 2:
+        similar = maxsim(query[None], rows.view(len(rows), -1, query.shape[-1]))[0]
+    else:
+        similar = rows @ query
+    scores, order = similar.sort(descending=True, stable=True)
     return [
         {"file": index.files[number].name, "score": round(score, 6)}
         for number, score in zip(order[:top].tolist(), scores[:top].tolist(), strict=True)

@@ -21,6 +21,7 @@ from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.proofs.embeddings import Embedded, compare, embed_probe, shown_and_said
 from lockadapt.models.preprocessing import pixels
 from lockadapt.models.texts import Pooling, pool
+from lockadapt.objectives.late_interaction import stacked
 from lockadapt.objectives.retrieval import headed
 from lockadapt.runs.run import LoadedRun
 
@@ -115,7 +116,16 @@ def embedding_model(loaded: LoadedRun) -> tuple[EmbeddingModel, list[Image.Image
 
 @torch.no_grad()
 def embed_texts(trained: EmbeddingModel, texts: Sequence[str]) -> Tensor:
-    """Embeds one text at a time, so that there is no padding: L2-normalised, float32 (texts, dimension)."""
+    """Embeds one text at a time, so that there is no padding.
+
+    Args:
+        trained: the model.
+        texts: without frames.
+
+    Returns:
+        L2-normalised, float32 (texts, dimension); of tokens, (texts, tokens, dimension), zeros behind shorter
+        texts.
+    """
     rows, apart = [], architecture_of(trained.model).apart
     for text in texts:
         framed = trained.frames.before + text + trained.frames.after
@@ -127,12 +137,12 @@ def embed_texts(trained: EmbeddingModel, texts: Sequence[str]) -> Tensor:
             rows.append(headed(apart.texts(trained.model, states), layer))
         else:
             rows.append(_embed_sequence(trained, framed, None))
-    return torch.cat(rows).float()
+    return stacked(rows).float()
 
 
 @torch.no_grad()
 def embed_images(trained: EmbeddingModel, images: Sequence[Image.Image]) -> Tensor:
-    """L2-normalised embeddings, float32 (images, dimension), one image at a time."""
+    """Embeds one image at a time; what is returned is as of `embed_texts`."""
     rows, apart = [], architecture_of(trained.model).apart
     for image in images:
         if apart is not None:
@@ -141,7 +151,7 @@ def embed_images(trained: EmbeddingModel, images: Sequence[Image.Image]) -> Tens
             rows.append(headed(projected, None if trained.heads is None else trained.heads[0]))
         else:
             rows.append(_embed_sequence(trained, trained.frames.image, image))
-    return torch.cat(rows).float()
+    return stacked(rows).float()
 
 
 def _same(
@@ -164,8 +174,9 @@ def _embed_sequence(trained: EmbeddingModel, text: str, image: Image.Image | Non
         inputs["pixel_values"] = inputs["pixel_values"].to(trained.model.dtype)
     states = trained.model.model(**inputs, use_cache=False).last_hidden_state
     layer: Any = trained.projection
-    pooled = pool(states, inputs["attention_mask"], trained.pooling)
-    return F.normalize(layer(pooled.to(layer.weight.dtype)), dim=-1)
+    if trained.pooling != "tokens":
+        states = pool(states, inputs["attention_mask"], trained.pooling)
+    return F.normalize(layer(states.to(layer.weight.dtype)), dim=-1)
 
 
 @torch.no_grad()

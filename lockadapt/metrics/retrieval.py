@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lockadapt.errors import DataError
+from lockadapt.metrics.late_interaction import maxsim
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
 
 TIE = 1e-6
 """Cosines that differ by less count as equal: float32 sums of the same numbers differ by 1e-7 or so."""
@@ -78,8 +81,9 @@ def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | N
     the number of pairs. Ranks as `ranks` gives them.
 
     Args:
-        images: embeddings (images, size).
-        texts: embeddings (texts, size).
+        images: embeddings (images, size); or of their tokens, (images, tokens, size), which `maxsim` compares
+            with those of a text, the text as the query.
+        texts: embeddings (texts, size); or of their tokens.
         pairs: int64 (pairs, 2), image and text that belong together.
         rows: queries at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
 
@@ -91,15 +95,19 @@ def retrieval_scores(images: Tensor, texts: Tensor, pairs: Tensor, rows: int | N
     Raises:
         DataError: see `ranks`.
     """
+    late = images.ndim == 3
+    to_image = maxsim if late else _cosines
     scores: dict[str, Any] = {
-        "text_to_image": _summary(ranks(texts, images, pairs.flip(1), rows)),
-        "image_to_text": _summary(ranks(images, texts, pairs, rows)),
+        "text_to_image": _summary(ranks(texts, images, pairs.flip(1), rows, similarity=to_image)),
+        "image_to_text": _summary(
+            ranks(images, texts, pairs, rows, similarity=lambda some, all: to_image(all, some).T)
+        ),
         "n": len(pairs),
     }
     for name, embeddings, side in (("text_to_text", texts, 1), ("image_to_image", images, 0)):
         alike = _alike(pairs[:, 1 - side].tolist(), pairs[:, side].tolist())
         if len(alike):
-            scores[name] = _summary(ranks(embeddings, embeddings, alike, rows, among=True))
+            scores[name] = _summary(ranks(embeddings, embeddings, alike, rows, True, to_image))
     return scores
 
 
@@ -114,7 +122,12 @@ def _alike(owners: Sequence[int], members: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def ranks(
-    queries: Tensor, candidates: Tensor, pairs: Tensor, rows: int | None = None, among: bool = False
+    queries: Tensor,
+    candidates: Tensor,
+    pairs: Tensor,
+    rows: int | None = None,
+    among: bool = False,
+    similarity: Similarity | None = None,
 ) -> Tensor:
     """Return the rank of the best right candidate, from 1, for each query that has one.
 
@@ -128,6 +141,7 @@ def ranks(
         pairs: int64 (pairs, 2), query and candidate that belong together.
         rows: queries at a time; by default as many as keep a block of similarities below `BLOCK_BYTES`.
         among: queries are the candidates, and a query is no candidate of its own.
+        similarity: of normalised queries and candidates, (queries, candidates); None: their cosines.
 
     Returns:
         int64, in the order of the queries.
@@ -142,7 +156,7 @@ def ranks(
     wanted, query = pairs[:, 0].unique(return_inverse=True)
     parts = []
     for start in range(0, len(wanted), rows):
-        scores = queries[wanted[start : start + rows]] @ candidates.T
+        scores = (similarity or _cosines)(queries[wanted[start : start + rows]], candidates)
         here = (query >= start) & (query < start + rows)
         right = torch.zeros_like(scores, dtype=torch.bool)
         right[query[here] - start, pairs[here, 1]] = True
@@ -151,6 +165,10 @@ def ranks(
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         parts.append(1 + ((scores > best - TIE) & ~right).sum(1))
     return torch.cat(parts)
+
+
+def _cosines(queries: Tensor, candidates: Tensor) -> Tensor:
+    return queries @ candidates.T
 
 
 def _summary(ranks: Tensor) -> dict[str, float]:
@@ -173,7 +191,7 @@ def _check(queries: Tensor, candidates: Tensor, pairs: Tensor) -> None:
             fix="number the embeddings from 0, as `candidates` does",
         )
     for embeddings in (queries, candidates):
-        broken = (~embeddings.isfinite().all(-1)).nonzero().flatten()
+        broken = (~embeddings.flatten(1).isfinite().all(-1)).nonzero().flatten()
         if len(broken):
             raise DataError(
                 f"{len(broken)} embeddings are not finite",

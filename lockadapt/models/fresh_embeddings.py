@@ -9,6 +9,7 @@ The request:
     reader        "dual-states": `VisionTextDualEncoderModel`, its towers alone; "dual": the same class, its
                   own forward; "colpali": `ColPaliForRetrieval`, the last token; "sentence-transformers":
                   `SentenceTransformer`
+    pooling       colpali: "tokens" for the embeddings of all tokens, without padding; else the last token's
     dtype         "float32" … (of the weights)
     tensors       dual-states: safetensors file with `input_ids`, `attention_mask`, `pixel_values`; else null
     texts, images, image_text
@@ -81,7 +82,7 @@ def dual(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, An
 
 
 def colpali(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The last token's embedding; the processor pads on the left, so it is the last of every row."""
+    """The last token's embedding, or all; the processor pads on the left, so the last is never padding."""
     model, answer = load(transformers.ColPaliForRetrieval, request)
     processor = transformers.AutoProcessor.from_pretrained(request["folder"], **LOCAL)
     images = pictures(request)
@@ -91,7 +92,12 @@ def colpali(request: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
         ("images", {"text": [request["image_text"]] * len(images), "images": images}),
     ):
         inputs = processor(**given, padding=True, add_special_tokens=False, return_tensors="pt")
-        outputs[name] = model(**inputs).embeddings[:, -1]
+        embeddings = model(**inputs).embeddings
+        if request["pooling"] == "tokens":
+            rows = [row[mask.bool()] for row, mask in zip(embeddings, inputs["attention_mask"], strict=True)]
+            outputs[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        else:
+            outputs[name] = embeddings[:, -1]
     return outputs, answer
 
 

@@ -22,8 +22,9 @@ from lockadapt.models.finite import require_finite
 from lockadapt.models.llms import context_of, load_llm, probe_ids
 from lockadapt.models.sources import Source, check_unexpected, find, loading, some
 
-Pooling = Literal["pooler", "last", "mean"]
-"""`pooler`: the model's own. `last`: the last token that is no padding. `mean`: over all that are none."""
+Pooling = Literal["pooler", "last", "mean", "tokens"]
+"""`pooler`: the model's own. `last`: the last token that is no padding. `mean`: over all that are none.
+`tokens`: none, every token keeps its state (late interaction)."""
 
 POOLINGS: dict[str, tuple[Pooling, ...]] = {
     "pooler": ("pooler", "mean"),
@@ -78,6 +79,7 @@ class TextFacts:
             "pooler": "it returns no pooled vector",
             "last": "its last token is nothing special: every token sees all others",
             "mean": "",
+            "tokens": "a dual encoder compares one vector a side",
         }[wanted]
         raise AssemblyError(
             f"pooling {wanted!r} does not fit this text model: {why}", fix=f"use {allowed[0]!r}"

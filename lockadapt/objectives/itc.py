@@ -22,12 +22,14 @@ from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.features.texts import KeptTexts, keep_texts
+from lockadapt.metrics.late_interaction import maxsim
 from lockadapt.metrics.retrieval import candidates, retrieval_scores
 from lockadapt.metrics.zero_shot import class_embeddings, zero_shot_scores
 from lockadapt.models.query_tokens import query_token, query_token_ids
 from lockadapt.models.texts import Pooling
 from lockadapt.objectives.base import EvaluationContext, Objective, Progress, Report, Row
 from lockadapt.objectives.gather import gather
+from lockadapt.objectives.late_interaction import gathered_tokens, late_loss, stacked
 from lockadapt.objectives.retrieval import (
     add_retrieval,
     embed_features,
@@ -74,7 +76,8 @@ class ImageText(Objective):
         contrast: the loss, `infonce` (arXiv 2103.00020) or `sigmoid` (arXiv 2303.15343).
         dimension: of embeddings.
         queries: learned tokens behind image and text; none in a dual encoder.
-        pooling: reads the last token, the mean over all, or a text encoder's own pooler.
+        pooling: reads the last token, the mean over all, or a text encoder's own pooler; `tokens` embeds
+            every token, and compares by late interaction (`late_loss`).
         head: of a dual encoder: `linear` projections, or an `mlp` of two layers with GELU between.
         scale: the factor on cosines that training starts with.
         learn_scale: whether it is learned.
@@ -257,11 +260,22 @@ class ImageText(Objective):
             text_keys = torch.cat([text_keys, batch["negative_keys"]])
         scale = temperature.scale()
         contrast = Contrast(scale, temperature.bias(), self.contrast)
-        loss = contrastive_loss(gather(images), gather(texts), keys, gather(text_keys), contrast)
+        if self.pooling == "tokens":
+            loss = late_loss(gather(images), gathered_tokens(texts), keys, gather(text_keys), contrast)
+        else:
+            loss = contrastive_loss(gather(images), gather(texts), keys, gather(text_keys), contrast)
         return loss, {"tokens": torch.tensor(float(len(batch["keys"]))), "scale": scale.detach()}
 
     def embed_images(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Embeddings of the distinct images of a batch, float32 (images, dimension), L2-normalised."""
+        """Embeddings of the distinct images of a batch, L2-normalised.
+
+        Args:
+            model: possibly wrapped.
+            batch: of `collate`.
+
+        Returns:
+            Float32 (images, dimension); of every token, (images, tokens, dimension), with pooling `tokens`.
+        """
         names = [name for name in IMAGES if name in batch]
         if self.mode == "dual" and "image_features" in batch:
             return embed_features(model, self._pooled(model, batch))  # too little to be divided
@@ -285,13 +299,22 @@ class ImageText(Objective):
         return F.dropout(features, self.feature_dropout, training=model.training)
 
     def embed_texts(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Embeddings of the distinct texts of a batch, float32 (texts, dimension), L2-normalised."""
+        """Embeddings of the distinct texts of a batch, L2-normalised.
+
+        Args:
+            model: possibly wrapped.
+            batch: of `collate`.
+
+        Returns:
+            As `embed_images`; padding of texts is zeros.
+        """
         if "text_states" in batch:
             return embed_states(model, batch["text_states"])
         ids, mask = batch["text_ids"], batch["text_mask"]
 
         def embed(part: slice) -> Tensor:
-            longest = int(mask[part].sum(1).max())
+            # Embeddings of tokens are as many for all texts of a batch.
+            longest = mask.shape[1] if self.pooling == "tokens" else int(mask[part].sum(1).max())
             inputs = {"input_ids": ids[part, :longest], "attention_mask": mask[part, :longest]}
             return embed_sequences(model, inputs)
 
@@ -323,7 +346,8 @@ class ImageText(Objective):
             labels = torch.tensor([pool.texts.index(s.answer.strip()) for s in samples])
             of_sample = torch.tensor([pool.images.index(s.images[0].key) for s in samples])
             scores["zero_shot"] = zero_shot_scores(images[of_sample], classes, labels)
-        best = (texts @ images.T).topk(min(SHOWN, len(images)), 1).indices.tolist()
+        close = maxsim(texts, images) if self.pooling == "tokens" else texts @ images.T
+        best = close.topk(min(SHOWN, len(images)), 1).indices.tolist()
         right: dict[int, list[Any]] = {}
         for image, text in pool.pairs.tolist():
             right.setdefault(text, []).append(pool.images[image])
@@ -336,7 +360,7 @@ class ImageText(Objective):
 
     @torch.no_grad()
     def image_embeddings(self, context: EvaluationContext, images: Sequence[ImageRef]) -> Tensor:
-        """Embeddings of images, float32 (images, dimension) on the CPU, `context.batch_size` at a time."""
+        """Embeddings of images on the CPU, see `embed_images`, `context.batch_size` at a time."""
         alone = self.mode == "dual"
         ids = None if alone else torch.from_numpy(self._image_ids(context.encoder).astype(np.int64))[None]
 
@@ -349,7 +373,7 @@ class ImageText(Objective):
 
     @torch.no_grad()
     def text_embeddings(self, context: EvaluationContext, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts, float32 (texts, dimension) on the CPU, `context.batch_size` at a time."""
+        """Embeddings of texts on the CPU, see `embed_texts`, `context.batch_size` at a time."""
         pad = context.encoder.tokenizer.pad_token_id
 
         def embed(part: Sequence[str]) -> Tensor:
@@ -460,4 +484,4 @@ def _over(
         parts.append(embed(things[start : start + context.batch_size]).cpu())
         if context.progress:
             context.progress(min(start + context.batch_size, len(things)), len(things))
-    return torch.cat(parts)
+    return stacked(parts)

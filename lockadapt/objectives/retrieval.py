@@ -29,7 +29,7 @@ class Retrieval(nn.Module):
         hidden: size of a hidden state; None: a dual encoder.
         dimension: of embeddings.
         temperature: of the loss.
-        pooling: how a sequence becomes one state.
+        pooling: how a sequence becomes one state; `tokens`: not at all.
         mlp: whether a dual encoder's heads have two layers.
     """
 
@@ -96,7 +96,8 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             last; and `pixel_values` or `image_features` where the rows have images.
 
     Returns:
-        Normalised embeddings, float32 (rows, dimension).
+        Normalised embeddings, float32 (rows, dimension); with pooling `tokens` of every token, float32 (rows,
+        tokens, dimension), zeros where the mask is.
     """
     base, own, mask = unwrap_model(model), retrieval_of(model), inputs["attention_mask"]
     if apart := architecture_of(base).apart:
@@ -104,6 +105,8 @@ def embed_sequences(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with training_autocast(model):
         hidden = base.model(**model_inputs(model, inputs), use_cache=False).last_hidden_state
     layer = own.embedding_proj_layer
+    if own.pooling == "tokens":
+        return F.normalize(layer(hidden.to(layer.weight.dtype)).float(), dim=-1) * mask[..., None]
     return F.normalize(layer(pool(hidden, mask, own.pooling).to(layer.weight.dtype)).float(), dim=-1)
 
 

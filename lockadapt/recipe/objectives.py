@@ -157,10 +157,10 @@ class ItcSection(ObjectiveSection):
         default=None,
         description="vlm: number of learned query tokens appended to image and text; default 1",
     )
-    pooling: Literal["last", "mean", "pooler"] | None = Field(
+    pooling: Literal["last", "mean", "pooler", "tokens"] | None = Field(
         default=None,
         description="pooling over the last token (default), the mean of all tokens, or an encoder's own "
-        "pooler",
+        "pooler; vlm: `tokens` embeds every token and compares by late interaction (MaxSim)",
     )
     head: Literal["linear", "mlp"] | None = Field(
         default=None,
@@ -194,6 +194,10 @@ class ItcSection(ObjectiveSection):
         for number, template in enumerate(self.templates or ()):
             if template.count("{}") != 1:
                 problems.append((("templates", number), "needs `{}` once, where the class goes"))
+        if self.pooling == "tokens" and self.templates:
+            problems.append(
+                (("templates",), "a class is the mean of vectors, and `pooling: tokens` has none")
+            )
         refuse(problems)
         return self
 

@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
 @dataclass(frozen=True)
 class ExpectedEmbeddings:
-    """Texts and RGB images, and the trained model's embeddings: float32 (texts or images, dimension)."""
+    """Texts and RGB images, and what `embed_texts` and `embed_images` make of them."""
 
     texts: Sequence[str]
     images: Sequence[Image.Image]
@@ -70,6 +70,7 @@ def prove_embedding_folder(
             "texts": list(expected.texts) if reader == "sentence-transformers" else framed,
             "images": [str(path) for path in paths],
             "image_text": trained.frames.image,
+            "pooling": trained.pooling,
         }
         outputs, answer = run_script(SCRIPT, folder, request, {})
     for key in ("missing_keys", "unexpected_keys"):

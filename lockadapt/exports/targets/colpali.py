@@ -1,4 +1,4 @@
-"""Writes a VLM that embeds as a `ColPaliForRetrieval` folder: the embedding is the last token's."""
+"""Writes a VLM that embeds as a `ColPaliForRetrieval` folder: embeddings are the last token's, or all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lockadapt.architectures import architecture_of, llm_of
 from lockadapt.architectures.dual_encoder import DUAL_ENCODER
 from lockadapt.errors import AssemblyError
 from lockadapt.evaluation.embedder import contrastive
-from lockadapt.exports.embedding_model import EmbeddingModel, Frames
+from lockadapt.exports.embedding_model import EmbeddingModel
 from lockadapt.exports.targets.embedding import EmbeddingClient, detached, embedding_target, with_tokenizer
 from lockadapt.models.llms import probe_ids
 from lockadapt.models.quiet import quiet
@@ -25,14 +25,14 @@ SHIFT = 3
 
 
 def refusal(trained: EmbeddingModel) -> str | None:
-    """The class embeds every token: `[:, -1]` is the embedding only of runs that read the last token."""
+    """The class embeds every token: all count in late interaction, else the last one, `[:, -1]`."""
     try:
         clients = architecture_of(trained.model).clients
     except AssemblyError as error:
         return error.message
     if reason := clients.refused.get("colpali"):
         return reason
-    if trained.pooling != "last":
+    if trained.pooling not in ("last", "tokens"):
         return f"ColPaliForRetrieval has no pooling, and this run pools by {trained.pooling!r}"
     layer: Any = trained.projection
     if layer.bias is None:
@@ -83,15 +83,24 @@ def early(run: Run) -> str | None:
         return DUAL_ENCODER.clients.refused["colpali"]
     objective = contrastive(run.objectives)
     pooling = "last" if objective is None else objective.pooling
-    if pooling not in (None, "last"):
+    if pooling not in (None, "last", "tokens"):
         return f"ColPaliForRetrieval has no pooling, and this run pools by {pooling!r}"
     return None
 
 
-def use(frames: Frames) -> list[str]:
+def use(trained: EmbeddingModel) -> list[str]:
     """See `EmbeddingClient`."""
+    frames = trained.frames
+    if trained.pooling == "tokens":
+        embeddings = [
+            "texts, images = (model(**inputs).embeddings for inputs in (said, shown))",
+            'scores = torch.einsum("tnd,isd->tins", texts, images).amax(-1).sum(-1)',
+        ]
+    else:
+        embeddings = ["embeddings = [model(**inputs).embeddings[:, -1] for inputs in (said, shown)]"]
     text = f'{json.dumps(frames.before)} + "a text" + {json.dumps(frames.after)}'
     return [
+        *(["import torch"] if trained.pooling == "tokens" else []),
         "from PIL import Image",
         "from transformers import AutoProcessor, ColPaliForRetrieval",
         "",
@@ -102,7 +111,7 @@ def use(frames: Frames) -> list[str]:
         'said = processor(text=[text], add_special_tokens=False, padding=True, return_tensors="pt")',
         'shown = processor(text=[image], images=[Image.open("image.png")], add_special_tokens=False, '
         'return_tensors="pt")',
-        "embeddings = [model(**inputs).embeddings[:, -1] for inputs in (said, shown)]",
+        *embeddings,
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lockadapt.exports.embedding_model import EmbeddingModel, Frames
+from lockadapt.exports.embedding_model import EmbeddingModel
 from lockadapt.exports.targets.embedding import EmbeddingClient, embedding_target
 from lockadapt.models.quiet import quiet
 from lockadapt.runs.run import Run
@@ -58,7 +58,7 @@ def early(run: Run) -> str | None:
     return None
 
 
-def use(frames: Frames) -> list[str]:
+def use(trained: EmbeddingModel) -> list[str]:
     """See `EmbeddingClient`."""
     return [
         "from PIL import Image",

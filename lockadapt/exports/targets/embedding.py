@@ -15,7 +15,7 @@ from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.card import embedding_card
-from lockadapt.exports.embedding_model import EmbeddingModel, Frames, embedding_model
+from lockadapt.exports.embedding_model import EmbeddingModel, embedding_model
 from lockadapt.exports.proofs.embedding_folder import ExpectedEmbeddings, prove_embedding_folder
 from lockadapt.exports.sidecar import sidecar
 from lockadapt.exports.targets.base import ExportTarget
@@ -43,7 +43,7 @@ class EmbeddingClient:
     early: Callable[[Run], str | None]
     refusal: Callable[[EmbeddingModel], str | None]
     write: Callable[[EmbeddingModel, Path], None]
-    use: Callable[[Frames], list[str]]
+    use: Callable[[EmbeddingModel], list[str]]
     dtype: torch.dtype | None = None
 
 
@@ -61,7 +61,7 @@ def embedding_target(client: EmbeddingClient, content: str) -> ExportTarget:
 
         def finish(folder: Path, proof: dict[str, Any]) -> None:
             write_json(folder / SIDECAR, sidecar(run, folder))
-            card = embedding_card(run, proof, client.library, client.use(trained.frames))
+            card = embedding_card(run, proof, client.library, client.use(trained))
             (folder / "README.md").write_text(card, encoding="utf-8")
 
         return export(client, trained, output, texts, pictures, finish)

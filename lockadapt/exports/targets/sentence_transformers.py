@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lockadapt.evaluation.embedder import contrastive
 from lockadapt.exports.embedding_model import EmbeddingModel, Frames
 from lockadapt.exports.targets.embedding import EmbeddingClient, detached, embedding_target, with_tokenizer
 from lockadapt.models.quiet import quiet
@@ -191,6 +192,9 @@ def _dense(projection: nn.Linear, activation: nn.Module | None = None) -> Any:
 
 def early(run: Run) -> str | None:
     """See `EmbeddingClient`."""
+    objective = contrastive(run.objectives)
+    if objective is not None and objective.pooling == "tokens":
+        return "a SentenceTransformer gives one vector a text, and this run has one a token"
     return _absent()
 
 
@@ -200,7 +204,7 @@ def _absent() -> str | None:
     return None
 
 
-def use(frames: Frames) -> list[str]:
+def use(trained: EmbeddingModel) -> list[str]:
     """See `EmbeddingClient`."""
     return [
         "from PIL import Image",
