@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lockadapt import Predictor, merge, train
 from tests.support.runs import values
@@ -86,3 +90,28 @@ def test_answers_are_ours(merged: Path, address: str) -> None:
             ours.append(predictor.answer(file, question, max_new_tokens=8))
     assert theirs == ours
     assert len(set(ours)) > 1, "answers that do not depend on what is asked compare nothing"
+
+
+def test_requests_of_vlmevalkit_are_answered(merged: Path, address: str) -> None:
+    """As its `OpenAIWrapper` posts them: a JPEG as data URI with `detail`, `n`, and temperature 0."""
+    answers = []
+    with Image.open(merged.parent / "pictures" / "red.png") as picture:
+        coded = io.BytesIO()
+        picture.convert("RGB").save(coded, format="JPEG")
+    url = f"data:image/jpeg;base64,{base64.b64encode(coded.getvalue()).decode()}"
+    for question in QUESTIONS:
+        content = [
+            {"type": "image_url", "image_url": {"url": url, "detail": "high"}},
+            {"type": "text", "text": question},
+        ]
+        payload = {"model": str(merged), "messages": [{"role": "user", "content": content}]}
+        request = urllib.request.Request(
+            f"{address}/chat/completions",
+            json.dumps({**payload, "n": 1, "temperature": 0, "max_tokens": 8}).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer sk-none"},
+        )
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            answers.append(json.load(reply)["choices"][0]["message"]["content"].strip())
+    shown = Image.open(io.BytesIO(coded.getvalue()))
+    predictor = Predictor(merged)
+    assert answers == [predictor.answer(shown, question, max_new_tokens=8) for question in QUESTIONS]
