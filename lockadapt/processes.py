@@ -31,6 +31,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE") or 1) > 1
 
 
+def restarted() -> bool:
+    """Whether an elastic launcher (`--max-restarts`) started the processes again, after one of them ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+
+
 def join() -> None:
     """Meets the other processes, if a launcher started any; a second call does nothing.
 

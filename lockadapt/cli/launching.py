@@ -15,19 +15,20 @@ from lockadapt.console import emit
 from lockadapt.errors import ProcessEndedError, RecipeError
 from lockadapt.processes import launched, lost
 
-OPTION = "--processes"
+OPTION, RESTARTS = "--processes", "--max-restarts"
 LINGER = 5.0
 """Seconds that a process waits for the launcher where it ends because another did."""
 SHELL_SIGNAL = 128
 """Shells give a process that a signal ended this and the signal's number as exit code."""
 
 
-def launch(arguments: Sequence[str], count: int) -> int:
+def launch(arguments: Sequence[str], count: int, restarts: int = 0) -> int:
     """Runs `lockadapt` with these arguments in several processes on this machine.
 
     Args:
         arguments: of the command, `--processes` among them.
         count: how many.
+        restarts: how often all of them are started again where one ends by itself or by a signal.
 
     Returns:
         0, or the exit code of the first process that failed by itself.
@@ -46,6 +47,9 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
     # What the launcher logs of its own work is for those who debug it; failures are told below.
     logging.disable(logging.CRITICAL)
+    if restarts:
+        # Otherwise processes that are started again look for the store of those that ended (torch 2.13).
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as logs:
         config = LaunchConfig(
             min_nodes=1,
@@ -54,7 +58,7 @@ def launch(arguments: Sequence[str], count: int) -> int:
             run_id="lockadapt",
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
-            max_restarts=0,
+            max_restarts=restarts,
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         command = ["-m", "lockadapt", *without_option(arguments)]
@@ -90,13 +94,14 @@ def end_launched(code: int, error: Exception | None) -> NoReturn:
 
 
 def without_option(arguments: Sequence[str]) -> list[str]:
-    """The arguments without `--processes N` or `--processes=N`."""
+    """The arguments without `--processes N`, `--max-restarts N` and the same with `=`."""
     kept: list[str] = []
     skip = False
     for argument in arguments:
-        if not skip and argument != OPTION and not argument.startswith(f"{OPTION}="):
+        own = argument.partition("=")[0] in (OPTION, RESTARTS)
+        if not skip and not own:
             kept.append(argument)
-        skip = argument == OPTION
+        skip = not skip and argument in (OPTION, RESTARTS)
     return kept
 
 

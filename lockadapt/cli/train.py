@@ -32,6 +32,13 @@ def train(
         max=1024,
         help="Train in several processes on this machine, one a GPU; for several machines use torchrun.",
     ),
+    restarts: int = typer.Option(
+        0,
+        "--max-restarts",
+        min=0,
+        max=1000,
+        help="With --processes: how often all processes go on from the last checkpoint where one ended.",
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> int:
@@ -59,7 +66,9 @@ def train(
     if count is not None and count > 1:
         from lockadapt.cli.launching import launch
 
-        return launch(sys.argv[1:], count)
+        return launch(sys.argv[1:], count, restarts)
+    if restarts:
+        raise RecipeError("needs --processes", where="--max-restarts", fix="add --processes 2, or more")
     from lockadapt.api.steps import train as run
 
     result = run(loaded, resume=resume, quiet=quiet)

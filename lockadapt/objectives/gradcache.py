@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lockadapt.errors import NoGradientError
+from lockadapt.tuning.sharding import is_shared
 
 Chunk = Callable[[], Tensor]
 """Embeds one chunk of the batch: (rows of the chunk, size). It runs twice and must do the same both times."""
@@ -37,7 +38,8 @@ def embed_in_chunks(chunks: Sequence[Chunk], parameters: Sequence[Tensor]) -> Te
     within the backward pass, would make it forget what it has reduced. Either chunks, gather and loss all run
     inside the forward of the module that DDP wraps, and DDP reduces as always; or chunks call the module
     inside the wrapper, DDP's hooks stay silent (`no_sync`), and `gather.sum_gradients` is called after
-    the last backward pass of the step.
+    the last backward pass of the step. FSDP: gradients do not leave this function but are added to `.grad`
+    chunk by chunk.
 
     Args:
         chunks: in the order of the batch; closures over their inputs.
@@ -75,6 +77,10 @@ class _Embed(torch.autograd.Function):
         for chunk, start, part in zip(ctx.chunks, ctx.starts, gradient.split(ctx.rows), strict=True):
             with torch.enable_grad(), start.again():
                 embedded = chunk()
+            if any(map(is_shared, ctx.parameters)):
+                # What processes share gets its gradient by hooks of torch's own, so all leaves keep theirs.
+                torch.autograd.backward(embedded, part.to(embedded.dtype))
+                continue
             if start is ctx.starts[0]:
                 _check(embedded, ctx.parameters)
             if not embedded.requires_grad:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lockadapt.data.encode import Encoded
 from lockadapt.objectives.generate_images import generate_images, grid
 from lockadapt.objectives.image_generation import ImageGenerationConfig
+from lockadapt.tuning.sharding import is_sharded
 
 SHOWN = 16
 
@@ -36,8 +37,13 @@ class ImageSamples(TrainerCallback):
     ) -> None:
         """At every `save_steps`, and at the end."""
         at_end = state.global_step == state.max_steps
-        if not state.is_world_process_zero or not (at_end or state.global_step % int(args.save_steps) == 0):
+        first = state.is_world_process_zero
+        if not (at_end or state.global_step % int(args.save_steps) == 0):
+            return
+        if not (first or is_sharded(kwargs["model"])):  # all processes call a model that they share
             return
         images = generate_images(kwargs["model"], self.processor, self.captions, self.settings)
+        if not first:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         grid(images, self.captions, self.folder / f"step-{state.global_step:06d}.png")

@@ -172,6 +172,11 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations instead of storing them: less memory, slower"
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="fsdp: processes share the blocks of the LLM, one after the other whole; needs several "
+        "processes",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="random seed of initialisation, sample order and dropout"
     )
@@ -200,6 +205,8 @@ class TrainingSection(Section):
         problems = _length_problems(self)
         if self.patience is not None and self.validate_every is None:
             problems.append((("patience",), "counts validations, so it needs `validate_every`"))
+        if self.sharding != "none" and self.optimizer != "adamw":
+            problems.append((("sharding",), "8-bit optimisers cannot be sharded; use `optimizer: adamw`"))
         refuse(problems)
         return self
 

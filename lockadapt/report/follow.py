@@ -29,6 +29,7 @@ from lockadapt.report.trackers import TrackedRow, send
 from lockadapt.report.write import write_report
 from lockadapt.runs.run_folder import FOLLOWED
 from lockadapt.training.stage import Session
+from lockadapt.tuning.sharding import is_sharded
 
 SAMPLES = 24
 SECONDS, SHARE = 60.0, 0.01
@@ -85,7 +86,8 @@ class FollowedSamples(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Predicts; random numbers of training stay as they are."""
-        if not state.is_world_process_zero:
+        first = state.is_world_process_zero
+        if not (first or is_sharded(self.session.model)):  # all processes call a model that they share
             return
         rows: list[dict[str, Any]] = []
         tables: dict[str, list[TrackedRow]] = {}
@@ -97,12 +99,14 @@ class FollowedSamples(TrainerCallback):
                 predicted = [prediction_row(*pair) for pair in zip(samples, answers, strict=True)]
                 head = {"stage": self.stage, "step": state.global_step, "objective": name}
                 rows += [{**head, **row} for row in predicted]
-                if self.trackers:
+                if self.trackers and first:
                     exact = objective.kind in EXACT
                     tables[f"followed/{self.stage}/{name}"] = [
                         self._tracked(sample, row, exact)
                         for sample, row in zip(samples, predicted, strict=True)
                     ]
+        if not first:
+            return
         with open(self.session.folder / FOLLOWED, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         send(self.trackers, tables, state.global_step, Path(args.output_dir or ".") / "runs" / "followed")

@@ -79,6 +79,7 @@ def grounding_config(
         max_grad_norm=training.max_grad_norm,
         optim=OPTIMIZERS[training.optimizer],
         activation_checkpointing=training.gradient_checkpointing,
+        sharding=training.sharding,
         seed=training.seed,
         logging_steps=training.log_every,
         eval_strategy="steps" if validated else "no",

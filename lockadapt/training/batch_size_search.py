@@ -18,6 +18,7 @@ from lockadapt.errors import DoesNotFitError
 from lockadapt.planning.largest_batches import largest_batches
 from lockadapt.planning.memory import step_peak
 from lockadapt.planning.trace import tensors_of
+from lockadapt.tuning.sharding import is_sharded
 
 if TYPE_CHECKING:
     from lockadapt.training.trainer import GroundingTrainer
@@ -107,6 +108,13 @@ def _too_large_anywhere(trainer: GroundingTrainer, measured: Measured | _TooLarg
 def _halve(trainer: GroundingTrainer, tried: _TooLarge) -> str:
     """Takes half the memory for an objective's micro-batches; says what did not fit and what is done."""
     name = tried.objective
+    if is_sharded(trainer.model):  # type: ignore[arg-type]
+        # The others may wait for this process inside the pass that failed here.
+        raise DoesNotFitError(
+            f"the largest micro-batch does not fit: {tried.reason}",
+            where="the largest samples, before step 1",
+            fix="halve training.batch_size and double training.accumulation, or use more processes",
+        )
     objective, total = trainer.objectives[name], trainer.micro_batches()[name]
     smaller = None if objective.divisible else objective.in_smaller_chunks()
     if smaller is not None:

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from lockadapt import processes
 from lockadapt.errors import VerificationError
 from lockadapt.files import remove_folder, sha256_of, sync, write_json, write_tensors
 from lockadapt.training.shared_random import STRIDE
 from lockadapt.training.stored_state import damaged, reading_checkpoint, require_like
+from lockadapt.tuning.sharding import is_shared, own_part, whole
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
 FINISHED = "finished"
@@ -23,10 +25,11 @@ FINISHED = "finished"
 
 
 def save_trainable(model: nn.Module, folder: Path) -> None:
-    """Writes every tensor that trains, by its full name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    """Writes every tensor that trains, whole, by its full name; all processes call, the first one writes."""
+    tensors = {name: whole(p).cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    if processes.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
 
 
 def load_trainable(model: nn.Module, folder: Path) -> None:
@@ -53,16 +56,18 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
         for name, parameter in wanted.items():
             if saved[name].shape != parameter.shape or not bool(saved[name].isfinite().all()):
                 raise damaged(folder, f"{name} is not finite, or of another shape")
-            parameter.copy_(saved[name])
+            parameter.copy_(own_part(saved[name], parameter))
 
 
 def save_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
-    """Writes optimiser moments and settings, and the scheduler's counters."""
+    """Writes optimiser moments, whole, settings and the scheduler's counters; as `save_trainable`."""
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
     for index, slots in state["state"].items():
         _flatten(str(index), slots, tensors, plain)
+    if not processes.is_first():
+        return
     write_tensors(folder / f"{OPTIMIZER}.safetensors", tensors, {"format": "pt"})
     scheduler_state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
     write_json(
@@ -106,6 +111,14 @@ def _load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
         other["scheduler"],
         "scheduler",
     )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, slots in state.items():
+        parameter = parameters[number]
+        if is_shared(parameter):
+            state[number] = {
+                slot: own_part(value, parameter) if value.shape == parameter.shape else value
+                for slot, value in slots.items()
+            }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict({**scheduler.state_dict(), **other["scheduler"]})
 
@@ -116,7 +129,7 @@ def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor], plain: d
         for name, inner in value.items():
             _flatten(f"{prefix}.{name}", inner, tensors, plain)
     elif torch.is_tensor(value):
-        tensors[prefix] = value.detach().cpu().contiguous().clone()
+        tensors[prefix] = whole(value).cpu().contiguous().clone()
     else:
         plain[prefix] = value
 

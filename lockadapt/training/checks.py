@@ -15,6 +15,7 @@ from lockadapt.architectures.kept import RaggedFeatures
 from lockadapt.data.batch import Batch
 from lockadapt.errors import ImageIgnoredError, NoGradientError, NonFiniteLossError, NotMovingError
 from lockadapt.objectives import Objective
+from lockadapt.tuning.sharding import is_sharded, whole
 
 
 def check_finite(loss: torch.Tensor, objective: str, step: int) -> None:
@@ -50,7 +51,7 @@ class LearningCheck(TrainerCallback):
     ) -> None:
         """Remembers where the trainable tensors stand."""
         self._seen, self._judged, self._with_gradient = 0, False, set()
-        self._start = {name: p.detach().cpu().clone() for name, p in _trainable(kwargs["model"])}
+        self._start = {name: whole(p).cpu().clone() for name, p in _trainable(kwargs["model"])}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,7 +59,7 @@ class LearningCheck(TrainerCallback):
         """Notes which tensors got a gradient that is not zero."""
         if not self._judged:
             for name, parameter in _trainable(kwargs["model"]):
-                if parameter.grad is not None and bool(parameter.grad.any()):
+                if parameter.grad is not None and bool(whole(parameter.grad).any()):
                     self._with_gradient.add(name)
 
     def on_step_end(
@@ -72,7 +73,7 @@ class LearningCheck(TrainerCallback):
         self._judged = True
         names = dict(_trainable(kwargs["model"]))
         if self._seen >= 3:
-            still = [name for name, p in names.items() if torch.equal(p.detach().cpu(), self._start[name])]
+            still = [name for name, p in names.items() if torch.equal(whole(p).cpu(), self._start[name])]
             if len(still) == len(names):
                 raise _not_moving(still, names, state.global_step)
             dry = [name for name in names if name not in self._with_gradient]
@@ -134,11 +135,13 @@ def check_image_sensitivity(model: nn.Module, loss: Callable[[Batch], torch.Tens
         swaps = [
             other_images
             for other_images in (images.roll(1, dims=0), -images)
-            if not torch.equal(other_images, images)
+            if is_sharded(model) or not torch.equal(other_images, images)
         ]
     for swapped in swaps:
-        if other == seen:
-            other = float(loss({**batch, name: swapped}))
+        # All of them are computed: processes that share a model must call it equally often.
+        if other == seen or is_sharded(model):
+            changed = float(loss({**batch, name: swapped}))
+            other = changed if other == seen else other
     ignored = seen == other
     if ignored and architecture_of(model).beside is not None:
         ignored = not _gradients_change(model, loss, batch, [{**batch, name: swapped} for swapped in swaps])
@@ -192,7 +195,7 @@ def freeze_unreached(model: nn.Module, losses: Callable[[], Iterator[torch.Tenso
         loss.backward()
         for name, parameter in _trainable(model):
             # LoRA's A has a gradient of zeros until B has left zero.
-            if parameter.grad is not None and (".lora_" in name or bool(parameter.grad.any())):
+            if parameter.grad is not None and (".lora_" in name or bool(whole(parameter.grad).any())):
                 reached.add(name)
         model.zero_grad(set_to_none=True)
     model.train(training)

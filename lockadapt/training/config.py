@@ -32,6 +32,9 @@ class GroundingConfig(TrainingArguments):
         lora_plus_ratio (`float`, *optional*, defaults to `1.0`):
             Learning rate of LoRA's B over that of A (LoRA+, arXiv 2402.12354).
 
+        sharding (`str`, *optional*, defaults to `"none"`):
+            `"fsdp"`: several processes share the blocks of the LLM (`torch.distributed.fsdp.fully_shard`).
+
     > Parameters that control the data
 
     Args:
@@ -118,8 +121,19 @@ class GroundingConfig(TrainingArguments):
     feature_cache: str = field(
         default="~/.cache/lockadapt/features", metadata={"help": "Where on disk they are kept."}
     )
+    sharding: str = field(default="none", metadata={"help": "Share the LLM among processes: fsdp."})
     blind: bool = field(default=False, metadata={"help": "Replace every image by the mean image."})
     check_steps: int = field(default=5, metadata={"help": "Steps after which every tensor must have moved."})
+
+    @property
+    def shards(self) -> bool:
+        """Whether processes share the LLM: one alone has all of it."""
+        return self.sharding == "fsdp" and self.world_size > 1
+
+    @property
+    def place_model_on_device(self) -> bool | None:  # type: ignore[override]
+        """Whether the Trainer moves the model to its device (None: it decides): never one to be shared."""
+        return False if self.shards else None
 
     def image_policy(self) -> ImagePolicy:
         """How images become inputs of batches."""

@@ -11,7 +11,8 @@ from torch import nn
 
 from lockadapt.architectures import layout_of
 from lockadapt.architectures.base import component_of, unwrap_model
-from lockadapt.processes import add_up
+from lockadapt.processes import add_up, count
+from lockadapt.tuning.sharding import is_shared, whole
 
 SHARED = ("lora", "projector")
 
@@ -33,10 +34,10 @@ class GradientNotes:
         return objective not in self._new
 
     def snapshot(self, model: nn.Module) -> torch.Tensor:
-        """The shared gradients as they are, float32 (shared parameters,)."""
+        """The shared gradients as they are, float32 (shared parameters,); to be added up over processes."""
         parts = layout_of(model)
         pieces = [
-            torch.zeros(p.numel(), device=p.device) if p.grad is None else p.grad.detach().float().flatten()
+            torch.zeros(p.numel(), device=p.device) if p.grad is None else _part(p.grad)
             for name, p in unwrap_model(model).named_parameters()
             if p.requires_grad and component_of(name, parts) in SHARED
         ]
@@ -72,3 +73,9 @@ class GradientNotes:
                 logs[f"cosine/{first}-{second}"] = dot / size if size > 0 else math.nan
         self._new = set()
         return {name: value for name, value in logs.items() if math.isfinite(value)}
+
+
+def _part(gradient: torch.Tensor) -> torch.Tensor:
+    """This process's part of a gradient, flat; of a shared tensor's, which is summed, an even part."""
+    part = whole(gradient).float().flatten()
+    return part / count() if is_shared(gradient) else part

@@ -12,6 +12,7 @@ import torch
 from transformers import set_seed
 
 from lockadapt import processes
+from lockadapt.architectures import tower_of
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, build_model
 from lockadapt.building.tables import build_tables
@@ -40,6 +41,7 @@ from lockadapt.training.rows import (
 from lockadapt.training.stage import CHECKPOINTS, Observer, Session, run_stage
 from lockadapt.tuning.base_identity import base_identity
 from lockadapt.tuning.experts import experts_note
+from lockadapt.tuning.sharding import gather_trained, refuse_unshardable
 
 LOCK = ".lock"
 """Held by the process that trains in a run folder; it ends with that process."""
@@ -86,7 +88,8 @@ def train(
         recipe: checked already.
         output: the run folder; must be new or empty, unless `resume`.
         reporter: is told how it goes.
-        resume: go on from the last complete checkpoint in `output`.
+        resume: go on from the last complete checkpoint in `output`. Processes that an elastic launcher starts
+            again do so by themselves.
         observers: give further callbacks to every stage.
 
     Returns:
@@ -99,6 +102,8 @@ def train(
     if not processes.is_first():
         reporter = Reporter(quiet=True)
     folder = Path(output)
+    begun = processes.restarted() and run_folder.is_run(folder)
+    resume = resume or bool(processes.gather_numbers(float(begun)).max())
     with contextlib.ExitStack() as claimed:
         processes.first(lambda: _claim(claimed, run_folder.open_folder(recipe, folder, resume)))
         return _train(recipe, folder, reporter, resume, observers)
@@ -148,8 +153,12 @@ def _train(
         reporter.note(note)
     for objective in experiment.objectives.values():
         objective.prepare(model)
+    sharded = experiment.training.sharding == "fsdp" and processes.count() > 1
+    if sharded:
+        refuse_unshardable(model)
     if torch.cuda.is_available():
-        model = model.to("cuda")
+        # What is shared may not fit one GPU; until it is, only the tower works there.
+        (tower_of(model) if sharded else model).to("cuda")
     admission = processes.together(
         lambda: admit_rows(model, processor, images_first(samples), reporter, experiment.projector_trains)
     )
@@ -157,6 +166,8 @@ def _train(
     encoding = first_then_others if experiment.features.choice == "disk" else processes.together
     rows = encoding(lambda: encode_rows(experiment, model, processor, samples, measured, cached))
     rows.write_bad_rows(folder)
+    if sharded:
+        tower_of(model).to("cpu")
     processes.first(lambda: remember_towers(start, dtype, model, rows.images.values()))
 
     # Lock, train, prove: stage by stage.
@@ -169,6 +180,7 @@ def _train(
     seconds = sum(stage.record.seconds or 0.0 for stage in trained)
     training = Training(trained, identity, base_files, steps, seconds)
 
+    gather_trained(model)
     processes.first(lambda: write_run(session, training, samples))
     reporter.note(
         f"lock proof: {training.locked:,} frozen tensors unchanged. "

@@ -139,6 +139,8 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         for file in (run_folder.METRICS, run_folder.FOLLOWED):
             processes.first(partial(forget_after, session.folder / file, stage.name, last))
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
+    if line := trainer.shard():
+        note(line)
     texts = _texts(session) if session.experiment.model.lock_text else []
     before = text_logits(model, texts)
     largest = None
@@ -167,12 +169,12 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
     if texts:
         note(f"text lock: the logits of {len(texts)} texts without an image are unchanged, bit for bit")
     trainer.check_same()
-    processes.first(lambda: _write_end(model, finished, outcome))
+    processes.together(lambda: checkpoint.save_trainable(model, finished))
+    processes.first(lambda: _write_end(finished, outcome))
     return TrainedStage(read_as(StageRecord, finished / OUTCOME), fingerprint)
 
 
-def _write_end(model: Any, finished: Path, outcome: Mapping[str, Any]) -> None:
-    checkpoint.save_trainable(model, finished)
+def _write_end(finished: Path, outcome: Mapping[str, Any]) -> None:
     write_json(finished / OUTCOME, outcome)
     checkpoint.seal(finished)
 

@@ -20,11 +20,11 @@ from lockadapt import processes
 from lockadapt.architectures import architecture_of, tower_of
 from lockadapt.architectures.load import load_model
 from lockadapt.building.cache_trial import measured_policy
+from lockadapt.data.batch import on_device
 from lockadapt.data.encode import Encoded
 from lockadapt.data.failures import carrying_failures, naming_rows, raise_failure
 from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler, OwnBatches
 from lockadapt.data.model_encoder import model_encoder
-from lockadapt.data.pack import groups
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.features.inputs import inputs_by_objective
@@ -47,10 +47,13 @@ from lockadapt.training.metrics import TrainingMetrics
 from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.training.packing import decide_packing
 from lockadapt.training.resuming import LoopState
+from lockadapt.training.sharded import shard_model
 from lockadapt.training.shared_random import SharedRandom
 from lockadapt.training.shares import WHOLE, give_shares, pieces_of, step_terms
+from lockadapt.training.validation import validation_loss
 from lockadapt.tuning.adapters import attach_lora, default_parts, set_trainable
 from lockadapt.tuning.locks import frozen_digests, prove_locked, trained_digest
+from lockadapt.tuning.sharding import is_sharded, is_shared
 
 
 class GroundingTrainer(Trainer):
@@ -184,7 +187,8 @@ class GroundingTrainer(Trainer):
             pieces.append({**self.collate(name, part, self.packing.max_row_tokens), "rows": len(part)})
         return pieces[0] if len(pieces) == 1 else {"objective": name, "pieces": pieces}
 
-    def _collate_whole(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
+    def collate_whole(self, items: Sequence[tuple[str, Encoded]]) -> dict[str, Any]:
+        """Makes a batch of named rows of one objective, in one piece."""
         return self.collate(items[0][0], [item for _, item in items], self.packing.max_row_tokens)
 
     def collate(self, name: str, items: Sequence[Encoded], max_row_tokens: int | None) -> dict[str, Any]:
@@ -197,7 +201,8 @@ class GroundingTrainer(Trainer):
         """The loss of a row of each objective, one with an image where there is one."""
         for name, rows in self.train_dataset.rows.items():  # type: ignore[union-attr]
             row = next((candidate for candidate in rows if candidate.images), rows[0])
-            batch = self._prepare_inputs(self.collate(name, [row], None))
+            device = next(self.model.parameters()).device  # type: ignore[union-attr]
+            batch = on_device(self.collate(name, [row], None), device)
             with self.compute_loss_context_manager(), processes.alone():
                 yield self.objectives[name].loss(self.model, batch)[0]  # type: ignore[arg-type]
 
@@ -307,7 +312,8 @@ class GroundingTrainer(Trainer):
         if before is not None:
             self.measures.gradients.note(name, model, before)
         if self.accelerator.sync_gradients:
-            sum_gradients([p for p in self.model.parameters() if p.requires_grad])  # type: ignore[union-attr]
+            parameters = self.model.parameters()  # type: ignore[union-attr]
+            sum_gradients([p for p in parameters if p.requires_grad and not is_shared(p)])
         # What is logged is the mean over processes, and the loss of a step is the sum of their shares.
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         return loss * self.args.world_size if self.args.world_size > 1 else loss
@@ -347,7 +353,8 @@ class GroundingTrainer(Trainer):
         if not sets:
             raise RecipeError("eval_dataset is missing", fix="pass rows to validate on")
         metrics = {
-            f"{metric_key_prefix}_{name}_loss": self._validate(name, rows) for name, rows in sets.items()
+            f"{metric_key_prefix}_{name}_loss": validation_loss(self, name, rows)
+            for name, rows in sets.items()
         }
         weights = {name: self.objectives[name].weight for name in sets}
         total = sum(weights[name] * metrics[f"{metric_key_prefix}_{name}_loss"] for name in sets)
@@ -355,25 +362,6 @@ class GroundingTrainer(Trainer):
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @torch.no_grad()
-    def _validate(self, name: str, rows: Sequence[Encoded]) -> float:
-        self.model.eval()  # type: ignore[union-attr]
-        # Samples of one image side by side, where packing finds them.
-        order = [number for group in groups(rows) for number in group]
-        numbers = order if self.objectives[name].packs else range(len(rows))
-        items: Any = [(name, rows[number]) for number in numbers]
-        size = self.args.eval_batch_size
-        batches = [list(range(start, min(start + size, len(items)))) for start in range(0, len(items), size)]
-        own = batches[self.args.process_index :: self.args.world_size]
-        sums = torch.zeros(2, dtype=torch.float64)
-        with processes.alone():
-            for batch in DataLoader(items, batch_sampler=own, collate_fn=self._collate_whole):
-                loss, report = self.objectives[name].loss(self.model, self._prepare_inputs(batch))  # type: ignore[arg-type]
-                tokens = float(report["tokens"])
-                sums += torch.tensor([float(loss) * tokens, tokens], dtype=torch.float64)
-        sums = processes.add_up(sums)
-        return float(sums[0] / sums[1])
 
     # --- optimiser and metrics
 
@@ -407,7 +395,14 @@ class GroundingTrainer(Trainer):
 
     # --- several processes
 
+    def shard(self) -> str | None:
+        """Shares the LLM among processes, where `args` ask for it and it is not: one line on it."""
+        if not self.args.shards or is_sharded(self.model):  # type: ignore[attr-defined, arg-type]
+            return None
+        return shard_model(self)
+
     def _prepare_for_training(self, *given: Any, **named: Any) -> Any:
+        self.shard()
         # Transformers' own way for models that nothing shall wrap: chunks that run twice and objectives that
         # leave parameters unused need gradients that are added up once a step, not DDP's hooks.
         # Launched alone, a model would be wrapped as well.
@@ -417,7 +412,7 @@ class GroundingTrainer(Trainer):
     def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
         """All processes start from the first one's weights."""
         for parameter in model.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not is_shared(parameter):
                 processes.share_first(parameter)
 
     def check_same(self) -> None:
@@ -440,11 +435,9 @@ class GroundingTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """A checkpoint's tensors when called by the training loop; else adapter, projector and processor."""
         folder = Path(output_dir or self.args.output_dir)  # type: ignore[arg-type]
-        if not self.args.should_save:
-            return
         if _internal_call:
             checkpoint.save_trainable(self.model, folder)  # type: ignore[arg-type]
-        else:
+        elif self.args.should_save:
             save_artifacts(self.model, self.processing_class, folder)  # type: ignore[arg-type]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -464,8 +457,7 @@ class GroundingTrainer(Trainer):
         processes.wait()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            checkpoint.save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
+        checkpoint.save_optimizer(self.optimizer, self.lr_scheduler, Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is not None:

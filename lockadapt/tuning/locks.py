@@ -16,6 +16,7 @@ from lockadapt.architectures.base import RETRIEVAL, ModelLayout, component_of, u
 from lockadapt.architectures.features import beside_text
 from lockadapt.console import table_text
 from lockadapt.errors import LockError
+from lockadapt.tuning.sharding import quantization_states, whole
 from lockadapt.tuning.training_autocast import training_autocast
 
 ORDER = (
@@ -39,14 +40,15 @@ class ComponentRow:
 def component_table(model: nn.Module) -> list[ComponentRow]:
     """Component, parameters (packed 4-bit ones by true count), dtype, frozen or trained, LoRA modules."""
     rows: dict[tuple[str, bool], dict[str, Any]] = {}
-    parts = layout_of(model)
-    for name, parameter in unwrap_model(model).named_parameters():
-        component = component_of(name, parts)
+    parts, base = layout_of(model), unwrap_model(model)
+    states = quantization_states(base)
+    for name, parameter in base.named_parameters():
+        component, state = component_of(name, parts), states.get(name)
         row = rows.setdefault(
             (component, parameter.requires_grad), {"count": 0, "dtypes": {}, "adapters": set()}
         )
-        row["count"] += true_size(parameter)
-        row["dtypes"][_dtype_name(parameter)] = None
+        row["count"] += true_size(parameter, state)
+        row["dtypes"][_dtype_name(parameter, state)] = None
         if component == "lora":
             row["adapters"].add(name.split(".lora_")[0])
     absent = absent_tower(model)
@@ -89,7 +91,8 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     A tower that is not loaded is judged by its files.
 
     Args:
-        model: a Transformers model, possibly wrapped by PEFT.
+        model: a Transformers model, possibly wrapped by PEFT. Where processes share its tensors, all of them
+            must call, and each digests the whole tensors.
 
     Returns:
         Full name -> hex digest over dtype, shape and bytes.
@@ -97,12 +100,12 @@ def frozen_digests(model: nn.Module) -> dict[str, str]:
     base, parts = unwrap_model(model), layout_of(model)
     trained = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
     tensors: dict[str, torch.Tensor] = {}
+    states = quantization_states(base)
     for name, parameter in base.named_parameters():
         if name not in trained and not _is_trainable_kind(name, parts):
             tensors[name] = parameter
-            state = getattr(parameter, "quant_state", None)
-            if state is not None:
-                tensors[f"{name}#absmax"] = state.absmax
+            if name in states:
+                tensors[f"{name}#absmax"] = states[name].absmax
     tensors.update(
         {name: buffer for name, buffer in base.named_buffers() if not _is_trainable_kind(name, parts)}
     )
@@ -121,8 +124,8 @@ def _is_trainable_kind(name: str, parts: ModelLayout) -> bool:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """SHA-256 over dtype, shape and raw bytes of a tensor on any device."""
-    data = tensor.detach().cpu().contiguous()
+    """SHA-256 over dtype, shape and raw bytes of a tensor on any device, of all of it where it is shared."""
+    data = whole(tensor).cpu().contiguous()
     digest = hashlib.sha256(f"{data.dtype}{tuple(data.shape)}".encode())
     digest.update(data.reshape(-1).view(torch.uint8).numpy().data if data.numel() else b"")
     return digest.hexdigest()
@@ -207,16 +210,23 @@ def prove_text_locked(before: Sequence[torch.Tensor], after: Sequence[torch.Tens
     return change
 
 
-def true_size(parameter: nn.Parameter) -> int:
-    """Number of weights that a parameter stands for, also where two of them are packed into a byte."""
-    state = getattr(parameter, "quant_state", None)
+def true_size(parameter: nn.Parameter, state: Any = None) -> int:
+    """Number of weights that a parameter stands for, also where two of them are packed into a byte.
+
+    Args:
+        parameter: any.
+        state: bitsandbytes' of it; default: the one that the parameter itself has.
+
+    Returns:
+        The number.
+    """
+    state = state if state is not None else getattr(parameter, "quant_state", None)
     if state is not None and getattr(state, "shape", None) is not None:
         return int(torch.Size(state.shape).numel())
     return parameter.numel()
 
 
-def _dtype_name(parameter: nn.Parameter) -> str:
-    state = getattr(parameter, "quant_state", None)
+def _dtype_name(parameter: nn.Parameter, state: Any) -> str:
     if state is not None:
         return str(state.quant_type)
     if type(parameter).__name__ == "Int8Params":

@@ -23,6 +23,8 @@ def failure(folder: Path, rank: int, code: int, message: str | None, time: int) 
 def test_the_option_is_for_the_launcher_alone() -> None:
     given = ["train", "r.yaml", "--processes", "2", "-o", "runs/a", "--processes=3", "a=--processes"]
     assert without_option(given) == ["train", "r.yaml", "-o", "runs/a", "a=--processes"]
+    given = ["train", "--max-restarts", "--processes", "--max-restarts=1", "r.yaml", "--processes", "4"]
+    assert without_option(given) == ["train", "r.yaml"]
 
 
 def test_the_exit_code_is_of_the_process_that_failed_by_itself(

@@ -2,8 +2,8 @@
 
     python ranks.py JOBS.json         the script of a fork; see `run_jobs`
 
-A job is {"arguments": of `lockadapt`, "processes": how many, "hook": "module:function" or null}. The hook is called
-on every rank before the command, with the rank.
+A job is {"arguments": of `lockadapt`, "processes": how many, "hook": "module:function" or null, "environment",
+"killed"}. The hook is called on every rank before the command, with the rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,11 +30,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Job:
-    """One call of the command line on several processes."""
+    """One call of the command line on several processes.
+
+    Attributes:
+        arguments: of `lockadapt`.
+        processes: how many.
+        hook: `module:function`, called on every rank with its number, before the command.
+        environment: further variables, as a launcher sets them.
+        killed: rank, and the optimiser step in which it gets SIGKILL.
+    """
 
     arguments: Sequence[str]
     processes: int = 2
     hook: str | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    killed: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,20 +83,21 @@ def _main(file: Path) -> None:
     sys.path.insert(0, str(ROOT))
     for name in ("lockadapt.cli", "lockadapt.api.steps", "lockadapt.training.loop"):
         importlib.import_module(name)
-    outcomes = [_run(**job) for job in json.loads(file.read_text())]
+    outcomes = [asdict(run_job(Job(**job))) for job in json.loads(file.read_text())]
     file.with_name("outcomes.json").write_text(json.dumps(outcomes))
 
 
-def _run(arguments: Sequence[str], processes: int, hook: str | None) -> dict[str, Any]:
+def run_job(job: Job) -> Outcome:
+    """Runs a job in forks of this process, which has imported what they need."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         children = {}
-        for rank in range(processes):
+        for rank in range(job.processes):
             child = os.fork()
             if child == 0:
-                _rank(rank, processes, port, arguments, hook, errors.fileno())
+                _rank(rank, port, job, errors.fileno())
             children[child] = rank
         codes = []
         while children:
@@ -97,29 +108,30 @@ def _run(arguments: Sequence[str], processes: int, hook: str | None) -> dict[str
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(child, signal.SIGTERM)
         errors.seek(0)
-        return {"codes": codes, "stderr": errors.read()}
+        return Outcome(codes, errors.read())
 
 
-def _rank(
-    rank: int, processes: int, port: int, arguments: Sequence[str], hook: str | None, errors: int
-) -> NoReturn:
+def _rank(rank: int, port: int, job: Job, errors: int) -> NoReturn:
     os.dup2(errors, 2)
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(processes),
-        LOCAL_WORLD_SIZE=str(processes),
+        WORLD_SIZE=str(job.processes),
+        LOCAL_WORLD_SIZE=str(job.processes),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        **job.environment,
     )
     from lockadapt.cli import main
 
     code = 1
     try:
-        if hook is not None:
-            module, name = hook.split(":")
+        if job.hook is not None:
+            module, name = job.hook.split(":")
             getattr(importlib.import_module(module), name)(rank)
-        sys.argv[:] = ["lockadapt", *arguments]
+        if job.killed is not None and job.killed[0] == rank:
+            _kill_in_step(job.killed[1])
+        sys.argv[:] = ["lockadapt", *job.arguments]
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -128,6 +140,21 @@ def _rank(
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _kill_in_step(step: int) -> None:
+    """This process ends behind the backward pass of a step, before the optimiser moves."""
+    from lockadapt.training.trainer import GroundingTrainer
+
+    honest = GroundingTrainer.training_step
+
+    def killed(self: GroundingTrainer, *given: Any, **named: Any) -> Any:
+        loss = honest(self, *given, **named)
+        if self.state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    GroundingTrainer.training_step = killed  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

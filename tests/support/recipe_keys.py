@@ -193,6 +193,7 @@ ARGUMENTS: Table = {
         lambda r: arguments(r).activation_checkpointing,
         True,
     ),
+    "training.sharding": ("training.sharding=fsdp", lambda r: arguments(r).sharding, "fsdp"),
     "training.seed": ("training.seed=9", lambda r: arguments(r).seed, 9),
     "training.log_every": ("training.log_every=3", lambda r: arguments(r).logging_steps, 3),
     "training.validate_every": (

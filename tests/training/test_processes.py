@@ -5,56 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from lockadapt.training.progress import read_metrics
 from tests import ON_GPU
+from tests.support.parallel_runs import losses, mixed, recipe, weights
 from tests.support.ranks import Job, Outcome, run_jobs
-from tests.support.rows import embedding_recipe
 from tests.support.runs import values
-from tests.support.tiny import tiny_image_tokenizer, tiny_tower
 from tests.support.warm import Warm
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(ON_GPU, reason="gloo, on CPUs")]
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / "train" / "finished" / "trainable.safetensors")
-
-
-def recipe(folder: Path, name: str, given: dict[str, Any], **training: Any) -> str:
-    given = {**given, "training": {**given["training"], "log_every": 1, "schedule": "constant", **training}}
-    file = folder / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(given))
-    return str(file)
-
-
-def mixed(tiny: Path, folder: Path, rows: int, chunk: int) -> dict[str, Any]:
-    """Questions, pairs and generated images in one Janus."""
-    given = embedding_recipe(tiny, folder, "llama-tied")
-    tiny_tower("siglip-vision", folder / "siglip")
-    tiny_image_tokenizer(folder / "image-tokenizer")
-    given["model"] |= {"tower": str(folder / "siglip"), "image_tokenizer": str(folder / "image-tokenizer")}
-    given["objectives"]["itc"] |= {"batch_size": rows, "chunk": chunk}
-    source = given["objectives"]["itc"]["train"]
-    given["objectives"]["t2i"] = {
-        "train": source,
-        "batch_size": rows,
-        "image_token_noise": 0.2,
-        "prompt_drop": 0.3,
-    }
-    given["training"] |= {"generation_learning_rate": 1e-2, "batch_size": rows}
-    return given
 
 
 @pytest.fixture(scope="module")
