@@ -18,7 +18,8 @@ help:
 	@echo "make compatibility  train, merge and verify a tiny model of every class, into docs/compatibility.md"
 	@echo "make hostile     print a table of the hostile inputs: how many, tracebacks, hangs, memory"
 	@echo "make fuzz        draw hostile inputs (FUZZ_MINUTES=20), and print how they ended"
-	@echo "make kill        kill training, merging, exporting, caching and indexing 50 times for each of KILL_SEEDS=3 seeds, and compare"
+	@echo "make kill        kill training, merging, exporting, caching and indexing 50 times for each of KILL_SEEDS=3 seeds,"
+	@echo "                 and one of two processes that train together 32 times, and compare"
 	@echo "make lint types  ruff, import-linter and pydoclint; mypy"
 	@echo "make docs        build the documentation into build/site, and fail at broken links"
 	@echo "make bench       measure speed and memory beside TRL into docs/benchmarks.md (BENCH=--small: quickly)"
@@ -44,6 +45,7 @@ fuzz: $(VENV)/.installed-dev
 KILL_SEEDS ?= 3
 kill: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.kill --seeds $(KILL_SEEDS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.kill.ranks
 
 families: $(VENV)/.installed-dev
 	PYTHONPATH=. $(BIN)/python benchmarks/decoder_families.py --markdown docs/families.md

@@ -139,7 +139,7 @@ def run_stage(session: Session, stage: Stage) -> TrainedStage:
         for file in (run_folder.METRICS, run_folder.FOLLOWED):
             processes.first(partial(forget_after, session.folder / file, stage.name, last))
         note(f"stage {stage.name}: " + (f"going on from {last.name}" if last else "from its start"))
-    if line := trainer.shard():
+    if isinstance(trainer, GroundingTrainer) and (line := trainer.shard()):
         note(line)
     texts = _texts(session) if session.experiment.model.lock_text else []
     before = text_logits(model, texts)

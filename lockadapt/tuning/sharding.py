@@ -2,7 +2,7 @@
 
 Only blocks are shared: everything else (tower, projector, embeddings, heads) is whole on every process, as
 without sharding. `torch.distributed.fsdp.fully_shard` itself is used, as Accelerate leaves 4-bit weights
-out, and does not shard at all on CPUs, without a word.
+out, and silently does not shard at all on CPUs.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ def ran(warm: Warm, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     first = dict(zip(jobs, run_jobs(warm, folder, list(jobs.values())), strict=True))
     interrupted(folder / "vqa-fsdp", "one", "checkpoint-6", "checkpoint-4")
     go_on = ["train", "vqa.yaml", "training.sharding=fsdp", "--resume", "-o"]
-    one = run_jobs(warm, folder, [Job([*go_on, "one"], 1)])[0]
+    alone = run_jobs(warm, folder, [Job([*go_on, "one"], 1)])[0]
     interrupted(folder / "one", "back", "checkpoint-6")
     back = run_jobs(warm, folder, [Job([*go_on, "back"])])[0]
-    return folder, {**first, "one": one, "back": back}
+    return folder, {**first, "one": alone, "back": back}
 
 
 def interrupted(run: Path, name: str, *without: str) -> None:
