@@ -14,6 +14,8 @@ INK = "#010203"
 COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#c2255c", "#9c36b5", "#0c8599", "#b08900", "#748094")
 """Each is told from a white and from a near-black ground (contrast of 3 or more)."""
 DASHES = ("-", "--", ":", "-.")
+PLACE = (0.14, 0.16, 0.83, 0.76)
+"""Of the axes in the figure: a layout that is computed takes half of the time of drawing."""
 
 
 class Charts:
@@ -49,13 +51,15 @@ class Charts:
         from matplotlib.figure import Figure
 
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
-            figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-            axes = figure.add_subplot()
+            figure = Figure(figsize=(5.6, 3.2))
+            axes = figure.add_axes(PLACE)
             _curves(axes, runs)
             values = [value for curves in runs.values() for points in curves.values() for _, value in points]
             positive = [value for value in values if value > 0]
             if log and positive and len(positive) == len(values) and max(positive) > 5 * min(positive):
                 axes.set_yscale("log")
+            else:
+                axes.ticklabel_format(axis="y", scilimits=(-2, 4))  # as wide labels as there is space for
             for name, start in list(starts.items())[1:]:
                 axes.axvline(start, color=INK, linewidth=0.6, linestyle=":")
                 axes.text(start, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="top", color=INK)
