@@ -16,12 +16,16 @@ import tempfile
 import traceback
 from typing import Any, NoReturn
 
-import torch
+# Some packages print while they are imported (wandb): answers have a stream of their own.
+ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
+os.dup2(2, 1)
 
-import torchvision_operators  # noqa: F401  # isort: skip  # beside this script; before Transformers
-import peft  # noqa: F401
-import transformers
-from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401
+import torch  # noqa: E402
+
+import torchvision_operators  # noqa: F401, E402  # isort: skip  # beside this script; before Transformers
+import peft  # noqa: F401, E402
+import transformers  # noqa: E402
+from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: F401, E402
 
 with contextlib.suppress(ImportError):
     import sentence_transformers  # noqa: F401
@@ -40,7 +44,7 @@ def serve() -> None:
             _, status = os.waitpid(child, 0)
             errors.seek(0)
             answer = {"returncode": os.waitstatus_to_exitcode(status), "stderr": errors.read()}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=ANSWERS, flush=True)
 
 
 def run(request: dict[str, Any], errors: int) -> NoReturn:
