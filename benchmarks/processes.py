@@ -1,9 +1,10 @@
 """Two processes beside one with the same global batch: losses, weights and speed, on the CPU with gloo.
 
-    python benchmarks/processes.py [--steps 50] [--objective vqa]… [--json]
+    python benchmarks/processes.py [--steps 50] [--objective vqa]… [--mode ddp]… [--json]
 
 The quickstart's models and scenes: packed VQA, contrastive pairs (chunks smaller than the batch), image
-generation, and all of them mixed. Each process has one thread, and a run of its own. Exit code 1 if a loss
+generation, and all of them mixed; whole models, and blocks of the LLM shared (FSDP). Each process has one
+thread, and a run of its own. Exit code 1 if a loss
 differs by more than 1e-5, or if two processes do not end with the weights of one that accumulates two
 micro-batches, bit for bit.
 """
@@ -32,6 +33,7 @@ from lockadapt.quickstart.tour import ASSETS
 from lockadapt.training.progress import read_metrics
 
 OBJECTIVES = {"vqa": ("vqa",), "itc": ("itc",), "t2i": ("t2i",), "mixed": ("vqa", "itc", "t2i")}
+MODES = ("ddp", "accumulation", "fsdp")
 LIMIT = 1e-5
 ROWS = 16
 """Of a global micro-batch, over all processes."""
@@ -43,8 +45,9 @@ class Comparison:
 
     Attributes:
         objective: what was learned.
-        mode: `ddp` beside one process with the whole batch; `accumulation` beside one that accumulates as
-            many micro-batches as there are processes.
+        mode: `ddp` and `fsdp` (blocks of the LLM shared) beside one process with the whole batch;
+            `accumulation`: whole models beside one process that accumulates as many micro-batches as there
+            are processes.
         processes: how many.
         max_loss_difference: over all steps.
         weights_equal: all processes ended with the same weights (a run ends with an error otherwise); with
@@ -83,6 +86,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--objective", action="append", choices=tuple(OBJECTIVES))
+    parser.add_argument("--mode", action="append", choices=MODES)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     runs: list[Comparison] = []
@@ -90,7 +94,7 @@ def main() -> None:
         make_dataset(Path(folder) / "data", train=200, test=10)
         make_prompts(Path(folder) / "data", train=60, test=10)
         for name in given.objective or OBJECTIVES:
-            runs += compare(name, Path(folder), given.steps)
+            runs += compare(name, Path(folder), given.steps, given.mode or MODES)
     if given.json:
         print(json.dumps({"runs": [asdict(run) for run in runs]}))
     else:
@@ -99,12 +103,17 @@ def main() -> None:
     sys.exit(not all(run.holds for run in runs))
 
 
-def compare(name: str, folder: Path, steps: int, processes: int = 2) -> list[Comparison]:
+def compare(
+    name: str, folder: Path, steps: int, modes: Sequence[str], processes: int = 2
+) -> list[Comparison]:
     """Trains an objective on one process and on several; packed VQA also with accumulation."""
     several = train(name, folder, steps, ROWS // processes, processes=processes)
     single = train(name, folder, steps, ROWS)
-    runs = [compared(name, "ddp", several, single, processes)]
-    if name == "vqa":
+    runs = [compared(name, "ddp", several, single, processes)] if "ddp" in modes else []
+    if "fsdp" in modes:
+        shared = train(name, folder, steps, ROWS // processes, processes=processes, sharding="fsdp")
+        runs.append(compared(name, "fsdp", shared, single, processes))
+    if name == "vqa" and "accumulation" in modes:
         accumulated = train(name, folder, steps, ROWS // processes, accumulation=processes)
         runs.append(compared(name, "accumulation", several, accumulated, processes))
     return runs
@@ -115,11 +124,18 @@ def compared(name: str, mode: str, several: Trained, single: Trained, processes:
     difference = max(abs(a - b) for a, b in zip(several.losses, single.losses, strict=True))
     same = all(torch.equal(tensor, single.weights[key]) for key, tensor in several.weights.items())
     efficiency = several.rate / single.rate / processes
-    return Comparison(name, mode, processes, difference, same or mode == "ddp", round(efficiency, 3))
+    return Comparison(name, mode, processes, difference, same or mode != "accumulation", round(efficiency, 3))
 
 
 def train(
-    name: str, folder: Path, steps: int, rows: int, *, processes: int = 1, accumulation: int = 1
+    name: str,
+    folder: Path,
+    steps: int,
+    rows: int,
+    *,
+    processes: int = 1,
+    accumulation: int = 1,
+    sharding: str = "none",
 ) -> Trained:
     """Trains, as users do.
 
@@ -130,11 +146,12 @@ def train(
         rows: of a micro-batch on each process.
         processes: how many.
         accumulation: micro-batches of a step.
+        sharding: of the LLM.
 
     Returns:
         What the run folder holds.
     """
-    run = folder / f"{name}-{processes}-{accumulation}"
+    run = folder / f"{name}-{processes}-{accumulation}-{sharding}"
     recipe: dict[str, Any] = quickstart_recipe(folder / "data", ASSETS, run)
     chosen = {key: value for key, value in recipe["objectives"].items() if key in OBJECTIVES[name]}
     for value in chosen.values():
@@ -144,6 +161,7 @@ def train(
     recipe["objectives"] = chosen
     recipe["training"] |= {
         **{"steps": steps, "batch_size": rows, "accumulation": accumulation, "log_every": 1},
+        "sharding": sharding,
         **{"learning_rate": 2e-4, "projector_learning_rate": 1e-3},
     }
     file = run.with_suffix(".yaml")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +47,15 @@ def join() -> None:
     from accelerate import PartialState
 
     PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def take_gpu() -> None:
+    """Gives each process of a launcher the GPU of its local rank, where they do not `join`."""
+    if launched():
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or 0))
 
 
 def count() -> int:
@@ -143,6 +152,27 @@ def gather_numbers(value: float) -> Tensor:
     import torch
 
     return torch.cat(parts).cpu()
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """What each process gave, in the order of their ranks; all of them must call."""
+    import torch
+    import torch.distributed as dist
+
+    if count() == 1:
+        return [data]
+    sizes = [int(size) for size in gather_numbers(float(len(data))).tolist()]
+    own = torch.zeros(max(sizes), dtype=torch.uint8)
+    own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else own[:0]
+    own = own.to(_device())
+    parts = [torch.empty_like(own) for _ in sizes]
+    dist.all_gather(parts, own)
+    return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+
+def dealt(items: Sequence[Made]) -> list[Made]:
+    """Those of the same items on every process that are this one's: every N-th."""
+    return list(items[rank() :: count()])
 
 
 def add_up(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lockadapt import processes
 from lockadapt.architectures import inputs_of
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import build_experiment
@@ -30,7 +31,7 @@ from lockadapt.recipe.schema import Recipe
 def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     """Computes the tower outputs of all images of training, validation and test, on disk.
 
-    Started several times at once on one folder, the processes share the work.
+    Started several times at once on one folder, or by a launcher, the processes share the work.
 
     Args:
         recipe: says which images, tower and folder.
@@ -38,7 +39,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
 
     Returns:
         `{"folder", "stored", "images", "computed", "bytes", "seconds", "drift": {"largest", "relative"}}`;
-        bytes are those of the whole folder.
+        `computed` by this process, bytes of the whole folder.
 
     Raises:
         RecipeError: a blind run, which shows one image only, or rows without images.
@@ -48,6 +49,10 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
         raise RecipeError(
             "a blind run shows one image, the mean", where="blind", fix="cache the seeing recipe"
         )
+    # They need not meet: claims on shards divide the work. A model is assembled by each for itself.
+    processes.take_gpu()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
     experiment, data, started = build_experiment(recipe), recipe.data, time.perf_counter()
     samples = [
         s
@@ -82,7 +87,7 @@ def cache_recipe(recipe: Recipe, reporter: Reporter) -> dict[str, Any]:
     with keeping_freed_memory():
         computed = disk.fill(images.values(), reporter.counted("shards"))
     start = Path(recipe.model.vlm).expanduser() if recipe.model.vlm else None
-    remember_towers(start, resolve_dtype(recipe.model.dtype), model, [disk])
+    processes.first(lambda: remember_towers(start, resolve_dtype(recipe.model.dtype), model, [disk]))
     drift = disk.folder.drift()
     assert drift is not None
     if data.features != "disk":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import typer
 
 from lockadapt.console import emit
 from lockadapt.errors import RecipeError
+from lockadapt.processes import is_first
 
 
 def evaluate(
@@ -33,10 +35,19 @@ def evaluate(
     data: str = typer.Option(None, "--data", help="Folder of the benchmark's official files, or a Hub id."),
     split: str = typer.Option(None, "--split", help="Split of the benchmark."),
     prompt: str = typer.Option(None, "--prompt", help="Ask this instead of the benchmark's own prompt."),
+    count: int = typer.Option(
+        None, "--processes", min=1, max=1024, help="Answer in several processes on this machine, one a GPU."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
-) -> None:
+) -> int:
     """Evaluate every objective on its test rows, or the model on a benchmark."""
+    if count is not None and count > 1:
+        from lockadapt.cli.launching import launch
+
+        if benchmark is not None:
+            raise RecipeError("--processes is not for --benchmark", where="--processes", fix="leave it out")
+        return launch(sys.argv[1:], count)
     if benchmark is not None:
         scores = _benchmark(
             target, (benchmark, data, split, prompt, recipe, overrides, blind, predictions), quiet
@@ -48,11 +59,14 @@ def evaluate(
         scores = score(
             target, recipe=recipe, overrides=overrides, blind=blind, predictions=predictions, quiet=quiet
         ).to_json()
+    if not is_first():
+        return 0
     if as_json:
         emit(json.dumps(scores))
-        return
+        return 0
     for name, values in scores.items():
         emit("\n".join(score_lines(name, values)))
+    return 0
 
 
 def _benchmark(target: Path, request: tuple[Any, ...], quiet: bool) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def plan(
         metavar="SIZE",
         help="GPU memory the run must fit into, such as 8GB; exit code 5 if it does not.",
     ),
+    count: int = typer.Option(
+        1, "--processes", min=1, max=1024, help="Plan for several processes, one a GPU."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> None:
@@ -33,7 +36,7 @@ def plan(
     from lockadapt.planning.text import plan_text
 
     limit = None if memory is None else parse_size(memory)
-    estimate = plan_recipe(loaded.recipe, Reporter(quiet), limit)
+    estimate = plan_recipe(loaded.recipe, Reporter(quiet), limit, count)
     emit(json.dumps(estimate) if as_json else plan_text(estimate))
     if limit is not None:
         refuse_unless_fits(estimate, limit)

@@ -38,6 +38,7 @@ class PredictionContext:
         max_pixels: larger images are refused before decoding.
         note: told what the user should know.
         beams: of generated answers; 1: greedy.
+        dealt: whether all processes have this context and answer together.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class PredictionContext:
     max_pixels: int = 100_000_000
     note: Callable[[str], None] | None = None
     beams: int = 1
+    dealt: bool = False
 
     def answers(
         self, samples: Sequence[Sample], closed: Sequence[str] | None, max_new_tokens: int
@@ -76,6 +78,7 @@ class PredictionContext:
             self.max_row_tokens,
             self.note,
             self.beams,
+            self.dealt,
         )
         if self.method == "rank" and closed is None:
             raise RecipeError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from lockadapt import processes
 from lockadapt.building.experiment import Experiment
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs
@@ -89,12 +92,14 @@ class Embedder:
         """Embeds all that can be opened, (dimension,) by key; says what is wrong with the others, by key.
 
         Every image is opened once, and no more than a batch of them is in memory. Embeddings of an image's
-        tokens stand behind one another, (tokens * dimension,).
+        tokens stand behind one another, (tokens * dimension,). Where `context.dealt` says so, all processes
+        call with the same images, and each embeds its share of the batches.
         """
         made: dict[str, Tensor] = {}
         wrong: dict[str, str] = {}
         size = self.context.batch_size
-        for start in range(0, len(images), size):
+        starts: Sequence[int] = range(0, len(images), size)
+        for start in processes.dealt(starts) if self.context.dealt else starts:
             values: dict[str, Tensor] = {}
             for image in images[start : start + size]:
                 try:
@@ -108,6 +113,12 @@ class Embedder:
                 made |= dict(zip([image.key for image in good], rows.flatten(1), strict=True))
             if progress:
                 progress(min(start + size, len(images)), len(images))
+        if self.context.dealt and processes.count() > 1:
+            own = save({key: row.clone() for key, row in made.items()})
+            parts = map(load, processes.gather_bytes(own))
+            made = {key: row for part in parts for key, row in part.items()}
+            reasons = processes.gather_bytes(json.dumps(wrong).encode())
+            wrong = {key: reason for part in reasons for key, reason in json.loads(part).items()}
         return made, wrong
 
     def texts(self, texts: Sequence[str]) -> Tensor:

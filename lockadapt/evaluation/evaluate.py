@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lockadapt import processes
 from lockadapt.architectures import inputs_of
 from lockadapt.building.cache_trial import measured_policy, rows_to_try
 from lockadapt.building.experiment import Experiment, read_experiment
@@ -41,6 +42,8 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Scores a folder by objective; a run's scores are kept in its `evaluation.json` and model card as well.
 
+    Several processes, which all call, answer the same questions together; the first one writes.
+
     Args:
         source: a run, open or its folder; or a stock folder.
         recipe_file: whose test rows and objectives are taken; None: those it was trained with.
@@ -56,6 +59,9 @@ def evaluate_folder(
         RecipeError: a stock folder that says nothing of its recipe, and none is given.
         DataError: no objective has test rows.
     """
+    processes.join()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
     target = open_target(source)
     if recipe_file is None and target.experiment is None:
         raise RecipeError(
@@ -68,15 +74,19 @@ def evaluate_folder(
     blind = blind or experiment.blind
     with keeping_freed_memory():
         scores, rows = evaluate(target, experiment, blind, reporter)
-    if predictions is not None:
-        write_predictions(predictions, rows)
-    if target.run is not None and recipe_file is None:
-        known = target.run.scores()
-        known["blind" if blind else "seeing"] = scores
-        write_json(target.run.folder / SCORES, known)
-        if blind == experiment.blind:
-            write_predictions(target.run.folder / PREDICTIONS, rows)
-        write_card(target.run)
+
+    def write() -> None:
+        if predictions is not None:
+            write_predictions(predictions, rows)
+        if target.run is not None and recipe_file is None:
+            known = target.run.scores()
+            known["blind" if blind else "seeing"] = scores
+            write_json(target.run.folder / SCORES, known)
+            if blind == experiment.blind:
+                write_predictions(target.run.folder / PREDICTIONS, rows)
+            write_card(target.run)
+
+    processes.first(write)
     return scores
 
 
@@ -187,6 +197,7 @@ class Judge:
             data.max_pixels,
             self.reporter.note,
             experiment.evaluation.beams,
+            dealt=True,
         )
         return objective.evaluate(context, samples)
 

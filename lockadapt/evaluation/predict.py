@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lockadapt import processes
 from lockadapt.architectures import architecture_of
 from lockadapt.data.batch import Batch, collate, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
@@ -50,6 +52,7 @@ class SamplePredictor:
             shared.
         note: told why nothing is shared, where that was asked for.
         beams: of generated answers (beam search); 1: greedy.
+        dealt: whether all processes answer the same samples, each its share of the batches.
     """
 
     model: nn.Module
@@ -59,6 +62,7 @@ class SamplePredictor:
     max_row_tokens: int | None = 2048
     note: Callable[[str], None] | None = None
     beams: int = 1
+    dealt: bool = False
 
     @torch.no_grad()
     def generate(
@@ -78,12 +82,13 @@ class SamplePredictor:
         answers: dict[int, str] = {}
         alike = self._alike(prompts)
         order.sort(key=alike)
-        for part in _parts(order, self.batch_size, alike):
+        parts = list(_parts(order, self.batch_size, alike))
+        batches = ([prompts[number] for number in part] for part in parts)
+        if share and not tried and (first := next(filter(shares, batches), None)):
+            problem = prefill_problem(self.model, first, self.images, self.encoder.tokenizer)
+            share = not self._explained(problem)
+        for part in self._own(parts):
             batch = [prompts[number] for number in part]
-            if share and not tried and shares(batch):
-                tried = True
-                problem = prefill_problem(self.model, batch, self.images, self.encoder.tokenizer)
-                share = not self._explained(problem)
             texts = generate_from_shared_prefix(
                 self.model,
                 batch,
@@ -96,6 +101,9 @@ class SamplePredictor:
             answers.update(zip(part, texts, strict=True))
             if progress:
                 progress(len(answers), len(samples))
+        if self.dealt:
+            gathered = processes.gather_bytes(json.dumps(list(answers.items())).encode())
+            answers = {number: text for part in gathered for number, text in json.loads(part)}
         return [answers[i] for i in range(len(samples))]
 
     def stream(self, sample: Sample, max_new_tokens: int, streamer: Any) -> str:
@@ -130,17 +138,21 @@ class SamplePredictor:
         prompts = [self._prompt(sample) for sample in samples]
         order = [number for group in groups(prompts) for number in group]
         at_once = max(1, self.batch_size * RANK_ROWS // len(candidates))
-        max_row_tokens, done = None, 0
-        for part in _parts(order, at_once, lambda _: 0):
+        parts, done = list(_parts(order, at_once, lambda _: 0)), 0
+        first = [_answered(prompts[number], tail) for number in parts[0] for tail in tails]
+        max_row_tokens = self._exact_row_length(prompts, tails, first)
+        for part in self._own(parts):
             items = [_answered(prompts[number], tail) for number in part for tail in tails]
-            if not done:
-                max_row_tokens = self._exact_row_length(prompts, tails, items)
             losses = sample_losses(self.model, self._batch(items, max_row_tokens), len(items))
             scores[part] = -losses.view(len(part), len(tails)).cpu()
             done += len(part)
             if progress:
                 progress(done, len(samples))
-        return scores
+        # Each score is one process's, and 0 on the others.
+        return processes.add_up(scores) if self.dealt else scores
+
+    def _own(self, parts: list[list[int]]) -> list[list[int]]:
+        return processes.dealt(parts) if self.dealt else parts
 
     def _alike(self, prompts: Sequence[Encoded]) -> Callable[[int], int]:
         """What prompts of a batch have in common: the tokens up to their images' end, or all of their tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lockadapt import processes
 from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
 from lockadapt.data.sample import ImageRef
@@ -49,6 +51,8 @@ def search(
 ) -> dict[str, Any]:
     """Finds the images of a folder that are most similar to each query.
 
+    Several processes, which all call, embed the images together; the first one writes the index.
+
     Args:
         target: a run or merged folder that was trained to embed.
         images: searched with its subfolders.
@@ -68,6 +72,9 @@ def search(
     """
     if not queries.texts and not queries.pictures:
         raise RecipeError("nothing is asked for", where="--query", fix="add --query TEXT or --image FILE")
+    processes.join()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
     return SearchedFolder.open(open_target(target), images, index).find(queries, top, reporter)
 
 
@@ -91,6 +98,7 @@ class SearchedFolder:
     def open(cls, opened: Target, images: Path, index: Path | None) -> SearchedFolder:
         """Prepares a model to search a folder; arguments and errors as `search`."""
         embedder = Embedder.open(opened)
+        embedder = dataclasses.replace(embedder, context=dataclasses.replace(embedder.context, dealt=True))
         fingerprint = model_fingerprint(opened, embedder)
         return cls(embedder, images, index or _own_place(images, fingerprint), fingerprint)
 
@@ -145,19 +153,17 @@ def _up_to_date(
     """Args: `model`: its fingerprint, and the width of its embeddings, None where they are of tokens."""
     fingerprint, width = model
     progress = reporter.counted("embedding images")
-    with Claims(folder / "lock") as claims:
-        if not claims.take(0):
-            reporter.note(f"waiting for another process that has the index {folder}")
-            claims.take(0, wait=True)
+    with contextlib.ExitStack() as claimed:
+        processes.first(lambda: _claim(claimed, folder, reporter))
         before = read_index(folder, fingerprint, width)
         index, changes = refresh(
             before,
             images,
             lambda some: embedder.readable(some, progress),
-            lambda part: write_index(folder, fingerprint, part),
+            lambda part: processes.first(lambda: write_index(folder, fingerprint, part)),
         )
         if index.files != before.files:
-            write_index(folder, fingerprint, index)
+            processes.first(lambda: write_index(folder, fingerprint, index))
     for name, reason in changes.bad.items():
         reporter.note(f"left out {name}: {reason}")
     reporter.note(
@@ -167,6 +173,13 @@ def _up_to_date(
     bad = [{"file": name, "reason": reason} for name, reason in changes.bad.items()]
     report = {"folder": str(folder), "images": len(index.files)}
     return index, {**report, "embedded": changes.embedded, "dropped": changes.dropped, "bad": bad}
+
+
+def _claim(claimed: contextlib.ExitStack, folder: Path, reporter: Reporter) -> None:
+    claims = claimed.enter_context(Claims(folder / "lock"))
+    if not claims.take(0):
+        reporter.note(f"waiting for another process that has the index {folder}")
+        claims.take(0, wait=True)
 
 
 def _best(index: ImageIndex, query: Tensor, top: int) -> list[dict[str, Any]]:

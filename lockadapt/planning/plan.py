@@ -15,6 +15,7 @@ from lockadapt.data.problems import quote
 from lockadapt.errors import DoesNotFitError, RecipeError
 from lockadapt.planning.arithmetic import REACHED, gemm_speed, training_costs
 from lockadapt.planning.planner import Choice, Planner, changes
+from lockadapt.planning.several import several_processes
 from lockadapt.planning.sizes import Size
 from lockadapt.recipe.schema import Recipe
 
@@ -27,13 +28,16 @@ CARD_RESERVE = 800_000_000
 docs/plan.md."""
 
 
-def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -> dict[str, Any]:
+def plan_recipe(
+    recipe: Recipe, reporter: Reporter, memory: int | None = None, processes: int = 1
+) -> dict[str, Any]:
     """Plans what a run will need, as plain values for JSON.
 
     Args:
         recipe: checked already.
         reporter: told of progress and assumptions.
         memory: bytes of a card that it must fit on; the nearest change for it is looked for as well.
+        processes: that train together, one a card.
 
     Returns:
         `peak_bytes` and its `components` (they add up to it), `tokens_per_epoch` …; docs/plan.md names all.
@@ -41,7 +45,7 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
     Raises:
         LockadaptError: see `Planner`.
     """
-    planner = Planner(recipe, reporter)
+    planner = Planner(recipe, reporter, processes)
     here = planner.peak(planner.choice)
     on_gpu = torch.cuda.is_available()
     card = planner.choice
@@ -50,6 +54,9 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
     card_peak = planner.peak(card)
     wanted = {**CARDS, **({"memory": memory} if memory is not None else {})}
     fits = {name: card_peak.total + CARD_RESERVE <= size for name, size in wanted.items()}
+    several = several_processes(planner, card, CARD_RESERVE, wanted) if processes > 1 else None
+    if several is not None and memory is not None:
+        fits["memory"] = several["fsdp" if recipe.training.sharding == "fsdp" else "ddp"]["fits"]["memory"]
     components = {size.component: _size(size) for size in here.sizes}
     components.update({name: {"bytes": size} for name, size in here.parts.items()})
     if not on_gpu:
@@ -68,6 +75,7 @@ def plan_recipe(recipe: Recipe, reporter: Reporter, memory: int | None = None) -
         "card_peak_bytes": card_peak.total + CARD_RESERVE,
         "fits": {name: fits[name] for name in CARDS},
         **({"fits_memory": fits["memory"]} if memory is not None else {}),
+        **({"processes": several} if several is not None else {}),
         "changes": _nearest(planner, card, {name: wanted[name] for name, good in fits.items() if not good}),
         "host_feature_bytes": planner.host(),
         "cache_bytes": planner.on_disk() if rows.tokens else None,

@@ -68,14 +68,15 @@ class Planner:
     Args:
         recipe: checked already.
         reporter: is told about long work.
+        processes: that train together.
 
     Raises:
         LockadaptError: a config is not to be had, rows are wrong, LoRA has no target …
     """
 
-    def __init__(self, recipe: Recipe, reporter: Reporter) -> None:
+    def __init__(self, recipe: Recipe, reporter: Reporter, processes: int = 1) -> None:
         self.recipe, self.experiment, self.reporter = recipe, build_experiment(recipe), reporter
-        self.objectives = self.experiment.objectives
+        self.objectives, self.processes = self.experiment.objectives, processes
         if not any(objective.plannable for objective in self.objectives.values()):
             raise RecipeError(
                 "no objective can be planned without weights",
@@ -92,7 +93,8 @@ class Planner:
         trace = self.model(self.choice)
         self.rows: PlannedRows = planned_rows(self.experiment, trace.model, trace.processor, reporter)
         # A stage over rows that are not here is planned for one step.
-        self.stages = self.experiment.stages({name: count or 1 for name, count in self.rows.counts.items()})
+        counts = {name: count or 1 for name, count in self.rows.counts.items()}
+        self.stages = self.experiment.stages(counts, processes)
         self._packing: dict[str, Packing] = {}
         self.nothing_kept = self._why_nothing_is_kept(trace)
         """Why features are not kept, where the recipe would keep them."""
@@ -189,13 +191,14 @@ class Planner:
             return []
         known = self.rows.whole and all(self.rows.counts[name] for name in stage.objectives)
         size = micro_batch(stage.batch_size, choice.divide)
-        micro = stage.steps * stage.accumulation * (stage.batch_size // size) if known else 0
+        every = stage.steps * stage.accumulation * self.processes
+        micro = every * (stage.batch_size // size) if known else 0
         sampling_weights = {name: self.objectives[name].sampling_weight for name in rows}
         batches = []
         packing, seed = self.packing(stage), self.recipe.training.seed
         sizes = {name: self.objectives[name].batch_size or size for name in rows}
         most = {name: packing.max_samples_per_image if self.objectives[name].packs else 1 for name in rows}
-        draws = Draws(sampling_weights, sizes, micro, seed, most)
+        draws = Draws(sampling_weights, sizes, micro, seed, most, self.processes)
         for name, items in largest_batches(rows, draws, packing.max_row_tokens):
             repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
             batches.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))

@@ -32,7 +32,26 @@ def plan_text(plan: dict[str, Any]) -> str:
         change = plan["changes"].get(name)
         near = f"with {change}" if change else "no single change is enough"
         lines.append(f"  {name:<6}{'fits' if fits else f'does not fit; {near}'}")
+    lines += _several(plan.get("processes"))
     return "\n".join([*lines, *(f"assumed: {text}" for text in plan["assumptions"])])
+
+
+def _several(plan: dict[str, Any] | None) -> list[str]:
+    """What each of several processes needs."""
+    if plan is None:
+        return []
+    lines = [
+        f"on {plan['count']} cards: {plan['samples_per_step']:,} samples and about "
+        f"{_count(plan['tokens_per_step'])} tokens a step"
+    ]
+    for mode, name in (("ddp", "sharding: none"), ("fsdp", "sharding: fsdp")):
+        if "refused" in plan[mode]:
+            lines.append(f"  {name}  not for this run: {plan[mode]['refused']}")
+            continue
+        smallest = next((card for card, fits in plan[mode]["fits"].items() if fits), None)
+        where = f"fits {smallest}" if smallest else "fits none of the cards above"
+        lines.append(f"  {name}  {plan[mode]['bytes'] / 1e9:.2f} GB each, {where}")
+    return lines
 
 
 def _cell(number: float | None, digits: int = 0) -> str:

@@ -171,6 +171,24 @@ def test_no_weight_is_read_and_components_add_up(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report)) == report
 
 
+def test_several_processes_are_planned(tmp_path: Path) -> None:
+    """What is shared shrinks by the number of processes; epochs take fewer steps, and steps more samples."""
+    plain = ["data.packing=none", "data.features=none", "training={epochs: 4.0, batch_size: 2}"]
+    recipe = small(tmp_path, "llama", "clip-vision", *plain)
+    one, two, four = (plan_recipe(recipe, QUIET, processes=count) for count in (1, 2, 4))
+    assert "processes" not in one
+    assert (one["steps"], two["steps"], four["steps"]) == (16, 8, 4)
+    assert two["flops"] == pytest.approx(one["flops"] / 2, rel=0.01)
+    shared, half = four["processes"], two["processes"]
+    assert (half["count"], half["samples_per_step"]) == (2, 4)
+    assert half["tokens_per_step"] == one["tokens_per_epoch_unpacked"] // 2
+    assert half["ddp"]["bytes"] == shared["ddp"]["bytes"] >= one["card_peak_bytes"]
+    blocks, lora = (one["components"][name] for name in ("blocks", "lora"))
+    divided = blocks["bytes"] + lora["bytes"] + 12 * lora["parameters"]
+    assert half["fsdp"]["bytes"] - shared["fsdp"]["bytes"] == pytest.approx(divided / 4, abs=1)
+    assert shared["fsdp"]["fits"] == dict.fromkeys(("8GB", "12GB", "16GB", "24GB", "48GB"), True)
+
+
 def test_rows_that_are_not_here_are_assumed(tmp_path: Path) -> None:
     recipe = small(tmp_path, "llama", "clip-vision", "data.max_length=60", "training.batch_size=3")
     rows_file(tmp_path).unlink()
