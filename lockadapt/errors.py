@@ -94,6 +94,10 @@ class ImageIgnoredError(WouldNotLearnError):
     """Swapping the images for others does not change the loss: the model does not look."""
 
 
+class RewardCollapseError(WouldNotLearnError):
+    """A stage with a method has no signal left, or left what it started from."""
+
+
 class DiskError(LockadaptError):
     """A file cannot be written or read."""
 

@@ -10,7 +10,9 @@ from lockadapt import processes
 from lockadapt.api.results import EvaluationResult, ExportResult, MergeResult, VerifyResult
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
+from lockadapt.evaluation.embedder import Embedder
 from lockadapt.evaluation.evaluate import evaluate_folder
+from lockadapt.evaluation.target import open_target
 from lockadapt.exports.export import export_run
 from lockadapt.exports.merge_command import MergeRequest, merge_command
 from lockadapt.exports.verify import verify_folder
@@ -18,6 +20,7 @@ from lockadapt.recipe.read import LoadedRecipe
 from lockadapt.recipe.read import load_recipe as read
 from lockadapt.report.follow import follow
 from lockadapt.report.write import write_report
+from lockadapt.rewards import RewardAccess
 from lockadapt.runs.run import LoadedRun, Run
 from lockadapt.training.loop import TrainResult
 from lockadapt.training.loop import train as run_recipe
@@ -49,6 +52,7 @@ def train(
     overrides: Sequence[str] = (),
     resume: bool = False,
     quiet: bool = False,
+    allow_reward_code: bool = False,
 ) -> TrainResult:
     """Train a recipe into a run folder, as `lockadapt train` does.
 
@@ -58,6 +62,7 @@ def train(
         overrides: `key.path=value`; they win over the recipe.
         resume: go on from the last complete checkpoint in the run folder.
         quiet: say nothing on stderr.
+        allow_reward_code: let the recipe's `rewards.function` run a function from a file.
 
     Returns:
         Where the run is, its steps and its speed.
@@ -77,9 +82,10 @@ def train(
     folder = output if output is not None else recipe.recipe.output
     if folder is None:
         raise RecipeError("no run folder given", where=str(recipe.path or "recipe"), fix="add output=FOLDER")
+    access = RewardAccess(allow_reward_code, lambda run: Embedder.open(open_target(Path(run))))
     if not recipe.recipe.report:
-        return run_recipe(recipe.recipe, folder, reporter, resume)
-    trained = run_recipe(recipe.recipe, folder, reporter, resume, [follow])
+        return run_recipe(recipe.recipe, folder, reporter, resume, (), access)
+    trained = run_recipe(recipe.recipe, folder, reporter, resume, [follow], access)
     processes.first(lambda: write_report([trained.output]))
     return trained
 

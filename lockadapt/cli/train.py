@@ -39,6 +39,9 @@ def train(
         max=1000,
         help="With --processes: how often all processes go on from the last checkpoint where one ended.",
     ),
+    allow_reward_code: bool = typer.Option(
+        False, "--allow-reward-code", help="Let the recipe's rewards.function run code from a file."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the result as one JSON object on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Print errors only."),
 ) -> int:
@@ -71,7 +74,7 @@ def train(
         raise RecipeError("needs --processes", where="--max-restarts", fix="add --processes 2, or more")
     from lockadapt.api.steps import train as run
 
-    result = run(loaded, resume=resume, quiet=quiet)
+    result = run(loaded, resume=resume, quiet=quiet, allow_reward_code=allow_reward_code)
     if processes.is_first():
         emit(json.dumps(result.to_json()) if as_json else result.output)
     return 0

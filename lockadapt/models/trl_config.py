@@ -51,6 +51,9 @@ REFUSED = {
     "padding_free": "rows are encoded as in supervised stages",
     "chat_template_kwargs": "rows are encoded as in supervised stages",
     "model_init_kwargs": "the model is built from the recipe",
+    "shuffle_dataset": "rows are always shuffled, each epoch by its number",
+    "use_adaptive_entropy": "its state is not kept in checkpoints",
+    "num_generations_eval": "validation rewards greedy answers",
     "log_completions": "answers are in `followed.jsonl` and the report",
 }
 """Fields of TRL's configs that a run cannot set, and why."""

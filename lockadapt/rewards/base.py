@@ -44,10 +44,12 @@ class Reward(ABC):
 
     Attributes:
         name: its key in recipes and metrics.
+        reads_thoughts: whether it is shown what a model thinks before its answer, which evaluation drops.
         weight: factor in the sum of a stage's rewards.
     """
 
     name: ClassVar[str]
+    reads_thoughts: ClassVar[bool] = False
 
     weight: float = 1.0
 

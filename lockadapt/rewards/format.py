@@ -21,6 +21,7 @@ class FormatReward(Reward):
     """
 
     name: ClassVar[str] = "format"
+    reads_thoughts: ClassVar[bool] = True
 
     pattern: str = ""
 

@@ -30,6 +30,7 @@ class FunctionReward(Reward):
     """
 
     name: ClassVar[str] = "function"
+    reads_thoughts: ClassVar[bool] = True
 
     function: str = ""
     call: Callable[..., Sequence[float]] | None = None

@@ -60,6 +60,31 @@ class RewardRecord(_Record):
     held_out: Measured | None
 
 
+class ChangeRecord(_Record):
+    """How a score of the validation rows changed in a stage with a method, on the same rows.
+
+    Attributes:
+        measure: of a row.
+        before, after: means.
+        low, high: 95 % interval of the difference.
+        n: rows.
+    """
+
+    measure: str
+    before: Measured
+    after: Measured
+    low: Measured
+    high: Measured
+    n: Count
+
+
+class PerplexityRecord(_Record):
+    """Perplexity of texts without images, before and after a stage with a method."""
+
+    before: Measured
+    after: Measured
+
+
 class StageRecord(_Record):
     """How a stage ended.
 
@@ -69,7 +94,7 @@ class StageRecord(_Record):
         samples_by_objective, largest_batch_bytes, packing, seconds: None in runs of before they were
             recorded.
         text_logit_change: with `model.lock_text`, the largest change of a text-only logit, which is 0.
-        reward: of a stage with a method.
+        reward, held_out_change, text_perplexity: of a stage with a method.
     """
 
     name: str
@@ -86,6 +111,8 @@ class StageRecord(_Record):
     locked: Count
     text_logit_change: Measured | None = None
     reward: RewardRecord | None = None
+    held_out_change: ChangeRecord | None = None
+    text_perplexity: PerplexityRecord | None = None
 
     @field_validator("components")
     @classmethod

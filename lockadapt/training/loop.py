@@ -25,6 +25,7 @@ from lockadapt.models.query_tokens import query_token_ids
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning.admission import admit_rows, cache_refusal
 from lockadapt.recipe.schema import Recipe
+from lockadapt.rewards import RewardAccess
 from lockadapt.runs import run_folder
 from lockadapt.runs.integrity import base_digest
 from lockadapt.training import checkpoint
@@ -75,12 +76,21 @@ class TrainResult:
         return printed
 
 
+@dataclass(frozen=True)
+class Outside:
+    """What a run is given by whoever starts it, beside its recipe."""
+
+    observers: Sequence[Observer]
+    reward_access: RewardAccess
+
+
 def train(
     recipe: Recipe,
     output: str | Path,
     reporter: Reporter,
     resume: bool = False,
     observers: Sequence[Observer] = (),
+    reward_access: RewardAccess | None = None,
 ) -> TrainResult:
     """Run a recipe and write the run folder.
 
@@ -91,6 +101,7 @@ def train(
         resume: go on from the last complete checkpoint in `output`. Processes that an elastic launcher starts
             again do so by themselves.
         observers: give further callbacks to every stage.
+        reward_access: what rewards may use from outside; default: nothing.
 
     Returns:
         What was written, and how fast.
@@ -106,7 +117,7 @@ def train(
     resume = resume or bool(processes.gather_numbers(float(begun)).max())
     with contextlib.ExitStack() as claimed:
         processes.first(lambda: _claim(claimed, run_folder.open_folder(recipe, folder, resume)))
-        return _train(recipe, folder, reporter, resume, observers)
+        return _train(recipe, folder, reporter, resume, Outside(observers, reward_access or RewardAccess()))
 
 
 def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:
@@ -122,9 +133,7 @@ def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:
     checkpoint.remove_unfinished(folder / CHECKPOINTS)
 
 
-def _train(
-    recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, observers: Sequence[Observer]
-) -> TrainResult:
+def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, outside: Outside) -> TrainResult:
     """The way of `train` in a folder that is this run's alone."""
     experiment, dtype = build_experiment(recipe), resolve_dtype(recipe.model.dtype)
     began_with = processes.together(lambda: run_processes(folder, resume))
@@ -172,7 +181,17 @@ def _train(
 
     # Lock, train, prove: stage by stage.
     session = Session(
-        experiment, folder, model, processor, rows, reporter, resume, admission, observers, began_with
+        experiment,
+        folder,
+        model,
+        processor,
+        rows,
+        reporter,
+        resume,
+        admission,
+        outside.observers,
+        began_with,
+        outside.reward_access,
     )
     stages = experiment.stages(rows.counts, began_with)
     trained = [run_stage(session, stage) for stage in stages]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype, some
 from lockadapt.objectives import Objective
 from lockadapt.planning.admission import Finding
+from lockadapt.rewards import RewardAccess
 from lockadapt.runs import run_folder
 from lockadapt.runs.record import StageRecord, read_as
 from lockadapt.training import checkpoint
@@ -67,6 +68,7 @@ class Session:
         admission: what was measured of a class without a description of its own.
         observers: give further callbacks to every stage.
         began_with: processes that the run began with; its steps are made for so many.
+        reward_access: what rewards may use from outside.
     """
 
     experiment: Experiment
@@ -79,6 +81,7 @@ class Session:
     admission: Sequence[Finding] = ()
     observers: Sequence[Observer] = ()
     began_with: int = 1
+    reward_access: RewardAccess = field(default_factory=RewardAccess)
 
     @property
     def base(self) -> str:

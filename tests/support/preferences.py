@@ -43,3 +43,21 @@ def dpo_values(tiny: Path, folder: Path, tower: str = "clip-vision", **stage: An
 def checked(values: dict[str, Any], *overrides: str) -> Recipe:
     """A recipe of plain values."""
     return load_recipe(None, overrides, values).recipe
+
+
+def grpo_values(tiny: Path, folder: Path, **stage: Any) -> dict[str, Any]:
+    """A recipe of a supervised stage and one by grpo, as plain values."""
+    made = values(tiny, folder)
+    rows = made["objectives"]["vqa"]
+    made["objectives"] = {"vqa": {"train": rows["train"], "validation": rows["train"], "test": rows["train"]}}
+    made["training"] |= {"steps": None, "log_every": 1, "validation_samples": 8, "batch_size": 8}
+    own = {
+        "name": "reward",
+        "method": "grpo",
+        "steps": 4,
+        "rewards": {"vqa": {}, "format": {"pattern": ".*[a-z].*", "weight": 0.5}},
+        "trl": {"num_generations": 4, "max_completion_length": 6},
+        **stage,
+    }
+    made["stages"] = [{"name": "first", "steps": 20}, own]
+    return made

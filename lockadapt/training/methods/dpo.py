@@ -81,6 +81,9 @@ class DpoStage(LockedStage, DPOTrainer):
         LockadaptError: as `LockedStage`.
     """
 
+    reward_key = "rewards/margins"
+    measure = "chosen answer likelier than the rejected one"
+
     def __init__(self, setup: MethodSetup) -> None:
         self.pairs = {"train": Pairs(setup, setup.train), "eval": Pairs(setup, setup.validation)}
 
@@ -100,9 +103,10 @@ class DpoStage(LockedStage, DPOTrainer):
         LockedStage.__init__(self, setup, make)
         self._keep_reference(Path(self.args.output_dir or "."))
 
-    def outcome(self) -> dict[str, Any]:
-        """What `run.json` says of the stage's rewards."""
-        return self.rewards("rewards/margins")
+    def scored(self) -> list[float]:
+        """1 for each validation row whose chosen answer is likelier than the rejected one, else 0."""
+        chosen, rejected = self._log_probabilities(self.pairs["eval"])
+        return (chosen > rejected).double().tolist()
 
     # --- data
 
@@ -120,7 +124,6 @@ class DpoStage(LockedStage, DPOTrainer):
 
     # --- reference
 
-    @torch.no_grad()
     def _keep_reference(self, folder: Path) -> None:
         """Computes log-probabilities of all answers as the stage begins, or reads them where it was begun."""
         file, begin = folder / REFERENCE, trained_digest(self.setup.model)
@@ -136,14 +139,17 @@ class DpoStage(LockedStage, DPOTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(file, {f"{part}.{begin}": pairs.reference for part, pairs in self.pairs.items()})  # type: ignore[misc]
 
+    @torch.no_grad()
     def _log_probabilities(self, pairs: Pairs) -> torch.Tensor:
         """Float32 (2, rows) of chosen and rejected answers."""
+        reference, pairs.reference = pairs.reference, None
         self.setup.model.eval()
         size, parts = self.args.per_device_train_batch_size, [torch.zeros(2, 0)]
         for start in range(0, len(pairs.rows), size):
             batch = self._prepare_inputs(pairs(range(start, min(start + size, len(pairs.rows)))))
             both = self.compute_ref_log_probs(self.setup.model, self._shown(batch))
             parts.append(torch.stack([values.float().cpu() for values in both]))
+        pairs.reference = reference
         return torch.cat(parts, 1)
 
     # --- loss

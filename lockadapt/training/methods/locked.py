@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,13 +19,16 @@ from lockadapt.building.stages import MethodSettings
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.errors import RecipeError
+from lockadapt.metrics.intervals import paired_change
 from lockadapt.models.four_bit import keep_as_trained
 from lockadapt.objectives import Objective
 from lockadapt.planning.packing import Packing
 from lockadapt.training import checkpoint
 from lockadapt.training.checks import LearningCheck, check_finite, check_image_sensitivity, freeze_unreached
 from lockadapt.training.config import GroundingConfig
-from lockadapt.training.methods.measures import MethodMeasures
+from lockadapt.training.methods.guard import RewardGuard
+from lockadapt.training.methods.measures import TIMES, MethodMeasures
+from lockadapt.training.methods.perplexity import text_perplexity
 from lockadapt.training.optimizer import learning_rates, parameter_groups
 from lockadapt.training.resuming import LoopState
 from lockadapt.tuning.adapters import set_trainable
@@ -47,6 +50,7 @@ class MethodSetup:
         config: of the stage, as a supervised one would have it.
         method: the recipe's keys.
         callbacks: of the trainer.
+        texts: without images, int64 (tokens,) each, whose perplexity is compared.
     """
 
     name: str
@@ -59,6 +63,7 @@ class MethodSetup:
     config: GroundingConfig
     method: MethodSettings
     callbacks: Sequence[TrainerCallback]
+    texts: Sequence[torch.Tensor] = ()
 
     @property
     def pad_id(self) -> int:
@@ -111,6 +116,10 @@ class LockedStage(Trainer):
         LockadaptError: the stage cannot learn.
     """
 
+    reward_key: ClassVar[str]
+    """Of the reward in lines of metrics."""
+    measure: ClassVar[str]
+    """What `scored` says of a row."""
     setup: MethodSetup
 
     def __init__(self, setup: MethodSetup, make: Callable[[Mapping[str, Any]], None]) -> None:
@@ -119,10 +128,11 @@ class LockedStage(Trainer):
         self._undo = _changes_of_trl(model)
         set_trainable(model, setup.config.train_parts or [], lock_text=setup.config.lock_text)
         self.start = StartValues(model)
+        self.guard = RewardGuard(self)
         given = {
             "model": model,
             "processing_class": setup.processor,
-            "callbacks": [LearningCheck(setup.config.check_steps, self.waits), *setup.callbacks],
+            "callbacks": [LearningCheck(setup.config.check_steps, self.waits), self.guard, *setup.callbacks],
         }
         try:
             make(given)
@@ -138,6 +148,8 @@ class LockedStage(Trainer):
         if architecture_of(model).inputs.stock:
             self.unreached = freeze_unreached(model, self._some_loss)
         self.locked = frozen_digests(model)
+        self._closing: dict[str, Any] = {}
+        self._perplexity = text_perplexity(model, setup.texts)
         self.measures = MethodMeasures(self)
         self.image_sensitivity = {setup.name: self._look()}
         self.loop_state = LoopState(self)
@@ -160,27 +172,40 @@ class LockedStage(Trainer):
         """A stage with a method trains in one process."""
 
     def waits(self) -> bool:
-        """Whether too little was seen to judge whether everything learns."""
-        return False
+        """Whether too few steps had a signal to judge whether everything learns."""
+        return self.guard.signals < self.setup.config.check_steps
+
+    def scored(self) -> list[float]:
+        """A score of each validation row, with the model as it is; none by default."""
+        return []
 
     def outcome(self) -> dict[str, Any]:
-        """What `run.json` says of the stage beside what every stage has."""
-        return {}
+        """What `run.json` says of the stage beside what every stage has; see `_closed`."""
+        return self._closing
 
-    def rewards(self, key: str) -> dict[str, Any]:
-        """The reward of the first and last lines of metrics, and of the last validation.
-
-        Args:
-            key: of the reward in lines of metrics.
+    def _closed(self) -> dict[str, Any]:
+        """Numbers of a stage that ended, while the model is as TRL wants it.
 
         Returns:
-            `{"reward": {"first", "last", "held_out"}}`, None where there is none.
+            `reward` of the first and the last line of metrics and of the last validation, None where there is
+            none; `held_out_change`, see `paired_change`; `text_perplexity`, before and after.
         """
+        key, model = self.reward_key, self.setup.model
+        after = self.scored()
+        with self.start.in_place():
+            before = self.scored()
         lines = self.state.log_history
         trained = [line[key] for line in lines if line.get(key) is not None]
         held_out = [line[f"eval_{key}"] for line in lines if line.get(f"eval_{key}") is not None]
         first, last = (trained[0], trained[-1]) if trained else (None, None)
-        return {"reward": {"first": first, "last": last, "held_out": held_out[-1] if held_out else None}}
+        return {
+            "reward": {"first": first, "last": last, "held_out": held_out[-1] if held_out else None},
+            "held_out_change": {"measure": self.measure, **paired_change(before, after)} if after else None,
+            "text_perplexity": {
+                "before": self._perplexity,
+                "after": text_perplexity(model, self.setup.texts),
+            },
+        }
 
     def release(self) -> None:
         """Takes back what TRL and this trainer changed of the model beside its trained tensors."""
@@ -195,7 +220,9 @@ class LockedStage(Trainer):
         if named.get("resume_from_checkpoint"):
             self.args.eval_on_start = False
         try:
-            return super().train(*given, **named)
+            result = super().train(*given, **named)
+            self._closing = self._closed()
+            return result
         finally:
             self.release()
 
@@ -217,6 +244,8 @@ class LockedStage(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the rates, speed and the objective's loss by its name; TRL adds its own numbers."""
         name = self.setup.name
+        for key in TIMES:
+            self._metrics["train"].pop(key, None)  # type: ignore[attr-defined]
         if "loss" in logs:
             logs[f"{name}/loss"] = logs["loss"]
             logs.update(learning_rates(self.optimizer.param_groups))  # type: ignore[union-attr]

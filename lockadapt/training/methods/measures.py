@@ -11,6 +11,8 @@ import torch
 if TYPE_CHECKING:
     from lockadapt.training.methods.locked import LockedStage
 
+TIMES = ("step_time",)
+"""Of TRL's numbers, those that no run repeats; `samples_per_second` says the same."""
 COUNTERS = ("_step", "_total_train_tokens")
 """Of TRL's trainers, which begin anew when they are made."""
 
@@ -59,7 +61,7 @@ class MethodMeasures:
         tensors = {
             f"metric.{key}": torch.tensor(values, dtype=torch.float64)
             for key, values in metrics.items()
-            if values
+            if values and key not in TIMES
         }
         plain = {
             "seen": dict(self.seen),

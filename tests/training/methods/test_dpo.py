@@ -13,28 +13,21 @@ from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
 
 from lockadapt.architectures.assemble import Assembled
-from lockadapt.building.stages import MethodSettings
 from lockadapt.console import Reporter
-from lockadapt.data.encode import Encoded, distinct_images
 from lockadapt.data.images import open_image
-from lockadapt.data.model_encoder import model_encoder
-from lockadapt.data.pixels import pixel_inputs
-from lockadapt.data.readers import Source, read_samples
 from lockadapt.errors import RecipeError
 from lockadapt.evaluation.evaluate import evaluate_folder
 from lockadapt.exports.merge import merge_run
-from lockadapt.features.inputs import memory_features
 from lockadapt.objectives import Preference
 from lockadapt.runs.record import read_record
-from lockadapt.training.config import GroundingConfig
 from lockadapt.training.loop import train
 from lockadapt.training.methods.dpo import DpoStage
-from lockadapt.training.methods.locked import MethodSetup
 from lockadapt.training.progress import read_metrics
-from lockadapt.tuning.adapters import LoraSettings, attach_adapters, set_trainable
+from lockadapt.tuning.adapters import set_trainable
 from lockadapt.tuning.freeze_tower_mode import keep_tower_still
 from tests.support.interruption import interrupted
-from tests.support.preferences import checked, dpo_values, preference_rows
+from tests.support.methods import logged, setup_of, tiny_pairs
+from tests.support.preferences import checked, dpo_values
 from tests.support.timeless import contents
 
 QUIET = Reporter(quiet=True)
@@ -47,6 +40,8 @@ def test_an_ordinary_run(tiny: Path, tmp_path: Path) -> None:
     record = read_record(tmp_path / "run")
     stage = record.stages[-1]
     assert (stage.name, stage.steps, stage.locked > 10) == ("reward", 4, True)
+    assert stage.held_out_change.before == 0 or stage.held_out_change.n == 8
+    assert stage.text_perplexity.before > 1
     assert result.to_json()["reward"] == record.reward.model_dump() == stage.reward.model_dump()
     assert record.reward.first == 0.0  # the model is the reference
     assert record.reward.last > 0
@@ -76,48 +71,11 @@ def test_a_resumed_folder_is_the_uninterrupted_one(
     assert [name for name in whole if whole[name] != other[name]] == []
 
 
-def tiny_pairs(assembled: Assembled, folder: Path) -> tuple[Any, list[Encoded]]:
-    """A model whose LoRA is no identity, and its rows of preferences."""
-    model = attach_adapters(copy.deepcopy(assembled.model), LoraSettings(rank=4))
-    torch.manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    section = preference_rows(folder)
-    samples = read_samples("jsonl", Source(section["path"], "preference", images=section["images"]))
-    encoder = model_encoder(model, assembled.processor, None, False)
-    return model, Preference().encode(encoder, samples).encoded
-
-
-def setup_of(assembled: Assembled, model: Any, rows: list[Encoded], folder: Path, **trl: Any) -> MethodSetup:
-    config = GroundingConfig(
-        str(folder),
-        train_parts=["lora"],
-        max_steps=4,
-        per_device_train_batch_size=4,
-        learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        use_cpu=True,
-    )
-    method = MethodSettings("dpo", trl, {}, 30, 10.0)
-    pixels = pixel_inputs(assembled.processor, 10**6)
-    features = memory_features(model, pixels)
-    features.fill(distinct_images(rows).values())
-    return MethodSetup(
-        "preference", Preference(), model, assembled.processor, rows, [], features, config, method, []
-    )
-
-
-def logged(trainer: Any, key: str) -> list[float]:
-    return [line[key] for line in trainer.state.log_history if key in line]
-
-
 def test_losses_are_plain_trls(assembled: Assembled, tmp_path: Path) -> None:
     """The same seeds and rows: TRL with pixels, its own tokens and a copy of the adapter for a reference."""
     model, rows = tiny_pairs(assembled, tmp_path)
     plain_model = copy.deepcopy(model)
-    ours = DpoStage(setup_of(assembled, model, rows, tmp_path / "ours", beta=0.5))
+    ours = DpoStage(setup_of(assembled, model, rows, tmp_path / "ours", Preference(), trl={"beta": 0.5}))
     ours.train()
     set_trainable(plain_model, ["lora"])
     keep_tower_still(plain_model)
@@ -159,7 +117,11 @@ def test_fields_of_trl_reach_its_config(assembled: Assembled, tmp_path: Path) ->
     before = {
         name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)
     }
-    stage = DpoStage(setup_of(assembled, model, rows, tmp_path / "run", beta=0.3, loss_type=["ipo"]))
+    stage = DpoStage(
+        setup_of(
+            assembled, model, rows, tmp_path / "run", Preference(), trl={"beta": 0.3, "loss_type": ["ipo"]}
+        )
+    )
     assert (stage.args.beta, stage.args.loss_type, stage.beta) == (0.3, ["ipo"], 0.3)
     assert set(model.peft_config) == {"default"}  # no second adapter in memory
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
@@ -168,7 +130,14 @@ def test_fields_of_trl_reach_its_config(assembled: Assembled, tmp_path: Path) ->
     assert before == {n: m.p for n, m in model.named_modules() if isinstance(m, torch.nn.Dropout)}
     with pytest.raises(RecipeError, match="TRL refuses"):
         DpoStage(
-            setup_of(assembled, model, rows, tmp_path / "run", loss_type=["sigmoid"], loss_weights=[1, 2])
+            setup_of(
+                assembled,
+                model,
+                rows,
+                tmp_path / "run",
+                Preference(),
+                trl={"loss_type": ["sigmoid"], "loss_weights": [1, 2]},
+            )
         )
 
 
