@@ -144,33 +144,65 @@ def _run(sources: Path, pair: tuple[str, str], scratch: Path, row: dict[str, Any
     row["merged"] = True
 
 
+HEAD = """# LLMs, towers and fusions
+
+Measured by `make bridges` on tiny random models: each cell that assembling accepts was proved, trained for
+three steps with packing and kept features where the class takes them, merged, and the merged folder loaded in
+a process that had not imported lockadapt; in the dual encoder, exported to sentence-transformers, which
+computed the embeddings again. A refusal is what assembling says; numbers in brackets are the reasons below.
+
+{merged} of the {assembled} cells that assembling accepts are trained, merged and proved; {refused} others
+were refused.
+{rest}
+"""
+
+
 def bridges_markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """One line an LLM and fusion: the towers that it was merged with, and the reasons of the others."""
+    """One line an LLM and fusion: the towers that it was merged with, and why it was not with others."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["llm"], row["fusion"]), []).append(row)
-    columns = ("LLM", "fusion", "class", "towers", "largest difference", "not")
+    columns = ("LLM", "fusion", "class", "towers", "largest difference", "refused")
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    numbers: dict[str, int] = {}
     for (llm, fusion), cells in groups.items():
         good = [row for row in cells if row["merged"]]
         classes = ", ".join(dict.fromkeys(row["class"] for row in good)) or "–"
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[int, list[str]] = {}
         for row in cells:
             if not row["merged"]:
-                reasons.setdefault(row["reason"] or "", []).append(row["tower"])
-        whole = len(reasons) == 1 and not good
-        refused = "; ".join(
-            reason if whole else f"{', '.join(names)}: {reason}" for reason, names in reasons.items()
-        )
+                index = numbers.setdefault(str(row["reason"]), len(numbers) + 1)
+                reasons.setdefault(index, []).append(row["tower"])
+        refused = "; ".join(f"{', '.join(names)} ({index})" for index, names in reasons.items()) or "–"
         worst = max((row["max_abs_logit_diff"] for row in good), default=None)
         towers = ", ".join(row["tower"] for row in good) or "–"
         number = "–" if worst is None else f"{worst:.1g}"
-        lines.append(f"| {llm} | {fusion} | {classes} | {towers} | {number} | {refused or '–'} |")
-    merged, held = sum(row["merged"] for row in rows), sum(row["class"] is not None for row in rows)
-    head = (
-        f"{merged} of {held} cells that a class holds are trained, merged and proved; {len(rows)} were asked."
+        lines.append(f"| {llm} | {fusion} | {classes} | {towers} | {number} | {refused} |")
+    head = HEAD.format(
+        merged=sum(row["merged"] for row in rows),
+        assembled=sum(row["assembled"] for row in rows),
+        refused=sum(not row["assembled"] for row in rows),
+        rest=_not_measured(rows),
     )
-    return head + "\n\n" + "\n".join(lines) + "\n"
+    listed = [f"{index}. {reason}" for reason, index in numbers.items()]
+    return "\n".join([head, *lines, "", "## Reasons", "", *listed]) + "\n"
+
+
+def _not_measured(rows: Sequence[dict[str, Any]]) -> str:
+    """Which LLMs lack towers, in a sentence; empty where the table is whole."""
+    seen: dict[str, set[str]] = {}
+    for row in rows:
+        seen.setdefault(row["llm"], set()).add(row["tower"])
+    plain = [name for name in TOWER_NAMES if name not in WIDE]
+    absent: dict[str, list[str]] = {}
+    for llm in LLM_NAMES:
+        towers = [name for name in plain if name not in seen.get(llm, set())]
+        if towers:
+            absent.setdefault("all towers" if len(towers) == len(plain) else ", ".join(towers), []).append(
+                llm
+            )
+    parts = [f"{', '.join(llms)} with {towers}" for towers, llms in absent.items()]
+    return f"\nNot measured: {'; '.join(parts)}.\n" if parts else ""
 
 
 def report(row: dict[str, Any], file: Path | None = None) -> None:

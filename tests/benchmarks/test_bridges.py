@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,10 +32,27 @@ def test_a_cell_is_trained_merged_and_proved_or_has_its_reason(monkeypatch: pyte
     assert (held["cache"], held["reason"]) == ("memory", None)
     assert not refused["assembled"]
     assert "logit scale" in refused["reason"]
-    lines = bridges_markdown([held, refused]).splitlines()
-    assert lines[0].startswith("1 of 1 cells")
-    assert lines[-2].startswith("| llama-tied | pixel-shuffle | AyaVision")
+    assert_table(held, refused)
+
+
+def assert_table(held: dict[str, Any], refused: dict[str, Any]) -> None:
+    text = bridges_markdown([held, refused])
+    lines = text.splitlines()
+    assert "\n1 of the 1 cells that assembling accepts are trained, merged and proved; 1 others\n" in text
+    assert "Not measured: llama" in text
+    assert any(line.startswith("| llama-tied | pixel-shuffle | AyaVision") for line in lines)
+    assert any(
+        line.startswith("| cohere | pixel-shuffle | –") and "clip-vision (1)" in line for line in lines
+    )
+    assert lines[-1].startswith("1. ")
     assert "logit scale" in lines[-1]
+
+
+def test_the_table_numbers_its_reasons() -> None:
+    cell = {**EMPTY, "tower": "clip-vision", "fusion": "pixel-shuffle"}
+    good = {"assembled": True, "trained": True, "merged": True, "max_abs_logit_diff": 1e-7}
+    held = {**cell, **good, "llm": "llama-tied", "class": "AyaVisionForConditionalGeneration"}
+    assert_table(held, {**cell, "llm": "cohere", "reason": "it has a logit scale"})
 
 
 def test_rows_are_kept_and_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
