@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lockadapt.api.steps import merge
+from lockadapt.training.progress import read_metrics
 from tests import ON_GPU
 from tests.support.parallel_runs import losses, mixed, recipe, weights
 from tests.support.ranks import Job, Outcome, run_jobs
@@ -40,6 +41,8 @@ def ran(warm: Warm, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         for name in ("vqa", "mixed")
         for sharding in ("none", "fsdp")
     }
+    out_of_memory = "tests.support.rank_hooks:out_of_memory"
+    jobs["hungry"] = Job(["train", "vqa.yaml", "training.sharding=fsdp", "-o", "hungry"], hook=out_of_memory)
     first = dict(zip(jobs, run_jobs(warm, folder, list(jobs.values())), strict=True))
     interrupted(folder / "vqa-fsdp", "one", "checkpoint-6", "checkpoint-4")
     go_on = ["train", "vqa.yaml", "training.sharding=fsdp", "--resume", "-o"]
@@ -67,6 +70,13 @@ def test_what_is_shared_learns_what_whole_models_learn(
         assert {code for _, code in outcomes[run.name].codes} == {0}, outcomes[run.name]
     assert "tensors of the LLM's blocks among 2 processes" in outcomes[ours.name].stderr
     assert losses(ours) == pytest.approx(losses(theirs), abs=CLOSE)
+    # Adam does not see a factor on gradients; their norms do.
+    for line, other in zip(*(read_metrics(run / "metrics.jsonl") for run in (ours, theirs)), strict=True):
+        norms = [key for key in line if key.endswith("grad_norm") or key.startswith("cosine/")]
+        assert {key: line[key] for key in norms} == pytest.approx(
+            {key: other[key] for key in norms}, rel=1e-4, abs=CLOSE
+        )
+        assert norms or "loss" not in line
     expected = weights(theirs)
     for key, tensor in weights(ours).items():
         torch.testing.assert_close(tensor, expected.pop(key), rtol=0, atol=CLOSE)
@@ -79,6 +89,15 @@ def test_what_is_shared_learns_what_whole_models_learn(
     assert starts[0] == starts[1]
     assert stages[0]["locked"] == len(starts[0]["frozen"])
     assert stages[0]["components"] == stages[1]["components"]
+
+
+def test_a_process_that_fails_ends_all(ran: tuple[Path, dict[str, Outcome]]) -> None:
+    """The other one waits for blocks inside its forward pass."""
+    outcome = ran[1]["hungry"]
+    assert outcome.first == 5, outcome
+    assert "out of memory: CUDA out of memory" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert all(code for _, code in outcome.codes)
 
 
 def test_a_checkpoint_goes_on_on_one_process_and_back(ran: tuple[Path, dict[str, Outcome]]) -> None:
