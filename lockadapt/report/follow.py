@@ -32,8 +32,10 @@ from lockadapt.training.stage import Session
 from lockadapt.tuning.sharding import is_sharded
 
 SAMPLES = 24
-SECONDS, SHARE = 60.0, 0.01
-"""While a run trains, its report is refreshed at most so often, and for at most that share of the time."""
+SECONDS, SHARE, FIRST = 60.0, 0.0075, 0.5
+"""While a run trains, its report is refreshed at most so often, and in at most that share of the time.
+
+The first page is taken to need half a second."""
 TRACKED_SIDE = 224
 """Longer side, in pixels, of the pictures that trackers get."""
 
@@ -80,7 +82,8 @@ class FollowedSamples(TrainerCallback):
         self.session, self.stage, self.encoder, self.followed = session, stage, encoder, followed
         self.trackers = session.experiment.training.report_to
         self._pictures: dict[str, Image.Image | None] = {}
-        self._next = time.monotonic() + SECONDS
+        self._began = self._last = time.monotonic()
+        self._cost, self._spent = FIRST, 0.0
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -110,11 +113,13 @@ class FollowedSamples(TrainerCallback):
         with open(self.session.folder / FOLLOWED, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         send(self.trackers, tables, state.global_step, Path(args.output_dir or ".") / "runs" / "followed")
-        began = time.monotonic()
-        if began >= self._next:
+        now = time.monotonic()
+        affordable = self._spent + self._cost <= SHARE * (now - self._began)
+        if affordable and now >= self._last + SECONDS:
             write_report([self.session.folder])
-            ended = time.monotonic()
-            self._next = ended + max(SECONDS, (ended - began) / SHARE)
+            self._last = time.monotonic()
+            self._cost = self._last - now
+            self._spent += self._cost
 
     def _tracked(self, sample: Sample, row: dict[str, Any], exact: bool) -> TrackedRow:
         image = sample.images[0] if sample.images else None
