@@ -228,7 +228,7 @@ def _theirs(arguments: argparse.Namespace, clock: Any) -> tuple[Any, Any, list[A
     model = SentenceTransformer(str(arguments.model / "client"), device="cpu", local_files_only=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".linear." in name)  # the two projections, as here
-    # Its trainer puts frozen towers into training mode, where BatchNorm normalises by the batch: R@1 would be 0.
+    # Its trainer puts frozen towers into training mode, where BatchNorm normalises by the batch: R@1 was 0.
     model[0].sub_modules["image"][0].register_forward_pre_hook(lambda module, _: module.eval() and None)
     samples = _samples(arguments.rows, arguments.pairs)
     columns = {"text": [s.answer for s in samples], "image": [str(s.images[0].path) for s in samples]}

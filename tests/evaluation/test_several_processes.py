@@ -28,7 +28,7 @@ def test_two_processes_find_what_one_finds(
     small = ["--set", "evaluation.batch_size=2"]
     jobs = []
     for name, count in (("one", 1), ("two", 2)):
-        found = [
+        searched = [
             "search",
             str(embedding_run),
             "--images",
@@ -40,7 +40,7 @@ def test_two_processes_find_what_one_finds(
         jobs += [
             Job(["eval", name, "-q", *small], count),
             Job(["eval", f"generated-{name}", "-q", *written], count),
-            Job([*found, "--index", f"index-{name}", "-q"], count),
+            Job([*searched, "--index", f"index-{name}", "-q"], count),
             Job(["cache", "cached.yaml", f"data.cache={tmp_path}/cache-{name}", "-q"], count),
         ]
     for outcome in run_jobs(warm, tmp_path, jobs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,14 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lockadapt.architectures import tower_of
 from lockadapt.architectures.base import unwrap_model
-from lockadapt.building.experiment import build_experiment
-from lockadapt.building.model import assemble_model
 from lockadapt.building.objectives import build_objectives
-from lockadapt.console import Reporter
 from lockadapt.data.pixels import PixelInputs
 from lockadapt.errors import AssemblyError, DoesNotFitError, RecipeError, SetupError
 from lockadapt.features.in_memory import FeatureInputs
-from lockadapt.models.sources import resolve_dtype
 from lockadapt.planning import extrapolate, plan
 from lockadapt.planning.arithmetic import training_costs
 from lockadapt.planning.fake import FakeFloats
@@ -30,36 +25,11 @@ from lockadapt.planning.planner import Planner, changes
 from lockadapt.planning.sizes import component_sizes, named_tensors
 from lockadapt.planning.trace import MicroBatch, tensors_of
 from lockadapt.recipe.read import load_recipe
-from lockadapt.recipe.schema import Recipe
-from lockadapt.training.rows import encode_rows, image_policy, load_samples
-from lockadapt.tuning.adapters import attach_lora, lora_config, set_trainable
-from lockadapt.tuning.quantize import load_quantized
+from lockadapt.tuning.adapters import set_trainable
 from tests.support.command import lockadapt
+from tests.support.planned import QUIET, real_model, small
 from tests.support.runs import recipe_file, rows_file, values
 from tests.support.tiny import tiny_llm, tiny_tower
-
-QUIET = Reporter(quiet=True)
-
-
-def small(folder: Path, llm: str, tower: str, *overrides: str) -> Recipe:
-    for kind, make in ((llm, tiny_llm), (tower, tiny_tower)):
-        if not (folder / kind).exists():
-            make(kind, folder / kind)
-    recipe = values(folder, folder)
-    recipe["model"].update({"llm": str(folder / llm), "tower": str(folder / tower), "calibration_images": 0})
-    return load_recipe(None, overrides, recipe).recipe
-
-
-def real_model(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
-    """The recipe's model with its weights, as a session builds it, less the proof in a fresh process."""
-    experiment = build_experiment(recipe)
-    built = assemble_model(experiment, folder, [], prove=False)
-    model, _ = load_quantized(folder, recipe.model.quantization, resolve_dtype(recipe.model.dtype))
-    if experiment.lora is not None:
-        model = attach_lora(model, lora_config(model, experiment.lora))
-    samples = load_samples(experiment, QUIET)
-    return model, encode_rows(experiment, model, built.processor, samples, image_policy(experiment, QUIET))
-
 
 SHAPES = [
     ("llama", "clip-vision", ()),
@@ -175,15 +145,15 @@ def test_several_processes_are_planned(tmp_path: Path) -> None:
     """What is shared shrinks by the number of processes; epochs take fewer steps, and steps more samples."""
     plain = ["data.packing=none", "data.features=none", "training={epochs: 4.0, batch_size: 2}"]
     recipe = small(tmp_path, "llama", "clip-vision", *plain)
-    one, two, four = (plan_recipe(recipe, QUIET, processes=count) for count in (1, 2, 4))
-    assert "processes" not in one
-    assert (one["steps"], two["steps"], four["steps"]) == (16, 8, 4)
-    assert two["flops"] == pytest.approx(one["flops"] / 2, rel=0.01)
+    alone, two, four = (plan_recipe(recipe, QUIET, processes=count) for count in (1, 2, 4))
+    assert "processes" not in alone
+    assert (alone["steps"], two["steps"], four["steps"]) == (16, 8, 4)
+    assert two["flops"] == pytest.approx(alone["flops"] / 2, rel=0.01)
     shared, half = four["processes"], two["processes"]
     assert (half["count"], half["samples_per_step"]) == (2, 4)
-    assert half["tokens_per_step"] == one["tokens_per_epoch_unpacked"] // 2
-    assert half["ddp"]["bytes"] == shared["ddp"]["bytes"] >= one["card_peak_bytes"]
-    blocks, lora = (one["components"][name] for name in ("blocks", "lora"))
+    assert half["tokens_per_step"] == alone["tokens_per_epoch_unpacked"] // 2
+    assert half["ddp"]["bytes"] == shared["ddp"]["bytes"] >= alone["card_peak_bytes"]
+    blocks, lora = (alone["components"][name] for name in ("blocks", "lora"))
     divided = blocks["bytes"] + lora["bytes"] + 12 * lora["parameters"]
     assert half["fsdp"]["bytes"] - shared["fsdp"]["bytes"] == pytest.approx(divided / 4, abs=1)
     assert shared["fsdp"]["fits"] == dict.fromkeys(("8GB", "12GB", "16GB", "24GB", "48GB"), True)

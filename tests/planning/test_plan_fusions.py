@@ -14,7 +14,7 @@ from lockadapt.planning.planner import Planner
 from lockadapt.planning.sizes import component_sizes
 from lockadapt.planning.trace import MicroBatch, tensors_of
 from lockadapt.tuning.adapters import set_trainable
-from tests.planning.test_plan import QUIET, real_model, small
+from tests.support.planned import QUIET, real_model, small
 
 CASES = [
     ("llama", "clip-vision", "pixel-shuffle", "AyaVisionForConditionalGeneration", ()),

@@ -27,13 +27,13 @@ def write_data(folder: Path) -> None:
     (folder / "emoji.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     lines = [{"image": f"images/{name}", "captions": [f"a {c} thing", f"{c} things"]} for name, c in pairs]
     (folder / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = [
+    dialogues = [
         [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": colour}]
         for _, colour in pairs
     ]
     rows = [
         {"id": name, "image": name, "conversations": turns}
-        for (name, _), turns in zip(pairs, said, strict=True)
+        for (name, _), turns in zip(pairs, dialogues, strict=True)
     ]
     (folder / "llava.json").write_text(json.dumps(rows))
 

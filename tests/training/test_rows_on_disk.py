@@ -22,8 +22,8 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.drawing import drawn_rows
 from lockadapt.training.loop import train
 from lockadapt.training.rows import load_samples
+from tests.support.interruption import QUIET, interrupted
 from tests.support.runs import values
-from tests.training.test_resume import QUIET, interrupted
 
 
 def made(tiny: Path, folder: Path, *overrides: str, rows: list[dict[str, Any]] | None = None) -> Recipe:
