@@ -92,12 +92,12 @@ def test_losses_are_plain_trls(assembled: Assembled, tmp_path: Path) -> None:
     # Adam's first step is the sign of gradients, also of those that are no more than rounding.
     ours = questions_stage(assembled, tmp_path, optim="sgd", learning_rate=1.0)
     plain_model = copy.deepcopy(adapted(assembled))
-    said: list[list[list[int]]] = []
+    rollouts: list[list[list[int]]] = []
     rollout = ours.rollout
 
     def recorded(*given: Any) -> list[list[int]]:
-        said.append(rollout(*given))
-        return said[-1]
+        rollouts.append(rollout(*given))
+        return rollouts[-1]
 
     ours.rollout = recorded  # type: ignore[assignment]
     ours.train()
@@ -127,7 +127,7 @@ def test_losses_are_plain_trls(assembled: Assembled, tmp_path: Path) -> None:
         return Length().score([], [completion[0]["content"].strip() for completion in completions])
 
     plain = Told(plain_model, score, config, Dataset.from_list(table), processing_class=assembled.processor)
-    plain.said = [list(step) for step in said]
+    plain.rollouts = [list(step) for step in rollouts]
     plain.train()
     assert logged(ours, "loss") == pytest.approx(logged(plain, "loss"), abs=1e-4)
     assert logged(ours, "kl") == pytest.approx(logged(plain, "kl"), abs=1e-4)
@@ -139,10 +139,10 @@ def test_losses_are_plain_trls(assembled: Assembled, tmp_path: Path) -> None:
 class Told(GRPOTrainer):
     """Plain TRL that is told what the model says, as no two ways of generating draw the same numbers."""
 
-    said: list[list[list[int]]]
+    rollouts: list[list[list[int]]]
 
     def _generate_single_turn(self, *given: Any, **named: Any) -> Any:
-        return self.said.pop(0), None
+        return self.rollouts.pop(0), None
 
 
 def test_greedy_answers_are_plain_trls(assembled: Assembled, tmp_path: Path) -> None:
