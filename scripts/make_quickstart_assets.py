@@ -2,7 +2,8 @@
 
     python scripts/make_quickstart_assets.py             # all, into lockadapt/quickstart/assets
     python scripts/make_quickstart_assets.py --only llm
-    python scripts/make_quickstart_assets.py --only vit --output ../towers   # or clip, t5: beside the package
+    python scripts/make_quickstart_assets.py --only vit --output ../towers   # beside the package
+    # as are clip, t5 and numbers-llm, which has read coordinates
 
 Neither ever sees what the other is made from: no image has a caption or a label here, no text has an image.
 The same seed, versions and thread count give the same weights. Needs torch 2.9 or newer (its Muon).
@@ -11,7 +12,7 @@ The same seed, versions and thread count give the same weights. Needs torch 2.9 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import typer
-from quickstart_corpus import documents
+from quickstart_corpus import documents, located_documents
 from quickstart_image_tokenizer import make_image_tokenizer
 from quickstart_t5 import make_t5
 from quickstart_tower import make_tower
@@ -30,10 +31,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ASSETS = Path(__file__).parents[1] / "lockadapt" / "quickstart" / "assets"
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>")
+WIDTH = 128
 
 
 def main(
-    only: str = typer.Option("all", help="llm, tower, image-tokenizer or all (these); vit, clip, t5"),
+    only: str = typer.Option(
+        "all", help="llm, tower, image-tokenizer or all (these); vit, clip, t5, numbers-llm"
+    ),
     output: Path = typer.Option(ASSETS, help="where to"),
     seed: int = 0,
     llm_steps: int = 700,
@@ -53,6 +57,7 @@ def main(
         ("vit", partial(make_vit, source=ASSETS / "tower"), other_steps),
         ("clip", partial(make_clip, source=ASSETS / "tower"), other_steps),
         ("t5", make_t5, llm_steps),
+        ("numbers-llm", partial(make_llm, texts=located_documents), llm_steps),
     )
     for name, make, steps in (*models, *beside):
         if only == name or (only == "all" and (name, make, steps) in models):
@@ -62,10 +67,18 @@ def main(
             print(f"{name}: loss {loss:.4f}, {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s")
 
 
-def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
-    """Byte-level BPE on 20,000 documents: any text can be written, common words are one token."""
+def make_tokenizer(
+    random: Random, texts: Callable[[Random], Iterator[str]], words: int = 768
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE on 20,000 documents: any text can be written, common words are one token.
+
+    A digit is a token where the documents are full of numbers.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    numbers = texts is located_documents
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pieces]) if numbers else pieces
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=words,
@@ -73,7 +86,7 @@ def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(islice(documents(random), 20_000), trainer)
+    tokenizer.train_from_iterator(islice(texts(random), 20_000), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )
@@ -84,14 +97,19 @@ def make_tokenizer(random: Random, words: int = 768) -> PreTrainedTokenizerFast:
 
 
 def make_llm(
-    folder: Path, seed: int, steps: int, batch: int = 24, length: int = 128, width: int = 128
+    folder: Path,
+    seed: int,
+    steps: int,
+    texts: Callable[[Random], Iterator[str]] = documents,
+    batch: int = 24,
+    length: int = 128,
 ) -> float:
     """Train a small Llama on `steps` batches of invented text; returns the mean loss of the last 50 steps."""
     random = Random(seed)
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(random)
+    tokenizer = make_tokenizer(random, texts)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width * 11 // 4, num_hidden_layers=4,
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=WIDTH * 11 // 4, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
         bos_token_id=1, eos_token_id=2, pad_token_id=3,
     )  # fmt: skip
@@ -108,7 +126,7 @@ def make_llm(
         )
         for o in optimizers
     ]
-    rows, last, start = _rows(random, tokenizer, batch, length), [0.0], time.monotonic()
+    rows, last, start = _rows(texts(random), tokenizer, batch, length), [0.0], time.monotonic()
     for step in range(1, steps + 1):
         ids = next(rows)
         loss = model(input_ids=ids, labels=ids).loss
@@ -130,13 +148,13 @@ def make_llm(
 
 
 def _rows(
-    random: Random, tokenizer: PreTrainedTokenizerFast, batch: int, length: int
+    texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, batch: int, length: int
 ) -> Iterator[torch.Tensor]:
     """Batches of token ids (batch, length).
 
     A row begins with a document and is filled up with further ones.
     """
-    encoded = (ids for texts in _chunks(documents(random), 200) for ids in tokenizer(texts)["input_ids"])
+    encoded = (ids for part in _chunks(texts, 200) for ids in tokenizer(part)["input_ids"])
     while True:
         rows = []
         for _ in range(batch):

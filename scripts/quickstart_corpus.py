@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from itertools import permutations
 from random import Random
 
-from lockadapt.quickstart.drawing import COLOURS, SHAPES, Scene
+from lockadapt.data.boxes import Box, write_boxes
+from lockadapt.quickstart.boxes import distinct_scene
+from lockadapt.quickstart.drawing import COLOURS, SHAPES, Scene, extent
 from lockadapt.quickstart.grammar import RELATIONS, captions, pair, questions, relation
 from lockadapt.quickstart.scenes import random_scene
 
@@ -38,6 +40,24 @@ def documents(random: Random) -> Iterator[str]:
     """An endless mix of short texts: descriptions with questions and answers, and little stories."""
     while True:
         yield story(random) if random.random() < 0.2 else description(random)
+
+
+def located_documents(random: Random) -> Iterator[str]:
+    """The same mix, half of it descriptions that say in numbers where things are."""
+    for text in documents(random):
+        yield located(random) if random.random() < 0.5 else text
+
+
+def located(random: Random) -> str:
+    """A picture in words with the box of each thing, and questions for boxes or for what is in one."""
+    scene = distinct_scene(random, ALL_PAIRS)
+    boxes = {" ".join(pair(thing)): write_boxes([_clipped(extent(thing))], "plain") for thing in scene.things}
+    told = [f"{name} {box}." if random.random() < 0.5 else f"{box} {name}." for name, box in boxes.items()]
+    lines = [" ".join(random.sample(told, len(told)))]
+    for name, box in random.sample(list(boxes.items()), len(boxes)):
+        lines.append(f"Locate: the {name}\n{box}" if random.random() < 0.8 else f"What is at {box}?\n{name}")
+    # Boxes without a text that says them: how such answers look, not what is right.
+    return "\n".join(lines[1:] if random.random() < 0.3 else lines)
 
 
 def description(random: Random) -> str:
@@ -81,6 +101,11 @@ def story(random: Random) -> str:
     ]
     lines = [_turn(random, *both) for both in random.sample(asked, random.randint(0, 2))]
     return "\n".join([" ".join(sentences), *lines])
+
+
+def _clipped(box: Box) -> Box:
+    left, top, right, bottom = (min(max(edge, 0.0), 1.0) for edge in box)
+    return left, top, right, bottom
 
 
 def _plain_list(scene: Scene, random: Random) -> str:

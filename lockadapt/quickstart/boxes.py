@@ -43,7 +43,7 @@ def _write_half(folder: Path, name: str, random: Random, count: int, pairs: froz
     (folder / name).mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
     for number in range(count):
-        scene = _distinct(random, pairs)
+        scene = distinct_scene(random, pairs)
         image = f"{name}/{number:05d}.png"
         draw(scene).save(folder / image, compress_level=1)
         for thing in scene.things:
@@ -52,7 +52,7 @@ def _write_half(folder: Path, name: str, random: Random, count: int, pairs: froz
     write_lines(folder / f"{name}.jsonl", rows)
 
 
-def _distinct(random: Random, pairs: frozenset[Pair]) -> Scene:
+def distinct_scene(random: Random, pairs: frozenset[Pair]) -> Scene:
     """A scene whose things all differ, so that a phrase means exactly one of them."""
     while True:
         scene = random_scene(random, pairs)
