@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from lockadapt.architectures.assemble import Assembled
@@ -22,8 +23,11 @@ from lockadapt.recipe.schema import Recipe
 from lockadapt.training.drawing import drawn_rows
 from lockadapt.training.loop import train
 from lockadapt.training.rows import load_samples
+from tests import ON_GPU
 from tests.support.interruption import QUIET, interrupted
+from tests.support.ranks import Job, run_jobs
 from tests.support.runs import values
+from tests.support.warm import Warm
 
 
 def made(tiny: Path, folder: Path, *overrides: str, rows: list[dict[str, Any]] | None = None) -> Recipe:
@@ -139,3 +143,22 @@ def test_a_row_that_shows_earlier_ones_wrong_ends_the_run(
     encoder.quick.write = otherwise  # type: ignore[method-assign]
     with pytest.raises(VerificationError, match="otherwise than the first ones"):
         rows.take([2, 3])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ON_GPU, reason="gloo, on CPUs")
+def test_two_processes_draw_the_rows_of_one(warm: Warm, tiny: Path, tmp_path: Path) -> None:
+    skips = [f"data.{key}=skip" for key in ("on_bad_row", "on_bad_image")]
+    limits = [f"data.{key}=0.5" for key in ("max_bad_row_fraction", "max_bad_fraction")]
+    recipe = made(tiny, tmp_path, "data.features=none", "training.batch_size=2", *skips, *limits, rows=BAD)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    jobs = [
+        Job(["train", "two.yaml", "-o", "two", "-q"]),
+        Job(["train", "two.yaml", "training.accumulation=2", "-o", "one", "-q"], 1),
+    ]
+    for outcome in run_jobs(warm, tmp_path, jobs):
+        assert [code for _, code in outcome.codes] == [0] * len(outcome.codes), outcome.stderr
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    for run in ("two", "one"):
+        lines = [json.loads(line) for line in (tmp_path / run / "bad_rows.jsonl").read_text().splitlines()]
+        assert {line["row"] for line in lines} == {"rows.jsonl:9", "rows.jsonl:10"}
