@@ -37,15 +37,18 @@ def epoch_order(grouped: Array, starts: Array, longest: int, seed: int, folder: 
         begins = starts[group : group + BLOCK + 1].astype(np.int64)
         own = np.asarray(grouped[begins[0] : begins[-1]])
         sizes = np.diff(begins)
-        owners = np.repeat(np.arange(len(sizes), dtype=np.uint32), sizes)
-        inner[begins[0] : begins[-1]] = own[np.lexsort((_mixed(own, seed), owners))]
+        # Group and random number in one key, which is sorted in a third of the time of two.
+        owners = np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+        keys = (owners << np.uint64(40)) | (_mixed(own, seed) >> np.uint64(24))
+        inner[begins[0] : begins[-1]] = own[np.argsort(keys, kind="stable")]
         parts[group : group + BLOCK] = -(-sizes // longest)
     ends = np.cumsum(parts, dtype=np.int64)
+    group_of = np.repeat(np.arange(groups, dtype=np.uint32), parts)
     runs = np.random.Generator(np.random.Philox(seed)).permutation(np.arange(ends[-1], dtype=np.uint32))
     at = 0
     for first in range(0, len(runs), BLOCK):
         run = runs[first : first + BLOCK].astype(np.int64)
-        owner = np.searchsorted(ends, run, side="right")
+        owner = group_of[run]
         part, count = run - (ends[owner] - parts[owner]), parts[owner].astype(np.int64)
         begin = starts[owner].astype(np.int64)
         size = starts[owner + 1].astype(np.int64) - begin
