@@ -10,8 +10,8 @@ from lockadapt.building.samples import told_source
 from lockadapt.data.bad_rows import Allowed
 from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
 from lockadapt.data.spool import NoWholeFiles, open_spool
-from lockadapt.data.table import RowFile, Table, TableFile, may_stay_on_disk
-from lockadapt.errors import RecipeError
+from lockadapt.data.table import RowFile, Table, TableFile, has_more_lines, may_stay_on_disk
+from lockadapt.errors import DiskError, RecipeError
 
 IN_MEMORY = 50_000
 """Rows of a file that `auto` keeps in memory."""
@@ -38,7 +38,8 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
 
     Raises:
         RecipeError: `data.rows: disk` is asked for rows that cannot be read one by one.
-        DataError: a file of rows cannot be read, has none, or has bad ones among those that are looked at.
+        DataError: a file of rows cannot be read, or has none.
+        DiskError: `disk` is asked for, and no index can be written.
     """
     tables: dict[str, Table] = {}
     if experiment.data.rows == "memory":
@@ -54,6 +55,14 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
                     where="data.rows",
                     fix="use memory or auto",
                 ) from reason
+            continue
+        except DiskError as error:
+            if experiment.data.rows == "disk":
+                raise
+            if note is not None:
+                note(
+                    f"{name}: rows stay in memory, as no index can be written: {error.message} ({error.where})"
+                )
             continue
         if file is not None:
             tables[name] = Table(file, cache, experiment.training.seed)
@@ -87,6 +96,8 @@ def _file(experiment: Experiment, name: str, source: Source, cache: Path) -> Tab
     elif Path(source.path).stat().st_size < SHORTEST_ROW * few or (source.limit or few + 1) <= few:
         return None
     if format in LINE_RULES and may_stay_on_disk(source):
+        if not has_more_lines(Path(source.path), few):
+            return None
         file = RowFile(source, LINE_RULES[format](source))
         table = Table(file, cache, experiment.training.seed)
         if len(table) <= few:

@@ -94,6 +94,15 @@ def may_stay_on_disk(source: Source) -> bool:
     return path.suffix.lower() in LINE_SUFFIXES and path.is_file() and path.stat().st_size > 0
 
 
+def has_more_lines(file: Path, few: int) -> bool:
+    """Whether a file has more lines than a few; it is read as far as that takes."""
+    lines = 1
+    with file.open("rb") as opened:
+        while lines <= few and (part := opened.read(1 << 20)):
+            lines += part.count(b"\n")
+    return lines > few
+
+
 class Table(Sequence[Sample]):
     """Rows on disk, as samples.
 

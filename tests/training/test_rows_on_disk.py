@@ -17,7 +17,7 @@ from lockadapt.building.tables import build_tables
 from lockadapt.data.encode import Encoder
 from lockadapt.data.quick_encode import QuickText
 from lockadapt.data.sample import Sample
-from lockadapt.errors import RecipeError, VerificationError
+from lockadapt.errors import DiskError, RecipeError, VerificationError
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
 from lockadapt.training.drawing import drawn_rows
@@ -103,6 +103,20 @@ def test_which_rows_stay_on_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest
     assert not on_disk("auto", path=str(listed))
     with pytest.raises(RecipeError, match="no whole files"):
         on_disk("disk", path=str(listed))
+
+
+def test_where_nothing_can_be_written_rows_are_in_memory(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lockadapt.building.tables.IN_MEMORY", 7)
+    monkeypatch.setattr("lockadapt.building.tables.SHORTEST_ROW", 1)
+    recipe = made(tiny, tmp_path, f"data.cache={tmp_path / 'rows.jsonl'}")
+    with pytest.raises(DiskError):
+        build_tables(build_experiment(recipe))
+    recipe = made(tiny, tmp_path, f"data.cache={tmp_path / 'rows.jsonl'}", "data.rows=auto")
+    notes: list[str] = []
+    assert build_tables(build_experiment(recipe), notes.append) == {}
+    assert "no index can be written" in notes[0]
 
 
 def test_rows_of_several_samples(tiny: Path, tmp_path: Path) -> None:
