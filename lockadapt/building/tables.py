@@ -60,9 +60,8 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
             if experiment.data.rows == "disk":
                 raise
             if note is not None:
-                note(
-                    f"{name}: rows stay in memory, as no index can be written: {error.message} ({error.where})"
-                )
+                reason = f"{error.message} ({error.where})"
+                note(f"{name}: rows stay in memory, as no index can be written: {reason}")
             continue
         if file is not None:
             tables[name] = Table(file, cache, experiment.training.seed)
