@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from lockadapt.errors import DataError
-from lockadapt.training import loop
+from lockadapt.training import loop, sharded
 from lockadapt.training.trainer import GroundingTrainer
+from lockadapt.tuning.sharding import is_shared
 
 
 def bad_data(rank: int) -> None:
@@ -46,3 +47,18 @@ def other_weights(rank: int) -> None:
             honest(self)
 
         GroundingTrainer.check_same = changed  # type: ignore[method-assign]
+
+
+def wrong_block(rank: int) -> None:
+    """Process 1 gets something else of a frozen tensor when the LLM is sharded."""
+    if rank == 1:
+        honest = sharded.shard
+
+        def shard(model: Any) -> int:
+            count = honest(model)
+            tensor: Any = next(p for p in model.parameters() if is_shared(p) and not p.requires_grad)
+            with torch.no_grad():
+                tensor.to_local().add_(0.5)
+            return count
+
+        sharded.shard = shard

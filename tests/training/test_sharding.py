@@ -41,8 +41,9 @@ def ran(warm: Warm, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
         for name in ("vqa", "mixed")
         for sharding in ("none", "fsdp")
     }
-    out_of_memory = "tests.support.rank_hooks:out_of_memory"
-    jobs["hungry"] = Job(["train", "vqa.yaml", "training.sharding=fsdp", "-o", "hungry"], hook=out_of_memory)
+    for name, hook in (("hungry", "out_of_memory"), ("wrong", "wrong_block")):
+        given = ["train", "vqa.yaml", "training.sharding=fsdp", "-o", name]
+        jobs[name] = Job(given, hook=f"tests.support.rank_hooks:{hook}")
     first = dict(zip(jobs, run_jobs(warm, folder, list(jobs.values())), strict=True))
     interrupted(folder / "vqa-fsdp", "one", "checkpoint-6", "checkpoint-4")
     go_on = ["train", "vqa.yaml", "training.sharding=fsdp", "--resume", "-o"]
@@ -98,6 +99,13 @@ def test_a_process_that_fails_ends_all(ran: tuple[Path, dict[str, Outcome]]) -> 
     assert "out of memory: CUDA out of memory" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert all(code for _, code in outcome.codes)
+
+
+def test_another_loss_than_before_sharding_ends_the_run(ran: tuple[Path, dict[str, Outcome]]) -> None:
+    outcome = ran[1]["wrong"]
+    assert {code for _, code in outcome.codes} <= {8, -15}, outcome
+    assert outcome.first == 8
+    assert "batches have another loss once the LLM is sharded" in outcome.stderr
 
 
 def test_a_checkpoint_goes_on_on_one_process_and_back(ran: tuple[Path, dict[str, Outcome]]) -> None:
