@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field, model_validator
 
 from lockadapt.errors import RecipeError
@@ -26,6 +29,11 @@ class ModelSection(Section):
     vlm: Text | None = Field(
         default=None,
         description="instead of llm and tower: folder or Hub id of a vision-language model",
+    )
+    run: Text | None = Field(
+        default=None,
+        description="instead of llm, tower and vlm: folder of a finished run, whose base, adapter and "
+        "trained parts this one goes on from; `dtype`, `quantization` and `lora` are that run's",
     )
     image_tokenizer: Text | None = Field(
         default=None,
@@ -90,6 +98,25 @@ class ModelSection(Section):
         "`int8` computes matrix products in float16 (LLM.int8())",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _base_of_the_run(cls, values: Any) -> Any:
+        """Fills in the base of `run`; a recipe that a run recorded has it already."""
+        if not isinstance(values, dict) or not isinstance(values.get("run"), str) or values.get("vlm"):
+            return values
+        given = [key for key in ("llm", "tower", "dtype", "quantization") if values.get(key) is not None]
+        if given:
+            raise InconsistentError([((key,), "is that of `run`; leave it out") for key in given])
+        try:
+            folder = Path(values["run"]).expanduser()
+            record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            base = str(folder / "base") if (folder / "base").is_dir() else record["base"]
+            kept = {key: record[key] for key in ("dtype", "quantization")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = f"is no finished run ({type(error).__name__}: run.json)"
+            raise InconsistentError([(("run",), text)]) from error
+        return {**values, **kept, "vlm": base}
+
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
         if self.vlm and (self.llm or self.tower):
@@ -152,3 +179,23 @@ class LoraSection(Section):
     init: Literal["default", "gaussian", "orthogonal"] = Field(
         default="default", description="initialisation of A; B is chosen so that the adapter starts at zero"
     )
+
+
+def with_lora_of_run(values: Any) -> Any:
+    """A recipe that starts from a run and says nothing of LoRA has that run's.
+
+    Args:
+        values: plain values of a recipe, unchecked.
+
+    Returns:
+        The same, with `lora` where the run's recipe can be read.
+    """
+    model = values.get("model") if isinstance(values, dict) else None
+    run = model.get("run") if isinstance(model, dict) else None
+    if not isinstance(run, str) or "lora" in values:
+        return values
+    try:
+        recipe = yaml.safe_load((Path(run).expanduser() / "recipe.yaml").read_text(encoding="utf-8"))
+        return {**values, "lora": recipe["lora"]}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return values  # `model.run` says what is wrong

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from lockadapt.recipe.former_keys import with_present_keys
-from lockadapt.recipe.models import LoraSection, ModelSection
+from lockadapt.recipe.models import LoraSection, ModelSection, with_lora_of_run
 from lockadapt.recipe.objectives import (
     AnswerSection,
     AnyObjective,
@@ -362,7 +362,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _former_keys(cls, values: Any) -> Any:
-        return with_present_keys(values)
+        return with_lora_of_run(with_present_keys(values))
 
     # Field validators, not one validator of the whole: they also run when another section is wrong, so that
     # the user sees all problems at once. `info.data` holds the valid ones of the fields above.

@@ -11,7 +11,9 @@ from lockadapt.report.pictures import Thumbnails
 from lockadapt.report.predictions import by_objective, prediction_sections
 from lockadapt.report.read import RunFiles
 from lockadapt.report.section import Section, named, run_table, table
-from lockadapt.runs.curves import before, cosine_name, loss_name
+from lockadapt.runs.curves import before, cosine_name, loss_name, reward_name
+
+LENGTH = "completions/mean_length"
 
 
 def sections_of(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> list[Section]:
@@ -30,6 +32,7 @@ def sections_of(runs: Sequence[RunFiles], thumbnails: Thumbnails) -> list[Sectio
             *_setup(runs),
             *_tokens(runs),
             *_curves(runs),
+            *_rewards(runs),
             *_scores(runs),
             *prediction_sections(runs, thumbnails),
             *_closing(runs, thumbnails),
@@ -80,6 +83,9 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Section]:
 
     drawn = [
         ("Losses", chart("Loss by objective, training and validation", "loss (nats)", loss_name, log=True)),
+        ("Rewards", chart("Rewards, of training and validation rows", "reward", reward_name)),
+        ("KL", chart("KL from the start of the stage", "nats per token", _only("kl", "KL"))),
+        ("Answer lengths", chart("Mean length of sampled answers", "tokens", _only(LENGTH, "tokens"))),
         ("Learning rates", chart("Learning rates by part", "rate", _rate_name)),
         ("Gradient norms", chart("Gradient norm by objective", "norm", _norm_name, log=True)),
         ("Cosines", chart("Cosine between the objectives' gradients", "cosine", cosine_name)),
@@ -87,6 +93,21 @@ def _curves(runs: Sequence[RunFiles]) -> Iterator[Section]:
         ("Waiting", chart("Share of the time spent on data", "share", _only("data_share", "data"))),
     ]
     yield Section("curves", "Curves", "charts", [pair for pair in drawn if pair[1]])
+
+
+def _rewards(runs: Sequence[RunFiles]) -> Iterator[Section]:
+    rows = []
+    for run in runs:
+        for stage in run.record.stages if run.record is not None else ():
+            change, perplexity = stage.held_out_change, stage.text_perplexity
+            if change is None or perplexity is None:
+                continue
+            scores = [f"{value:.4f}" for value in (change.before, change.after)]
+            interval = f"{change.low:+.4f} to {change.high:+.4f}"
+            texts = f"{perplexity.before:.2f} to {perplexity.after:.2f}"
+            rows.append([run.name, stage.name, change.measure, *scores, interval, f"{change.n:,}", texts])
+    head = ["run", "stage", "of validation rows", "before", "after", "change (95 %)", "n", "text perplexity"]
+    yield Section("rewards", "What rewards and preferences changed", "table", run_table(runs, head, rows))
 
 
 def _scores(runs: Sequence[RunFiles]) -> Iterator[Section]:

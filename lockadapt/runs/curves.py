@@ -85,3 +85,16 @@ def before(suffix: str) -> Callable[[str], str | None]:
 def cosine_name(key: str) -> str | None:
     """`cosine/caption-vqa` -> `caption-vqa`."""
     return key.removeprefix("cosine/") if key.startswith("cosine/") else None
+
+
+REWARDS = {"reward": "reward", "rewards/margins": "margin", "rewards/accuracies": "chosen preferred"}
+"""Keys of rewards in lines of metrics, and names of their curves."""
+
+
+def reward_name(key: str) -> str | None:
+    """`reward` -> `reward`, `eval_rewards/margins` -> `margin (validation)`, `rewards/vqa/mean` -> `vqa`."""
+    own = key.removeprefix("eval_")
+    name = REWARDS.get(own)
+    if name is None and own.startswith("rewards/") and own.endswith("/mean"):
+        name = own.removeprefix("rewards/").removesuffix("/mean")
+    return name if name is None or own == key else f"{name} (validation)"

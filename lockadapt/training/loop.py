@@ -31,6 +31,7 @@ from lockadapt.runs.integrity import base_digest
 from lockadapt.training import checkpoint
 from lockadapt.training.begun import first_then_others, run_processes
 from lockadapt.training.finish import Training, write_run
+from lockadapt.training.from_run import begin_from, open_start
 from lockadapt.training.rows import (
     encode_rows,
     few_training_samples,
@@ -155,6 +156,7 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, outsi
     trained_rows = query_token_ids(processor.tokenizer, experiment.query_tokens)
     identity = base_identity(model, processor.tokenizer, trained_rows)
     base_files = base_digest(folder, recipe.model.vlm or "")
+    begun = open_start(model, processor, recipe.model.run) if recipe.model.run is not None else None
     # Directly before the adapter is initialised, so that a resumed run starts from the same one.
     set_seed(recipe.training.seed)
     model = add_adapters(experiment, model, processor)
@@ -162,6 +164,8 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, outsi
         reporter.note(note)
     for objective in experiment.objectives.values():
         objective.prepare(model)
+    if begun is not None:
+        begin_from(model, begun)
     sharded = experiment.training.sharding == "fsdp" and processes.count() > 1
     if sharded:
         refuse_unshardable(model)

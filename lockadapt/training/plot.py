@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lockadapt.runs.curves import Curves, before, cosine_name, loss_name, read_curves
+from lockadapt.runs.curves import Curves, before, cosine_name, loss_name, read_curves, reward_name
 
 
 def plot_losses(metrics: Path, picture: Path) -> None:
     """Plots training loss by objective and validation loss over all stages; log scale across decades.
 
-    With several objectives also samples seen, gradient norms on what they share, and the cosines between
-    gradients.
+    Where a stage has rewards also these. With several objectives also samples seen, gradient norms on what
+    they share, and the cosines between gradients.
     """
     import matplotlib
 
@@ -23,15 +23,19 @@ def plot_losses(metrics: Path, picture: Path) -> None:
     logged = read_curves(metrics)
     starts = logged.starts
     norms, cosines = logged.curves(before("/grad_norm")), logged.curves(cosine_name)
-    mixed = bool(cosines)
+    mixed, rewards = bool(cosines), logged.curves(reward_name)
+    rows, columns = (2, 2) if mixed else (1, 2 if rewards else 1)
     figure, grid = plt.subplots(
-        *((2, 2) if mixed else (1, 1)),
-        figsize=(11, 7) if mixed else (7, 4),
+        rows,
+        columns,
+        figsize=(11, 7) if mixed else (7 * columns, 4),
         layout="constrained",
         squeeze=False,
     )
     panels = list(grid.flat)
     _panel(panels[0], logged.curves(loss_name), starts, "loss (nats; each objective's own mean)", "Training")
+    if rewards and not mixed:
+        _panel(panels[1], rewards, starts, "reward", "Rewards", log=False)
     if mixed:
         _panel(panels[1], logged.curves(before("/samples")), starts, "samples seen", "Mixture")
         _panel(panels[2], norms, starts, "norm", "Gradient of each objective on LoRA and projector")

@@ -82,9 +82,11 @@ class ProgressCallback(TrainerCallback):
         line = self._line(logs, state)
         if self._bar is not None:
             self._bar.update(self._task, line=line)
-            if "eval_loss" in logs:
+            if "eval_loss" in logs or "eval_reward" in logs:
                 self.reporter.note(f"{self.stage} step {state.global_step}: {line}")
-        elif "eval_loss" in logs or time.monotonic() - self._printed >= PLAIN_SECONDS:
+        elif (
+            "eval_loss" in logs or "eval_reward" in logs or time.monotonic() - self._printed >= PLAIN_SECONDS
+        ):
             self._printed = time.monotonic()
             self.reporter.note(f"{self.stage} step {state.global_step}/{state.max_steps}  {line}")
 
@@ -97,7 +99,7 @@ class ProgressCallback(TrainerCallback):
             self._bar = None
 
     def _line(self, logs: dict[str, Any], state: TrainerState) -> str:
-        if "eval_loss" in logs:
+        if "eval_loss" in logs or "eval_reward" in logs:
             return "validation " + "  ".join(
                 f"{key.removeprefix('eval_')} {value:.4f}"
                 for key, value in logs.items()
@@ -107,6 +109,9 @@ class ProgressCallback(TrainerCallback):
         left = (time.monotonic() - self._started) / max(done, 1) * (state.max_steps - state.global_step)
         parts = [f"loss {logs.get('loss', float('nan')):.4f}"]
         parts += [f"{k.removesuffix('/loss')} {v:.4f}" for k, v in logs.items() if k.endswith("/loss")]
+        parts += [
+            f"{k} {logs[k]:.4f}" for k in ("reward", "rewards/margins", "kl") if logs.get(k) is not None
+        ]
         if "learning_rate" in logs:
             parts.append(f"lr {logs['learning_rate']:.1e}")
         if "projector_learning_rate" in logs:

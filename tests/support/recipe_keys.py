@@ -228,6 +228,7 @@ ELSEWHERE = {
     "report": "tests/report/test_report.py::test_report_false_leaves_nothing",
     "model.llm": "tests/architectures/test_assemble.py::test_llm_keeps_its_logits_and_its_tie",
     "model.tower": "tests/architectures/test_assemble.py::test_tower_keeps_its_features",
+    "model.run": "tests/training/methods/test_dpo.py::test_a_finished_run_is_a_start",
     "model.vlm": "tests/training/test_loop.py::test_an_existing_vlm_is_a_start",
     "model.factor": "tests/architectures/test_choose.py::test_what_is_not_offered",
     "model.grid": "tests/architectures/test_llava_next.py::test_the_recipe_says_which_grids_there_are",

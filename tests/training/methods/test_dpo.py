@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from trl import DPOConfig, DPOTrainer
 
 from lockadapt.architectures.assemble import Assembled
@@ -165,3 +166,29 @@ def test_contradictions_name_their_key(
     with pytest.raises(RecipeError) as error:
         checked(dpo_values(tiny, tmp_path, **stage))
     assert message in error.value.message
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_a_start(tiny: Path, tmp_path: Path) -> None:
+    """Its base, adapter and projector: one step at a rate of nothing leaves them as they were."""
+    given = dpo_values(tiny, tmp_path)
+    supervised = {**given, "objectives": {"vqa": given["objectives"]["vqa"]}, "stages": given["stages"][:1]}
+    train(checked(supervised), tmp_path / "sft", QUIET)
+    rates = {"learning_rate": 1e-20, "projector_learning_rate": 1e-20, "steps": 1}
+    alone = {
+        "model": {"run": str(tmp_path / "sft")},
+        "objectives": {"preference": given["objectives"]["preference"]},
+        "training": given["training"],
+        "stages": [{**given["stages"][1], **rates}],
+    }
+    train(checked(alone), tmp_path / "run", QUIET)
+    for name in ("adapter/adapter_model.safetensors", "projector.safetensors"):
+        before, after = (load_file(tmp_path / run / name) for run in ("sft", "run"))
+        assert before.keys() == after.keys()
+        assert all(torch.allclose(before[key], after[key], atol=1e-9) for key in before)
+        assert any(bool(tensor.any()) for key, tensor in before.items() if "lora_A" not in key)
+    assert merge_run(tmp_path / "run", tmp_path / "merged", QUIET)["max_abs_logit_diff"] < 1e-4
+    with pytest.raises(RecipeError, match="model.run: is no finished run"):
+        checked({**alone, "model": {"run": str(tmp_path / "none")}})
+    with pytest.raises(RecipeError, match="model.llm: is that of `run`"):
+        checked({**alone, "model": {"run": str(tmp_path / "sft"), "llm": "x"}})

@@ -21,6 +21,7 @@ from lockadapt.data.sample import Sample
 from lockadapt.errors import RewardCollapseError
 from lockadapt.exports.merge import merge_run
 from lockadapt.objectives import Vqa
+from lockadapt.report.write import write_report
 from lockadapt.rewards import Reward
 from lockadapt.runs.record import read_record
 from lockadapt.training.loop import train
@@ -57,6 +58,13 @@ def test_an_ordinary_run(tiny: Path, tmp_path: Path) -> None:
     held_out = [line for line in lines if "eval_reward" in line]
     assert [line["step"] for line in held_out] == [0, 4]
     assert merge_run(tmp_path / "run", tmp_path / "merged", QUIET)["max_abs_logit_diff"] < 1e-4
+    page = (tmp_path / "run" / "report.html").read_text() if write_report([tmp_path / "run"]) else ""
+    for shown in (
+        "Rewards, of training and validation rows",
+        "KL from the start of the stage",
+        "change (95 %)",
+    ):
+        assert shown in page
 
 
 def questions_stage(
