@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 from lockadapt.quickstart.hard import make_hard
+from lockadapt.quickstart.preferences import make_preferences
 from lockadapt.quickstart.scenes import make_dataset, write_lines
 
 
@@ -30,6 +31,7 @@ def main() -> None:
         from_answers(arguments.folder, arguments.wrong)
         return
     make_dataset(arguments.folder, arguments.seed, train=2000, test=200)
+    make_preferences(arguments.folder, arguments.seed)
     make_hard(arguments.folder, arguments.seed)
 
 

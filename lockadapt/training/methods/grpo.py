@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
 
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import image_part
 from lockadapt.errors import AssemblyError
@@ -73,6 +74,10 @@ class GrpoStage(LockedStage, GRPOTrainer):
             self.ref_model = self.start if beta else None  # type: ignore[assignment]
 
         LockedStage.__init__(self, setup, make)
+        # TRL forbids sampled image tokens, which stand for no image, since 1.16.
+        if encoder.image_token_id >= 0:
+            self.generation_kwargs["suppress_tokens"] = [encoder.image_token_id]
+            self.generation_config.suppress_tokens = [encoder.image_token_id]
 
     def _arguments(self, setup: MethodSetup) -> tuple[GRPOConfig, float]:
         """Gives TRL's arguments, those of a model without a reference, and the weight of the KL."""
@@ -137,14 +142,17 @@ class GrpoStage(LockedStage, GRPOTrainer):
         return answers, None
 
     @contextlib.contextmanager
-    def _writing(self, settings: Mapping[str, Any]) -> Any:
-        with unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            generation_kwargs=dict(settings),
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,  # type: ignore[arg-type]
-        ):
+    def _writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Makes settings the model's own for a while, which would fill in what they leave out."""
+        base: Any = unwrap_model(self.setup.model)
+        held = base.generation_config
+        base.generation_config = copy.deepcopy(held)
+        try:
+            for name, value in settings.items():
+                setattr(base.generation_config, name, value)
             yield
+        finally:
+            base.generation_config = held
 
     # --- held-out reward
 
