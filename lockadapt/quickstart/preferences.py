@@ -13,8 +13,9 @@ from lockadapt.quickstart.scenes import write_lines
 def make_preferences(folder: Path, seed: int = 0) -> None:
     """Write `preferences_train.jsonl` and `preferences_test.jsonl` beside what `make_dataset` wrote.
 
-    A row is one of `train.jsonl` or `test.jsonl` with `chosen`, its answer, and `rejected`, another answer that
-    questions of its kind have. The same arguments give the same bytes.
+    A row is one of `train.jsonl` or `test.jsonl` with `chosen`, its answer, and `rejected`, another answer
+    that questions of its kind have; where they all have one, it is left out. The same arguments give the same
+    bytes.
 
     Args:
         folder: of the data set.
@@ -32,8 +33,9 @@ def make_preferences(folder: Path, seed: int = 0) -> None:
                 answers.setdefault(_kind(row), set()).add(row["answer"])
             pairs = []
             for row in rows:
-                wrong = random.choice(sorted(answers[_kind(row)] - {row["answer"]}))
-                pairs.append({**row, "chosen": row["answer"], "rejected": wrong})
+                others = sorted(answers[_kind(row)] - {row["answer"]})
+                if others:
+                    pairs.append({**row, "chosen": row["answer"], "rejected": random.choice(others)})
             write_lines(folder / f"preferences_{half}.jsonl", pairs)
     except OSError as error:
         raise DiskError(
