@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lockadapt.errors import LockadaptError, ProcessEndedError
+from lockadapt.errors import LockadaptError, ProcessEndedError, SetupError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +40,9 @@ def join() -> None:
     """Meets the other processes, if a launcher started any; a second call does nothing.
 
     On GPUs each process takes the one of its local rank.
+
+    Raises:
+        SetupError: this process had begun to work alone before.
     """
     if not launched():
         return
@@ -47,6 +50,12 @@ def join() -> None:
     from accelerate import PartialState
 
     PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    if _group_size() == 1:
+        raise SetupError(
+            "this process cannot meet the others, as accelerate already works alone in it",
+            where="WORLD_SIZE",
+            fix="set the launcher's variables before anything of accelerate is made, or unset them",
+        )
 
 
 def take_gpu() -> None:

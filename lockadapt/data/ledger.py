@@ -106,12 +106,17 @@ class ImageLedger:
             self._with_table(lambda table: table.executemany(_KEEP, rows))
 
     def _with_table(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Works on the table in a transaction, where there can be one."""
+        """Works on the table in a transaction, where there can be one; a file that stays empty goes again."""
         with contextlib.suppress(OSError, sqlite3.Error, UnicodeError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.file, timeout=_WAIT)) as table, table:
-                table.execute(_TABLE)
-                work(table)
+            try:
+                with contextlib.closing(sqlite3.connect(self.file, timeout=_WAIT)) as table, table:
+                    table.execute(_TABLE)
+                    work(table)
+            except sqlite3.Error:
+                if self.file.stat().st_size == 0:
+                    self.file.unlink()
+                    self.file.parent.rmdir()  # where nothing else lies in it
 
 
 def _is_file(image: ImageRef) -> bool:

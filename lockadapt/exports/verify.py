@@ -137,6 +137,7 @@ def _embeds(stored: Stored) -> dict[str, Any]:
             "texts": [QUESTION, "a picture"],
             "images": [str(path) for path in pictures(Path(scratch))],
             "image_text": image_text,
+            "pooling": "tokens",  # of them all, as a folder does not say how its user pools
         }
         outputs, answer = run_script(EMBEDDINGS, stored.folder, request, {}, fix=FIX)
     for key in ("missing_keys", "unexpected_keys"):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+# First, because Transformers imports bitsandbytes, which speaks to the terminal.
+import lockadapt.models.bitsandbytes  # noqa: F401  # isort: skip
 from lockadapt.objectives.base import Objective, Objectives
 from lockadapt.objectives.caption import Caption
 from lockadapt.objectives.dialogue import Dialogue

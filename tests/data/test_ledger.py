@@ -112,3 +112,15 @@ def test_few_samples(tmp_path: Path) -> None:
     few = few_samples(samples, 7, 0)
     assert len({sample.images[0].key for sample in few}) == len(few) == 7
     assert few == few_samples(samples, 7, 0) != few_samples(samples, 7, 1)
+
+
+def test_where_nothing_can_be_written_nothing_is_left(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    image = picture(tmp_path, "a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    try:
+        ImageLedger(tmp_path / "cache").keep({image.key: image}, {image.key: Known(LIMIT)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "cache").exists()

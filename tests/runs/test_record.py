@@ -29,6 +29,7 @@ KEYS = [
         "samples_per_second",
     ),
     "locked",
+    "reward",
 ]
 
 

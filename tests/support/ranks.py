@@ -122,8 +122,11 @@ def _rank(rank: int, port: int, job: Job, errors: int) -> NoReturn:
         MASTER_PORT=str(port),
         **job.environment,
     )
+    from accelerate.state import PartialState
+
     from lockadapt.cli import main
 
+    PartialState._reset_state()  # a training in the parent has left one that works alone
     code = 1
     try:
         if job.hook is not None:
