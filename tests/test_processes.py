@@ -14,4 +14,4 @@ def test_a_process_that_began_alone_cannot_join(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SetupError, match="already works alone") as error:
         processes.join()
-    assert error.value.exit_code == 3
+    assert error.value.exit_code == 4

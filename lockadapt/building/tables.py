@@ -60,8 +60,8 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
             if experiment.data.rows == "disk":
                 raise
             if note is not None:
-                reason = f"{error.message} ({error.where})"
-                note(f"{name}: rows stay in memory, as no index can be written: {reason}")
+                why = f"{error.message} ({error.where})"
+                note(f"{name}: rows stay in memory, as no index can be written: {why}")
             continue
         if file is not None:
             tables[name] = Table(file, cache, experiment.training.seed)
