@@ -58,7 +58,7 @@ def measured(side: str, steps: int, folder: Path) -> dict[str, float]:
 
     trainer._generate = timed
     ends: list[float] = []
-    trainer.add_callback(_Ends(ends))
+    _noting(trainer, ends)
     trainer.train()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     if torch.cuda.is_available():
@@ -142,14 +142,15 @@ def _trainer(side: str, steps: int, folder: Path) -> Any:
     return GRPOTrainer(made.model, score, config, rows, processing_class=made.processor, peft_config=lora)
 
 
-def _Ends(ends: list[float]) -> Any:  # noqa: N802  # makes a class's instance once transformers may be imported
+def _noting(trainer: Any, ends: list[float]) -> None:
+    """Has a trainer note the CPU seconds at the end of each step."""
     from transformers import TrainerCallback
 
-    class Ends(TrainerCallback):
+    class NoteEnds(TrainerCallback):
         def on_step_end(self, *given: Any, **named: Any) -> None:
             ends.append(time.process_time())
 
-    return Ends()
+    trainer.add_callback(NoteEnds())
 
 
 def main() -> None:
