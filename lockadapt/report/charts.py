@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +12,13 @@ from lockadapt.runs.curves import Curves
 
 INK = "#010203"
 """Stands for the page's text colour, which differs between light and dark."""
-COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#c2255c", "#9c36b5", "#0c8599", "#b08900", "#748094")
+COLOURS = ("#1c7ed6", "#e8590c", "#2f9e44", "#c2255c", "#9c36b5", "#b08900", "#0c8599", "#748094")
 """Each is told from a white and from a near-black ground (contrast of 3 or more)."""
 DASHES = ("-", "--", ":", "-.")
-PLACE = (0.14, 0.16, 0.83, 0.76)
-"""Of the axes in the figure: a layout that is computed takes half of the time of drawing."""
+WIDTH, HEIGHT, LINE = 5.6, 3.2, 0.21
+"""Inches: of the figure, of its axes with their labels, and of a line of the legend below them."""
+LEFT, LOWER, WIDE, HIGH = 0.14, 0.51, 0.83, 2.43
+"""Place of the axes, heights in inches: a layout that is computed takes half of the time of drawing."""
 
 
 class Charts:
@@ -51,8 +54,8 @@ class Charts:
         from matplotlib.figure import Figure
 
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
-            figure = Figure(figsize=(5.6, 3.2))
-            axes = figure.add_axes(PLACE)
+            figure = Figure(figsize=(WIDTH, HEIGHT))
+            axes = figure.add_axes((LEFT, LOWER / HEIGHT, WIDE, HIGH / HEIGHT))
             _curves(axes, runs)
             values = [value for curves in runs.values() for points in curves.values() for _, value in points]
             positive = [value for value in values if value > 0]
@@ -64,6 +67,7 @@ class Charts:
                 axes.axvline(start, color=INK, linewidth=0.6, linestyle=":")
                 axes.text(start, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="top", color=INK)
             _styled(axes, label)
+            _legend(figure, axes)
             file = io.StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         self._count += 1
@@ -94,7 +98,27 @@ def _styled(axes: Any, label: str) -> None:
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))
     axes.grid(alpha=0.2, color=INK)
-    axes.legend(frameon=False, labelcolor=INK, fontsize=10)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """Names the curves below the axes, where they hide none; the figure grows by as many lines."""
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names))
+    columns = 3 if longest <= 18 else 2 if longest <= 30 else 1
+    grown = HEIGHT + LINE * math.ceil(len(names) / columns)
+    figure.set_size_inches(WIDTH, grown)
+    axes.set_position((LEFT, (LOWER + grown - HEIGHT) / grown, WIDE, HIGH / grown))
+    figure.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(LEFT - 0.02, 0.0),
+        ncols=columns,
+        frameon=False,
+        labelcolor=INK,
+        fontsize=10,
+        borderaxespad=0.0,
+    )
 
 
 def _embedded(svg: str, title: str, prefix: str) -> str:
