@@ -1,6 +1,6 @@
 """GRPO by a stage of lockadapt beside TRL's GRPOTrainer by itself: speed of answers and of steps, memory.
 
-    python benchmarks/reward.py [--steps 8] [--json]
+    python benchmarks/reward.py [--steps 8] [--image-size 192] [--json]
 
 The quickstart's LLM and tower, drawn scenes, LoRA and projector trained by both, 16 prompts of 8 answers a
 step. Each side has a process of its own with one thread; CPU seconds are counted, so that other work on the
@@ -42,12 +42,12 @@ class Ratios:
     reward_difference: float
 
 
-def measured(side: str, steps: int, folder: Path) -> dict[str, float]:
+def measured(side: str, steps: int, image_size: int | None, folder: Path) -> dict[str, float]:
     """Trains one side; CPU seconds of answers and of steps after the first, peak memory, mean reward."""
     import torch
 
     torch.set_num_threads(1)
-    trainer = _trainer(side, steps + 1, folder)
+    trainer = _trainer(side, steps + 1, image_size, folder)
     spent, generate = [0.0], trainer._generate
 
     def timed(prompts: Any) -> Any:
@@ -72,7 +72,7 @@ def measured(side: str, steps: int, folder: Path) -> dict[str, float]:
     }
 
 
-def _trainer(side: str, steps: int, folder: Path) -> Any:
+def _trainer(side: str, steps: int, image_size: int | None, folder: Path) -> Any:
     """A trainer of one side, on the same scenes, model and arguments."""
     from datasets import Dataset
     from PIL import Image
@@ -98,7 +98,12 @@ def _trainer(side: str, steps: int, folder: Path) -> Any:
     make_dataset(folder, train=128, test=4)
     samples = read_samples("jsonl", Source(folder / "train.jsonl", "vqa"))
     made = lockadapt.assemble(
-        ASSETS / "llm", ASSETS / "tower", folder / "model", feature_layer=-1, dtype="float32"
+        ASSETS / "llm",
+        ASSETS / "tower",
+        folder / "model",
+        image_size=image_size,
+        feature_layer=-1,
+        dtype="float32",
     )
     rewards = make_rewards({"vqa": {}}, samples, RewardAccess())
     shared = {
@@ -157,16 +162,19 @@ def main() -> None:
     """Measure both sides, each in a process of its own."""
     parser = argparse.ArgumentParser(description="GRPO beside plain TRL.")
     parser.add_argument("--steps", type=int, default=8, help="measured steps, after one that is not")
+    parser.add_argument("--image-size", type=int, help="pixels of a side (default: the tower's own)")
     parser.add_argument("--json", action="store_true", help="print the ratios as JSON")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         with tempfile.TemporaryDirectory() as folder:
-            print("measured " + json.dumps(measured(arguments.side, arguments.steps, Path(folder))))
+            values = measured(arguments.side, arguments.steps, arguments.image_size, Path(folder))
+            print("measured " + json.dumps(values))
         return
     sides = {}
     for side in SIDES:
         command = [sys.executable, __file__, "--side", side, "--steps", str(arguments.steps)]
+        command += ["--image-size", str(arguments.image_size)] if arguments.image_size else []
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

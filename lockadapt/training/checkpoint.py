@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from lockadapt.training.stored_state import damaged, reading_checkpoint, require
 from lockadapt.tuning.sharding import is_shared, own_part, whole
 
 WEIGHTS, OPTIMIZER, RNG, MANIFEST = "trainable.safetensors", "optimizer", "rng", "manifest.json"
+SMALL = 4096
+"""8-bit optimisers keep moments of parameters with fewer values in float32."""
 FINISHED = "finished"
 """The folder beside checkpoints that holds how a stage ended."""
 
@@ -112,6 +115,7 @@ def _load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
         "scheduler",
     )
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    _require_alike(state, parameters)
     for number, slots in state.items():
         parameter = parameters[number]
         if is_shared(parameter):
@@ -121,6 +125,25 @@ def _load_optimizer(optimizer: Any, scheduler: Any, folder: Path) -> None:
             }
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict({**scheduler.state_dict(), **other["scheduler"]})
+
+
+def _require_alike(state: Mapping[int, Mapping[str, Any]], parameters: Sequence[torch.Tensor]) -> None:
+    """Requires that optimisers keep the same of parameters of one kind, and tensors that fit them.
+
+    Large and small ones differ in 8-bit optimisers, matrices and vectors in those that factorize.
+    """
+    kinds: dict[tuple[int, bool], tuple[int, set[str]]] = {}
+    for number, slots in sorted(state.items()):
+        parameter = parameters[number]
+        kind = parameter.dim(), parameter.numel() >= SMALL
+        first, names = kinds.setdefault(kind, (number, set(slots)))
+        if names != set(slots):
+            odd = sorted(names ^ set(slots))[0]
+            raise ValueError(f"{odd!r} is kept of only one of the parameters {first} and {number}")
+        for name, value in slots.items():
+            shaped = torch.is_tensor(value) and value.numel() == parameter.numel() > 1
+            if shaped and value.shape != parameter.shape:
+                raise ValueError(f"{name!r} of parameter {number} has the shape {list(value.shape)}")
 
 
 def _flatten(prefix: str, value: Any, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:

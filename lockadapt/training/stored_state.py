@@ -108,14 +108,16 @@ def require_like(own: Any, stored: Any, where: str) -> None:
 
     Args:
         own: of the live object: mappings, sequences, numbers, texts.
-        stored: read back. Entries that only one of the two has are left to the object.
+        stored: read back. Entries that the live object does not have are left to it.
         where: names them, for the message.
 
     Raises:
-        ValueError: a value is of another kind, or a number not finite.
+        ValueError: an entry is missing or of another kind, or a number is not finite.
     """
     if isinstance(own, Mapping) and isinstance(stored, Mapping):
-        for key in own.keys() & stored.keys():
+        if missing := [key for key in own if key not in stored]:
+            raise ValueError(f"{where} has no {missing[0]!r}")
+        for key in own:
             require_like(own[key], stored[key], f"{where}.{key}")
         return
     if _is_list(own) and _is_list(stored):

@@ -88,8 +88,10 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             where=str(file),
             fix=_AGAIN,
         ) from error
-    if config.peft_type == "LORA" and (folder / WEIGHTS).is_file():
-        _require_ranks(config, values, folder)
+    if config.peft_type == "LORA":
+        _try_with_peft(folder)
+        if (folder / WEIGHTS).is_file():
+            _require_ranks(config, values, folder)
     return values
 
 
@@ -186,6 +188,20 @@ def _patterns(values: Mapping[str, Any]) -> list[str]:
         for pattern in (values.get(key) or {})
     ]
     return patterns
+
+
+def _try_with_peft(folder: Path) -> None:
+    """Has PEFT judge the fields that nothing else here computes with."""
+    from peft import LoraConfig
+
+    try:
+        LoraConfig.from_pretrained(str(folder))
+    except Exception as error:  # whatever a field makes PEFT stumble over
+        raise VerificationError(
+            f"is damaged: PEFT cannot read it: {type(error).__name__}: {error}",
+            where=str(folder / CONFIG),
+            fix=_AGAIN,
+        ) from error
 
 
 def _require_ranks(config: _AdapterConfig, values: Mapping[str, Any], folder: Path) -> None:

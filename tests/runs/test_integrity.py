@@ -198,6 +198,7 @@ def test_pickle_is_refused_before_it_is_opened(name: str, run: Path) -> None:
         ("peft_type", None),
         ("peft_type", ["LORA"]),
         ("layers_to_transform", -1),
+        ("eva_config", 0.5),
     ],
 )
 def test_a_damaged_adapter_config_is_named(key: str, value: Any, run: Path) -> None:
