@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.building.objectives import build_objectives, embedding_dimension
-from lockadapt.building.samples import build_samples
+from lockadapt.building.samples import build_samples, source_rows
 from lockadapt.building.stages import Stage, build_stages
 from lockadapt.data.sample import Sample
 from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings
@@ -113,6 +113,10 @@ class Experiment:
     ) -> dict[str, list[Sample]]:
         """Reads rows; see `lockadapt.building.samples.build_samples`."""
         return build_samples(self.recipe, part, only, note)
+
+    def source_rows(self, name: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+        """What each source gives; see `lockadapt.building.samples.source_rows`."""
+        return source_rows(self.recipe, name, counts)
 
     def stages(self, rows: Mapping[str, int], processes: int = 1) -> list[Stage]:
         """The stages; see `lockadapt.building.stages.build_stages`."""

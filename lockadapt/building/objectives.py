@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.data.readers.files import read_text
+from lockadapt.data.sources import SourceDraw
 from lockadapt.errors import DataError, RecipeError
 from lockadapt.objectives import KINDS, ImageText, Objective
 from lockadapt.recipe.objectives import AnswerSection, ItcSection
@@ -37,6 +38,9 @@ def build_objectives(recipe: Recipe) -> dict[str, Objective]:
             for key, value in section
             if value is not None
         }
+        given["sources"] = tuple(
+            SourceDraw(source.weight, source.shuffle is not False) for source in section.sources("train")
+        )
         if isinstance(section, ItcSection):
             given["mode"] = "dual" if embeds_apart(recipe) else "vlm"
             if given["mode"] == "dual" and section.pooling == "tokens":

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from lockadapt.console import emit
 from lockadapt.data.boxes import BoxRules
@@ -12,6 +13,7 @@ from lockadapt.data.problems import BadRows
 from lockadapt.data.readers import read_samples
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
+from lockadapt.data.sources import SourceDraw, shares
 from lockadapt.data.video import VideoRules
 from lockadapt.errors import DataError
 from lockadapt.recipe.objectives import GroundingSection
@@ -40,10 +42,13 @@ def build_samples(
     """
     samples: dict[str, list[Sample]] = {}
     for name, section in recipe.objectives.items():
-        source: SourceSection | None = getattr(section, part)
-        if source is None or (only is not None and name not in only):
+        sources = section.sources(part)
+        if not sources or (only is not None and name not in only):
             continue
-        samples[name] = read_samples(source.format, told_source(recipe, name, part, note))
+        samples[name] = []
+        for number, source in enumerate(sources):
+            own = read_samples(source.format, told_source(recipe, name, part, note, number))
+            samples[name] += [replace(sample, source=number) for sample in own] if number else own
         if part == "validation":
             samples[name] = samples[name][: recipe.training.validation_samples]
         if not samples[name]:
@@ -51,7 +56,9 @@ def build_samples(
     return samples
 
 
-def told_source(recipe: Recipe, name: str, part: str, note: Callable[[str], None] | None = None) -> Source:
+def told_source(
+    recipe: Recipe, name: str, part: str, note: Callable[[str], None] | None = None, number: int = 0
+) -> Source:
     """What the reader of an objective's rows is told.
 
     Args:
@@ -59,6 +66,7 @@ def told_source(recipe: Recipe, name: str, part: str, note: Callable[[str], None
         name: of the objective.
         part: `train`, `validation` or `test`, which it has.
         note: is told which rows were left out; default: stderr.
+        number: of the source among those of the part.
 
     Returns:
         The source.
@@ -71,7 +79,7 @@ def told_source(recipe: Recipe, name: str, part: str, note: Callable[[str], None
     )
     prompt = getattr(section, "prompt", None)  # not every kind has one
     rows = section.rows or section.kind
-    told = row_source(getattr(section, part), rows, prompt, part, bad_rows)
+    told = row_source(section.sources(part)[number], rows, prompt, part, bad_rows)
     told = replace(told, video=video_rules(recipe))
     return replace(told, boxes=box_rules(section, part)) if isinstance(section, GroundingSection) else told
 
@@ -113,3 +121,24 @@ def box_rules(section: GroundingSection, part: str) -> BoxRules:
         (section.jitter or 0.0) if train else 0.0,
         bool(section.flip) and train,
     )
+
+
+def source_rows(recipe: Recipe, name: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Says what each source of an objective's training rows gives.
+
+    Args:
+        recipe: checked already.
+        name: of the objective.
+        counts: rows that can be used, by source.
+
+    Returns:
+        `{"path", "rows", "share"}` of each; the share is a fraction of the objective's samples.
+    """
+    sections = recipe.objectives[name].sources("train")
+    parts = shares(
+        [(SourceDraw(section.weight), count) for section, count in zip(sections, counts, strict=True)]
+    )
+    return [
+        {"path": section.path, "rows": count, "share": round(part, 6)}
+        for section, count, part in zip(sections, counts, parts, strict=True)
+    ]

@@ -10,6 +10,7 @@ from lockadapt.building.samples import told_source
 from lockadapt.data.bad_rows import Allowed
 from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
 from lockadapt.data.spool import NoWholeFiles, open_spool
+from lockadapt.data.stored import JoinedRows, StoredRows
 from lockadapt.data.table import RowFile, Table, TableFile, has_more_lines, may_stay_on_disk
 from lockadapt.errors import DiskError, RecipeError
 
@@ -26,7 +27,7 @@ INDEXES = "rows"
 """The folder of indexes, in that of the feature cache."""
 
 
-def build_tables(experiment: Experiment, note: Callable[[str], None] | None = None) -> dict[str, Table]:
+def build_tables(experiment: Experiment, note: Callable[[str], None] | None = None) -> dict[str, StoredRows]:
     """Opens the training rows that stay on disk, after indexing them where that was not done before.
 
     Args:
@@ -34,20 +35,20 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
         note: is told which rows were left out of those that were looked at.
 
     Returns:
-        Tables by objective; those whose rows are kept in memory are left out.
+        Rows by objective; those of objectives whose rows are kept in memory are left out.
 
     Raises:
         RecipeError: `data.rows: disk` is asked for rows that cannot be read one by one.
         DataError: a file of rows cannot be read, or has none.
         DiskError: `disk` is asked for, and no index can be written.
     """
-    tables: dict[str, Table] = {}
+    tables: dict[str, StoredRows] = {}
     if experiment.data.rows == "memory":
         return tables
     cache = experiment.features.cache.expanduser() / INDEXES
     for name in experiment.objectives:
         try:
-            file = _file(experiment, name, told_source(experiment.recipe, name, "train", note), cache)
+            parts = _parts(experiment, name, cache, note)
         except _InMemoryError as reason:
             if experiment.data.rows == "disk":
                 raise RecipeError(
@@ -63,9 +64,35 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
                 why = f"{error.message} ({error.where})"
                 note(f"{name}: rows stay in memory, as no index can be written: {why}")
             continue
-        if file is not None:
-            tables[name] = Table(file, cache, experiment.training.seed)
+        if parts:
+            tables[name] = JoinedRows(parts) if len(parts) > 1 else parts[0]
     return tables
+
+
+def _parts(
+    experiment: Experiment, name: str, cache: Path, note: Callable[[str], None] | None
+) -> list[StoredRows]:
+    """The sources of an objective, all on disk; none: together they are few."""
+    if not experiment.objectives[name].drawable:
+        raise _InMemoryError("something is computed of all of them before step 1")
+    sections = experiment.recipe.objectives[name].sources("train")
+    told = [told_source(experiment.recipe, name, "train", note, n) for n in range(len(sections))]
+    few = 0 if experiment.data.rows == "disk" else IN_MEMORY // len(sections)
+    files = [_file(s.format, source, few, cache) for s, source in zip(sections, told, strict=True)]
+    if not any(files):
+        return []
+    seed = experiment.training.seed
+    return [
+        Table(file or _surely(section.format, source, cache), cache, seed)
+        for section, source, file in zip(sections, told, files, strict=True)
+    ]
+
+
+def _surely(format: str, source: Source, cache: Path) -> TableFile:
+    """The file of a source, however few rows it has."""
+    file = _file(format, source, 0, cache)
+    assert file is not None
+    return file
 
 
 def allowed_bad(experiment: Experiment) -> Allowed:
@@ -83,22 +110,20 @@ class _InMemoryError(Exception):
     """Why rows cannot stay on disk."""
 
 
-def _file(experiment: Experiment, name: str, source: Source, cache: Path) -> TableFile | None:
-    """The file of an objective's rows: the user's own, or one of their samples; None: they are few."""
-    format, few = experiment.recipe.objectives[name].train.format, IN_MEMORY
-    if not experiment.objectives[name].drawable:
-        raise _InMemoryError("something is computed of all of them before step 1")
+def _file(format: str, source: Source, few: int, cache: Path) -> TableFile | None:
+    """The file of a source's rows: the user's own, or one of their samples; None: they are not more than few.
+
+    With 0, there is one for any number of rows.
+    """
     if format in FOLDERS or not Path(source.path).is_file():
         raise _InMemoryError(f"with the format {format} they are in no file of their own")
-    if experiment.data.rows == "disk":
-        few = 0
-    elif Path(source.path).stat().st_size < SHORTEST_ROW * few or (source.limit or few + 1) <= few:
+    if few and (Path(source.path).stat().st_size < SHORTEST_ROW * few or (source.limit or few + 1) <= few):
         return None
     if format in LINE_RULES and may_stay_on_disk(source):
         if not has_more_lines(Path(source.path), few):
             return None
         file = RowFile(source, LINE_RULES[format](source))
-        table = Table(file, cache, experiment.training.seed)
+        table = Table(file, cache)
         if len(table) <= few:
             return None
         if table.is_single:

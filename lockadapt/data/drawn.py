@@ -13,7 +13,7 @@ from lockadapt.data.bad_rows import BadRowLog, Kind
 from lockadapt.data.encode import Encoded, EncodeReport
 from lockadapt.data.images import open_image
 from lockadapt.data.sample import ImageRef, Sample
-from lockadapt.data.table import Table
+from lockadapt.data.stored import StoredRows
 from lockadapt.errors import DataError, SafetyError
 
 TRIED = 1_000
@@ -25,9 +25,9 @@ Encode = Callable[[Sequence[Sample]], EncodeReport]
 class DrawnRows(Sequence[Encoded]):
     """The encoded rows of a table, each made when it is asked for.
 
-    A row that cannot be used is an error, or, where the recipe leaves such rows out, the next row of the file
-    that can be used stands in its place: what row that is depends on the file alone, so that all processes
-    and resumed runs see the same.
+    A row that cannot be used is an error, or, where the recipe leaves such rows out, the next row of its
+    source that can be used stands in its place: what row that is depends on the source alone, so that all
+    processes and resumed runs see the same.
 
     Args:
         table: the rows.
@@ -37,7 +37,9 @@ class DrawnRows(Sequence[Encoded]):
             left out; None: they are not.
     """
 
-    def __init__(self, table: Table, encode: Encode, log: BadRowLog, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, table: StoredRows, encode: Encode, log: BadRowLog, max_pixels: int | None = None
+    ) -> None:
         self.table, self.encode, self.log, self.max_pixels = table, encode, log, max_pixels
 
     def __len__(self) -> int:
@@ -89,8 +91,9 @@ class DrawnRows(Sequence[Encoded]):
 
     def _usable(self, row: int) -> Encoded:
         """The row, or the next one that can be used."""
-        for distance in range(min(TRIED, len(self))):
-            number = (row + distance) % len(self)
+        number = row
+        for tried in range(min(TRIED, len(self))):
+            number = self.table.successor(number) if tried else row
             where = self.table.where(number)
             kind: Kind = "row"
             try:
@@ -130,7 +133,7 @@ class DrawnRows(Sequence[Encoded]):
             return row
         images = tuple(
             image
-            if image.path is None
+            if image.picture is not None
             else ImageRef(image.key, picture=open_image(image, self.max_pixels, where))
             for image in row.images
         )
@@ -150,7 +153,7 @@ class DrawnRows(Sequence[Encoded]):
     def longest(self) -> list[Encoded]:
         """The rows of the file's longest lines, those of them that can be used."""
         made: list[Encoded] = []
-        for row in self.table.lines.longest:
+        for row in self.table.longest:
             try:
                 made += [self._with_images(made_row) for made_row in self.encode([self.table[row]]).encoded]
             except (DataError, SafetyError):
@@ -164,8 +167,7 @@ class DrawnRows(Sequence[Encoded]):
 
     def digest(self) -> str:
         """SHA-256, hex, of the file and of what the rows that are looked at teach."""
-        digest = hashlib.sha256(self.table.lines.sha256.encode())
-        digest.update(json.dumps([len(self), self.table.source.limit]).encode())
+        digest = hashlib.sha256(self.table.identity.encode())
         for row in self.few:
             digest.update(json.dumps([len(row.input_ids), len(row.images)]).encode())
             digest.update(row.input_ids.tobytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
@@ -12,9 +12,12 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from lockadapt.data.drawn import DrawnRows
 from lockadapt.data.encode import Encoded
 from lockadapt.data.pack import groups
+from lockadapt.data.sources import NextRow, SourceDraw, SourceRows, mixed, one_by_one
+from lockadapt.data.stored import StoredRows
 from lockadapt.errors import LockadaptError
 
-_AT_ONCE = 4096
+_APART = 1_000_000_007
+"""Between the seeds of an objective's sources."""
 
 
 class MixedDataset(Dataset[tuple[str, Encoded]]):
@@ -75,6 +78,7 @@ class Draws:
         seed: same seed, same order.
         max_samples_per_image: the most rows about the same images that follow each other, by objective; 1
             draws every row by itself.
+        sources: how the sources of an objective are drawn, by objective; none: there is one, in random order.
     """
 
     sampling_weights: Mapping[str, float]
@@ -83,6 +87,7 @@ class Draws:
     seed: int
     max_samples_per_image: Mapping[str, int]
     processes: int = 1
+    sources: Mapping[str, Sequence[SourceDraw]] = field(default_factory=dict)
 
 
 class MixtureSampler(Sampler[list[int]]):
@@ -118,20 +123,45 @@ class MixtureSampler(Sampler[list[int]]):
             chosen = max(names, key=lambda name: credit[name])
             credit[chosen] -= 1.0
             for _ in range(self.draws.processes):
-                yield [next(streams[chosen]) for _ in range(self.draws.sizes[chosen])]
+                yield [streams[chosen](0) for _ in range(self.draws.sizes[chosen])]
 
-    def _rows(self, name: str, number: int) -> Iterator[int]:
+    def _rows(self, name: str, number: int) -> NextRow:
+        """What gives the rows of an objective, those of its sources mixed."""
         offset, items = self.dataset.offsets[name], self.dataset.rows[name]
-        generator = torch.Generator().manual_seed(self.draws.seed * 1_000_003 + number)
-        longest = self.draws.max_samples_per_image[name]
-        if isinstance(items, DrawnRows):
-            yield from _drawn(items, longest, self.draws.seed * 1_000_003 + number, offset)
-        same = groups(items) if longest > 1 else [[row] for row in range(len(items))]
-        while True:
-            runs = [run for group in same for run in _runs(group, longest, generator)]
-            for chosen in torch.randperm(len(runs), generator=generator).tolist():
-                for row in runs[chosen]:
-                    yield offset + row
+        told = self.draws.sources.get(name, ())
+        parts = by_source(items, len(told))
+        seed, longest = self.draws.seed * 1_000_003 + number, self.draws.max_samples_per_image[name]
+        sources = []
+        for source, (draw, own) in enumerate(zip(told or [SourceDraw()] * len(parts), parts, strict=True)):
+            own_seed = seed + source * _APART
+            if isinstance(own, StoredRows):
+                following = own.drawn(draw, longest, own_seed)
+                sources.append(SourceRows(draw, len(own), _shifted(following, offset)))
+                offset += len(own)
+            elif own:
+                order = _in_memory(items, own, longest if draw.shuffle else 0, own_seed)
+                sources.append(SourceRows(draw, len(own), _shifted(one_by_one(order), offset)))
+        return mixed(sources)
+
+
+def by_source(items: Sequence[Encoded], sources: int) -> Sequence[StoredRows | list[int]]:
+    """Rows by source: those that are stored, or positions among rows in memory.
+
+    Args:
+        items: of an objective.
+        sources: how many it has.
+
+    Returns:
+        One entry a source.
+    """
+    if isinstance(items, DrawnRows):
+        return items.table.parts
+    if sources <= 1:
+        return [list(range(len(items)))]
+    own: list[list[int]] = [[] for _ in range(sources)]
+    for position, item in enumerate(items):
+        own[item.sample.source].append(position)
+    return own
 
 
 class OwnBatches(Sampler[list[int]]):
@@ -152,12 +182,21 @@ class OwnBatches(Sampler[list[int]]):
         return itertools.islice(self.sampler, self.rank, None, self.sampler.draws.processes)
 
 
-def _drawn(items: DrawnRows, longest: int, seed: int, offset: int) -> Iterator[int]:
-    """Indices of rows on disk, epoch by epoch, without end."""
-    for epoch in itertools.count():
-        order = items.table.order(longest, seed * 1_000_003 + epoch)
-        for start in range(0, len(order), _AT_ONCE):
-            yield from (order[start : start + _AT_ONCE].astype("int64") + offset).tolist()
+def _shifted(following: NextRow, offset: int) -> NextRow:
+    return lambda lane: offset + following(lane)
+
+
+def _in_memory(items: Sequence[Encoded], own: list[int], longest: int, seed: int) -> Iterator[int]:
+    """Positions of rows of one source, epoch by epoch, without end; with `longest` 0 as they are."""
+    if not longest:
+        yield from itertools.cycle(own)
+    generator = torch.Generator().manual_seed(seed)
+    same = groups([items[row] for row in own]) if longest > 1 else [[row] for row in range(len(own))]
+    while True:
+        runs = [run for group in same for run in _runs(group, longest, generator)]
+        for chosen in torch.randperm(len(runs), generator=generator).tolist():
+            for row in runs[chosen]:
+                yield own[row]
 
 
 def _runs(group: list[int], longest: int, generator: torch.Generator) -> list[list[int]]:

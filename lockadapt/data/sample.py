@@ -96,7 +96,7 @@ class Sample:
     accuracy is broken down by ("yes/no", "number", "other"), `sample_id` the id in the source, if any.
     `boxes` are what a phrase is about: left, top, right and bottom as fractions of the image's sides.
     `negatives` are captions that do not belong to the image. `rejected` is what a preference holds for worse
-    than the last answer.
+    than the last answer. `source` is the position of its source among those of its objective.
     """
 
     images: tuple[ImageRef, ...]
@@ -108,6 +108,7 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     negatives: tuple[str, ...] = ()
     rejected: str = ""
+    source: int = 0
 
     @property
     def answer(self) -> str:

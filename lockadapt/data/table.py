@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +18,9 @@ from lockadapt.data.readers.columns import RowRules
 from lockadapt.data.readers.files import LINE_SUFFIXES, parsed_line
 from lockadapt.data.readers.rows import samples_of
 from lockadapt.data.readers.source import Source
-from lockadapt.data.sample import ImageRef, Sample
+from lockadapt.data.sample import Sample
+from lockadapt.data.sources import NextRow, SourceDraw, one_by_one
+from lockadapt.data.stored import StoredRows
 from lockadapt.errors import DataError
 
 LOOKED_AT = 2_000
@@ -24,6 +28,9 @@ LOOKED_AT = 2_000
 
 FIRST = 100
 """Of those, so many say whether rows hold several samples."""
+
+_AT_ONCE = 4096
+"""Rows of an order that are taken out of its file at a time."""
 
 SPREAD = 3.0
 """Standard deviations by which the share of bad rows among those may exceed what is allowed."""
@@ -103,8 +110,8 @@ def has_more_lines(file: Path, few: int) -> bool:
     return lines > few
 
 
-class Table(Sequence[Sample]):
-    """Rows on disk, as samples.
+class Table(StoredRows):
+    """Rows of a file on disk, as samples.
 
     Args:
         file: the file, and how its rows are read.
@@ -118,8 +125,6 @@ class Table(Sequence[Sample]):
     def __init__(self, file: TableFile, cache: Path, seed: int = 0) -> None:
         self.file, self.source, self.seed = file, file.source, seed
         self.lines: LineIndex = open_index(file.lines, cache)
-        self.bad_images: frozenset[str] = frozenset()
-        """Keys of images that cannot be used, as far as they were opened before step 1."""
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -177,6 +182,46 @@ class Table(Sequence[Sample]):
         """Lets go of what is kept of images that were named."""
         self.file.forget()
 
+    def successor(self, row: int) -> int:
+        """The next row of the file."""
+        return (row + 1) % len(self)
+
+    @property
+    def images(self) -> int:
+        """Distinct images; a row without one counts as one."""
+        return self.lines.groups
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the file, and how many rows of it."""
+        return self.lines.sha256 + json.dumps([len(self), self.source.limit])
+
+    @property
+    def longest(self) -> list[int]:
+        """Rows with the longest lines."""
+        return self.lines.longest
+
+    def drawn(self, draw: SourceDraw, longest: int, seed: int) -> NextRow:
+        """Rows epoch by epoch, in the order of `epoch_order` or of the file.
+
+        Args:
+            draw: in which.
+            longest: the most rows of an image that follow each other.
+            seed: same seed, same order.
+
+        Returns:
+            What gives the next row.
+        """
+        if not draw.shuffle:
+            return one_by_one(itertools.cycle(range(len(self))))
+        return one_by_one(self._epochs(longest, seed))
+
+    def _epochs(self, longest: int, seed: int) -> Iterator[int]:
+        for epoch in itertools.count():
+            order = self.order(longest, seed * 1_000_003 + epoch)
+            for start in range(0, len(order), _AT_ONCE):
+                yield from order[start : start + _AT_ONCE].tolist()
+
     def order(self, longest: int, seed: int) -> Array:
         """The rows in the order of an epoch; see `epoch_order`."""
         return epoch_order(self.lines.grouped, self.lines.starts, longest, seed, self.lines.folder)
@@ -190,10 +235,6 @@ class Table(Sequence[Sample]):
                 continue
             if not any(image.key in self.bad_images for image in sample.images):
                 yield sample
-
-    def images_by_key(self) -> dict[str, ImageRef]:
-        """The distinct images of `one_of_each`."""
-        return {image.key: image for sample in self.one_of_each() for image in sample.images}
 
     @cached_property
     def looked_at(self) -> list[int]:
@@ -248,11 +289,6 @@ class Table(Sequence[Sample]):
                 problems.add(error)
         problems.finish(len(good))
         return good
-
-
-def few_of(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Samples that stand for all: of rows on disk those that are looked at, else all."""
-    return samples.few if isinstance(samples, Table) else samples
 
 
 def allowance(allowed: float, few: int, rows: int) -> float:

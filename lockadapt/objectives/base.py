@@ -20,6 +20,7 @@ from lockadapt.data.boxes import BoxRules
 from lockadapt.data.encode import Encoded, Encoder, EncodeReport
 from lockadapt.data.pixels import Frozen, ImageInputs
 from lockadapt.data.sample import Sample
+from lockadapt.data.sources import SourceDraw
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.objectives.image_generation import ImageGenerationConfig
 
@@ -94,6 +95,7 @@ class Objective(ABC):
         weight: factor on its loss in a mixed run.
         sampling_weight: its share of micro-batches, relative to the others'.
         batch_size: samples in one of its micro-batches; None: the run's.
+        sources: how the rows of each of its sources are drawn; none: there is one, shuffled.
     """
 
     kind: ClassVar[str]
@@ -105,6 +107,7 @@ class Objective(ABC):
     weight: float = 1.0
     sampling_weight: float = 1.0
     batch_size: int | None = None
+    sources: tuple[SourceDraw, ...] = ()
 
     @property
     def scored_as(self) -> str:

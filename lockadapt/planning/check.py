@@ -10,11 +10,12 @@ from rich.text import Text
 from lockadapt.architectures import inputs_of
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.building.cache_trial import rows_to_try
-from lockadapt.building.experiment import build_experiment
+from lockadapt.building.experiment import Experiment, build_experiment
 from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.ledger import ImageLedger
+from lockadapt.data.mixture import by_source
 from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.scan import scan_images
 from lockadapt.data.whole_image import crop_note
@@ -88,6 +89,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
                     "no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length"
                 )
             counts.setdefault(name, {})[part] = _counted(report, f"{name} {part}", encoder, reporter)
+            if part == "train":
+                counts[name][part]["sources"] = _sources(experiment, name, report, reporter)
             for item in report.encoded[: shown if part == "train" else 0]:
                 show_tokens(item, encoder, reporter)
     measured = [s for samples in parts["train"].values() for s in samples]
@@ -167,6 +170,17 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
         else:
             line.append(f"[{text}] ", style="bold green")
     reporter.console.print(Text(printable(f"  {item.sample.where}: ")).append_text(line), soft_wrap=True)
+
+
+def _sources(
+    experiment: Experiment, name: str, report: EncodeReport, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Say what each source of an objective's training rows gives; also as values for JSON."""
+    parts = by_source(report.encoded, len(experiment.objectives[name].sources))
+    told = experiment.source_rows(name, [len(own) for own in parts])
+    for source in told if len(told) > 1 else ():
+        reporter.note(f"  {source['path']}: {source['rows']:,} rows, {source['share']:.1%} of the samples")
+    return told
 
 
 def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Reporter) -> dict[str, Any]:

@@ -198,7 +198,8 @@ class Planner:
         packing, seed = self.packing(stage), self.recipe.training.seed
         sizes = {name: self.objectives[name].batch_size or size for name in rows}
         most = {name: packing.max_samples_per_image if self.objectives[name].packs else 1 for name in rows}
-        draws = Draws(sampling_weights, sizes, micro, seed, most, self.processes)
+        sources = {name: self.objectives[name].sources for name in rows}
+        draws = Draws(sampling_weights, sizes, micro, seed, most, self.processes, sources)
         for name, items in largest_batches(rows, draws, packing.max_row_tokens):
             repeated = list(itertools.islice(itertools.cycle(items), sizes[name])) if not known else items
             batches.append((name, shortened(repeated, choice.limit) if choice.limit else repeated))

@@ -83,13 +83,14 @@ def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: R
                 f"objectives.{name}: its memory is not planned; `train` tries its largest micro-batch "
                 "before step 1"
             )
-        if not _is_here(section.train):
+        absent = [source.path for source in section.sources("train") if not _is_here(source)]
+        if absent:
             length = experiment.data.max_length or min(context, ASSUMED_LENGTH)
             row = _assumed(encoder, length)
             train[name], counts[name] = [row], 0
             size = f" of {_pixels(row.images[0])} pixels" if encoder.stock is not None else ""
             assumptions.append(
-                f"objectives.{name}.train: {section.train.path} is not here; every row is taken to "
+                f"objectives.{name}.train: {', '.join(absent)} is not here; every row is taken to "
                 f"have {len(row.input_ids)} tokens, "
                 f"one image{size} ({_image_tokens(encoder, row)} tokens), and to learn all of its text"
             )
@@ -115,7 +116,7 @@ def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: R
         unpacked, packed = sum(len(item.input_ids) for item in encoded), packed_tokens(encoded, most)
         known = [known[0] + unpacked * share, known[1] + packed * share]
         learned += share * sum(int((item.labels != IGNORED).sum()) for item in encoded)
-        if section.validation is not None and _is_here(section.validation):
+        if all(map(_is_here, section.sources("validation"))) and section.validation is not None:
             for sample in experiment.samples("validation", [name])[name]:
                 images |= {image.key: image for image in sample.images}
     tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None

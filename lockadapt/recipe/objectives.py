@@ -30,7 +30,9 @@ class ObjectiveSection(Section):
     rows: ClassVar[str] = ""  # the kind of rows that it learns from, where that is not its own kind
 
     kind: str = Field(description=KIND)
-    train: SourceSection = Field(description="training rows")
+    train: SourceSection | Annotated[list[SourceSection], Field(min_length=1)] = Field(
+        description="training rows; a list mixes several sources"
+    )
     validation: SourceSection | None = Field(
         default=None, description="validation rows, which select the best adapter"
     )
@@ -43,17 +45,29 @@ class ObjectiveSection(Section):
         default=None, description="samples in a micro-batch of this objective; default: the stage's"
     )
 
+    def sources(self, part: str) -> list[SourceSection]:
+        """The sources of `train`, `validation` or `test` in their order; none where there are no rows."""
+        held: SourceSection | list[SourceSection] | None = getattr(self, part)
+        if held is None:
+            return []
+        return held if isinstance(held, list) else [held]
+
     @model_validator(mode="after")
     def _formats_hold_such_rows(self) -> ObjectiveSection:
         rows = self.rows or self.kind
         problems: list[tuple[KeyPath, str]] = []
         for part in ("train", "validation", "test"):
-            source: SourceSection | None = getattr(self, part)
-            if source is not None and rows not in ROWS_OF_FORMATS.get(source.format, (rows,)):
-                held = " or ".join(ROWS_OF_FORMATS[source.format])
-                text = f"format {source.format} holds {held} rows, but the kind is {self.kind}"
-                problems.append(((part, "format"), text))
-        refuse(problems)
+            listed = isinstance(getattr(self, part), list)
+            for number, source in enumerate(self.sources(part)):
+                at: KeyPath = (part, number) if listed else (part,)
+                if rows not in ROWS_OF_FORMATS.get(source.format, (rows,)):
+                    held = " or ".join(ROWS_OF_FORMATS[source.format])
+                    text = f"format {source.format} holds {held} rows, but the kind is {self.kind}"
+                    problems.append(((*at, "format"), text))
+                for key in ("weight", "shuffle"):
+                    if part != "train" and getattr(source, key) is not None:
+                        problems.append(((*at, key), "says how training rows are drawn; leave this out"))
+        refuse([*problems, *_weight_problems(self.sources("train"), isinstance(self.train, list))])
         return self
 
 
@@ -123,7 +137,7 @@ class GroundingSection(ObjectiveSection):
     @model_validator(mode="after")
     def _keys_have_rows_to_act_on(self) -> GroundingSection:
         problems = _without(self, "prompt", "phrase")
-        sources = [source for source in (self.train, self.validation, self.test) if source is not None]
+        sources = [s for part in ("train", "validation", "test") for s in self.sources(part)]
         if self.coordinates is not None and all(source.format in ROWS_OF_FORMATS for source in sources):
             text = "boxes of coco and refcoco are always xywh in pixels; leave this out"
             problems.append((("coordinates",), text))
@@ -326,6 +340,19 @@ def kinds_in_schema(schema: dict[str, Any]) -> None:
         kind: {"anyOf": [{"$ref": reference}, named]}
         for kind, reference in union["discriminator"]["mapping"].items()
     }
+
+
+def _weight_problems(sources: list[SourceSection], listed: bool) -> list[tuple[KeyPath, str]]:
+    """What is wrong with the weights of training sources: all have one, or none has."""
+    unset = [number for number, source in enumerate(sources) if source.weight is None]
+    if len(unset) == len(sources):
+        return []
+    if len(sources) == 1:
+        return [
+            (("train", *([0] if listed else []), "weight"), "weighs sources against others: there is one")
+        ]
+    text = "give all sources of the objective a weight, or none: they are shares relative to one another"
+    return [(("train", number, "weight"), text) for number in unset]
 
 
 def _without(section: ObjectiveSection, key: str, field: str) -> list[tuple[KeyPath, str]]:

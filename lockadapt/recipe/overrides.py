@@ -55,7 +55,7 @@ def lay_over(document: Document, values: Mapping[str, Any], origin: Origin, belo
             document.note_former_key((*below, key), origin)
         if not isinstance(key, str):
             document.problems.append(Problem(origin, below, f"the key {key!r} is not text"))
-        elif isinstance(value, Mapping) and holds_keys(at(path)):
+        elif isinstance(value, Mapping) and holds_keys(at(path)) and not _is_list(document.value, path):
             if _open(document, path, origin):
                 lay_over(document, value, origin, path)
         else:
@@ -73,7 +73,8 @@ def _no_such_place(value: Any, path: KeyPath) -> str:
     annotation: Any = Recipe
     for number, part in enumerate(path):
         here = dotted(path[:number])
-        if holds_positions(annotation) and not isinstance(part, int):
+        listed = isinstance(value, list) or not holds_keys(annotation)
+        if holds_positions(annotation) and listed and not isinstance(part, int):
             return f"{here} is a list: name an entry by its position, such as {here}.0"
         annotation = child(annotation, part)
         if annotation is None:
@@ -126,6 +127,15 @@ def _fits(holder: Any, part: str | int) -> bool:
     if isinstance(holder, list):
         return isinstance(part, int) and part < len(holder)
     return isinstance(holder, dict) and isinstance(part, str)
+
+
+def _is_list(value: Any, path: KeyPath) -> bool:
+    """Whether a list stands at a path."""
+    for part in path:
+        if not (isinstance(value, dict) and part in value):
+            return False
+        value = value[part]
+    return isinstance(value, list)
 
 
 def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:

@@ -456,6 +456,14 @@ def _method_problems(
         return [(key, text)] if preferences else []
     if len(chosen) > 1:
         return [(key, f"a stage with a method names one objective, not {', '.join(chosen)}")]
+    (name,) = chosen
+    if any(
+        source.weight is not None or source.shuffle is not None for source in chosen[name].sources("train")
+    ):
+        text = (
+            f"{name}: a stage with a method draws all rows alike; its sources have no weight and no shuffle"
+        )
+        return [(key, text)]
     if stage.method == "dpo":
         return [] if preferences else [(key, "dpo needs an objective of the kind preference")]
     answered = all(section.kind in ("caption", "vqa", "dialogue", "grounding") for section in chosen.values())

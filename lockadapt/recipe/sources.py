@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from lockadapt.recipe.sections import KeyPath, Natural, Positive, Section, Text, refuse
+from lockadapt.recipe.sections import KeyPath, Natural, Positive, Section, Text, Weight, refuse
 
 ROWS_OF_FORMATS = {
     "coco": ("caption", "grounding"),
@@ -58,6 +58,16 @@ class SourceSection(Section):
         "`{split}/{}.jpg`",
     )
     limit: Positive | None = Field(default=None, description="use only the first N rows")
+    weight: Weight | None = Field(
+        default=None,
+        description="of several training sources: share of the objective's samples relative to the others; "
+        "default: its number of rows",
+    )
+    shuffle: bool | None = Field(
+        default=None,
+        description="training: draw rows in a new random order in each epoch (default true), or in the "
+        "order of the source",
+    )
 
     @model_validator(mode="after")
     def _keys_of_the_format(self) -> SourceSection:

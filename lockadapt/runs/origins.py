@@ -27,7 +27,7 @@ def recipe_origins(recipe: Recipe) -> list[Origin]:
             origins.append(read_origin(part, source))
             origins += inherited(source) if part == "VLM" else []
     rows = dict.fromkeys(
-        section.train.path for section in recipe.objectives.values() if section.train is not None
+        source.path for section in recipe.objectives.values() for source in section.sources("train")
     )
     return [*origins, *(read_origin(DATA, path, "dataset") for path in rows)]
 

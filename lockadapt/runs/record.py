@@ -85,6 +85,20 @@ class PerplexityRecord(_Record):
     after: Measured
 
 
+class SourceRecord(_Record):
+    """One source of an objective's training rows.
+
+    Attributes:
+        path: as the recipe names it.
+        rows: that could be used.
+        share: of the objective's samples that it gives, a fraction.
+    """
+
+    path: str
+    rows: Count
+    share: Measured
+
+
 class StageRecord(_Record):
     """How a stage ended.
 
@@ -134,6 +148,7 @@ class RunRecord(_Record):
         base_fingerprint: SHA-256 over the digests of all frozen tensors.
         base_files: `folder_digest` of the base before the first step; None where it was not recorded.
         admission: what was measured of a class without a description of its own; None of others.
+        rows: the sources of training rows by objective; None in runs of before they were recorded.
         artifacts: `artifact_digests` of what training left, by file; None in runs of before they were
             recorded.
         reward: of the last stage with a method; None: there is none.
@@ -150,6 +165,7 @@ class RunRecord(_Record):
     quantization: Literal["none", "nf4", "int8"]
     blind: bool
     sources: tuple[Origin, ...] | None = None
+    rows: dict[str, tuple[SourceRecord, ...]] | None = None
     stages: tuple[StageRecord, ...]
     base_identity: BaseIdentity | None = None
     base_fingerprint: str

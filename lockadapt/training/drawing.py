@@ -13,7 +13,8 @@ from lockadapt.data.encode import Encoder, EncodeReport
 from lockadapt.data.ledger import ImageLedger
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import few_samples, scan_images
-from lockadapt.data.table import Table, allowance
+from lockadapt.data.stored import StoredRows
+from lockadapt.data.table import allowance
 from lockadapt.errors import VerificationError
 from lockadapt.objectives import Objective
 
@@ -24,14 +25,14 @@ LISTED = 50_000
 """With more images `features: auto` keeps nothing of those of rows on disk, as all would be gone through."""
 
 
-def lists_images(experiment: Experiment, tables: Mapping[str, Table]) -> bool:
+def lists_images(experiment: Experiment, tables: Mapping[str, StoredRows]) -> bool:
     """Whether all images of rows on disk are gone through before step 1, as features are kept of them."""
     choice = experiment.features.choice
-    images = sum(table.lines.groups for table in tables.values())
+    images = sum(table.images for table in tables.values())
     return choice in ("memory", "disk") or (choice == "auto" and images <= LISTED)
 
 
-def look_at(experiment: Experiment, tables: Mapping[str, Table], reporter: Reporter) -> None:
+def look_at(experiment: Experiment, tables: Mapping[str, StoredRows], reporter: Reporter) -> None:
     """Reads some rows of tables; opens images: some where a bad one is an error, else those of these rows.
 
     All are opened where bad ones are left out and features are kept of all.
@@ -48,7 +49,7 @@ def look_at(experiment: Experiment, tables: Mapping[str, Table], reporter: Repor
     data, listed = experiment.data, lists_images(experiment, tables)
     for name, table in tables.items():
         reporter.note(
-            f"{name}: {len(table):,} rows stay on disk ({table.lines.groups:,} images); {len(table.few):,} "
+            f"{name}: {len(table):,} rows stay on disk ({table.images:,} images); {len(table.few):,} "
             "are read before step 1, the others when they are drawn"
         )
         if data.on_bad_image == "error":
@@ -64,10 +65,12 @@ def look_at(experiment: Experiment, tables: Mapping[str, Table], reporter: Repor
             reporter.counted("opening images"),
             ImageLedger(experiment.features.cache),
         )
-        table.bad_images = frozenset(bad.key for bad in report.bad)
+        table.refuse_images(frozenset(bad.key for bad in report.bad))
 
 
-def drawn_rows(experiment: Experiment, encoder: Encoder, tables: Mapping[str, Table]) -> dict[str, DrawnRows]:
+def drawn_rows(
+    experiment: Experiment, encoder: Encoder, tables: Mapping[str, StoredRows]
+) -> dict[str, DrawnRows]:
     """The rows of tables as they are drawn.
 
     Args:

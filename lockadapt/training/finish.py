@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from lockadapt.data.mixture import by_source
 from lockadapt.data.sample import Sample
-from lockadapt.data.table import few_of
+from lockadapt.data.stored import few_of
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.runs import run_folder
 from lockadapt.runs.artifacts import save_artifacts
@@ -95,6 +96,12 @@ def _record(session: Session, training: Training) -> dict[str, Any]:
         "quantization": model.quantization,
         "blind": experiment.blind,
         "sources": [dataclasses.asdict(source) for source in recipe_origins(experiment.recipe)],
+        "rows": {
+            name: experiment.source_rows(
+                name, [len(own) for own in by_source(rows, len(experiment.objectives[name].sources))]
+            )
+            for name, rows in session.rows.train.items()
+        },
         "stages": [stage.record.model_dump(mode="json") for stage in training.stages],
         "base_identity": training.base_identity.to_dict(),
         "base_fingerprint": training.stages[-1].fingerprint,

@@ -19,7 +19,7 @@ from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.scan import few_samples, scan_images
-from lockadapt.data.table import Table, few_of
+from lockadapt.data.stored import StoredRows, few_of
 from lockadapt.errors import DataError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.policy import ImagePolicy
@@ -60,7 +60,7 @@ def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:
 
     Only then are all images opened first, but for those that an earlier run or `check` opened. Else
     `IMAGES_FIRST` of them are, drawn at random, and the others when they are used. Training rows that stay on
-    disk are looked at, some of them, and so are their images; see `Table`.
+    disk are looked at, some of them, and so are their images; see `StoredRows`.
 
     Args:
         experiment: of the recipe.
@@ -109,7 +109,7 @@ def images_of(samples: Samples) -> dict[str, ImageRef]:
     """The distinct images of all parts and objectives, by key."""
     images: dict[str, ImageRef] = {}
     for rows in (items for part in samples.values() for items in part.values()):
-        if isinstance(rows, Table):
+        if isinstance(rows, StoredRows):
             images |= rows.images_by_key()
         else:
             images |= {image.key: image for sample in rows for image in sample.images}
@@ -156,7 +156,7 @@ def encode_rows(
     data = experiment.data
     encoder = model_encoder(model, processor, data.max_length, data.allow_special_tokens)
     objectives = experiment.objectives
-    tables = {name: items for name, items in samples["train"].items() if isinstance(items, Table)}
+    tables = {name: items for name, items in samples["train"].items() if isinstance(items, StoredRows)}
     in_memory = {name: items for name, items in samples["train"].items() if name not in tables}
     kept = partial(_kept, model, objectives, policy)
     encoded, reports = encoded_rows(in_memory, objectives, encoder)
@@ -180,7 +180,7 @@ def encode_rows(
         name: [*encoded.get(name, ()), *validation.get(name, ())] for name in train
     }
     distinct = len({image.key for items in rows.values() for row in items for image in row.images})
-    distinct += sum(table.lines.groups for table in tables.values())
+    distinct += sum(table.images for table in tables.values())
     count = sum(len(items) for items in (*train.values(), *validation.values()))
     policy.note(f"{count:,} rows, {distinct:,} images, {encoder.image_tokens} tokens an image")
     if cached is not None:

@@ -253,6 +253,7 @@ class GroundingTrainer(Trainer):
             self.args.seed,
             {name: most if objective.packs else 1 for name, objective in self.objectives.items()},
             self.args.world_size,
+            {name: objective.sources for name, objective in self.objectives.items()},
         )
 
     def planned_steps(self) -> int:

@@ -37,6 +37,7 @@ def test_the_keys_of_a_kind_are_the_fields_of_its_class() -> None:
             "weight",
             "sampling_weight",
             "batch_size",
+            "sources",
         }
         assert fields == set(KEYS_OF_KINDS[kind]) - {"prompt"}, kind
 

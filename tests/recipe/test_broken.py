@@ -216,7 +216,7 @@ WHOLE = [
            ":4: model.vlm: give either `vlm`, or `llm` and `tower`, not both"),
     broken("nothing-to-learn", "model: {vlm: a}\nobjectives: {}\n", ":2: objectives: should not be empty"),
     broken("no-rows", "model: {vlm: a}\nobjectives:\n  vqa:\n    weight: 2.0\n",
-           ":3: objectives.vqa.train: required, but missing (training rows)"),
+           ":3: objectives.vqa.train: required, but missing (training rows; a list mixes several sources)"),
     broken("billion-laughs", "a: &a [x, x, x, x, x, x, x, x]\n" + "".join(
            f"{name}: &{name} [{','.join(['*' + below] * 8)}]\n"
            for below, name in zip("abcdefg", "bcdefgh", strict=True)), ":1: more than 20,000 values"),

@@ -101,7 +101,10 @@ def test_a_new_objective(file: Path) -> None:
         ("lora={rnak: 8}", "lora.rnak: unknown key. Did you mean lora.rank?"),
         ("model.llm=123", "should be text, got 123; put it in quotes"),
         ("model=a", "should be a section of keys and values, got 'a'"),
-        ("objectives.new.kind=vqa", "objectives.new.train: required, but missing (training rows)"),
+        (
+            "objectives.new.kind=vqa",
+            "objectives.new.train: required, but missing (training rows; a list mixes several sources)",
+        ),
         ("stages.2.steps=3", "stages has 2 entries, and positions count from 0"),
         ("stages.-1.steps=3", "stages is a list: name an entry by its position, such as stages.0"),
         ("stages.align.steps=3", "stages is a list: name an entry by its position, such as stages.0"),

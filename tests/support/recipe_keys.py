@@ -246,6 +246,8 @@ ELSEWHERE = {
     "objectives.train.images": "tests/data/readers",
     "objectives.train.annotations": "tests/data/readers",
     "objectives.train.split": "tests/data/readers",
+    "objectives.train.weight": "tests/data/test_sources.py::test_each_source_gives_its_share",
+    "objectives.train.shuffle": "tests/data/test_sources.py::test_a_source_may_keep_its_order",
     "data.max_length": "tests/training/test_loop.py::test_data_keys",
     "data.rows": "tests/training/test_rows_on_disk.py::test_which_rows_stay_on_disk",
     "data.on_bad_image": "tests/training/test_loop.py::test_data_keys",
