@@ -10,6 +10,7 @@ import pytest
 
 from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
+from lockadapt.files import sha256_of
 from lockadapt.planning.check import check_recipe
 from lockadapt.recipe.read import load_recipe
 from lockadapt.recipe.schema import Recipe
@@ -17,7 +18,10 @@ from lockadapt.runs.record import read_record
 from lockadapt.training.loop import train
 from tests.support.interruption import QUIET, interrupted
 from tests.support.runs import values
-from tests.training.test_rows_on_disk import weights
+
+
+def weights(folder: Path) -> str:
+    return sha256_of(folder / "checkpoints" / "train" / "finished" / "trainable.safetensors")
 
 
 def made(tiny: Path, folder: Path, *overrides: str, **first: Any) -> Recipe:
