@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -307,9 +308,10 @@ class Dialogue:
         thought = CLOSED_THOUGHT.search(prompt)
         if "".join(before.split()) == "".join(prompt[: thought.start() if thought else None].split()):
             return prompt
+        asked, trained = (quote(_shown(text)[-40:]) for text in (prompt, before))
         raise DataError(
-            f"the generation prompt ends with {quote(prompt[-40:])}, but the template writes an answer "
-            f"behind {quote(before[-40:])}: what is trained would not be what is asked",
+            f"the generation prompt ends with {asked}, but the template writes an answer behind {trained}: "
+            "what is trained would not be what is asked",
             where=sample.where,
             fix="change the chat template so that its generation prompt begins a finished turn",
         )
@@ -438,6 +440,11 @@ def _spans(literals: Sequence[str], texts: Sequence[str]) -> tuple[Span, ...]:
 
 def _name(number: int) -> str:
     return str(number).join(MARKS)
+
+
+def _shown(text: str) -> str:
+    """A rendering as people read it: the names of texts are characters that no screen shows."""
+    return re.sub(r"\d+".join(MARKS), "…", text)
 
 
 def _hidden(sample: Sample, turn: Turn) -> DataError:

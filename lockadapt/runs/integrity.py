@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 from lockadapt.data.paths import PICKLE_SUFFIXES
 from lockadapt.errors import DataError, SafetyError, VerificationError
-from lockadapt.models.folder_digest import WHOLE, folder_digest
+from lockadapt.files import sha256_of
+from lockadapt.models.folder_digest import CONFIGS, WHOLE, folder_digest
 from lockadapt.models.sources import HUB_ID
 from lockadapt.runs.artifacts import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, PART_FILES, PROCESSOR
 from lockadapt.runs.record import RunRecord
@@ -44,9 +45,10 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
     """
     refuse_pickle_files(folder)
     config = check_files(folder, record, query_tokens)
-    for name, digest in artifact_digests(folder).items():
-        if record.artifacts is not None and record.artifacts.get(name) != digest:
-            raise VerificationError("is not what this run wrote", where=str(folder / name), fix=_AGAIN)
+    if record.artifacts is None:
+        artifact_digests(folder)  # finite and undamaged all the same
+    else:
+        _compare_digests(folder, record.artifacts)
     comparable = record.base_files is not None and record.base_files.startswith(WHOLE)
     base = base_digest(folder, record.base) if comparable else None
     if base is not None and base != record.base_files:
@@ -56,6 +58,18 @@ def check_run(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str
             fix=_BASE_AGAIN,
         )
     return config
+
+
+def _compare_digests(folder: Path, recorded: Mapping[str, str]) -> None:
+    digests = artifact_digests(folder)
+    if not any(name.startswith(f"{PROCESSOR}/") for name in recorded):
+        # A run of before processors were digested.
+        digests = {name: digest for name, digest in digests.items() if not name.startswith(f"{PROCESSOR}/")}
+    for name in (*digests, *recorded):
+        if name not in digests:
+            raise VerificationError("is missing", where=str(folder / name), fix=_AGAIN)
+        if recorded.get(name) != digests[name]:
+            raise VerificationError("is not what this run wrote", where=str(folder / name), fix=_AGAIN)
 
 
 def check_files(folder: Path, record: RunRecord, query_tokens: int) -> Mapping[str, Any] | None:
@@ -106,7 +120,9 @@ def refuse_pickle_files(folder: Path) -> None:
 
 
 def artifact_digests(folder: Path) -> dict[str, str]:
-    """Digests all that training left to be loaded: tensors by key, dtype, shape and bytes; adapter settings.
+    """Digests all that training left to be loaded.
+
+    Tensors by key, dtype, shape and bytes; the adapter's settings; the processor's files by their bytes.
 
     Args:
         folder: of the run.
@@ -126,6 +142,9 @@ def artifact_digests(folder: Path) -> dict[str, str]:
     for name in (f"{ADAPTER}/{ADAPTER_WEIGHTS}", *PART_FILES.values()):
         if (folder / name).is_file():
             digests[name] = _tensors_digest(folder / name)
+    for name in CONFIGS:
+        if (file := folder / PROCESSOR / name).is_file():
+            digests[f"{PROCESSOR}/{name}"] = sha256_of(file)
     return digests
 
 

@@ -28,6 +28,10 @@ from tests.support.runs import values
 QUIET = Reporter(quiet=True)
 ADAPTER = "adapter/adapter_model.safetensors"
 CONFIG = "adapter/adapter_config.json"
+PROCESSOR = {
+    f"processor/{name}"
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja")
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def nudge(tensors: dict[str, torch.Tensor]) -> None:
 
 def test_what_was_trained_is_recorded_and_opens(runs: tuple[Path, Path]) -> None:
     records = [open_run(run).record for run in runs]
-    assert set(records[0].artifacts or ()) == {ADAPTER, CONFIG, "projector.safetensors"}
+    assert set(records[0].artifacts or ()) == {ADAPTER, CONFIG, "projector.safetensors", *PROCESSOR}
     assert records[0].artifacts != records[1].artifacts
     assert records[0].base_files == folder_digest(runs[0] / "base")
 
@@ -103,6 +107,24 @@ def test_the_files_of_another_run_are_not_the_run(file: str, runs: tuple[Path, P
     shutil.copyfile(runs[1] / file, run / file)
     with pytest.raises(VerificationError, match="not what this run wrote"):
         open_run(run)
+
+
+@pytest.mark.parametrize("file", sorted(PROCESSOR))
+def test_another_processor_is_not_the_runs(file: str, run: Path) -> None:
+    """Red before: clients of the folder read questions otherwise than the run was trained."""
+    written = (run / file).read_text()
+    (run / file).write_text(written + " ")
+    with pytest.raises(VerificationError, match="not what this run wrote") as error:
+        open_run(run)
+    assert error.value.where == str(run / file)
+    (run / file).unlink()
+    with pytest.raises(VerificationError, match="is missing"):
+        open_run(run)
+    # What ran before processors were digested is opened as it was.
+    record = json.loads((run / "run.json").read_text())
+    record["artifacts"] = {n: d for n, d in record["artifacts"].items() if n not in PROCESSOR}
+    (run / "run.json").write_text(json.dumps(record))
+    open_run(run)
 
 
 def test_another_alpha_is_not_the_run_but_a_moved_base_is(run: Path) -> None:

@@ -52,6 +52,10 @@ def test_a_generation_prompt_that_begins_no_finished_turn_is_refused() -> None:
     with pytest.raises(DataError, match="what is trained would not be what is asked") as error:
         encoder.encode([one_question()])
     assert error.value.where == "rows:1"
+    # Red before: the private-use characters that stand for a row's texts were printed.
+    assert "user: <image>…</s>Answer now: '" in error.value.message
+    assert not any("\ue000" <= c <= "\uf8ff" for c in str(error.value))
+    assert "ue000" not in str(error.value)
 
 
 @pytest.mark.parametrize("field", ["question", "answer"])
