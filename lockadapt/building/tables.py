@@ -9,8 +9,11 @@ from lockadapt.building.experiment import Experiment
 from lockadapt.building.samples import told_source
 from lockadapt.data.bad_rows import Allowed
 from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
+from lockadapt.data.readers.shards import shard_rules
+from lockadapt.data.shards import KINDS as SHARDS
 from lockadapt.data.spool import NoWholeFiles, open_spool
 from lockadapt.data.stored import JoinedRows, StoredRows
+from lockadapt.data.stream import StreamRows
 from lockadapt.data.table import RowFile, Table, TableFile, has_more_lines, may_stay_on_disk
 from lockadapt.errors import DiskError, RecipeError
 
@@ -45,20 +48,27 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
     tables: dict[str, StoredRows] = {}
     if experiment.data.rows == "memory":
         return tables
+    streamed = [name for name in experiment.objectives if _is_streamed(experiment, name)]
+    if streamed and experiment.data.features in ("memory", "disk"):
+        raise RecipeError(
+            f"{streamed[0]} streams its images, of which nothing is kept",
+            where=f"data.features: {experiment.data.features}",
+            fix="use none or auto, or data.rows: memory",
+        )
     cache = experiment.features.cache.expanduser() / INDEXES
     for name in experiment.objectives:
         try:
             parts = _parts(experiment, name, cache, note)
         except _InMemoryError as reason:
-            if experiment.data.rows == "disk":
+            if experiment.data.rows == "disk" or name in streamed:
                 raise RecipeError(
                     f"the rows of {name} cannot stay on disk: {reason}",
                     where="data.rows",
-                    fix="use memory or auto",
+                    fix="use memory" if name in streamed else "use memory or auto",
                 ) from reason
             continue
         except DiskError as error:
-            if experiment.data.rows == "disk":
+            if experiment.data.rows == "disk" or name in streamed:
                 raise
             if note is not None:
                 why = f"{error.message} ({error.where})"
@@ -77,15 +87,30 @@ def _parts(
         raise _InMemoryError("something is computed of all of them before step 1")
     sections = experiment.recipe.objectives[name].sources("train")
     told = [told_source(experiment.recipe, name, "train", note, n) for n in range(len(sections))]
-    few = 0 if experiment.data.rows == "disk" else IN_MEMORY // len(sections)
+    seed = experiment.training.seed
+    disk = experiment.data.rows == "disk" or _is_streamed(experiment, name)
+    few = 0 if disk else IN_MEMORY // len(sections)
+    if any(section.format in SHARDS for section in sections):
+        return [
+            StreamRows(
+                SHARDS[s.format](str(source.path), source.limit, cache), source, shard_rules(source), seed
+            )
+            if s.format in SHARDS
+            else Table(_surely(s.format, source, cache), cache, seed)
+            for s, source in zip(sections, told, strict=True)
+        ]
     files = [_file(s.format, source, few, cache) for s, source in zip(sections, told, strict=True)]
     if not any(files):
         return []
-    seed = experiment.training.seed
     return [
         Table(file or _surely(section.format, source, cache), cache, seed)
         for section, source, file in zip(sections, told, files, strict=True)
     ]
+
+
+def _is_streamed(experiment: Experiment, name: str) -> bool:
+    """Whether a source of an objective is shards with images."""
+    return any(section.format in SHARDS for section in experiment.recipe.objectives[name].sources("train"))
 
 
 def _surely(format: str, source: Source, cache: Path) -> TableFile:

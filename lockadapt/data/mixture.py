@@ -79,6 +79,7 @@ class Draws:
         max_samples_per_image: the most rows about the same images that follow each other, by objective; 1
             draws every row by itself.
         sources: how the sources of an objective are drawn, by objective; none: there is one, in random order.
+        workers: that read rows, in each process; each takes the rows of one lane (see `StreamRows.drawn`).
     """
 
     sampling_weights: Mapping[str, float]
@@ -88,6 +89,7 @@ class Draws:
     max_samples_per_image: Mapping[str, int]
     processes: int = 1
     sources: Mapping[str, Sequence[SourceDraw]] = field(default_factory=dict)
+    workers: int = 0
 
 
 class MixtureSampler(Sampler[list[int]]):
@@ -117,13 +119,14 @@ class MixtureSampler(Sampler[list[int]]):
         share = {name: self.draws.sampling_weights[name] / total for name in names}
         credit = dict.fromkeys(names, 0.0)
         streams = {name: self._rows(name, number) for number, name in enumerate(names)}
-        for _ in range(self.draws.batches // self.draws.processes):
+        for number in range(self.draws.batches // self.draws.processes):
+            lane = number % max(self.draws.workers, 1)
             for name in names:
                 credit[name] += share[name]
             chosen = max(names, key=lambda name: credit[name])
             credit[chosen] -= 1.0
             for _ in range(self.draws.processes):
-                yield [streams[chosen](0) for _ in range(self.draws.sizes[chosen])]
+                yield [streams[chosen](lane) for _ in range(self.draws.sizes[chosen])]
 
     def _rows(self, name: str, number: int) -> NextRow:
         """What gives the rows of an objective, those of its sources mixed."""

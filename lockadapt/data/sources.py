@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 NextRow = Callable[[int], int]
-"""Gives the next row of a source for a lane; see `lockadapt.data.mixture.Draws`."""
+"""Gives the next row of a source for a lane; see `lockadapt.data.stream.StreamRows.drawn`."""
 
 
 @dataclass(frozen=True)

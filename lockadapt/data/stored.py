@@ -33,6 +33,11 @@ class StoredRows(Sequence[Sample], ABC):
         self.bad_images = keys
 
     @property
+    def listable(self) -> bool:
+        """Whether its images can be gone through before step 1."""
+        return all(part.listable for part in self.parts) if len(self.parts) > 1 else True
+
+    @property
     @abstractmethod
     def images(self) -> int:
         """How many images rows show, as far as that is known without reading them."""

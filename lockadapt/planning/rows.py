@@ -137,6 +137,8 @@ def shortened(items: list[Encoded], limit: int) -> list[Encoded]:
 
 
 def _is_here(source: SourceSection) -> bool:
+    if source.format in ("parquet", "webdataset") and any(mark in source.path for mark in "*?[{"):
+        return True
     paths = [source.path, *([source.annotations] if source.annotations else [])]
     return all(Path(path).expanduser().exists() for path in paths)
 

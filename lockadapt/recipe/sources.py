@@ -32,9 +32,22 @@ class SourceSection(Section):
     """A set of rows and the images they refer to."""
 
     format: Literal[
-        "jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "llava-rlhf", "datasets"
+        "jsonl",
+        "csv",
+        "imagefolder",
+        "llava",
+        "coco",
+        "vqa-v2",
+        "refcoco",
+        "llava-rlhf",
+        "datasets",
+        "parquet",
+        "webdataset",
     ] = Field(description="file format of the rows")
-    path: Text = Field(description="file or folder (for `datasets`: folder or Hub id)")
+    path: Text = Field(
+        description="file or folder (for `datasets`: folder or Hub id; for `parquet` and `webdataset` also a "
+        "pattern or an fsspec URL)"
+    )
     images: Text | None = Field(
         default=None, description="folder to which image names are relative; default: the folder of `path`"
     )

@@ -29,6 +29,8 @@ def lists_images(experiment: Experiment, tables: Mapping[str, StoredRows]) -> bo
     """Whether all images of rows on disk are gone through before step 1, as features are kept of them."""
     choice = experiment.features.choice
     images = sum(table.images for table in tables.values())
+    if not all(table.listable for table in tables.values()):
+        return False
     return choice in ("memory", "disk") or (choice == "auto" and images <= LISTED)
 
 

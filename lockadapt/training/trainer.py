@@ -254,6 +254,7 @@ class GroundingTrainer(Trainer):
             {name: most if objective.packs else 1 for name, objective in self.objectives.items()},
             self.args.world_size,
             {name: objective.sources for name, objective in self.objectives.items()},
+            self.args.dataloader_num_workers,
         )
 
     def planned_steps(self) -> int:

@@ -6,7 +6,18 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 
-from lockadapt.data.readers import coco, csv, hub, imagefolder, jsonl, llava, llava_rlhf, refcoco, vqa_v2
+from lockadapt.data.readers import (
+    coco,
+    csv,
+    hub,
+    imagefolder,
+    jsonl,
+    llava,
+    llava_rlhf,
+    refcoco,
+    shards,
+    vqa_v2,
+)
 from lockadapt.data.readers.columns import RowRules
 from lockadapt.data.readers.source import Source, did_you_mean
 from lockadapt.data.sample import Sample
@@ -24,6 +35,8 @@ READERS: dict[str, Callable[[Source], Iterator[Sample]]] = {
     "refcoco": refcoco.read,
     "llava-rlhf": llava_rlhf.read,
     "datasets": hub.read,
+    "parquet": shards.read_parquet,
+    "webdataset": shards.read_tars,
 }
 
 

@@ -1,0 +1,145 @@
+"""Shards: the rows that were written, window by window, each once an epoch; nothing else is opened."""
+
+from __future__ import annotations
+
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from lockadapt.data import stream
+from lockadapt.data.readers import Source, read_samples
+from lockadapt.data.readers.shards import shard_rules
+from lockadapt.data.shards import KINDS, named_files
+from lockadapt.data.sources import SourceDraw
+from lockadapt.data.stream import StreamRows
+from lockadapt.errors import DataError, LockadaptError, SafetyError
+from tests.support.shards import add, png, row, write, write_parquet, write_tars
+
+FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
+
+
+def rows_of(format: str, path: Path | str, limit: int | None = None, cache: Path | None = None) -> StreamRows:
+    source = Source(str(path), "vqa", limit=limit)
+    return StreamRows(KINDS[format](str(path), limit, cache), source, shard_rules(source))
+
+
+@FORMATS
+def test_the_rows_are_those_that_were_written(format: str, tmp_path: Path) -> None:
+    folder = write(format, tmp_path / "shards", 21)
+    rows = rows_of(format, folder, 19, tmp_path / "cache")
+    assert len(rows) == 19
+    for number, sample in enumerate(rows):
+        assert [turn.text for turn in sample.turns] == list(row(number).values())
+        assert [image.data for image in sample.images] == [png(number)]
+    assert list(rows) == read_samples(format, Source(str(folder), "vqa", limit=19))
+    assert sorted(rows.few, key=str) == sorted(rows, key=str)
+    assert rows.where(9).endswith("[1]")
+    again = rows_of(format, folder, 19, tmp_path / "cache")  # from the index that was kept
+    assert again[:] == rows[:]
+    assert again.identity == rows.identity != rows_of(format, folder).identity
+    assert len(rows_of(format, folder, None, tmp_path / "cache")) == 21
+
+
+@FORMATS
+def test_every_row_once_an_epoch_for_any_lanes(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WINDOW_ROWS", 8)
+    rows = rows_of(format, write(format, tmp_path / "shards", 40))
+    one = rows.drawn(SourceDraw(), 1, 3)
+    order = [one(0) for _ in range(80)]
+    assert sorted(order[:40]) == sorted(order[40:]) == list(range(40)) != order[:40] != order[40:]
+    # Rows of a window follow each other: of few blocks, in random order.
+    windows = [order[start : start + 8] for start in range(0, 40, 8)]
+    blocks = [{rows.shards.block_of(number) for number in window} for window in windows]
+    assert sum(map(len, blocks)) == len(rows.shards.begins) - 1
+    assert any(window != sorted(window) for window in windows)
+    again, other = rows.drawn(SourceDraw(), 1, 3), rows.drawn(SourceDraw(), 1, 4)
+    assert [again(0) for _ in range(80)] == order != [other(0) for _ in range(80)]
+    # Lanes take windows in turn, so that each row is still seen once.
+    lanes = rows.drawn(SourceDraw(), 1, 3)
+    dealt = [(number // 2 % 2, lanes(number // 2 % 2)) for number in range(32)]
+    assert max(Counter(number for _, number in dealt).values()) == 1
+    assert [number for lane, number in dealt if lane == 0][:8] == order[:8]
+    kept = rows.drawn(SourceDraw(shuffle=False), 1, 3)
+    assert [kept(0) for _ in range(41)] == [*range(40), 0]
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_fsspec_reads_what_a_user_names(format: str, tmp_path: Path) -> None:
+    folder = write(format, tmp_path / "shards", 20)
+    memory = fsspec.filesystem("memory")
+    for file in folder.iterdir():
+        memory.pipe(f"/{format}/{file.name}", file.read_bytes())
+    local, remote = rows_of(format, folder), rows_of(format, f"memory://{format}")
+    assert remote[:] == local[:]
+    assert remote.identity == local.identity
+    memory.pipe(f"/{format}/{sorted(folder.iterdir())[0].name}", b"other")
+    with pytest.raises(DataError, match="changed since the run began"):
+        remote.shards._refuse_changed(0)
+    memory.rm(f"/{format}", recursive=True)
+
+
+def test_names_of_shards(tmp_path: Path) -> None:
+    folder = write_tars(tmp_path / "shards", 20)
+    all_of_it = named_files(str(folder), (".tar",))
+    assert [Path(name).name for name in all_of_it] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert named_files(f"{folder}/*.tar", (".tar",)) == all_of_it
+    assert named_files(f"{folder}/{{00000..00002}}.tar", (".tar",)) == all_of_it
+    (tmp_path / "none").mkdir()
+    refused = {
+        str(tmp_path / "none"): DataError,
+        "reference://a": SafetyError,
+        "simplecache::http://a": SafetyError,
+        f"{folder}/{{2..1}}.tar": DataError,
+    }
+    for name, error in refused.items():
+        with pytest.raises(error):
+            named_files(name, (".tar",))
+
+
+def test_only_plain_members_of_a_tar_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w") as archive:
+        link = tarfile.TarInfo("1.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+        add(archive, "../2.png", png(2))
+        add(archive, "../2.json", b'{"question": "q", "answer": "a"}')
+        add(archive, "../2.pyd", b"\x80\x04.")
+        add(archive, "3.json", b"[1]")
+    rows = rows_of("webdataset", file)
+    assert rows[0].images[0].data == png(2)
+    assert len(rows) == 2
+    with pytest.raises(DataError, match="no object"):
+        rows[1]
+
+
+@FORMATS
+def test_what_cannot_be_read_is_a_typed_error(format: str, tmp_path: Path) -> None:
+    suffix = {"parquet": "parquet", "webdataset": "tar"}[format]
+    for name, data in (("empty", b""), ("text", b"no such thing"), ("cut", b"PAR1" + b"\0" * 600)):
+        file = tmp_path / f"{name}.{suffix}"
+        file.write_bytes(data)
+        with pytest.raises(LockadaptError):
+            rows_of(format, file)
+    with pytest.raises(DataError, match="no such file"):
+        rows_of(format, tmp_path / f"gone.{suffix}")
+    folder = write(format, tmp_path / "shards", 9)
+    rows = rows_of(format, folder)
+    whole = sorted(folder.iterdir())[0]
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(DataError, match="changed"):
+        rows[0]
+
+
+def test_huge_blocks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockadapt.data.shards.LARGEST_BLOCK", 100)
+    monkeypatch.setattr("lockadapt.data.shards.LARGEST_RECORD", 100)
+    with pytest.raises(SafetyError, match="row group 0"):
+        rows_of("parquet", write_parquet(tmp_path / "parquet", 9))
+    with pytest.raises(DataError, match="the record has"):
+        rows_of("webdataset", write_tars(tmp_path / "tars", 9))[0]
