@@ -1,6 +1,6 @@
 """Time until the first optimiser step of a run, and its memory, by the number of rows and images.
 
-    python benchmarks/startup.py --rows 600000 --images 100000 [--steps 200] [--json]
+    python benchmarks/startup.py --rows 600000 --images 100000 [--steps 200] [--format table] [--json]
 
 Synthetic rows about drawn scenes, whose files are hard links of a few; the quickstart's models, assembled
 before. A process of its own with one thread trains twice from the same files: cold, where nothing was kept
@@ -12,16 +12,20 @@ Resident memory is the anonymous part.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from transformers import TrainerCallback
 
@@ -30,6 +34,9 @@ from lockadapt.quickstart.scenes import make_dataset
 from lockadapt.quickstart.tour import ASSETS
 from lockadapt.recipe.read import load_recipe
 from lockadapt.training.loop import train
+
+PER_SHARD = 10_000
+"""Rows of a parquet file or tar."""
 
 SCENES = 64
 """Pictures that are drawn; all others are hard links of them."""
@@ -41,7 +48,7 @@ class Startup:
 
     Attributes:
         rows, images: how many.
-        format: of the rows: `table`, JSON lines whose images are files.
+        format: of the rows: `table`, JSON lines whose images are files; `parquet`, `tar`: shards with images.
         cold_seconds, warm_seconds: wall time to the end of the first optimiser step.
         cold_cpu_seconds, warm_cpu_seconds: the same of all threads and children.
         rss_mib: anonymous resident memory after the first step of the warm run.
@@ -86,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--images", type=int, default=2_000)
     parser.add_argument("--steps", type=int, default=200, help="of the warm run")
-    parser.add_argument("--format", choices=("table",), default="table")
+    parser.add_argument("--format", choices=("table", "parquet", "tar"), default="table")
     parser.add_argument("--folder", type=Path, help="where files are written; default: a temporary folder")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--run", nargs=2, metavar=("RECIPE", "BEGAN"), help=argparse.SUPPRESS)
@@ -95,14 +102,14 @@ def main() -> None:
         print(json.dumps(watched(Path(given.run[0]), float(given.run[1]))))
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-        result = measure(given.rows, given.images, given.steps, Path(folder))
+        result = measure(given.rows, given.images, given.steps, Path(folder), given.format)
     if given.json:
         print(json.dumps(asdict(result)))
     else:
         print(result)
 
 
-def measure(rows: int, images: int, steps: int, folder: Path) -> Startup:
+def measure(rows: int, images: int, steps: int, folder: Path, format: str = "table") -> Startup:
     """Writes rows and images, and trains on them twice.
 
     Args:
@@ -110,20 +117,24 @@ def measure(rows: int, images: int, steps: int, folder: Path) -> Startup:
         images: how many files.
         steps: of the second run; the first takes one.
         folder: is filled.
+        format: of the rows.
 
     Returns:
         What was measured.
     """
-    write_rows(folder, rows, images)
+    if format == "table":
+        write_rows(folder, rows, images)
+    else:
+        write_shards(folder, rows, images, format)
     base = folder / "base"
     command = ("assemble", "--llm", ASSETS / "llm", "--tower", ASSETS / "tower", "--output", base)
     call(sys.executable, "-m", "lockadapt", *map(str, command), "--feature-layer", "-1")
-    cold = started(recipe(folder, "cold", 1))
-    warm = started(recipe(folder, "warm", steps))
+    cold = started(recipe(folder, "cold", 1, format))
+    warm = started(recipe(folder, "warm", steps, format))
     return Startup(
         rows,
         images,
-        "table",
+        format,
         round(cold["seconds"], 1),
         round(warm["seconds"], 1),
         round(cold["cpu"], 1),
@@ -147,19 +158,44 @@ def write_rows(folder: Path, rows: int, images: int) -> None:
             file.write(json.dumps({**scenes[number % len(scenes)], "image": name_of(number)}) + "\n")
 
 
+def write_shards(folder: Path, rows: int, images: int, format: str) -> None:
+    """Writes shards of `PER_SHARD` rows, each with the bytes of its image."""
+    make_dataset(folder / "scenes", train=SCENES, test=1)
+    scenes = [json.loads(line) for line in (folder / "scenes" / "train.jsonl").read_text().splitlines()]
+    data = [(folder / "scenes" / scene.pop("image")).read_bytes() for scene in scenes]
+    (folder / "shards").mkdir()
+    for start in range(0, rows, PER_SHARD):
+        numbers = range(start, min(rows, start + PER_SHARD))
+        shown = [(row, row * images // rows % len(scenes)) for row in numbers]
+        file = folder / "shards" / f"{start // PER_SHARD:06d}"
+        if format == "parquet":
+            held = [{"image": {"bytes": data[scene], "path": None}, **scenes[scene]} for _, scene in shown]
+            pq.write_table(pa.Table.from_pylist(held), file.with_suffix(".parquet"), row_group_size=1000)
+            continue
+        with tarfile.open(file.with_suffix(".tar"), "w") as archive:
+            for row, scene in shown:
+                for kind, content in (("png", data[scene]), ("json", json.dumps(scenes[scene]).encode())):
+                    member = tarfile.TarInfo(f"{row:09d}.{kind}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
 def name_of(number: int) -> str:
     """The file of an image."""
     return f"{number // 1000:04d}/{number:08d}.png"
 
 
-def recipe(folder: Path, name: str, steps: int) -> Path:
+def recipe(folder: Path, name: str, steps: int, format: str = "table") -> Path:
     """Writes the recipe of a run."""
     source = {"format": "jsonl", "path": str(folder / "rows.jsonl"), "images": str(folder / "images")}
+    if format != "table":
+        kind = {"parquet": "parquet", "tar": "webdataset"}[format]
+        source = {"format": kind, "path": str(folder / "shards")}
     values = {
         "model": {"vlm": str(folder / "base"), "dtype": "float32"},
         "lora": {"rank": 4},
         "objectives": {"vqa": {"train": source}},
-        "data": {"features": "none"},
+        "data": {"features": "none", "cache": str(folder / "cache")},
         "training": {"steps": steps, "batch_size": 16, "log_every": max(1, steps // 2)},
         "output": str(folder / name),
     }

@@ -24,6 +24,18 @@ def test_rows_name_every_image_once_or_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize("format", ["parquet", "tar"])
+def test_shards_hold_rows_and_images(format: str, tmp_path: Path) -> None:
+    from startup import write_shards
+
+    write_shards(tmp_path, 30, 10, format)
+    kind = {"tar": "webdataset"}.get(format, format)
+    samples = read_samples(kind, Source(tmp_path / "shards", "vqa"))
+    assert len(samples) == 30
+    assert len({sample.images[0].key for sample in samples}) == 10
+
+
+@pytest.mark.usefixtures("scripts")
 def test_the_summary_has_the_keys_of_the_contract() -> None:
     from startup import Startup
 

@@ -10,6 +10,10 @@ import fsspec
 import pytest
 
 from lockadapt.data import stream
+from lockadapt.data.bad_rows import Allowed, BadRowLog
+from lockadapt.data.drawn import DrawnRows
+from lockadapt.data.encode import EncodeReport
+from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler
 from lockadapt.data.readers import Source, read_samples
 from lockadapt.data.readers.shards import shard_rules
 from lockadapt.data.shards import KINDS, named_files
@@ -68,7 +72,29 @@ def test_every_row_once_an_epoch_for_any_lanes(
     assert [kept(0) for _ in range(41)] == [*range(40), 0]
 
 
-@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_steps_keep_their_rows_on_any_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WINDOW_ROWS", 8)
+    rows = rows_of("parquet", write_parquet(tmp_path / "shards", 40))
+    drawn = DrawnRows(rows, lambda samples: EncodeReport(), BadRowLog("vqa", 40, Allowed()))
+    steps = {}
+    for processes in (1, 2, 4):
+        most, size = {"vqa": 1}, {"vqa": 4 // processes}
+        draws = Draws({"vqa": 1.0}, size, 12 * processes, 0, most, processes, workers=2)
+        batches = list(MixtureSampler(MixedDataset({"vqa": drawn}), draws))
+        steps[processes] = [
+            [row for batch in batches[start : start + processes] for row in batch]
+            for start in range(0, len(batches), processes)
+        ]
+    assert steps[1] == steps[2] == steps[4]
+    # Workers read windows of their own.
+    assert not {row for step in steps[1][0:4:2] for row in step} & {
+        r for step in steps[1][1:4:2] for r in step
+    }
+
+
+@FORMATS
 def test_fsspec_reads_what_a_user_names(format: str, tmp_path: Path) -> None:
     folder = write(format, tmp_path / "shards", 20)
     memory = fsspec.filesystem("memory")

@@ -60,9 +60,9 @@ stages:
         "x.yaml:7: lora.rank: given twice (first on line 6)",
         "x.yaml:8: lora: the key 5 is not text; put it in quotes",
         "x.yaml:11: objectives.vqa.train.path: required, but missing (file or folder (for `datasets`: folder or "
-        "Hub id))",
+        "Hub id; for `parquet` and `webdataset` also a pattern or an fsspec URL))",
         "x.yaml:11: objectives.vqa.train.format: should be one of jsonl, csv, imagefolder, llava, coco, vqa-v2, "
-        "refcoco, llava-rlhf, datasets, got 'jsnol'. Did you mean jsonl?",
+        "refcoco, llava-rlhf, datasets, parquet, webdataset, got 'jsnol'. Did you mean jsonl?",
         "x.yaml:15: training.seed: the tag !secret is not allowed: a recipe holds plain values only",
         "x.yaml:19: stages.0.learning_rate: applies to lora, which this stage does not train; for the projector, set "
         "`projector_learning_rate`",
