@@ -382,14 +382,14 @@ def named_files(path: str, suffixes: tuple[str, ...]) -> tuple[str, ...]:
             )
         system, plain = filesystem(path)
         if any(mark in plain for mark in "*?["):
-            found = sorted(system.glob(plain))
+            names = sorted(system.glob(plain))
         elif system.isdir(plain):
-            found = sorted(file for file in system.find(plain) if file.lower().endswith(suffixes))
+            names = sorted(file for file in system.find(plain) if file.lower().endswith(suffixes))
         else:
             return (system.unstrip_protocol(plain),)
-    if not found:
+    if not names:
         raise DataError(f"there is no {' or '.join(suffixes)} file in it", where=path, fix="correct `path`")
-    return tuple(system.unstrip_protocol(file) for file in found)
+    return tuple(system.unstrip_protocol(file) for file in names)
 
 
 def filesystem(url: str) -> tuple[Any, str]:

@@ -53,8 +53,8 @@ def test_every_row_once_an_epoch_for_any_lanes(
 ) -> None:
     monkeypatch.setattr(stream, "WINDOW_ROWS", 8)
     rows = rows_of(format, write(format, tmp_path / "shards", 40))
-    one = rows.drawn(SourceDraw(), 1, 3)
-    order = [one(0) for _ in range(80)]
+    only_lane = rows.drawn(SourceDraw(), 1, 3)
+    order = [only_lane(0) for _ in range(80)]
     assert sorted(order[:40]) == sorted(order[40:]) == list(range(40)) != order[:40] != order[40:]
     # Rows of a window follow each other: of few blocks, in random order.
     windows = [order[start : start + 8] for start in range(0, 40, 8)]
