@@ -15,6 +15,7 @@ from lockadapt.building.objectives import build_objectives, embedding_dimension
 from lockadapt.building.samples import build_samples, source_rows
 from lockadapt.building.stages import Stage, build_stages
 from lockadapt.data.sample import Sample
+from lockadapt.errors import RecipeError
 from lockadapt.features.policy import DEFAULT_CACHE, FeatureSettings
 from lockadapt.objectives import Objective
 from lockadapt.recipe.models import LoraSection, ModelSection
@@ -26,6 +27,10 @@ from lockadapt.recipe.schema import (
     TrainingSection,
 )
 from lockadapt.tuning.adapters import LoraSettings
+
+
+_ONLY_TRAINING = ("model", "lora", "training", "stages", "output")
+"""Sections of a recipe that say how a model is made, not how it is used."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +173,17 @@ def read_experiment(
         The experiment, its objectives made and checked.
 
     Raises:
-        RecipeError: the recipe is wrong.
+        RecipeError: the recipe is wrong, or an override is of a section that only training reads.
         DataError: as `build_experiment`.
     """
+    # A file may need them to be a whole recipe.
+    for override in overrides if file is None else ():
+        if (section := override.split("=")[0].split(".")[0].strip()) in _ONLY_TRAINING:
+            raise RecipeError(
+                f"{section} was settled when the model was trained, and changes nothing here",
+                where=f"--set {override}",
+                fix="override keys of data, evaluation or objectives, or train again",
+            )
     values = None if file is not None or trained is None else trained.recipe.model_dump(mode="json")
     loaded = load_recipe(file, overrides, values)
     for notice in loaded.notices:

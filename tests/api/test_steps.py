@@ -56,6 +56,9 @@ def test_a_run_is_evaluated_by_its_folder_or_as_it_is_loaded(
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == by_folder.scores["vqa"]["n"] == 8
     fewer = lockadapt.evaluate(loaded, overrides=["evaluation.samples=3"], quiet=True)
     assert fewer.scores["vqa"]["n"] == 3
+    for override in ("model.llm=other", "lora.rank=2", "training.steps=9"):
+        with pytest.raises(RecipeError, match="changes nothing here"):
+            lockadapt.evaluate(loaded, overrides=[override], quiet=True)
     printed = command("eval", run.output, "--json").stdout
     assert printed == json.dumps(by_folder.to_json()) + "\n"
 
