@@ -28,7 +28,6 @@ from lockadapt.recipe.schema import (
 )
 from lockadapt.tuning.adapters import LoraSettings
 
-
 _ONLY_TRAINING = ("model", "lora", "training", "stages", "output")
 """Sections of a recipe that say how a model is made, not how it is used."""
 

@@ -7,7 +7,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import overload
+from typing import NoReturn, overload
 
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.sources import NextRow, SourceDraw
@@ -169,7 +169,7 @@ class JoinedRows(StoredRows):
         """Of all sources."""
         return itertools.chain.from_iterable(part.one_of_each() for part in self._parts)
 
-    def drawn(self, draw: SourceDraw, longest: int, seed: int) -> NextRow:
+    def drawn(self, draw: SourceDraw, longest: int, seed: int) -> NoReturn:
         """Not of all at once: each of `parts` has an order of its own.
 
         Args:
