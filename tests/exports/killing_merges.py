@@ -38,7 +38,10 @@ def main(run: Path, scratch: Path, kills: int, cold: bool) -> None:
     assert {"model.safetensors", "merge.json", "lockadapt.json", "README.md"} <= wanted.keys()
     chance, outcomes = random.Random(0), {"absent": 0, "complete": 0, "abandoned": 0}
     target = scratch / "killed"
-    for _ in range(kills):
+    # Short merges may all be killed outside the writing, so it goes on until one was killed within.
+    while (done := outcomes["absent"] + outcomes["complete"]) < kills or (
+        not outcomes["abandoned"] and done < 20 * kills
+    ):
         child = merge(run, target, cold)
         # The moment of the signal is what is tried out, so it is drawn, over the whole merge and a little more.
         time.sleep(chance.uniform(0, seconds * 1.1))

@@ -18,6 +18,7 @@ KEYS = [
     *("version", "command", "versions", "seed", "base", "llm", "tower", "dtype", "quantization", "blind"),
     *(
         "sources",
+        "rows",
         "stages",
         "base_identity",
         "base_fingerprint",

@@ -404,7 +404,8 @@ def test_vqa_v2_needs_a_split(tmp_path: Path) -> None:
 
 def test_all_formats_are_listed() -> None:
     assert list(READERS) == [
-        *("jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "llava-rlhf", "datasets")
+        *("jsonl", "csv", "imagefolder", "llava", "coco", "vqa-v2", "refcoco", "llava-rlhf", "datasets"),
+        *("parquet", "webdataset"),
     ]
 
 
