@@ -27,7 +27,7 @@ TEXT_QUESTION = "What is the capital of France?"
 
 
 def real_tour(
-    output: Path, reporter: Reporter, overrides: tuple[str, ...] = (), scenes: tuple[int, int] = (480, 60)
+    output: Path, reporter: Reporter, overrides: tuple[str, ...] = (), scenes: tuple[int, int] = (480, 40)
 ) -> dict[str, Any]:
     """Run the quickstart with SmolLM2-135M-Instruct; write data, run, merged model and `unseen.png`.
 
@@ -92,10 +92,10 @@ def real_recipe(data: Path, llm: str, output: Path) -> dict[str, Any]:
         "objectives": {"vqa": {**rows, "max_new_tokens": 6}},
         "data": {"max_samples_per_image": PER_IMAGE},
         "training": {
-            "steps": 60,
-            "batch_size": 20,
-            "learning_rate": 1e-3,
-            "projector_learning_rate": 3e-3,
+            "steps": 90,
+            "batch_size": 10,
+            "learning_rate": 1.5e-3,
+            "projector_learning_rate": 1e-2,
             "warmup": 0.05,
             "log_every": 10,
         },
