@@ -11,7 +11,7 @@ from typing import NoReturn, overload
 
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.data.sources import NextRow, SourceDraw
-from lockadapt.errors import RecipeError
+from lockadapt.errors import DataError, RecipeError
 
 
 class StoredRows(Sequence[Sample], ABC):
@@ -22,6 +22,41 @@ class StoredRows(Sequence[Sample], ABC):
     """
 
     bad_images: frozenset[str] = frozenset()
+
+    @overload
+    def __getitem__(self, row: int) -> Sample: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Sample]: ...
+    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
+        """Reads one sample, or those of a slice.
+
+        Args:
+            row: its number, or a slice.
+
+        Returns:
+            The sample, or those of a slice.
+
+        Raises:
+            DataError: the row cannot be used, or holds several samples.
+            SafetyError: it names a file that it may not.
+        """
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row %= len(self)
+        samples = self._samples(row)
+        if len(samples) != 1:
+            raise DataError(
+                f"the row holds {len(samples)} samples",
+                where=self.where(row),
+                fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
+            )
+        return samples[0]
+
+    @abstractmethod
+    def _samples(self, row: int) -> list[Sample]:
+        """What a row holds; `row` is its number from 0."""
 
     @property
     def parts(self) -> tuple[StoredRows, ...]:
@@ -110,18 +145,9 @@ class JoinedRows(StoredRows):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    @overload
-    def __getitem__(self, row: int) -> Sample: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Sample]: ...
-    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
-        """The sample of a row, or those of a slice."""
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(row)
-        number, own = self._part(row % len(self))
-        return replace(self._parts[number][own], source=number)
+    def _samples(self, row: int) -> list[Sample]:
+        number, own = self._part(row)
+        return [replace(self._parts[number][own], source=number)]
 
     def refuse_images(self, keys: frozenset[str]) -> None:
         """Notes which images cannot be used."""

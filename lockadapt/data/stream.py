@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -44,25 +44,8 @@ class StreamRows(StoredRows):
     def __len__(self) -> int:
         return self.shards.rows
 
-    @overload
-    def __getitem__(self, row: int) -> Sample: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Sample]: ...
-    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
-        """The sample of a row, or those of a slice."""
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(row)
-        row %= len(self)
-        samples = samples_of(self.shards.row(row), self.rules, self.where(row))
-        if len(samples) != 1:
-            raise DataError(
-                f"the row holds {len(samples)} samples",
-                where=self.where(row),
-                fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
-            )
-        return samples[0]
+    def _samples(self, row: int) -> list[Sample]:
+        return samples_of(self.shards.row(row), self.rules, self.where(row))
 
     @property
     def listable(self) -> bool:

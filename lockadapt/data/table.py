@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Protocol
 
 from lockadapt.data.line_index import LineIndex, Lines, open_index
 from lockadapt.data.order import Array, epoch_order
@@ -21,7 +21,6 @@ from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
 from lockadapt.data.sources import NextRow, SourceDraw, one_by_one
 from lockadapt.data.stored import StoredRows
-from lockadapt.errors import DataError
 
 LOOKED_AT = 2_000
 """Rows that are read before step 1, and stand for all of them where something is estimated."""
@@ -128,37 +127,6 @@ class Table(StoredRows):
 
     def __len__(self) -> int:
         return len(self.lines)
-
-    @overload
-    def __getitem__(self, row: int) -> Sample: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[Sample]: ...
-    def __getitem__(self, row: int | slice) -> Sample | list[Sample]:
-        """The sample of a row.
-
-        Args:
-            row: its number, or a slice.
-
-        Returns:
-            The sample, or those of a slice.
-
-        Raises:
-            DataError: the row cannot be used, or holds several samples.
-            SafetyError: it names a file that it may not.
-        """
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
-            raise IndexError(row)
-        row %= len(self)
-        samples = self._samples(row)
-        if len(samples) != 1:
-            raise DataError(
-                f"the row holds {len(samples)} samples",
-                where=self.where(row),
-                fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
-            )
-        return samples[0]
 
     def _samples(self, row: int) -> list[Sample]:
         return self.file.samples(self.lines.line(row), self.lines.number(row))
