@@ -47,17 +47,11 @@ def gguf_folder(file: Path) -> Path:
         DiskError: the disk is full, or the cache cannot be written.
     """
     state = file.stat()
-    folder = GGUF_CACHE.expanduser() / _digest(file.absolute(), state.st_size, state.st_mtime_ns)
-    if (folder / "config.json").is_file():
-        return folder
-    try:
-        import gguf  # noqa: F401  # Transformers asks for it in words of its own
-    except ImportError as error:
-        raise SetupError(
-            "GGUF files need the package gguf, which is not installed",
-            where=str(file),
-            fix='pip install "lockadapt[gguf]"',
-        ) from error
+    digest = _digest(file.absolute(), state.st_size, state.st_mtime_ns)
+    made_before = made_folder(digest)
+    if made_before is not None:
+        return made_before
+    require_gguf(str(file))
     given: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **given)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, **given)
@@ -69,7 +63,34 @@ def gguf_folder(file: Path) -> Path:
     plain.load_state_dict(loaded.state_dict())
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
+    folder = _folder(digest)
     with new_folder(folder, what="dequantizing") as made:
         plain.save_pretrained(made)
         tokenizer.save_pretrained(made)
     return folder
+
+
+def made_folder(digest: str) -> Path | None:
+    """The folder that the GGUF file of this SHA-256 was made into, or None where it was not yet."""
+    folder = _folder(digest)
+    return folder if (folder / "config.json").is_file() else None
+
+
+def require_gguf(where: str) -> None:
+    """Refuse a GGUF file, named by `where`, unless the package that reads it is installed.
+
+    Raises:
+        SetupError: it is not.
+    """
+    try:
+        import gguf  # noqa: F401  # Transformers asks for it in words of its own
+    except ImportError as error:
+        raise SetupError(
+            "GGUF files need the package gguf, which is not installed",
+            where=where,
+            fix='pip install "lockadapt[gguf]"',
+        ) from error
+
+
+def _folder(digest: str) -> Path:
+    return GGUF_CACHE.expanduser() / digest

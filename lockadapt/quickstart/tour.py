@@ -50,7 +50,7 @@ def tour(
         RecipeError: `output` contains anything else.
     """
     started = time.perf_counter()
-    _make_room(output)
+    make_room(output)
     reporter.note("creating the dataset")
     make_dataset(output / "data", train=scenes[0], test=scenes[1])
     make_prompts(output / "data", train=scenes[0] // 4, test=scenes[1] // 3)
@@ -98,7 +98,8 @@ def wording_alone(train_rows: Path, test_rows: Path) -> float:
     return sum(guess == row["answer"] for guess, row in zip(guesses, rows, strict=True)) / len(rows)
 
 
-def _make_room(output: Path) -> None:
+def make_room(output: Path) -> None:
+    """Empty an earlier quickstart's folder, or make a new one. Raises RecipeError for any other folder."""
     if output.exists() and any(output.iterdir()):
         if not (output / MARK).is_file():
             raise RecipeError(

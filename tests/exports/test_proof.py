@@ -178,6 +178,19 @@ def test_the_coarser_dtype_sets_the_limits() -> None:
     assert reference().allowed(torch.float32) == pytest.approx(0.0011)
 
 
+def test_deep_models_round_more_often() -> None:
+    """60 roundings walk 7.7 of them: 2 * 7.7 * 2**-7 of the largest logit, 11; float32 is not loosened."""
+    assert reference(depth=30).allowed(torch.bfloat16) == pytest.approx(1.331, abs=1e-3)
+    assert reference(depth=4).allowed(torch.bfloat16) == pytest.approx(0.486, abs=1e-3)
+    assert reference(depth=30).allowed(torch.float16) == pytest.approx(0.33)
+    assert reference(depth=30).allowed(torch.float32) == pytest.approx(0.0011)
+
+
+def test_depth_is_the_language_models(assembled: Assembled, tmp_path: Path) -> None:
+    made = reference_answers(assembled.model, assembled.processor, vqa_samples(tmp_path)[:2])
+    assert made.depth == assembled.model.config.text_config.num_hidden_layers > 0
+
+
 def test_a_folder_must_be_nearer_than_the_adapter_is_far() -> None:
     """Else it could as well be the untrained one; what rounding does is always allowed, and never more than the cap."""
     noise, most = KL[torch.bfloat16]

@@ -23,7 +23,7 @@ from lockadapt.exports.proofs.merged_folder import (
 from lockadapt.exports.proofs.reference import MAX_PIXELS, NEW_TOKENS, Reference, reference_answers
 from lockadapt.models.device import choose_device, held_bytes
 from lockadapt.models.proof import run_script
-from lockadapt.models.sources import some, tolerance
+from lockadapt.models.sources import some
 from lockadapt.runs.run import Run
 
 SCRIPT = Path(__file__).parents[2] / "models" / "fresh_adapter.py"
@@ -147,7 +147,7 @@ def _worst(measures: Any) -> dict[str, float]:
 
 
 def _judge(result: Mapping[str, Any], trained: Trained, where: str) -> None:
-    allowed = max(tolerance(trained.dtype, logits) for logits in trained.reference.logits.values())
+    allowed = trained.reference.allowed(trained.dtype)
     problems = [
         f"{key.replace('_', ' ')} {some(result[key])}"
         for key in ("missing_keys", "unexpected_keys")
