@@ -113,10 +113,15 @@ class Experiment:
         return self.recipe.blind
 
     def samples(
-        self, part: str, only: Collection[str] | None = None, note: Callable[[str], None] | None = None
+        self,
+        part: str,
+        only: Collection[str] | None = None,
+        note: Callable[[str], None] | None = None,
+        most: int | None = None,
+        streamed: bool = True,
     ) -> dict[str, list[Sample]]:
         """Reads rows; see `lockadapt.building.samples.build_samples`."""
-        return build_samples(self.recipe, part, only, note)
+        return build_samples(self.recipe, part, only, note, most, streamed)
 
     def source_rows(self, name: str, counts: Sequence[int]) -> list[dict[str, Any]]:
         """What each source gives; see `lockadapt.building.samples.source_rows`."""

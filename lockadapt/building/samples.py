@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from lockadapt.building.streams import is_streamed, open_stream
 from lockadapt.console import emit
 from lockadapt.data.boxes import BoxRules
 from lockadapt.data.problems import BadRows
@@ -25,14 +26,22 @@ def build_samples(
     part: str,
     only: Collection[str] | None = None,
     note: Callable[[str], None] | None = None,
+    most: int | None = None,
+    streamed: bool = True,
 ) -> dict[str, list[Sample]]:
     """Reads the rows of one part of the data.
+
+    Of rows that are streamed images are read again when they are opened, but for all training rows, which are
+    asked for to be in memory.
 
     Args:
         recipe: checked already.
         part: `train`, `validation` or `test`.
         only: names of objectives; default: all.
         note: is told which rows were left out; default: stderr.
+        most: of a source that is streamed so many samples are read; None: all, for validation as many as are
+            used.
+        streamed: whether sources that are streamed are read.
 
     Returns:
         Samples by objective; objectives without such rows are left out.
@@ -41,13 +50,23 @@ def build_samples(
         DataError: a file holds no rows, or wrong ones.
     """
     samples: dict[str, list[Sample]] = {}
+    if part == "validation":
+        most = recipe.training.validation_samples
     for name, section in recipe.objectives.items():
         sources = section.sources(part)
         if not sources or (only is not None and name not in only):
             continue
+        if not streamed and all(map(is_streamed, sources)):
+            continue
         samples[name] = []
         for number, source in enumerate(sources):
-            own = read_samples(source.format, told_source(recipe, name, part, note, number))
+            if is_streamed(source) and not streamed:
+                continue
+            told = told_source(recipe, name, part, note, number)
+            if is_streamed(source) and (part != "train" or most is not None):
+                own = open_stream(recipe, source, told).listed(most)
+            else:
+                own = read_samples(source.format, told)
             samples[name] += [replace(sample, source=number) for sample in own] if number else own
         if part == "validation":
             samples[name] = samples[name][: recipe.training.validation_samples]
@@ -132,7 +151,8 @@ def source_rows(recipe: Recipe, name: str, counts: Sequence[int]) -> list[dict[s
         counts: rows that can be used, by source.
 
     Returns:
-        `{"path", "rows", "share"}` of each; the share is a fraction of the objective's samples.
+        `{"path", "rows", "share"}` of each, and the `revision` of what is streamed from the Hub; the share is
+        a fraction of the objective's samples.
     """
     sections = recipe.objectives[name].sources("train")
     parts = shares(
@@ -140,5 +160,6 @@ def source_rows(recipe: Recipe, name: str, counts: Sequence[int]) -> list[dict[s
     )
     return [
         {"path": section.path, "rows": count, "share": round(part, 6)}
+        | ({"revision": section.revision} if section.revision is not None else {})
         for section, count, part in zip(sections, counts, parts, strict=True)
     ]

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from lockadapt.building.experiment import Experiment
 from lockadapt.building.samples import told_source
+from lockadapt.building.streams import is_streamed, open_stream, row_cache
 from lockadapt.data.bad_rows import Allowed
 from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
-from lockadapt.data.readers.shards import shard_rules
-from lockadapt.data.shards import KINDS as SHARDS
 from lockadapt.data.spool import NoWholeFiles, open_spool
 from lockadapt.data.stored import JoinedRows, StoredRows
-from lockadapt.data.stream import StreamRows
 from lockadapt.data.table import RowFile, Table, TableFile, has_more_lines, may_stay_on_disk
 from lockadapt.errors import DiskError, RecipeError
 
@@ -25,9 +23,6 @@ SHORTEST_ROW = 20
 
 FOLDERS = ("datasets", "imagefolder")
 """Formats whose rows are not all in files that a recipe names."""
-
-INDEXES = "rows"
-"""The folder of indexes, in that of the feature cache."""
 
 
 def build_tables(experiment: Experiment, note: Callable[[str], None] | None = None) -> dict[str, StoredRows]:
@@ -47,6 +42,11 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
     """
     tables: dict[str, StoredRows] = {}
     if experiment.data.rows == "memory":
+        sections = experiment.recipe.objectives.items()
+        if named := [n for n, s in sections if any(source.streaming for source in s.sources("train"))]:
+            raise RecipeError(
+                f"{named[0]} streams its rows", where="data.rows: memory", fix="use auto, or no `streaming`"
+            )
         return tables
     streamed = [name for name in experiment.objectives if _is_streamed(experiment, name)]
     if streamed and experiment.data.features in ("memory", "disk"):
@@ -55,7 +55,7 @@ def build_tables(experiment: Experiment, note: Callable[[str], None] | None = No
             where=f"data.features: {experiment.data.features}",
             fix="use none or auto, or data.rows: memory",
         )
-    cache = experiment.features.cache.expanduser() / INDEXES
+    cache = row_cache(experiment.recipe)
     for name in experiment.objectives:
         try:
             parts = _parts(experiment, name, cache, note)
@@ -90,12 +90,10 @@ def _parts(
     seed = experiment.training.seed
     disk = experiment.data.rows == "disk" or _is_streamed(experiment, name)
     few = 0 if disk else IN_MEMORY // len(sections)
-    if any(section.format in SHARDS for section in sections):
+    if any(map(is_streamed, sections)):
         return [
-            StreamRows(
-                SHARDS[s.format](str(source.path), source.limit, cache), source, shard_rules(source), seed
-            )
-            if s.format in SHARDS
+            open_stream(experiment.recipe, s, source)
+            if is_streamed(s)
             else Table(_surely(s.format, source, cache), cache, seed)
             for s, source in zip(sections, told, strict=True)
         ]
@@ -110,7 +108,7 @@ def _parts(
 
 def _is_streamed(experiment: Experiment, name: str) -> bool:
     """Whether a source of an objective is shards with images."""
-    return any(section.format in SHARDS for section in experiment.recipe.objectives[name].sources("train"))
+    return any(map(is_streamed, experiment.recipe.objectives[name].sources("train")))
 
 
 def _surely(format: str, source: Source, cache: Path) -> TableFile:

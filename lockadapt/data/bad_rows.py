@@ -13,7 +13,7 @@ from lockadapt.errors import DataError
 FILE = "bad_rows.jsonl"
 """In the run folder, where rows were left out."""
 
-Kind = Literal["row", "image", "length"]
+Kind = Literal["row", "image", "length", "shard"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Allowed:
 
     def skips(self, kind: Kind) -> bool:
         """Whether such rows are left out; those that are too long always are."""
-        return kind == "length" or (self.skip_rows if kind == "row" else self.skip_images)
+        return kind == "length" or (self.skip_images if kind == "image" else self.skip_rows)
 
 
 class BadRowLog:
@@ -82,7 +82,7 @@ class BadRowLog:
                     os.write(handle, line.encode(errors="replace"))
                 finally:
                     os.close(handle)
-        if kind == "length":
+        if kind in ("length", "shard"):  # of shards so many were left out as may be
             return
         count = sum(other == kind for other in self._seen.values())
         limit = self.allowed.rows if kind == "row" else self.allowed.images

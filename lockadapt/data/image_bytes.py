@@ -98,7 +98,7 @@ def picture_of(image: ImageRef, key: str, max_pixels: int) -> Image.Image:
         raise DataError(
             "the image changed during the run", where=source, fix="leave images alone while they are read"
         )
-    return open_image(replace(image, path=None, stamp=None, data=data), max_pixels, source)
+    return open_image(replace(image, path=None, stamp=None, again=None, data=data), max_pixels, source)
 
 
 def _digest(image: ImageRef, data: bytes) -> str:

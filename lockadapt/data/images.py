@@ -139,7 +139,7 @@ def opened(ref: ImageRef) -> Iterator[BinaryIO]:
         SafetyError: it is another file than the one that was checked, or is reached by a symlink by now.
     """
     if ref.path is None:
-        yield io.BytesIO(ref.data or b"")
+        yield io.BytesIO(ref.again() if ref.again is not None else ref.data or b"")
         return
     try:
         # Neither a pipe nor a device may keep the scan waiting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,15 +28,17 @@ class ImageRef:
     """Where an image is, without opening it.
 
     Exactly one of `path` (a file inside the data root, already checked by `safe_join`), `data` (encoded
-    bytes) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over several sources too: the
-    absolute path of a file, or the SHA-256 of bytes or pixels. `stamp` is the state in which the file of a
-    row was checked; what is opened later must still be in it. `mirrored` swaps left and right once it is
-    opened, and `moment` is where in a video the picture is, in seconds; such images have keys of their own.
+    bytes), `again` (reads them) or `picture` (a `PIL.Image.Image`) is set. `key` is unique per image, over
+    several sources too: the absolute path of a file, or the SHA-256 of bytes or pixels. `stamp` is the state
+    in which the file of a row was checked; what is opened later must still be in it. `mirrored` swaps left
+    and right once it is opened, and `moment` is where in a video the picture is, in seconds; such images have
+    keys of their own.
     """
 
     key: str
     path: Path | None = None
-    data: bytes | None = field(default=None, repr=False)
+    data: bytes | None = field(default=None, repr=False, compare=False)
+    again: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
     picture: Any = field(default=None, repr=False, compare=False)
     stamp: FileStamp | None = field(default=None, repr=False, compare=False)
     mirrored: bool = False

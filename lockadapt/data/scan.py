@@ -97,6 +97,25 @@ def scan_images(
     return ScanReport(good, bad)
 
 
+def image_errors(samples: Sequence[Sample], max_pixels: int) -> dict[str, DataError | SafetyError]:
+    """Opens the images of a few samples, each once, on several threads.
+
+    Args:
+        samples: of one data set.
+        max_pixels: as `open_image`.
+
+    Returns:
+        Why images cannot be used, by key; those that can are left out.
+    """
+    rows: dict[str, tuple[ImageRef, str]] = {}
+    for sample in samples:
+        for ref in sample.images:
+            rows.setdefault(ref.key, (ref, sample.where))
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        outcomes = pool.map(lambda row: _error(row[0], row[1], max_pixels), rows.values())
+        return {key: error for key, error in zip(rows, outcomes, strict=True) if error is not None}
+
+
 def few_samples(samples: Sequence[Sample], images: int, seed: int) -> list[Sample]:
     """Samples that show some of their images, drawn at random; all of them where there are no more images.
 

@@ -68,6 +68,11 @@ class StoredRows(Sequence[Sample], ABC):
         self.bad_images = keys
 
     @property
+    def unreadable(self) -> tuple[DataError, ...]:
+        """Files that cannot be read and are left out, and why."""
+        return tuple(error for part in self.parts if part is not self for error in part.unreadable)
+
+    @property
     def listable(self) -> bool:
         """Whether its images can be gone through before step 1."""
         return all(part.listable for part in self.parts) if len(self.parts) > 1 else True

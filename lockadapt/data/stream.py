@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from lockadapt.data.problems import ROW_ERRORS, Problems
 from lockadapt.data.readers.columns import RowRules
 from lockadapt.data.readers.rows import samples_of
+from lockadapt.data.readers.shards import shard_rules
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
-from lockadapt.data.shards import Shards
+from lockadapt.data.shards.base import Shards
 from lockadapt.data.sources import NextRow, SourceDraw, one_by_one
 from lockadapt.data.stored import StoredRows
 from lockadapt.data.table import allowance
@@ -40,12 +41,87 @@ class StreamRows(StoredRows):
 
     def __init__(self, shards: Shards, source: Source, rules: RowRules, seed: int = 0) -> None:
         self.shards, self.source, self.rules, self.seed = shards, source, rules, seed
+        shards.keep(_blocks_of_a_window(np.diff(shards.begins), shards.index.block_bytes))
 
     def __len__(self) -> int:
         return self.shards.rows
 
     def _samples(self, row: int) -> list[Sample]:
+        return self.samples(row)
+
+    def samples(self, row: int) -> list[Sample]:
+        """All samples of a row, with the bytes of its images.
+
+        Args:
+            row: its number.
+
+        Returns:
+            At least one.
+
+        Raises:
+            DataError: the row cannot be used.
+            SafetyError: it names a file that it may not.
+        """
         return samples_of(self.shards.row(row), self.rules, self.where(row))
+
+    def lean(self, row: int) -> list[Sample]:
+        """The samples of a row without the bytes of its images, which are read again when they are opened.
+
+        Args:
+            row: its number.
+
+        Returns:
+            At least one.
+
+        Raises:
+            DataError: the row cannot be used.
+            SafetyError: it names a file that it may not.
+        """
+        samples = self._samples(row)
+        self.forget()
+        return [self._lean(sample, row) for sample in samples]
+
+    def listed(self, most: int | None = None) -> list[Sample]:
+        """The first samples, lean.
+
+        Args:
+            most: how many; None: all.
+
+        Returns:
+            At least one.
+
+        Raises:
+            DataError: a row cannot be used and none may be left out, or more than may be.
+            SafetyError: a row names a file that it may not.
+        """
+        problems = Problems(str(self.source.path), skip=self.source.bad_rows)
+        samples: list[Sample] = []
+        good = 0
+        for row in range(len(self)):
+            if most is not None and len(samples) >= most:
+                break
+            try:
+                samples += self.lean(row)
+                good += 1
+            except ROW_ERRORS as error:
+                problems.add(error)
+        problems.finish(good)
+        return samples[:most]
+
+    def _lean(self, sample: Sample, row: int) -> Sample:
+        images = (
+            replace(image, data=None, again=partial(self._bytes, row, image.key)) if image.data else image
+            for image in sample.images
+        )
+        return replace(sample, images=tuple(images))
+
+    def _bytes(self, row: int, key: str) -> bytes:
+        # With rules of its own: images are opened by several threads.
+        for sample in samples_of(self.shards.row(row), shard_rules(self.source), self.where(row)):
+            for image in sample.images:
+                if image.key == key and image.data is not None:
+                    return image.data
+        raise DataError("is not in its row any more", fix="leave shards alone while they are read")
 
     @property
     def listable(self) -> bool:
@@ -72,10 +148,17 @@ class StreamRows(StoredRows):
         return self.shards.where(row)
 
     def successor(self, row: int) -> int:
-        """The next row of its block, the first after the last: it was read already."""
+        """The next row of its block, which was read, the first after the last; or of the next block."""
         block = self.shards.block_of(row)
         begin, end = self.shards.begins[block : block + 2].tolist()
+        if self.shards.is_unreadable(block):
+            return int(end) % len(self)
         return int(row + 1 if row + 1 < end else begin)
+
+    @property
+    def unreadable(self) -> tuple[DataError, ...]:
+        """Files that are left out, and why."""
+        return self.shards.unreadable
 
     def forget(self) -> None:
         """Lets go of the images of rows."""
@@ -109,11 +192,13 @@ class StreamRows(StoredRows):
                 break
             tried += 1
             try:
-                good.append(self[row])
-                size += sum(len(image.data or b"") for image in good[-1].images)
+                sample = self[row]
             except ROW_ERRORS as refused:
                 errors.append(refused)
-        self.forget()
+            else:
+                size += sum(len(image.data or b"") for image in sample.images)
+                good.append(self._lean(sample, row))
+                self.forget()
         if skip is not None:
             skip = replace(skip, max_fraction=allowance(skip.max_fraction, tried, len(self)))
         problems = Problems(str(self.source.path), skip=skip)
@@ -162,3 +247,10 @@ class StreamRows(StoredRows):
                     inside = np.concatenate([np.arange(begins[b], begins[b + 1]) for b in window])
                     yield generator.permutation(inside)
                     window = []
+
+
+def _blocks_of_a_window(rows: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any]) -> int:
+    """The most blocks that a window can have, whichever they are."""
+    by_rows = int(np.searchsorted(np.cumsum(np.sort(rows)), WINDOW_ROWS)) + 1
+    by_bytes = int(np.searchsorted(np.cumsum(np.sort(sizes[: len(rows)])), WINDOW_BYTES)) + 1
+    return min(by_rows, by_bytes, len(rows))

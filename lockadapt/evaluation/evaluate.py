@@ -20,7 +20,7 @@ from lockadapt.data.pixels import ImageInputs
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.errors import DataError, RecipeError
-from lockadapt.evaluation.context import PredictionContext
+from lockadapt.evaluation.context import PROBE_IMAGES, PredictionContext
 from lockadapt.evaluation.target import Target, make_ready, open_target
 from lockadapt.features.inputs import IMAGE_TOKENS, token_inputs, tower_inputs
 from lockadapt.features.policy import ImagePolicy
@@ -123,7 +123,7 @@ def evaluate(
     """
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
-    samples_of = experiment.samples("test", note=reporter.note)
+    samples_of = experiment.samples("test", note=reporter.note, most=experiment.evaluation.samples)
     if not samples_of:
         raise DataError("no objective has test rows", where="objectives", fix="add `test` to an objective")
     judge = Judge(target, experiment, blind, reporter)
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def _training_rows(experiment: Experiment, name: str) -> Sequence[Sample]:
-    return experiment.samples("train", [name])[name]
+    return experiment.samples("train", [name], most=PROBE_IMAGES)[name]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from lockadapt.models.hub import hub_is_reachable
 from lockadapt.models.sources import HUB_ID
 
 SIDECAR = "lockadapt.json"
@@ -126,7 +127,11 @@ def _hub_readme(source: str, kind: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(source, "README.md", repo_type=kind, etag_timeout=10))
+        # Without a network the library tries for half a minute.
+        local = not hub_is_reachable()
+        return Path(
+            hf_hub_download(source, "README.md", repo_type=kind, etag_timeout=10, local_files_only=local)
+        )
     except Exception:
         # A card is nothing that a run may fail for; "unknown" is said instead.
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.text import Text
@@ -15,17 +17,22 @@ from lockadapt.building.model import add_adapters, draft_model
 from lockadapt.console import Reporter, printable
 from lockadapt.data.encode import IGNORED, Encoded, Encoder, EncodeReport
 from lockadapt.data.ledger import ImageLedger
-from lockadapt.data.mixture import by_source
 from lockadapt.data.model_encoder import model_encoder
+from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
+from lockadapt.data.stream import StreamRows
 from lockadapt.data.whole_image import crop_note
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
 from lockadapt.planning.admission import admit_rows
+from lockadapt.planning.check_stream import StreamCheck, open_streams
+from lockadapt.planning.tally import Tally
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
 from lockadapt.tuning.experts import experts_note
 from lockadapt.tuning.locks import component_table, component_text, table_json
+
+PARTS = ("train", "validation", "test")
 
 
 def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str, Any]:
@@ -44,7 +51,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         LockadaptError: whatever would stop the run.
     """
     experiment = build_experiment(recipe)  # also reads the closed lists of answers, which may be wrong
-    parts = {part: experiment.samples(part, note=reporter.note) for part in ("train", "validation", "test")}
+    parts = {part: experiment.samples(part, note=reporter.note, streamed=False) for part in PARTS}
+    streams = {part: open_streams(experiment, part, reporter.note) for part in PARTS}
     data = experiment.data
     everything = [s for rows in parts.values() for samples in rows.values() for s in samples]
     scan = scan_images(
@@ -80,22 +88,24 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     if dialogue:
         reporter.note(dialogue_text(dialogue))
     counts: dict[str, dict[str, Any]] = {}
-    for part, by_objective in parts.items():
-        for name, samples in by_objective.items():
-            good = [s for s in samples if not bad & {image.key for image in s.images}]
-            report = objectives[name].encode(encoder, good, reporter.counted(f"encoding {name} {part}"))
-            if not report.encoded:
-                raise DataError(
-                    "no sample is left", where=f"objectives.{name}.{part}", fix="raise data.max_length"
-                )
-            counts.setdefault(name, {})[part] = _counted(report, f"{name} {part}", encoder, reporter)
+    tried: list[Sample] = []
+    bad_images = len(scan.bad)
+    for part in PARTS:
+        for name, objective in objectives.items():
+            if not experiment.recipe.objectives[name].sources(part):
+                continue
+            encode = partial(objective.encode, encoder)
+            good = [s for s in parts[part].get(name, ()) if not bad & {image.key for image in s.images}]
+            counted = _PartCheck(experiment, name, part, shown, reporter)
+            counted.run(good, streams[part].get(name, {}), encode)
+            counts.setdefault(name, {})[part] = counted.tally.told(f"{name} {part}", encoder, reporter)
+            bad_images += counted.bad_images
             if part == "train":
-                counts[name][part]["sources"] = _sources(experiment, name, report, reporter)
-            for item in report.encoded[: shown if part == "train" else 0]:
-                show_tokens(item, encoder, reporter)
-    measured = [s for samples in parts["train"].values() for s in samples]
-    shown_rows = rows_to_try([s for s in measured if not bad & {image.key for image in s.images}])
-    admission = admit_rows(model, processor, shown_rows, reporter, experiment.projector_trains)
+                counts[name][part]["sources"] = _sources(experiment, name, counted.tally, reporter)
+                tried = rows_to_try([*tried, *counted.tried])
+                for item in counted.examples:
+                    show_tokens(item, encoder, reporter)
+    admission = admit_rows(model, processor, tried, reporter, experiment.projector_trains)
     rows = {name: entry["train"]["rows"] for name, entry in counts.items()}
     stages = experiment.stages(rows)
     for stage in stages:
@@ -107,13 +117,71 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         "ok": True,
         "components": table_json(table),
         "objectives": counts,
-        "bad_images": len(scan.bad),
+        "bad_images": bad_images,
         "dialogue": dialogue,
         "experts": experts,
         "crop": crop,
         "admission": [asdict(finding) for finding in admission],
         "steps": sum(stage.steps for stage in stages),
     }
+
+
+@dataclass
+class _PartCheck:
+    """Encodes and counts the rows of an objective in one part of the data, those in memory and streamed ones.
+
+    Attributes:
+        experiment: of the recipe.
+        name: of the objective.
+        part: of the data.
+        shown: so many encoded rows are kept as examples.
+        reporter: told of progress.
+    """
+
+    experiment: Experiment
+    name: str
+    part: str
+    shown: int
+    reporter: Reporter
+    tally: Tally = field(default_factory=Tally)
+    examples: list[Encoded] = field(default_factory=list)
+    tried: list[Sample] = field(default_factory=list)
+    bad_images: int = 0
+
+    def run(
+        self,
+        samples: Sequence[Sample],
+        streams: Mapping[int, StreamRows],
+        encode: Callable[..., EncodeReport],
+    ) -> None:
+        """Goes through all rows.
+
+        Args:
+            samples: those in memory, whose images can be used.
+            streams: those that are streamed, by position of their source.
+            encode: makes token arrays.
+
+        Raises:
+            DataError: no row is left; or as `StreamCheck.run`.
+            SafetyError: as `StreamCheck.run`.
+        """
+        if samples:
+            progress = self.reporter.counted(f"encoding {self.name} {self.part}")
+            self._take(encode(samples, progress), samples, streamed=False)
+        for number, rows in streams.items():
+            check = StreamCheck(self.experiment, self.name, self.part, number, rows, self.reporter)
+            self.bad_images += check.run(encode, partial(self._take, streamed=True))
+        if not self.tally.rows:
+            raise DataError(
+                "no sample is left",
+                where=f"objectives.{self.name}.{self.part}",
+                fix="raise data.max_length",
+            )
+
+    def _take(self, report: EncodeReport, samples: Sequence[Sample], streamed: bool) -> None:
+        self.tally.add(report, streamed)
+        self.examples += report.encoded[: max(self.shown - len(self.examples), 0)]
+        self.tried = rows_to_try([*self.tried, *samples])
 
 
 def describe_dialogue(encoder: Encoder, model: Any) -> dict[str, Any] | None:
@@ -172,43 +240,10 @@ def show_tokens(item: Encoded, encoder: Encoder, reporter: Reporter) -> None:
     reporter.console.print(Text(printable(f"  {item.sample.where}: ")).append_text(line), soft_wrap=True)
 
 
-def _sources(
-    experiment: Experiment, name: str, report: EncodeReport, reporter: Reporter
-) -> list[dict[str, Any]]:
+def _sources(experiment: Experiment, name: str, tally: Tally, reporter: Reporter) -> list[dict[str, Any]]:
     """Say what each source of an objective's training rows gives; also as values for JSON."""
-    parts = by_source(report.encoded, len(experiment.objectives[name].sources))
-    told = experiment.source_rows(name, [len(own) for own in parts])
+    count = len(experiment.recipe.objectives[name].sources("train"))
+    told = experiment.source_rows(name, [tally.rows[number] for number in range(count)])
     for source in told if len(told) > 1 else ():
         reporter.note(f"  {source['path']}: {source['rows']:,} rows, {source['share']:.1%} of the samples")
     return told
-
-
-def _counted(report: EncodeReport, heading: str, encoder: Encoder, reporter: Reporter) -> dict[str, Any]:
-    """Say what encoding the rows of one objective and part did; also as values for JSON."""
-    images = len({image.key for item in report.encoded for image in item.images})
-    lengths = [len(item.input_ids) for item in report.encoded]
-    reporter.note(
-        f"{heading}: {len(report.encoded):,} rows, {images:,} images ({encoder.image_tokens} tokens each), "
-        f"{report.tokens:,} tokens (longest {max(lengths):,} of {encoder.max_length:,}), "
-        f"{report.label_tokens:,} learned, "
-        f"{len(report.cut)} cut, {len(report.dropped)} dropped"
-    )
-    interleaved = sum(any(any(turn.places) for turn in item.sample.turns) for item in report.encoded)
-    if interleaved:
-        reporter.note(f"  {interleaved:,} rows show images between or behind their texts")
-    if report.merged_boundaries:
-        reporter.note(
-            f"  {len(report.merged_boundaries)} answers share their first token with the prompt, e.g. "
-            f"{report.merged_boundaries[0]}: generation will start differently from training"
-        )
-    return {
-        "rows": len(report.encoded),
-        "images": images,
-        "interleaved": interleaved,
-        "tokens": report.tokens,
-        "learned_tokens": report.label_tokens,
-        "longest": max(lengths),
-        "cut": len(report.cut),
-        "dropped": len(report.dropped),
-        "merged_boundaries": len(report.merged_boundaries),
-    }

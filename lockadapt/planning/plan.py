@@ -79,7 +79,7 @@ def plan_recipe(
         "changes": _nearest(planner, card, {name: wanted[name] for name, good in fits.items() if not good}),
         "host_feature_bytes": planner.host(),
         "cache_bytes": planner.on_disk() if rows.tokens else None,
-        "images": len(rows.images) if rows.tokens else None,
+        "images": len(rows.images) if rows.tokens and not rows.streamed else None,
         "rows": rows.counts,
         "tokens_per_epoch": rows.tokens[packs] if rows.tokens else None,
         "tokens_per_epoch_unpacked": rows.tokens[0] if rows.tokens else None,

@@ -240,6 +240,8 @@ class Planner:
     def _why_nothing_is_kept(self, trace: Traced) -> str | None:
         """As far as structure and sizes tell: the run and `check` measure it on real rows."""
         data, settings = self.recipe.data, self.experiment.features
+        if self.rows.streamed:
+            return "rows are streamed"
         if not inputs_of(trace.processor).stock or settings.choice == "none" or not self.rows.images:
             return None
         pixels = pixel_inputs(trace.processor, data.max_pixels)

@@ -12,6 +12,8 @@ from PIL import Image
 from lockadapt.architectures.blocks import context_length
 from lockadapt.architectures.generic.inputs import StockInputs
 from lockadapt.building.experiment import Experiment
+from lockadapt.building.samples import told_source
+from lockadapt.building.streams import is_streamed, open_stream
 from lockadapt.console import Reporter
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.model_encoder import model_encoder
@@ -43,6 +45,7 @@ class PlannedRows:
         images: the distinct images of training and validation, by key.
         whole: whether `train` is every row, in its order.
         assumptions: what is not known, in sentences.
+        streamed: whether rows are streamed: `images` are some of them then, and nothing is kept of any.
     """
 
     train: dict[str, list[Encoded]]
@@ -52,6 +55,7 @@ class PlannedRows:
     images: dict[str, ImageRef]
     whole: bool
     assumptions: tuple[str, ...] = field(default=())
+    streamed: bool = False
 
 
 def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: Reporter) -> PlannedRows:
@@ -95,15 +99,13 @@ def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: R
                 f"one image{size} ({_image_tokens(encoder, row)} tokens), and to learn all of its text"
             )
             continue
-        samples = experiment.samples("train", [name])[name]
+        samples, count = _samples(experiment, name, reporter)
         images |= {image.key: image for sample in samples for image in sample.images}
         kept = _spread(samples)
-        share = len(samples) / len(kept)
+        share = count / len(kept)
         if share > 1:
             whole = False
-            assumptions.append(
-                f"objectives.{name}.train: {len(kept):,} of {len(samples):,} rows are tokenised"
-            )
+            assumptions.append(f"objectives.{name}.train: {len(kept):,} of {count:,} rows are tokenised")
         objective = objectives[name]
         encoded = objective.encode(encoder, kept, reporter.counted(f"encoding {name}")).encoded
         if not encoded:
@@ -120,7 +122,26 @@ def planned_rows(experiment: Experiment, model: Any, processor: Any, reporter: R
             for sample in experiment.samples("validation", [name])[name]:
                 images |= {image.key: image for image in sample.images}
     tokens = (round(known[0]), round(known[1])) if all(counts.values()) else None
-    return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions))
+    streamed = experiment.data.rows != "memory" and any(
+        is_streamed(source) for s in experiment.recipe.objectives.values() for source in s.sources("train")
+    )
+    return PlannedRows(train, counts, tokens, round(learned), images, whole, tuple(assumptions), streamed)
+
+
+def _samples(experiment: Experiment, name: str, reporter: Reporter) -> tuple[list[Sample], int]:
+    """Training samples of an objective, of streamed ones those that are looked at; and their number."""
+    in_memory = experiment.data.rows == "memory"
+    samples = experiment.samples("train", [name], reporter.note, streamed=in_memory).get(name, [])
+    count = len(samples)
+    if in_memory:
+        return samples, count
+    for number, section in enumerate(experiment.recipe.objectives[name].sources("train")):
+        if is_streamed(section):
+            told = told_source(experiment.recipe, name, "train", reporter.note, number)
+            rows = open_stream(experiment.recipe, section, told)
+            samples += [replace(sample, source=number) for sample in rows.few]
+            count += len(rows)
+    return samples, count
 
 
 def shortened(items: list[Encoded], limit: int) -> list[Encoded]:
@@ -137,7 +158,7 @@ def shortened(items: list[Encoded], limit: int) -> list[Encoded]:
 
 
 def _is_here(source: SourceSection) -> bool:
-    if source.format in ("parquet", "webdataset") and any(mark in source.path for mark in "*?[{"):
+    if is_streamed(source) and ("://" in source.path or any(mark in source.path for mark in "*?[{")):
         return True
     paths = [source.path, *([source.annotations] if source.annotations else [])]
     return all(Path(path).expanduser().exists() for path in paths)

@@ -70,6 +70,15 @@ class SourceSection(Section):
         description="template that turns an image value into a file name: `{}.png`, `{:012d}.jpg`, "
         "`{split}/{}.jpg`",
     )
+    streaming: bool = Field(
+        default=False,
+        description="datasets: stream the parquet files or WebDataset tars of a Hub id, without a download",
+    )
+    revision: Text | None = Field(
+        default=None,
+        description="with `streaming`: commit of the Hub id; default: the newest one when the run begins, "
+        "which `recipe.yaml` of the run folder then names",
+    )
     limit: Positive | None = Field(default=None, description="use only the first N rows")
     weight: Weight | None = Field(
         default=None,
@@ -89,6 +98,11 @@ class SourceSection(Section):
             problems.append(((), "format vqa-v2 needs `annotations`: the questions file holds no answers"))
         if self.format not in ("vqa-v2", "refcoco") and self.annotations is not None:
             problems.append((("annotations",), f"format {self.format} has no annotations file"))
+        if self.streaming and self.format != "datasets":
+            text = "is for Hub ids (format datasets); parquet and webdataset are always streamed"
+            problems.append((("streaming",), text))
+        if self.revision is not None and not self.streaming:
+            problems.append((("revision",), "is read with `streaming: true` only"))
         named_by_split = "{split}" in (self.image_name or "")
         if self.split is not None and self.format not in _WITH_SPLITS and not named_by_split:
             problems.append((("split",), f"format {self.format} has no splits: `path` names the file"))

@@ -92,11 +92,13 @@ class SourceRecord(_Record):
         path: as the recipe names it.
         rows: that could be used.
         share: of the objective's samples that it gives, a fraction.
+        revision: commit of what is streamed from the Hub; None of all others.
     """
 
     path: str
     rows: Count
     share: Measured
+    revision: str | None = None
 
 
 class StageRecord(_Record):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lockadapt import processes
 from lockadapt.architectures import tower_of
 from lockadapt.building.experiment import build_experiment
 from lockadapt.building.model import add_adapters, build_model
+from lockadapt.building.revisions import pin_revisions
 from lockadapt.building.tables import build_tables
 from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
@@ -117,8 +119,16 @@ def train(
     begun = processes.restarted() and run_folder.is_run(folder)
     resume = resume or bool(processes.gather_numbers(float(begun)).max())
     with contextlib.ExitStack() as claimed:
-        processes.first(lambda: _claim(claimed, run_folder.open_folder(recipe, folder, resume)))
+        processes.first(lambda: _claim(claimed, _opened(recipe, folder, resume)))
+        # The commits of what is streamed from the Hub are those that the first process wrote down.
+        recipe = pin_revisions(recipe, partial(run_folder.read_recipe, folder))
         return _train(recipe, folder, reporter, resume, Outside(observers, reward_access or RewardAccess()))
+
+
+def _opened(recipe: Recipe, folder: Path, resume: bool) -> Path:
+    """The run folder, whose recipe names the commits of what is streamed from the Hub."""
+    begun = partial(run_folder.read_recipe, folder) if resume else None
+    return run_folder.open_folder(pin_revisions(recipe, begun), folder, resume)
 
 
 def _claim(claimed: contextlib.ExitStack, folder: Path) -> None:

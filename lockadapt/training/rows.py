@@ -53,6 +53,8 @@ class Rows:
         for rows in self.train.values():
             if isinstance(rows, DrawnRows):
                 rows.log.write_into(folder)
+                for shard in rows.table.unreadable:
+                    rows.log.add(shard.where or "", shard.message, "shard")
 
 
 def load_samples(experiment: Experiment, reporter: Reporter) -> Samples:

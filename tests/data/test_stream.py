@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lockadapt.data import stream
 from lockadapt.data.bad_rows import Allowed, BadRowLog
 from lockadapt.data.drawn import DrawnRows
-from lockadapt.data.encode import EncodeReport
+from lockadapt.data.encode import Encoded, EncodeReport
+from lockadapt.data.image_bytes import content_key
+from lockadapt.data.images import open_image
 from lockadapt.data.mixture import Draws, MixedDataset, MixtureSampler
+from lockadapt.data.problems import BadRows
 from lockadapt.data.readers import Source, read_samples
 from lockadapt.data.readers.shards import shard_rules
-from lockadapt.data.shards import KINDS, named_files
+from lockadapt.data.sample import Sample
+from lockadapt.data.shards import open_shards
+from lockadapt.data.shards.files import named_files
 from lockadapt.data.sources import SourceDraw
 from lockadapt.data.stream import StreamRows
 from lockadapt.errors import DataError, LockadaptError, SafetyError
@@ -25,9 +35,20 @@ from tests.support.shards import add, png, row, write, write_parquet, write_tars
 FORMATS = pytest.mark.parametrize("format", ["parquet", "webdataset"])
 
 
-def rows_of(format: str, path: Path | str, limit: int | None = None, cache: Path | None = None) -> StreamRows:
-    source = Source(str(path), "vqa", limit=limit)
-    return StreamRows(KINDS[format](str(path), limit, cache), source, shard_rules(source))
+def rows_of(
+    format: str,
+    path: Path | str,
+    limit: int | None = None,
+    cache: Path | None = None,
+    bad_rows: BadRows | None = None,
+) -> StreamRows:
+    source = Source(str(path), "vqa", limit=limit, bad_rows=bad_rows)
+    return StreamRows(open_shards(format, str(path), limit, cache, bad_rows), source, shard_rules(source))
+
+
+def encoded(samples: Sequence[Sample]) -> EncodeReport:
+    ids = np.zeros(1, np.int32)
+    return EncodeReport([Encoded(ids, ids, sample.images, sample, 0) for sample in samples])
 
 
 @FORMATS
@@ -40,7 +61,7 @@ def test_the_rows_are_those_that_were_written(format: str, tmp_path: Path) -> No
         assert [image.data for image in sample.images] == [png(number)]
     assert list(rows) == read_samples(format, Source(str(folder), "vqa", limit=19))
     assert sorted(rows.few, key=str) == sorted(rows, key=str)
-    assert rows.where(9).endswith("[1]")
+    assert rows.where(9) == {"parquet": "00008.parquet:1", "webdataset": "00001.tar:a/00009"}[format]
     again = rows_of(format, folder, 19, tmp_path / "cache")  # from the index that was kept
     assert again[:] == rows[:]
     assert again.identity == rows.identity != rows_of(format, folder).identity
@@ -163,9 +184,117 @@ def test_what_cannot_be_read_is_a_typed_error(format: str, tmp_path: Path) -> No
 
 
 def test_huge_blocks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lockadapt.data.shards.LARGEST_BLOCK", 100)
-    monkeypatch.setattr("lockadapt.data.shards.LARGEST_RECORD", 100)
+    monkeypatch.setattr("lockadapt.data.shards.parquet.LARGEST_BLOCK", 100)
+    monkeypatch.setattr("lockadapt.data.shards.tar.LARGEST_RECORD", 100)
     with pytest.raises(SafetyError, match="row group 0"):
         rows_of("parquet", write_parquet(tmp_path / "parquet", 9))
     with pytest.raises(DataError, match="the record has"):
         rows_of("webdataset", write_tars(tmp_path / "tars", 9))[0]
+
+
+@FORMATS
+def test_listed_rows_hold_no_bytes_of_images(format: str, tmp_path: Path) -> None:
+    folder = write(format, tmp_path / "shards", 20)
+    rows = rows_of(format, folder)
+    listed = rows.listed(5)
+    assert [sample.where for sample in listed] == [rows.where(number) for number in range(5)]
+    images = [image for sample in [*listed, *rows.few] for image in sample.images]
+    assert all(image.data is None and image.path is None for image in images)
+    for number, sample in enumerate(listed):
+        (image,) = sample.images
+        assert image.key == rows[number].images[0].key == f"sha256:{content_key(image, 10_000)}"
+        assert open_image(image, 10_000).tobytes() == open_image(rows[number].images[0], 10_000).tobytes()
+    first = sorted(folder.iterdir())[0]
+    first.write_bytes(first.read_bytes()[:-1])
+    again = rows_of(format, write(format, tmp_path / "shards", 20))
+    kept = again.listed()
+    again.shards._blocks.clear()
+    first.write_bytes(b"other")
+    with pytest.raises(DataError, match="changed since the run began"):
+        open_image(kept[0].images[0], 10_000)
+
+
+@FORMATS
+def test_no_more_blocks_are_kept_than_a_window_has(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WINDOW_ROWS", 8)
+    rows = rows_of(format, write(format, tmp_path / "shards", 40))
+    following = rows.drawn(SourceDraw(), 1, 0)
+    for _ in range(40):
+        rows[following(0)]
+        assert len(rows.shards._blocks) <= {"parquet": 2, "webdataset": 1}[format]
+
+
+@FORMATS
+def test_shards_that_cannot_be_read(format: str, tmp_path: Path) -> None:
+    folder = write(format, tmp_path / "shards", 40)
+    whole = rows_of(format, folder)
+    bad = sorted(folder.iterdir())[1]
+    bad.write_bytes(bad.read_bytes()[:700])
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        rows_of(format, folder, cache=tmp_path / "cache")
+    assert bad.name in str(caught.value)
+    with pytest.raises(DataError, match="1 of 5 shards cannot be read"):
+        rows_of(format, folder, bad_rows=BadRows(0.1, print))
+    notes: list[str] = []
+    rows = rows_of(format, folder, cache=tmp_path / "cache", bad_rows=BadRows(0.2, notes.append))
+    assert len(rows) == 32
+    assert "left out 1 of 5 shards" in notes[0]
+    assert [error.where for error in rows.unreadable] == [f"file://{bad}"]
+    assert not (tmp_path / "cache").exists()  # it may be readable the next time
+    assert rows.where(8) == whole.where(16)
+    assert rows.identity != whole.identity
+
+
+def test_a_row_group_that_cannot_be_read_is_passed_by(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "shards", 16, per_file=16)
+    (file,) = folder.iterdir()
+    group = pq.ParquetFile(file).metadata.row_group(1).column(0)
+    data = bytearray(file.read_bytes())
+    start = group.dictionary_page_offset or group.data_page_offset
+    data[start : start + group.total_compressed_size] = bytes(group.total_compressed_size)
+    file.write_bytes(data)
+    rows = rows_of("parquet", folder)
+    assert rows[3].where.endswith(":3")
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        rows[4]
+    assert caught.value.where == "00000.parquet: row group 1"
+    assert [rows.successor(number) for number in (4, 5, 3, 8)] == [8, 8, 0, 9]
+    allowed = Allowed(skip_rows=True, rows=0.5)
+    log = BadRowLog("vqa", 16, allowed)
+    log.write_into(tmp_path)
+    drawn = DrawnRows(rows, encoded, log)
+    assert [row.sample.where for row in drawn.take(range(3, 9))] == [
+        f"00000.parquet:{number}" for number in (3, 8, 8, 8, 8, 8)
+    ]
+    entries = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text().splitlines()]
+    assert [entry["row"] for entry in entries] == [f"00000.parquet:{number}" for number in range(4, 8)]
+
+
+def test_a_value_that_unpacks_to_more_than_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dictionary holds it once, whatever rows have it."""
+    value = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([bytes(10_000)]))
+    pq.write_table(pa.table({"image": value}), tmp_path / "a.parquet", store_schema=False)
+    monkeypatch.setattr("lockadapt.data.shards.parquet.LARGEST_BLOCK", 1_000_000)
+    rows = rows_of("parquet", tmp_path / "a.parquet")
+    with pytest.raises(SafetyError, match="row group 0 has"):
+        rows[0]
+
+
+def test_bad_members_are_rows_with_their_names(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, data in (
+            ("x/0.json", b"{"),
+            ("x/1.json", b"{}"),
+            ("x/2.png", png(1)),
+            ("x/2.answer", b"\xff"),
+        ):
+            add(archive, name, data)
+    rows = rows_of("webdataset", tmp_path / "a.tar", bad_rows=BadRows(0.5, print))
+    for number, words in enumerate(("invalid JSON", "no column", "not UTF-8")):
+        with pytest.raises(DataError, match=words) as caught:
+            rows[number]
+        assert (caught.value.where or "").startswith(f"a.tar:x/{number}")
+    with pytest.raises(DataError, match="3 of 3 rows cannot be used"):
+        rows.listed()

@@ -57,7 +57,7 @@ def test_a_hub_id_by_its_cached_card(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked = []
     (tmp_path / "README.md").write_text(CARD)
 
-    def download(repo: str, name: str, *, repo_type: str, etag_timeout: float) -> str:
+    def download(repo: str, name: str, *, repo_type: str, etag_timeout: float, local_files_only: bool) -> str:
         asked.append((repo, name, repo_type))
         if repo == "org/gone":
             raise OSError("offline")

@@ -247,6 +247,8 @@ ELSEWHERE = {
     "objectives.train.annotations": "tests/data/readers",
     "objectives.train.split": "tests/data/readers",
     "objectives.train.weight": "tests/data/test_sources.py::test_each_source_gives_its_share",
+    "objectives.train.streaming": "tests/training/test_hub_streams.py::test_a_run_keeps_to_its_commit",
+    "objectives.train.revision": "tests/training/test_hub_streams.py::test_a_run_keeps_to_its_commit",
     "objectives.train.shuffle": "tests/data/test_sources.py::test_a_source_may_keep_its_order",
     "data.max_length": "tests/training/test_loop.py::test_data_keys",
     "data.rows": "tests/training/test_rows_on_disk.py::test_which_rows_stay_on_disk",

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lockadapt.data.paths import DataRoot
+from lockadapt.data.problems import ROW_ERRORS
 from lockadapt.data.readers.columns import RowRules, rules_for
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.rows import read_rows
 from lockadapt.data.readers.source import Source
 from lockadapt.data.sample import Sample
-from lockadapt.data.shards import KINDS, Shards
-from lockadapt.errors import DataError
+from lockadapt.data.shards import open_shards
+from lockadapt.data.shards.base import Shards
 
 
 def read_parquet(source: Source) -> Iterator[Sample]:
@@ -56,7 +57,7 @@ def shard_rules(source: Source) -> RowRules:
 
 def _read(format: str, source: Source) -> Iterator[Sample]:
     rules = shard_rules(source)
-    shards = KINDS[format](str(source.path), source.limit)
+    shards = open_shards(format, str(source.path), source.limit, skip=source.bad_rows)
     return read_rows(source, _rows(shards), rules)
 
 
@@ -65,5 +66,5 @@ def _rows(shards: Shards) -> Iterator[tuple[str, Any]]:
         where = shards.where(row)
         try:
             yield where, shards.row(row)
-        except DataError as error:
+        except ROW_ERRORS as error:
             yield where, error

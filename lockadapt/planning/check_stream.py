@@ -1,0 +1,150 @@
+"""Checks rows that are streamed: each is read, its images are opened, it is encoded, and let go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from lockadapt.building.experiment import Experiment
+from lockadapt.building.samples import told_source
+from lockadapt.building.streams import is_streamed, open_stream
+from lockadapt.console import Reporter
+from lockadapt.data.encode import EncodeReport
+from lockadapt.data.problems import MOST_PROBLEMS, ROW_ERRORS, Problems, merged
+from lockadapt.data.sample import Sample
+from lockadapt.data.scan import image_errors
+from lockadapt.data.stream import StreamRows
+from lockadapt.errors import DataError, SafetyError
+
+LOOKED_AT = 256
+"""Rows whose images are opened before a model is loaded."""
+_AT_ONCE, _BYTES = 256, 64 * 1024**2
+"""Rows that are in memory at a time, and the bytes of their images."""
+
+
+Streams = dict[str, dict[int, StreamRows]]
+"""By objective, and by position of their source."""
+
+
+def open_streams(experiment: Experiment, part: str, note: Callable[[str], None]) -> Streams:
+    """Opens what is streamed in a part of the data; looks at some rows and images, so mistakes show early.
+
+    Args:
+        experiment: of the recipe.
+        part: `train`, `validation` or `test`.
+        note: is told what is left out of the rows that are looked at.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        DataError: as `StreamCheck.run`.
+        SafetyError: as `StreamCheck.run`.
+    """
+    streams: Streams = {}
+    for name, objective in experiment.recipe.objectives.items():
+        for number, section in enumerate(objective.sources(part)):
+            if not is_streamed(section):
+                continue
+            told = told_source(experiment.recipe, name, part, note, number)
+            rows = open_stream(experiment.recipe, section, told)
+            errors = image_errors(rows.few[:LOOKED_AT], experiment.data.max_pixels)
+            if errors and experiment.data.on_bad_image == "error":
+                raise merged(list(errors.values())[:MOST_PROBLEMS], None, "images")
+            streams.setdefault(name, {})[number] = rows
+    return streams
+
+
+@dataclass(frozen=True)
+class StreamCheck:
+    """Goes through one source of an objective.
+
+    Attributes:
+        experiment: of the recipe.
+        name: of the objective.
+        part: `train`, `validation` or `test`.
+        number: of the source.
+        rows: of the source.
+        reporter: told of progress and of bad images.
+    """
+
+    experiment: Experiment
+    name: str
+    part: str
+    number: int
+    rows: StreamRows
+    reporter: Reporter
+
+    def run(
+        self,
+        encode: Callable[[list[Sample]], EncodeReport],
+        take: Callable[[EncodeReport, list[Sample]], None],
+    ) -> int:
+        """Reads, opens and encodes all rows.
+
+        Args:
+            encode: makes token arrays.
+            take: is given what was encoded, and its samples, batch by batch.
+
+        Returns:
+            How many images cannot be used and are left out.
+
+        Raises:
+            DataError: rows or images cannot be used, and none may be left out, or more than may be.
+            SafetyError: a row names a file that it may not, or an image is too large.
+        """
+        data, images, errors = self.experiment.data, 0, list[DataError | SafetyError]()
+        bad = good = 0
+        for batch in self._batches():
+            refused = image_errors(batch, data.max_pixels)
+            images += len({image.key for sample in batch for image in sample.images})
+            bad += len(refused)
+            errors += list(refused.values())[: MOST_PROBLEMS - len(errors)]
+            if data.on_bad_image == "error" and len(errors) >= MOST_PROBLEMS:
+                break
+            usable = [s for s in batch if not any(image.key in refused for image in s.images)]
+            good += len(usable)
+            if usable:
+                take(encode(usable), usable)
+        if errors and data.on_bad_image == "error":
+            raise merged(errors, None, "images")
+        if bad and (bad > data.max_bad_fraction * images or not good):
+            lines = "\n  ".join(f"{error.where}: {error.message}" for error in errors)
+            raise DataError(
+                f"{bad:,} of {images:,} images cannot be used:\n  {lines}",
+                where=str(self.rows.source.path),
+                fix=f"fix them, or raise `data.max_bad_fraction` (now {data.max_bad_fraction:g})",
+            )
+        for error in errors:
+            self.reporter.note(f"bad image, its samples are left out: {error.where}: {error.message}")
+        return bad
+
+    def _batches(self) -> Iterator[list[Sample]]:
+        rows = self.rows
+        progress = self.reporter.counted(f"reading {self.name} {self.part}")
+        problems = Problems(str(rows.source.path), skip=rows.source.bad_rows)
+        batch: list[Sample] = []
+        good = size = made = 0
+        # Of validation rows no more are ever used.
+        most = self.experiment.training.validation_samples if self.part == "validation" else None
+        for row in range(len(rows)):
+            if most is not None and made >= most:
+                break
+            try:
+                # Training takes rows of one sample only.
+                samples = [rows[row]] if self.part == "train" else rows.samples(row)
+            except ROW_ERRORS as error:
+                problems.add(error)
+                continue
+            good, made = good + 1, made + len(samples)
+            batch += [replace(sample, source=self.number) for sample in samples]
+            size += sum(len(image.data or b"") for sample in samples for image in sample.images)
+            rows.forget()
+            if len(batch) >= _AT_ONCE or size > _BYTES:
+                yield batch
+                progress(row + 1, len(rows))
+                batch, size = [], 0
+        problems.finish(good)
+        if batch:
+            yield batch
+            progress(len(rows), len(rows))
