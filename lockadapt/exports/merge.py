@@ -10,6 +10,7 @@ from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError
 from lockadapt.exports.card import merged_card
 from lockadapt.exports.proofs.embeddings import Embedded, embed_probe, prove_embeddings
+from lockadapt.exports.proofs.lost_change import lost_change, note_lost_change
 from lockadapt.exports.proofs.merged_folder import (
     Reference,
     compare_logits,
@@ -73,6 +74,8 @@ def merge_run(
         proof = prove_merge(folder, expected.answers, run.dtype)
         proof |= prove_embeddings(run, folder, expected.embedded, run.dtype)
         note_blindness(proof, reporter)
+        proof["lost_change"] = lost_change(run, folder, base)
+        note_lost_change(proof["lost_change"], run.dtype, reporter)
         if run.quantized:
             proof["base"] = base
         if expected is not trained:

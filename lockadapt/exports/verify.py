@@ -16,6 +16,7 @@ from lockadapt.console import Reporter
 from lockadapt.errors import RecipeError, VerificationError
 from lockadapt.evaluation.target import BESIDE
 from lockadapt.exports.proofs.embeddings import embed_probe, prove_embeddings
+from lockadapt.exports.proofs.lost_change import lost_change, note_lost_change
 from lockadapt.exports.proofs.merged_folder import RECORD, note_blindness, prove_merge, unsound
 from lockadapt.exports.proofs.reference import NEW_TOKENS, reference_answers
 from lockadapt.exports.proofs.stored_folder import Stored, read_json, read_stored
@@ -96,6 +97,8 @@ def _against(stored: Stored, against: Path | Run, reporter: Reporter) -> dict[st
     if wrong := wrong_tensors(run, stored.folder, base):
         raise VerificationError("; ".join(wrong), where=str(stored.folder), fix=FIX)
     note_blindness(proof, reporter)
+    proof["lost_change"] = lost_change(run, stored.folder, base)
+    note_lost_change(proof["lost_change"], stored.dtype, reporter)
     return proof | prove_embeddings(run, stored.folder, embedded, stored.dtype)
 
 

@@ -22,6 +22,7 @@ from lockadapt.exports.proofs.reference import (
     reference_answers,
     without_images,
 )
+from lockadapt.exports.proofs.rounding import Rounding
 from tests.support.rows import dialogue_sample, vqa_samples
 
 LOGITS = torch.linspace(-10, 10, 60).view(1, 3, 20)
@@ -178,17 +179,26 @@ def test_the_coarser_dtype_sets_the_limits() -> None:
     assert reference().allowed(torch.float32) == pytest.approx(0.0011)
 
 
-def test_deep_models_round_more_often() -> None:
-    """60 roundings walk 7.7 of them: 2 * 7.7 * 2**-7 of the largest logit, 11; float32 is not loosened."""
-    assert reference(depth=30).allowed(torch.bfloat16) == pytest.approx(1.331, abs=1e-3)
-    assert reference(depth=4).allowed(torch.bfloat16) == pytest.approx(0.486, abs=1e-3)
-    assert reference(depth=30).allowed(torch.float16) == pytest.approx(0.33)
-    assert reference(depth=30).allowed(torch.float32) == pytest.approx(0.0011)
+def test_what_a_model_rounds_by_itself_is_allowed() -> None:
+    rounds = reference(rounding=Rounding(logit=3.0, kl=0.004), dtype=torch.bfloat16)
+    assert rounds.allowed(torch.bfloat16) == 6.0
+    assert kl_limit(rounds, torch.bfloat16) == pytest.approx(0.012)
+    assert kl_limit(dataclasses.replace(rounds, rounding=Rounding(3.0, 0.02)), torch.bfloat16) == 0.06
+    steady = dataclasses.replace(rounds, rounding=Rounding(logit=0.01, kl=1e-6))
+    assert steady.allowed(torch.bfloat16) == pytest.approx(0.33)
+    assert kl_limit(steady, torch.bfloat16) == pytest.approx(5e-3)
 
 
-def test_depth_is_the_language_models(assembled: Assembled, tmp_path: Path) -> None:
-    made = reference_answers(assembled.model, assembled.processor, vqa_samples(tmp_path)[:2])
-    assert made.depth == assembled.model.config.text_config.num_hidden_layers > 0
+def test_rounding_is_measured_where_a_model_rounds(assembled: Assembled, tmp_path: Path) -> None:
+    model, samples = copy.deepcopy(assembled.model), vqa_samples(tmp_path)[:2]
+    assert reference_answers(model, assembled.processor, samples).rounding is None
+    first = reference_answers(model.to(torch.bfloat16), assembled.processor, samples)
+    again = reference_answers(model, assembled.processor, samples)
+    assert first.rounding == again.rounding
+    assert first.rounding is not None
+    assert first.rounding.kl > 0.0
+    assert first.rounding.logit > 0.0
+    assert torch.equal(first.logits["text0"], again.logits["text0"])  # nothing of it stays
 
 
 def test_a_folder_must_be_nearer_than_the_adapter_is_far() -> None:

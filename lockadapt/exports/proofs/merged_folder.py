@@ -55,6 +55,8 @@ nearer to the trained model than `ADAPTER_SHARE` of what the adapter changed. Tw
 arithmetic differ by 3e-12, 8e-6 and 5e-4 (measured: a Llama of 2 layers and width 128); the first limits
 leave deeper models ten times that and more."""
 ADAPTER_SHARE = 0.25
+ROUNDINGS = 3
+"""Times the KL divergence of a rounding more in every block: two sides with their own, and some room."""
 
 
 def prove_merge(
@@ -229,6 +231,9 @@ def differences(result: Mapping[str, Any], reference: Reference, dtype: torch.dt
 def kl_limit(reference: Reference, dtype: torch.dtype) -> float:
     """The largest KL divergence that a folder stored in `dtype` may have."""
     noise, most = KL[reference.coarse(dtype)]
+    if reference.rounding is not None:
+        own = ROUNDINGS * reference.rounding.kl
+        noise, most = max(noise, own), max(most, own)
     return (
         most if reference.adapter_kl is None else min(most, max(noise, ADAPTER_SHARE * reference.adapter_kl))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.pixels import PixelInputs, ProcessorInputs, image_part, pixel_inputs
 from lockadapt.data.sample import ImageRef, Sample
 from lockadapt.errors import DataError
+from lockadapt.exports.proofs.rounding import Rounding, rounded_again
 from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import tolerance
 from lockadapt.objectives.answer_tokens import answer_start, model_inputs, writer_of
@@ -29,6 +29,8 @@ NEW_TOKENS = 20
 POSITIONS = 64
 """Logits are kept at the last so many places of a sample that hold no image token: nobody samples from the
 others, and those of all 576 patches of an image over 128,000 words would be 300 MB."""
+BOTH_SIDES = 2
+"""Times the largest change of a logit by a rounding more in every block: each side has its own."""
 LIKELIEST = 8
 """Tokens of every step of an answer whose scores are kept, to see how near a tie another answer is."""
 
@@ -78,7 +80,7 @@ class Reference:
         image_effect: the largest change of a logit when images are swapped; None if no sample has an image.
         adapter_kl: mean KL divergence, in nats, between the model with and without its adapter; None without
             adapter.
-        depth: layers of the language model, each of which rounds its sum twice.
+        rounding: what a rounding more in every block changes; None where the model computes in float32.
     """
 
     tensors: dict[str, Tensor]
@@ -88,7 +90,7 @@ class Reference:
     dtype: torch.dtype
     image_effect: float | None
     adapter_kl: float | None
-    depth: int = 0
+    rounding: Rounding | None = None
 
     def coarse(self, dtype: torch.dtype) -> torch.dtype:
         """The one of `dtype` and the model's with the larger roundings."""
@@ -97,16 +99,10 @@ class Reference:
     def allowed(self, dtype: torch.dtype) -> float:
         """How far a logit of a folder stored in `dtype` may lie from the trained model's.
 
-        Roundings of the residual stream, two a layer, add up as a random walk, and both sides have theirs.
-        Measured: in bfloat16 a Llama of 30 layers (SmolLM2-135M) whose largest logit is 38 lies 1.6 from its
-        own float32 logits, and 1.9 from its merged folder.
+        Real models of many layers round further than `tolerance` knows, each in its own way: measured.
         """
-        coarse = self.coarse(dtype)
-        walk = 2.0 * math.sqrt(2 * self.depth) * torch.finfo(coarse).eps if coarse != torch.float32 else 0.0
-        return max(
-            max(tolerance(coarse, logits), walk * float(logits.abs().max()))
-            for logits in self.logits.values()
-        )
+        known = max(tolerance(self.coarse(dtype), logits) for logits in self.logits.values())
+        return known if self.rounding is None else max(known, BOTH_SIDES * self.rounding.logit)
 
 
 @torch.no_grad()
@@ -169,12 +165,8 @@ def reference_answers(model: nn.Module, processor: Any, samples: Sequence[Sample
         dtype,
         image_effect(logits),
         _adapter_kl(model, tensors, logits),
-        _depth(model.config),
+        _rounding(model, tensors, logits, dtype),
     )
-
-
-def _depth(config: Any) -> int:
-    return int(getattr(config.get_text_config(), "num_hidden_layers", 0))
 
 
 def without_images(sample: Sample) -> Sample:
@@ -305,3 +297,18 @@ def _adapter_kl(model: Any, tensors: dict[str, Tensor], logits: dict[str, Tensor
             if not case.startswith("swapped")
         ]
     return float(torch.cat(divergences).mean())
+
+
+def _rounding(
+    model: nn.Module, tensors: dict[str, Tensor], logits: dict[str, Tensor], dtype: torch.dtype
+) -> Rounding | None:
+    if dtype in (torch.float32, torch.float64):
+        return None
+    with rounded_again(model, dtype):
+        moved = {case: model(**inputs).logits.float().cpu() for case, inputs in cases(model, tensors)}
+    return Rounding(
+        logit=max(float((moved[case] - own).abs().max()) for case, own in logits.items()),
+        kl=float(
+            torch.cat([kl_divergence(own, moved[case]).flatten() for case, own in logits.items()]).mean()
+        ),
+    )

@@ -94,6 +94,8 @@ def _kind(plan: MergePlan, name: str, stored: Tensor, original: Tensor, share: f
     for change in changes:
         change.apply(trained, 0)
     actual = as_matrix(stored).float()
+    if torch.equal(actual, trained.to(stored.dtype).float()):
+        return None  # rounding may have taken most of the change away, but that is how it is merged
     distance, norm = float((actual - trained).norm()), float(trained.norm())
     if not torch.equal(start, trained):
         if float((actual - start).norm()) < distance:
