@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from torch.utils.data import Sampler
 from transformers import GenerationConfig, Trainer
 from trl import GRPOConfig, GRPOTrainer
 
-from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.encode import Encoded, Encoder
 from lockadapt.data.pixels import image_part
 from lockadapt.errors import AssemblyError
@@ -23,7 +21,7 @@ from lockadapt.objectives.answer_tokens import model_inputs, stock_forward
 from lockadapt.rewards import Reward
 from lockadapt.training.methods.arguments import trl_arguments
 from lockadapt.training.methods.locked import LockedStage, MethodSetup
-from lockadapt.training.methods.rollout import Rollout, prompt_of
+from lockadapt.training.methods.rollout import Rollout, prompt_of, writing
 
 BETA = 0.04
 """Weight of the KL from the start of the stage where the recipe names none (arXiv 2402.03300): TRL's own
@@ -136,23 +134,10 @@ class GrpoStage(LockedStage, GRPOTrainer):
     ) -> tuple[list[list[int]], None]:
         distinct = [self.prompts["train"][number] for number in self._numbers[::num_generations]]
         training = self.setup.model.training
-        with self._writing(self.generation_kwargs):
+        with writing(self.setup.model, self.generation_kwargs):
             answers = self.rollout(distinct, num_generations, self.generation_config)
         self.setup.model.train(training)
         return answers, None
-
-    @contextlib.contextmanager
-    def _writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
-        """Makes settings the model's own for a while, which would fill in what they leave out."""
-        base: Any = unwrap_model(self.setup.model)
-        held = base.generation_config
-        base.generation_config = copy.deepcopy(held)
-        try:
-            for name, value in settings.items():
-                setattr(base.generation_config, name, value)
-            yield
-        finally:
-            base.generation_config = held
 
     # --- held-out reward
 
@@ -181,7 +166,7 @@ class GrpoStage(LockedStage, GRPOTrainer):
             settings.pop(name, None)
         config, answers = GenerationConfig(**settings, disable_compile=True), list[str]()
         size = self.args.per_device_eval_batch_size
-        with self._writing(settings):
+        with writing(self.setup.model, settings):
             for start in range(0, len(prompts), size):
                 ids = self.rollout(prompts[start : start + size], 1, config)
                 answers += self.setup.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)

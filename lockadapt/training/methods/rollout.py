@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from lockadapt.architectures import architecture_of
+from lockadapt.architectures.base import unwrap_model
 from lockadapt.data.batch import left_padded, on_device
 from lockadapt.data.encode import IGNORED, Encoded, Encoder
 from lockadapt.data.pixels import ImageInputs, image_part
@@ -62,6 +65,25 @@ def parts_alike(model: nn.Module, prompts: Sequence[Encoded], size: int) -> Iter
     for numbers in kinds.values():
         for start in range(0, len(numbers), size):
             yield numbers[start : start + size]
+
+
+@contextlib.contextmanager
+def writing(model: nn.Module, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Makes settings the model's own for a while, which would fill in what they leave out.
+
+    Args:
+        model: a Transformers model, possibly wrapped.
+        settings: fields of Transformers' `GenerationConfig`.
+    """
+    base: Any = unwrap_model(model)
+    held = base.generation_config
+    base.generation_config = copy.deepcopy(held)
+    try:
+        for name, value in settings.items():
+            setattr(base.generation_config, name, value)
+        yield
+    finally:
+        base.generation_config = held
 
 
 class Rollout:
