@@ -87,6 +87,18 @@ def open_folder(recipe: Recipe, folder: Path, resume: bool) -> Path:
     return folder
 
 
+def forget_unbegun(folder: Path, lock: str) -> None:
+    """Empties the folder of a run that failed before it made anything, so that its command can come again.
+
+    Args:
+        folder: of the run.
+        lock: name of the file in it that claims it.
+    """
+    if {path.name for path in folder.iterdir()} <= {RECIPE, lock}:
+        for name in (RECIPE, lock):
+            (folder / name).unlink(missing_ok=True)
+
+
 def _differences(before: Recipe, now: Recipe) -> str:
     """The first few keys whose values differ, with both."""
     first, second = (dict(_leaves("", recipe.model_dump(mode="json"))) for recipe in (before, now))

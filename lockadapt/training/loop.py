@@ -20,7 +20,7 @@ from lockadapt.building.revisions import pin_revisions
 from lockadapt.building.tables import build_tables
 from lockadapt.console import Reporter
 from lockadapt.data.claims import Claims
-from lockadapt.errors import RecipeError
+from lockadapt.errors import LockadaptError, RecipeError
 from lockadapt.features.towerless import cached_tower, remember_towers
 from lockadapt.files import clear_abandoned
 from lockadapt.models.query_tokens import query_token_ids
@@ -122,7 +122,13 @@ def train(
         processes.first(lambda: _claim(claimed, _opened(recipe, folder, resume)))
         # The commits of what is streamed from the Hub are those that the first process wrote down.
         recipe = pin_revisions(recipe, partial(run_folder.read_recipe, folder))
-        return _train(recipe, folder, reporter, resume, Outside(observers, reward_access or RewardAccess()))
+        outside = Outside(observers, reward_access or RewardAccess())
+        try:
+            return _train(recipe, folder, reporter, resume, outside)
+        except LockadaptError:
+            if processes.is_first():
+                run_folder.forget_unbegun(folder, LOCK)
+            raise
 
 
 def _opened(recipe: Recipe, folder: Path, resume: bool) -> Path:

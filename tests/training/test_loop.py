@@ -226,3 +226,19 @@ def test_half_precision_trains_in_float32_masters(tiny: Path, tmp_path: Path) ->
     rows = {row["component"]: row["dtype"] for row in facts["stages"][0]["components"]}
     assert rows["llm"] == rows["tower"] == "bfloat16"
     assert rows["projector"] == rows["lora"] == "float32"
+
+
+def test_what_failed_before_it_made_anything_can_be_started_again(tiny: Path, tmp_path: Path) -> None:
+    """The rows are mended, and the same command is given: there is nothing to resume."""
+    recipe = load_recipe(None, (), values(tiny, tmp_path)).recipe
+    rows = next(iter(recipe.objectives.values())).train
+    file = Path((rows[0] if isinstance(rows, list) else rows).path)
+    good = file.read_text(encoding="utf-8")
+    file.write_text("no rows\n", encoding="utf-8")
+    with pytest.raises(DataError):
+        train(recipe, tmp_path / "run", QUIET)
+    assert list((tmp_path / "run").iterdir()) == []
+    file.write_text(good, encoding="utf-8")
+    train(recipe, tmp_path / "run", QUIET)
+    with pytest.raises(RecipeError, match="exists and is not empty"):
+        train(recipe, tmp_path / "run", QUIET)
