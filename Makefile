@@ -83,6 +83,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/merge.py --layers 108 --shards 4 --rounds 2 --only lockadapt --details benchmarks/results/merge-large.json
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/startup.py --rows 600000 --images 100000
+	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/report.py
 
 assets: $(VENV)/.installed
