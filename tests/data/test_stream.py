@@ -276,9 +276,9 @@ def test_a_value_that_unpacks_to_more_than_is_told(tmp_path: Path, monkeypatch: 
     """A dictionary holds it once, whatever rows have it."""
     value = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), pa.array([bytes(10_000)]))
     pq.write_table(pa.table({"image": value}), tmp_path / "a.parquet", store_schema=False)
-    monkeypatch.setattr("lockadapt.data.shards.parquet.LARGEST_BLOCK", 1_000_000)
+    monkeypatch.setattr("lockadapt.data.shards.parquet.LARGEST_UNTOLD", 1_000_000)
     rows = rows_of("parquet", tmp_path / "a.parquet")
-    with pytest.raises(SafetyError, match="row group 0 has"):
+    with pytest.raises(SafetyError, match="row group 0 unpacks to"):
         rows[0]
 
 

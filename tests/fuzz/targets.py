@@ -30,6 +30,7 @@ from lockadapt.recipe.read import load_recipe
 from lockadapt.runs.run import open_run
 from lockadapt.training import checkpoint
 from lockadapt.training.loop import train
+from tests.fuzz.shards import drawn_shards, read_shards
 from tests.fuzz.values import ODD_TEXTS, edited, json_bytes, json_values, torn
 
 QUIET = Reporter(quiet=True)
@@ -64,6 +65,7 @@ def targets(run: Path, interrupted: Path) -> list[Target]:
     return [
         _recipes(run),
         _rows(run),
+        _shards(run),
         _run_folders(run),
         _checkpoints(interrupted),
         _adapters(run),
@@ -167,6 +169,12 @@ def _rows(run: Path) -> Target:
         Encoder(processor, 512).encode(samples)
 
     return Target("rows", st.tuples(inputs, kinds, patterns), read)
+
+
+def _shards(run: Path) -> Target:
+    encoder = Encoder(load_model(run / "base", torch.float32)[1], 512)
+    image = next(run.glob("probe/*.png")).read_bytes()
+    return Target("shards", drawn_shards(image), lambda value, folder: read_shards(value, encoder, folder))
 
 
 def _run_folders(run: Path) -> Target:

@@ -18,7 +18,7 @@ from tests.fuzz.targets import Target, targets
 
 EXAMPLES = 40
 NAMES = (
-    *("recipes", "rows", "run folders", "checkpoints", "adapters"),
+    *("recipes", "rows", "shards", "run folders", "checkpoints", "adapters"),
     *("safetensors headers", "model folders", "chat templates"),
 )
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hostile import commands, existing, formats, images, models, recipes, rows
+from tests.hostile import commands, existing, formats, images, models, recipes, rows, shards
 from tests.hostile.case import Case
 
 CASES: list[Case] = [
     *images.CASES,
     *rows.CASES,
     *formats.CASES,
+    *shards.CASES,
     *recipes.CASES,
     *commands.CASES,
     *models.CASES,

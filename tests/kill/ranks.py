@@ -1,6 +1,7 @@
 """Kills one of two processes in the middle of a training, and lets it go on: `python -m tests.kill.ranks`.
 
-Each process has two workers that read rows. After `--kills` kills of a random process in a random step, half of
+Each process has two workers that read rows: of a file with whole models (`none`) and shared ones (`fsdp`), or of
+shards (`parquet`, `webdataset`). After `--kills` kills of a random process in a random step, half of
 the runs go on by `--resume`, half as an elastic launcher starts them again. `--elastic` more are killed from
 outside at a random moment below `lockadapt train --processes 2 --max-restarts 1`. All must end with the
 weights of the run that nobody killed, by SHA-256.
@@ -35,20 +36,29 @@ from lockadapt.training.progress import read_metrics
 from tests.support.parallel_runs import recipe
 from tests.support.ranks import Job, run_job
 from tests.support.runs import values
+from tests.support.shards import write
 from tests.support.tiny import tiny_llm, tiny_tower
 
 STEPS, SAVE_EVERY = 7, 2
-MODES = ("none", "fsdp")
+MODES = ("none", "fsdp", "parquet", "webdataset")
+ROWS = 20
+"""Of shards: fewer than a run takes, so that it goes through more than one window."""
 
 
 def prepare(folder: Path, modes: Sequence[str] = MODES) -> None:
-    """Writes `none.yaml` and `fsdp.yaml`, and trains them undisturbed into folders of their names."""
+    """Writes `none.yaml`, `fsdp.yaml` …, and trains them undisturbed into folders of their names."""
     tiny_llm("llama", folder / "tiny" / "llama")
     tiny_tower("clip-vision", folder / "tiny" / "clip-vision")
-    given = {**values(folder / "tiny", folder), "data": {"workers": 2}}
+    given = {**values(folder / "tiny", folder), "data": {"workers": 2, "cache": str(folder / "cache")}}
     given["lora"] = {"rank": 4, "dropout": 0.1}
+    table = given["objectives"]["vqa"]["train"]
     for mode in modes:
-        lengths = {"steps": STEPS, "save_every": SAVE_EVERY, "batch_size": 2, "sharding": mode}
+        lengths = {"steps": STEPS, "save_every": SAVE_EVERY, "batch_size": 2}
+        lengths["sharding"] = "fsdp" if mode == "fsdp" else "none"
+        streamed = mode in ("parquet", "webdataset")
+        given["objectives"]["vqa"]["train"] = (
+            {"format": mode, "path": str(write(mode, folder / f"{mode}-shards", ROWS))} if streamed else table
+        )
         recipe(folder, mode, given, **lengths)
         with inside(folder):
             outcome = run_job(Job(["train", f"{mode}.yaml", "-o", mode, "-q"]))
@@ -60,7 +70,7 @@ def killed_and_gone_on(folder: Path, mode: str, rank: int, step: int, elastic: b
 
     Args:
         folder: see `prepare`.
-        mode: sharding.
+        mode: one of `MODES`.
         rank: of the process.
         step: in which it is killed, from 1.
         elastic: started again as a launcher does, without `--resume`.
@@ -129,15 +139,17 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--elastic", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     given = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     chance, same = random.Random(given.seed), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder)
+        prepare(folder, given.modes)
         for number in range(given.kills):
-            mode, elastic = MODES[number % 2], number % 4 > 1
+            mode = given.modes[number % len(given.modes)]
+            elastic = number // len(given.modes) % 2 == 1
             rank, step = chance.randrange(2), chance.randint(1, STEPS)
             same.append(killed_and_gone_on(folder, mode, rank, step, elastic))
             how = "started again" if elastic else "--resume"
@@ -146,8 +158,9 @@ def main() -> int:
                 flush=True,
             )
         for number in range(given.elastic):
-            same.append(killed_from_outside(folder, MODES[number % 2], chance))
-            print(f"{MODES[number % 2]}: --max-restarts: {'equal' if same[-1] else 'NOT EQUAL'}", flush=True)
+            mode = given.modes[number % len(given.modes)]
+            same.append(killed_from_outside(folder, mode, chance))
+            print(f"{mode}: --max-restarts: {'equal' if same[-1] else 'NOT EQUAL'}", flush=True)
     print(f"{sum(same)} of {len(same)} equal")
     return int(not all(same))
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lockadapt.data.problems import BadRows, merged
+from lockadapt.data.problems import ROW_ERRORS, BadRows, merged
 from lockadapt.data.shards.files import state_of
 from lockadapt.data.shards.index import Block, Files, open_index
-from lockadapt.errors import DataError
+from lockadapt.errors import DataError, SafetyError
 
 KEPT_BYTES = 512 * 1024**2
 """Bytes of blocks that a process keeps, at least one block."""
@@ -94,7 +94,7 @@ class Shards(ABC):
 
     def is_unreadable(self, block: int) -> bool:
         """Whether a block was tried and cannot be read."""
-        return isinstance(self._blocks.get(block), DataError)
+        return isinstance(self._blocks.get(block), ROW_ERRORS)
 
     @abstractmethod
     def row(self, row: int) -> Any:
@@ -129,13 +129,14 @@ class Shards(ABC):
                 try:
                     self._refuse_changed(int(self.index.block_file[block]))
                     self._blocks[block], self._sizes[block] = self._read(block)
-                except DataError as error:
-                    self._blocks[block], self._sizes[block] = error, 0
+                except ROW_ERRORS as error:
+                    # Without its traceback, which holds what was read.
+                    self._blocks[block], self._sizes[block] = _again(error), 0
                 self._let_go()
             self._blocks.move_to_end(block)
             kept = self._blocks[block]
-        if isinstance(kept, DataError):
-            raise DataError(kept.message, where=kept.where, fix=kept.fix)
+        if isinstance(kept, ROW_ERRORS):
+            raise _again(kept)
         return kept
 
     def _let_go(self) -> None:
@@ -168,6 +169,10 @@ class Shards(ABC):
                 fix=f"fetch them again, or raise `data.max_bad_row_fraction` (now {skip.max_fraction:g})",
             )
         skip.note(f"{self.path}: left out {len(bad):,} of {len(self.files):,} shards:\n  {lines}")
+
+
+def _again(error: DataError | SafetyError) -> DataError | SafetyError:
+    return type(error)(error.message, where=error.where, fix=error.fix)
 
 
 def _shared_folder(files: Sequence[str]) -> str:

@@ -14,7 +14,9 @@ from lockadapt.data.shards.index import Block
 from lockadapt.errors import DataError, SafetyError
 
 LARGEST_BLOCK = 1024**3
-"""The most bytes of one row group: as the file's footer says them, and as they turn out to be."""
+"""The most bytes of one row group, as the file's footer says them."""
+LARGEST_UNTOLD, _UNTOLD = 256 * 1024**2, 4
+"""The most bytes that it may unpack to: so many, or so many times what the footer says."""
 _MOST_ROWS = 1 << 24
 """Of one row group."""
 _AT_ONCE = 64 * 1024**2
@@ -57,10 +59,11 @@ class ParquetShards(Shards):
             # A dictionary holds a long value once, however often rows have it: what they unpack to is not
             # told. No value is longer than the group.
             rows = max(1, min(told.num_rows, _AT_ONCE // max(told.total_byte_size, 1)))
+            most = max(LARGEST_UNTOLD, _UNTOLD * told.total_byte_size)
             for batch in shard.iter_batches(rows, row_groups=[group], use_threads=False):
                 size += batch.nbytes
-                if size > LARGEST_BLOCK:
-                    raise _too_large(group, size, file)
+                if size > most:
+                    raise _too_large(group, f"unpacks to {size:,} bytes", most, file)
                 batches.append(batch)
             table = pa.Table.from_batches(batches, shard.schema_arrow)
         pa.default_memory_pool().release_unused()
@@ -71,7 +74,7 @@ class ParquetShards(Shards):
             for group in range(shard.metadata.num_row_groups):
                 told = shard.metadata.row_group(group)
                 if told.total_byte_size > LARGEST_BLOCK:
-                    raise _too_large(group, told.total_byte_size, file)
+                    raise _too_large(group, f"has {told.total_byte_size:,} bytes", LARGEST_BLOCK, file)
                 if not 0 <= told.num_rows <= _MOST_ROWS:
                     raise DataError(
                         f"row group {group} claims {told.num_rows:,} rows", where=file, fix="write it again"
@@ -92,9 +95,9 @@ def _opened(file: str) -> Iterator[Any]:
         yield shard
 
 
-def _too_large(group: int, size: int, file: str) -> SafetyError:
+def _too_large(group: int, size: str, most: int, file: str) -> SafetyError:
     return SafetyError(
-        f"row group {group} has {size:,} bytes, more than {LARGEST_BLOCK:,}",
+        f"row group {group} {size}, more than {most:,}",
         where=file,
         fix="write it with smaller row groups (row_group_size=100)",
     )

@@ -89,6 +89,13 @@ class TarShards(Shards):
                     records.append(Record(_printable(f"{folder}/{key}" if folder else key)))
                     last = folder, key
                 records[-1].parts.append((kind, member.offset_data, member.size))
+            # What is no header ends a tar without a word, and with it all behind it.
+            opened.seek(archive.offset)
+            behind = opened.read(tarfile.BLOCKSIZE)
+            if behind and behind != bytes(tarfile.BLOCKSIZE):
+                raise DataError(
+                    f"is damaged or cut off at byte {archive.offset:,}", where=file, fix="fetch it again"
+                )
         if records:
             yield Block(len(records), 0, records)
 
