@@ -89,7 +89,7 @@ class TarShards(Shards):
                     records.append(Record(_printable(f"{folder}/{key}" if folder else key)))
                     last = folder, key
                 records[-1].parts.append((kind, member.offset_data, member.size))
-            # What is no header ends a tar without a word, and with it all behind it.
+            # What is no header silently ends a tar, whatever is behind it.
             opened.seek(archive.offset)
             behind = opened.read(tarfile.BLOCKSIZE)
             if behind and behind != bytes(tarfile.BLOCKSIZE):
