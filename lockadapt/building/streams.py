@@ -43,7 +43,8 @@ def open_stream(recipe: Recipe, section: SourceSection, source: Source) -> Strea
     else:
         files = named_files(path, KINDS[kind].suffixes)
     shards = KINDS[kind](path, files, source.limit, row_cache(recipe), source.bad_rows)
-    return StreamRows(shards, source, shard_rules(source), recipe.training.seed)
+    drawn = source.expand and recipe.data.rows != "memory"
+    return StreamRows(shards, source, shard_rules(source), recipe.training.seed, single=drawn)
 
 
 def row_cache(recipe: Recipe) -> Path:

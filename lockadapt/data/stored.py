@@ -46,13 +46,16 @@ class StoredRows(Sequence[Sample], ABC):
             raise IndexError(row)
         row %= len(self)
         samples = self._samples(row)
+        self._refuse_several(samples, row)
+        return samples[0]
+
+    def _refuse_several(self, samples: Sequence[Sample], row: int) -> None:
         if len(samples) != 1:
             raise DataError(
                 f"the row holds {len(samples)} samples",
                 where=self.where(row),
                 fix="write one caption a row, or let the recipe keep rows in memory (data.rows: memory)",
             )
-        return samples[0]
 
     @abstractmethod
     def _samples(self, row: int) -> list[Sample]:

@@ -37,10 +37,13 @@ class StreamRows(StoredRows):
         source: of the rows.
         rules: by which a row becomes samples.
         seed: which rows are looked at before step 1.
+        single: whether a row must hold one sample, as it must to be drawn.
     """
 
-    def __init__(self, shards: Shards, source: Source, rules: RowRules, seed: int = 0) -> None:
-        self.shards, self.source, self.rules, self.seed = shards, source, rules, seed
+    def __init__(
+        self, shards: Shards, source: Source, rules: RowRules, seed: int = 0, single: bool = True
+    ) -> None:
+        self.shards, self.source, self.rules, self.seed, self.single = shards, source, rules, seed, single
         shards.keep(_blocks_of_a_window(np.diff(shards.begins), shards.index.block_bytes))
 
     def __len__(self) -> int:
@@ -50,7 +53,7 @@ class StreamRows(StoredRows):
         return self.samples(row)
 
     def samples(self, row: int) -> list[Sample]:
-        """All samples of a row, with the bytes of its images.
+        """The samples of a row, with the bytes of its images.
 
         Args:
             row: its number.
@@ -59,10 +62,13 @@ class StreamRows(StoredRows):
             At least one.
 
         Raises:
-            DataError: the row cannot be used.
+            DataError: the row cannot be used, or holds several samples and may not.
             SafetyError: it names a file that it may not.
         """
-        return samples_of(self.shards.row(row), self.rules, self.where(row))
+        samples = samples_of(self.shards.row(row), self.rules, self.where(row))
+        if self.single:
+            self._refuse_several(samples, row)
+        return samples
 
     def lean(self, row: int) -> list[Sample]:
         """The samples of a row without the bytes of its images, which are read again when they are opened.
@@ -192,12 +198,12 @@ class StreamRows(StoredRows):
                 break
             tried += 1
             try:
-                sample = self[row]
+                samples = self.samples(row)
             except ROW_ERRORS as refused:
                 errors.append(refused)
             else:
-                size += sum(len(image.data or b"") for image in sample.images)
-                good.append(self._lean(sample, row))
+                size += sum(len(image.data or b"") for sample in samples for image in sample.images)
+                good += [self._lean(sample, row) for sample in samples]
                 self.forget()
         if skip is not None:
             skip = replace(skip, max_fraction=allowance(skip.max_fraction, tried, len(self)))

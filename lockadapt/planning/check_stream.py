@@ -131,8 +131,7 @@ class StreamCheck:
             if most is not None and made >= most:
                 break
             try:
-                # Training takes rows of one sample only.
-                samples = [rows[row]] if self.part == "train" else rows.samples(row)
+                samples = rows.samples(row)
             except ROW_ERRORS as error:
                 problems.add(error)
                 continue

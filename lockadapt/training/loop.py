@@ -156,7 +156,7 @@ def _train(recipe: Recipe, folder: Path, reporter: Reporter, resume: bool, outsi
     began_with = processes.together(lambda: run_processes(folder, resume))
 
     # Read: rows, and all that their images would need the tower for, if it is kept.
-    processes.first(lambda: build_tables(experiment))
+    processes.first(lambda: build_tables(experiment, lambda _: None))  # what it notes comes with the rows
     samples = processes.together(lambda: load_samples(experiment, reporter))
     base = folder / run_folder.BASE
     start = Path(recipe.model.vlm or base).expanduser()

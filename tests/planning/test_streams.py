@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,6 @@ def test_check_counts_all_and_keeps_none(
 
 
 def test_check_refuses_bad_rows_and_images_of_shards(tiny: Path, tmp_path: Path) -> None:
-    import tarfile
-
     recipe = given(tiny, tmp_path, "webdataset", 99)
     with tarfile.open(tmp_path / "shards" / "99999.tar", "w") as archive:
         add(archive, "bad/row.png", png(0))
@@ -96,6 +95,23 @@ def test_check_refuses_bad_rows_and_images_of_shards(tiny: Path, tmp_path: Path)
     none = load_recipe(None, ("data.on_bad_image=skip", "data.max_bad_fraction=0.001"), recipe).recipe
     with pytest.raises(DataError, match="1 of 100 images cannot be used"):
         check_recipe(none, Reporter(quiet=True))
+
+
+def test_several_captions_a_row(tiny: Path, tmp_path: Path) -> None:
+    recipe = values(tiny, tmp_path)
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for number in range(3):
+            add(archive, f"{number}.png", png(number))
+            add(archive, f"{number}.json", b'{"captions": ["a", "b", "c"]}')
+    shards = {"format": "webdataset", "path": str(tmp_path / "rows.tar")}
+    recipe["objectives"] = {"caption": {"train": shards, "test": shards}}
+    recipe["data"] = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(DataError, match="the row holds 3 samples"):
+        check_recipe(load_recipe(None, (), recipe).recipe, Reporter(quiet=True))
+    in_memory = load_recipe(None, ("data.rows=memory",), recipe).recipe
+    checked = check_recipe(in_memory, Reporter(quiet=True))["objectives"]["caption"]
+    assert (checked["train"]["rows"], checked["test"]["rows"]) == (9, 3)
+    assert plan_recipe(in_memory, Reporter(quiet=True))["rows"] == {"caption": 9}
 
 
 @FORMATS
