@@ -137,7 +137,8 @@ def write_boxes(boxes: Sequence[Box], format: BoxFormat) -> str:
         format: of the text.
 
     Returns:
-        The text, which `parse_boxes` reads back to within half a unit, or one where a side is shorter.
+        The text, which `parse_boxes` reads back to within half a unit, or one where a side is shorter; two of
+        PaliGemma's at the right and lower edge, which no token stands for.
     """
     if format == "paligemma":
         whole = [_integers(box, BINS, BINS - 1) for box in boxes]
