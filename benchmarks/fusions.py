@@ -240,9 +240,9 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=150, layout="constrained")
     shown = [row for row in rows if row.get("accuracy") is not None]
     for row in shown:
-        place = row["image_tokens"], row["accuracy"]
-        axes.scatter(*place, s=row["trained_parameters"] / 2000, alpha=0.7)
-        axes.annotate(row["fusion"], place, (0, -16), textcoords="offset points", ha="center", fontsize=8)
+        point = row["image_tokens"], row["accuracy"]
+        axes.scatter(*point, s=row["trained_parameters"] / 2000, alpha=0.7)
+        axes.annotate(row["fusion"], point, (0, -16), textcoords="offset points", ha="center", fontsize=8)
     axes.margins(x=0.15)
     # From 0.9 at most, so that differences that are noise do not look like more.
     axes.set_ylim(min(0.9, *(row["accuracy"] - 0.05 for row in shown)), 1.01)

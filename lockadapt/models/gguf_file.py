@@ -77,7 +77,10 @@ def made_folder(digest: str) -> Path | None:
 
 
 def require_gguf(where: str) -> None:
-    """Refuse a GGUF file, named by `where`, unless the package that reads it is installed.
+    """Refuse a GGUF file unless the package that reads it is installed.
+
+    Args:
+        where: names the file.
 
     Raises:
         SetupError: it is not.
