@@ -20,9 +20,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from cases import COLOURS, PLACES, THINGS
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaProcessor
 
-from benchmarks.cases import COLOURS, PLACES, THINGS
 from lockadapt.data.encode import Encoder
 from lockadapt.data.readers import Source, read_samples
 from lockadapt.data.sample import Sample

@@ -42,7 +42,7 @@ def lost_change(run: Run, folder: Path, base: BaseMode) -> float | None:
         for name, changes in plan.changes.items()
         if changes and all(isinstance(change, LowRank) for change in changes) and name not in plan.requantized
     ]
-    chosen = set(added[:: max(1, len(added) // MATRICES)])
+    chosen = set(added[:: -(-len(added) // MATRICES) or 1])
     stored_at, mine = plan.layout.by_key(), read_layout(folder)
     names = read_names(meta_model(folder), mine.by_key(), str(folder))
     missing = changed = 0.0
