@@ -35,6 +35,9 @@ SHARED = (
 )
 """Config fields that mean the same in SigLIP and in Idefics3's tower."""
 
+READ_IN_TRAINING = "gradient_checkpointing"
+"""An attribute of the LLM's body that the stock forward pass reads, in training mode only."""
+
 UNUSED = "head."
 """SigLIP's attention pooling, which stands behind the features that Idefics3 reads."""
 
@@ -162,6 +165,14 @@ def processor(ingredients: Ingredients, template: str) -> Any:
     return Idefics3Processor(images, ingredients.tokenizer, image_seq_len=tokens, chat_template=template)
 
 
+def refuse(llm: Any, tower: Any) -> str | None:
+    """See `Assembly.refuse`. OPT keeps what the forward pass reads in its decoder, one level too deep."""
+    body = llm.base_model
+    if not hasattr(body, READ_IN_TRAINING):
+        return f"its forward pass reads `{READ_IN_TRAINING}` in training, which {type(body).__name__} has not"
+    return None
+
+
 def projected(output: Any, vision: TowerFacts) -> Tensor:
     """The last hidden state, behind the tower's last norm."""
     return output.last_hidden_state
@@ -221,6 +232,7 @@ IDEFICS3 = Architecture(
         processor=processor,
         tower=tower,
         special_tokens=MARKERS,
+        refuse=refuse,
     ),
     features=projector_features(pack=list, layout=LAYOUT),
     positions=Positions(),

@@ -118,10 +118,27 @@ def test_blueprint_has_the_same_shapes(made: Assembled, tiny: Path, tower: Path)
     }
 
 
-@pytest.mark.parametrize("llm", ["gpt2", "opt", "qwen3", "gemma3-text"])
+@pytest.mark.parametrize("llm", ["gpt2", "bloom", "qwen3", "gemma3-text"])
 def test_other_llms(llm: str, tower: Path, tmp_path: Path) -> None:
     result = assemble(tiny_llm(llm, tmp_path / "llm"), tower, None, prove=False, **FUSION)
     assert architecture_of(result.model) is IDEFICS3
+    batch = batch_of(result)
+    result.model.train()(**batch, labels=batch["input_ids"]).loss.backward()
+
+
+def test_opt_fails_in_training_and_is_refused(tower: Path, tmp_path: Path) -> None:
+    folder = tiny_llm("opt", tmp_path / "llm")
+    text = hf.AutoConfig.from_pretrained(folder)
+    model = Idefics3ForConditionalGeneration(hf.Idefics3Config(text_config=text, vision_config=VIT))
+    ids = torch.arange(3)[None]
+    assert model.eval()(input_ids=ids).logits.isfinite().all()
+    with pytest.raises(AttributeError, match="gradient_checkpointing"):
+        model.train()(input_ids=ids)
+    reason = "reads `gradient_checkpointing` in training, which OPTModel has not"
+    with pytest.raises(AssemblyError, match=reason):
+        assemble(folder, tower, None, prove=False, **FUSION)
+    with pytest.raises(AssemblyError, match=reason):
+        assembled_blueprint(folder, tower, torch.float32, fusion_name="pixel-shuffle-linear")
 
 
 @pytest.mark.parametrize("kind", ["clip-vision", "dinov2", "vit", "mobilenet-v2"])
