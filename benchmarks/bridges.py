@@ -150,6 +150,7 @@ Measured by `make bridges` on tiny random models: each cell that assembling acce
 three steps with packing and kept features where the class takes them, merged, and the merged folder loaded in
 a process that had not imported lockadapt; in the dual encoder, exported to sentence-transformers, which
 computed the embeddings again. A refusal is what assembling says; numbers in brackets are the reasons below.
+`clip-wide` and `siglip-wide` have 64 channels, as Granite 4 Vision needs: only `qformer` is tried with them.
 
 {merged} of the {assembled} cells that assembling accepts are trained, merged and proved; {refused} others
 were refused.
