@@ -1,13 +1,14 @@
 """Every fusion on one task with the same LLM, tower, LoRA and training time; tiles where they are needed.
 
     python benchmarks/fusions.py [--json] [--only FUSION] [--seconds 600] [--tower FOLDER]
-                                 [--markdown docs/fusions.md]
+                                 [--lines | --photos] [--markdown docs/fusions.md]
 
 Needs easy-VQA and the TinyStories LLM in the folder `LOCKADAPT_REAL` (default: ../shared/real). The tower is
 the quickstart's SigLIP, 64 pixels in 4 x 4 patches; a fusion that does not hold it gets the first other one
 (`--tower`, several times) that it holds. Each run has a process of its own, for its own peak memory: it first
 trains a few steps to learn its speed, then as many as the time allows. Time is the processor's, so that other
-work on the machine does not count: 600 seconds are five minutes on two cores.
+work on the machine does not count: 600 seconds are five minutes on two cores. `--lines` and `--photos` run
+other tasks instead: fine lines in large scenes, and captions of the photographs in the same folder.
 """
 
 from __future__ import annotations
@@ -67,6 +68,12 @@ COLUMNS = (
     ),
     "eval_samples_per_second",
 )
+CAPTION_COLUMNS = (
+    *("fusion", "tower", "steps", "samples_per_second", "image_tokens", "validation_loss"),
+    *("cider", "cider_mean_image"),
+)
+VALIDATIONS = 10
+"""In a run that has validation rows, the best of which is kept."""
 
 
 def easy_vqa() -> dict[str, Any]:
@@ -83,6 +90,16 @@ def easy_vqa() -> dict[str, Any]:
         for half in ("train", "test")
     }
     return {"vqa": {**halves, "answers": str(data / "answers.txt")}}
+
+
+def photographs() -> dict[str, Any]:
+    """800 photographs with five captions each; 50 others choose the best state of a run and score it."""
+    files = {"train": "train", "validation": "validation", "test": "validation"}
+    halves: dict[str, Any] = {
+        half: {"format": "jsonl", "path": str(REAL / "data" / "photos" / f"{name}.jsonl")}
+        for half, name in files.items()
+    }
+    return {"caption": {**halves, "prompt": "Describe the image in one sentence.", "max_new_tokens": 24}}
 
 
 def hatched(folder: Path, count: int = 1200, tested: int = 300) -> dict[str, Any]:
@@ -135,24 +152,32 @@ def worker(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
             **{"projector_learning_rate": 3e-3, "schedule": "cosine", "log_every": 50},
         },
     }
+    (name, objective), *_ = job["objectives"].items()
     first, share = _timed(lambda: lockadapt.train(recipe, output=scratch / "warm", quiet=True))
     steps = max(WARM_UP, round(job["seconds"] * first.samples_per_second / share / BATCH))
     recipe["training"]["steps"] = steps
+    if "validation" in objective:
+        recipe["training"]["validate_every"] = math.ceil(steps / VALIDATIONS)
     done, share = _timed(lambda: lockadapt.train(recipe, output=scratch / "run", quiet=True))
     run = lockadapt.load_run(scratch / "run")
     began = time.process_time()
-    scores = lockadapt.evaluate(run, quiet=True).scores["vqa"]
+    scores = lockadapt.evaluate(run, quiet=True).scores[name]
     seconds = time.process_time() - began
     shown = ImageRef("one", picture=draw(Scene(()), job["side"]))
     encoder = Encoder(run.processor, 10**6)
     row = encoder.encode([question_answer("what is it?", "a", [shown], "row")]).encoded[0]
-    components = run.run.record.stages[-1].components
+    stage = run.run.record.stages[-1]
+    measured: dict[str, Any] = {"accuracy": scores.get("accuracy")}
+    if "cider" in scores:
+        blind = lockadapt.evaluate(run, quiet=True, blind=True).scores[name]
+        measured = {"cider": scores["cider"], "cider_mean_image": blind["cider"]}
+        measured["validation_loss"] = stage.best_validation_loss
     return {
         "class": type(unwrap_model(run.model)).__name__,
-        "accuracy": scores["accuracy"],
+        **measured,
         "samples_per_second": done.samples_per_second / share,
         "image_tokens": int((row.input_ids == encoder.image_token_id).sum()),
-        "trained_parameters": sum(row.parameters for row in components if row.state == "trained"),
+        "trained_parameters": sum(row.parameters for row in stage.components if row.state == "trained"),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
         "eval_samples_per_second": scores["n"] / seconds,
         "steps": steps,
@@ -178,7 +203,9 @@ def in_own_process(job: dict[str, Any]) -> dict[str, Any]:
         return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measured(only: Sequence[str], seconds: float, towers: Sequence[str]) -> list[dict[str, Any]]:
+def measured(
+    only: Sequence[str], seconds: float, towers: Sequence[str], objectives: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A row for every fusion that holds the LLM and one of the towers, with its numbers; else the reason."""
     llm, known = str(REAL / "llm" / "tinystories-656k"), [str(ASSETS / "tower"), *towers]
     columns = zip(*(holdings(llm, tower) for tower in known), strict=True)
@@ -191,7 +218,7 @@ def measured(only: Sequence[str], seconds: float, towers: Sequence[str]) -> list
         row: dict[str, Any] = {"fusion": entry.fusion, "class": entry.model_class, "reason": entry.reason}
         if entry.model_class is not None:
             model = {"llm": llm, "tower": tower, "fusion": entry.fusion}
-            job = {"model": model, "objectives": easy_vqa(), "seconds": seconds, "side": 64}
+            job = {"model": model, "objectives": objectives, "seconds": seconds, "side": 64}
             row |= {"tower": tower_name(tower), **in_own_process(job)}
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
@@ -217,14 +244,13 @@ def measured_lines(folder: Path, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """Rows with numbers as a table of Markdown, then the reasons of the others."""
-    lines = [f"| {' | '.join(COLUMNS)} |".replace("_", " "), "| --- " * len(COLUMNS) + "|"]
+    lines = [f"| {' | '.join(columns)} |".replace("_", " "), "| --- " * len(columns) + "|"]
     for row in rows:
-        if row.get("accuracy") is not None:
-            cells = [
-                f"{row[name]:,.4g}" if isinstance(row[name], float) else str(row[name]) for name in COLUMNS
-            ]
+        if not row.get("reason"):
+            values = [row.get(name, "–") for name in columns]
+            cells = [f"{value:,.4g}" if isinstance(value, float) else str(value) for value in values]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [""] + [f"- `{row['fusion']}`: {row['reason']}" for row in rows if row.get("reason")]
     return "\n".join(lines).rstrip() + "\n"
@@ -259,6 +285,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600.0, help="of processor time, each")
     parser.add_argument("--tower", action="append", help="for fusions that do not hold SigLIP")
     parser.add_argument("--lines", action="store_true", help="only the task that needs resolution")
+    parser.add_argument("--photos", action="store_true", help="only captions of photographs")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--worker", type=Path)
     asked = parser.parse_args()
@@ -269,7 +296,12 @@ def main() -> None:
             sys.exit(error.message)
         print(json.dumps(result))
         return
-    rows = [] if asked.lines else measured(asked.only or (), asked.seconds, asked.tower or ())
+    given = asked.only or (), asked.seconds, asked.tower or ()
+    if asked.photos:
+        photos = measured(*given, photographs())
+        print(json.dumps({"fusions": [], "photos": photos}) if asked.json else table(photos, CAPTION_COLUMNS))
+        return
+    rows = [] if asked.lines else measured(*given, easy_vqa())
     small: list[dict[str, Any]] = []
     if asked.lines or not asked.only:
         with tempfile.TemporaryDirectory(prefix="lockadapt-") as scratch:
