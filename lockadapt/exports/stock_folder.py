@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
 
 from lockadapt.architectures import find_architecture
 from lockadapt.architectures.base import RETRIEVAL
@@ -124,8 +125,12 @@ def plan_merge(run: Run, *, base: BaseMode = "dequantized") -> MergePlan:
     quantization = run.record.quantization
     if quantization != "none" and base == "dequantized":
         on_cpu = run.record.versions.get("device", "cpu") == "cpu"
-        how = QuantizationRoundTrip(quantization, run.dtype, on_cpu)
-        requantized = {f"{name}.weight": how for name in quantizable_linears(model)}
+        requantized = {
+            f"{name}.weight": QuantizationRoundTrip(
+                quantization, run.dtype, on_cpu, transposed=isinstance(layer, Conv1D)
+            )
+            for name, layer in quantizable_linears(model).items()
+        }
     return MergePlan(layout, model, names, changes, requantized)
 
 

@@ -25,12 +25,20 @@ def quantize_meta(model: Any, quantization: Quantization, dtype: torch.dtype) ->
     """
     require_bitsandbytes()
     for name, layer in quantizable_linears(model).items():
-        if not isinstance(layer, nn.Linear):
-            continue  # GPT-2's Conv1D, which bitsandbytes does not take either
         parent, _, leaf = name.rpartition(".")
         make = _four_bit if quantization == "nf4" else _eight_bit
-        setattr(model.get_submodule(parent), leaf, make(layer, dtype))
+        setattr(model.get_submodule(parent), leaf, make(_linear(layer), dtype))
     setattr(model, "is_loaded_in_4bit" if quantization == "nf4" else "is_loaded_in_8bit", True)
+
+
+def _linear(layer: Any) -> nn.Linear:
+    """The layer, or the one that Transformers makes of GPT-2's Conv1D, whose matrix is (in, out)."""
+    if isinstance(layer, nn.Linear):
+        return layer
+    rows, columns = layer.weight.shape
+    made = nn.Linear(rows, columns, bias=False, device="meta", dtype=layer.weight.dtype)
+    made.bias = layer.bias
+    return made
 
 
 def _four_bit(layer: nn.Linear, dtype: torch.dtype) -> nn.Module:

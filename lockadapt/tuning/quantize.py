@@ -48,13 +48,15 @@ def load_quantized(
     # It says so at every product of every layer; docs/recipes.md says it once.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     from transformers import BitsAndBytesConfig
+    from transformers.pytorch_utils import Conv1D
 
     plain, _ = load_model(folder, torch.bfloat16, meta=True)
     inside = set(quantizable_linears(plain))
     # Transformers 5 anchors these as regular expressions at the start of the full path: bare names skip
-    # nothing.
+    # nothing. GPT-2's Conv1D are quantized too, those of its cross-attention among them.
+    kinds = nn.Linear, Conv1D
     outside = [
-        name for name, module in plain.named_modules() if isinstance(module, nn.Linear) and name not in inside
+        name for name, module in plain.named_modules() if isinstance(module, kinds) and name not in inside
     ]
     config = BitsAndBytesConfig(
         load_in_4bit=quantization == "nf4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,17 @@ from lockadapt.architectures import layout_of
 from lockadapt.architectures.assemble import assemble
 from lockadapt.architectures.base import component_of
 from lockadapt.architectures.blocks import block_linears
+from lockadapt.architectures.load import load_model
+from lockadapt.console import Reporter
 from lockadapt.errors import VerificationError
+from lockadapt.exports.merge import merge_run
+from lockadapt.planning.quantize_meta import quantize_meta
+from lockadapt.recipe.read import load_recipe
+from lockadapt.training.loop import train
 from lockadapt.tuning.adapters import LoraSettings, attach_lora, lora_config, set_trainable
 from lockadapt.tuning.locks import component_table, frozen_digests, prove_locked
 from lockadapt.tuning.quantize import check_types, dequantize, is_quantized, load_quantized
+from tests.support.runs import values
 from tests.support.tiny import tiny_llm
 
 IDS = torch.tensor([[5, 9, 33, 60, 7]])
@@ -125,11 +133,26 @@ def test_nf4_gradients_reach_projector_and_lora(folder: Path) -> None:
     assert all(g is not None for g in grads.values())
 
 
-def test_gpt2_has_no_linear_that_bitsandbytes_takes(tiny: Path, tmp_path: Path) -> None:
-    """GPT-2's blocks are Conv1D; whether they end up quantized or not, nothing else may."""
-    base = tmp_path / "base"
-    assemble(tiny_llm("gpt2", tmp_path / "llm"), tiny / "clip-vision", base, dtype="float32", prove=False)
-    model, _ = load_quantized(base, "nf4", torch.float32)
-    for name, module in model.named_modules():
-        if is_quantized(module):
-            assert component_of(name, layout_of(model)) == "llm"
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fusion", "quantization"), [("mlp", "nf4"), ("mlp", "int8"), ("cross-attention", "nf4")]
+)
+def test_gpt2s_blocks_are_quantized_as_planned_trained_and_merged(
+    quantization: Any, fusion: str, tiny: Path, tmp_path: Path
+) -> None:
+    """They are Conv1D, (in, out), and quantized as (out, in); so would be those of its cross-attention."""
+    recipe = values(tiny, tmp_path)
+    llm = tiny_llm("gpt2", tmp_path / "llm")
+    recipe["model"] |= {"llm": str(llm), "fusion": fusion, "quantization": quantization}
+    run, quiet = tmp_path / "run", Reporter(quiet=True)
+    train(load_recipe(None, (), recipe).recipe, run, quiet)
+    assert merge_run(run, tmp_path / "merged", quiet)["max_abs_logit_diff"] < 1e-5
+    model, _ = load_quantized(run / "base", quantization, torch.float32)
+    inside = {name for name, module in model.named_modules() if is_quantized(module)}
+    assert inside == set(block_linears(model))
+    planned, _ = load_model(run / "base", torch.float32, meta=True)
+    quantize_meta(planned, quantization, torch.float32)
+    for name in inside:
+        made, loaded = planned.get_submodule(name), model.get_submodule(name)
+        assert type(made) is type(loaded)
+        assert (made.in_features, made.out_features) == (loaded.in_features, loaded.out_features)

@@ -106,7 +106,7 @@ class TensorWrite:
             return rows
         step = max(MIN_ROWS, self.piece_bytes // max(1, columns * self.item))
         if self.base is not None:
-            rows_at_once = self.base.rows_at_once(columns)
+            rows_at_once = self.base.rows_at_once(rows, columns)
             step = max(rows_at_once, step // rows_at_once * rows_at_once)
         return step
 

@@ -28,14 +28,19 @@ class QuantizationRoundTrip:
         dtype: that the run computed in: quantized values come back rounded to it.
         on_cpu: whether it was trained on the CPU, which may misread scales
             (`four_bit.processor_misreads_scales`).
+        transposed: the stored matrix is (in, out), as GPT-2's Conv1D keep theirs, and was quantized as (out,
+            in); it is taken whole then.
     """
 
     kind: Literal["nf4", "int8"]
     dtype: torch.dtype
     on_cpu: bool = True
+    transposed: bool = False
 
-    def rows_at_once(self, columns: int) -> int:
+    def rows_at_once(self, rows: int, columns: int) -> int:
         """Rows that a piece must be a multiple of, so that no block of values is divided."""
+        if self.transposed:
+            return rows
         return 1 if self.kind == "int8" or columns % BLOCK == 0 else BLOCK
 
     def prepare(self, read: ReadRows, rows: int, step: int) -> Any:
@@ -45,18 +50,20 @@ class QuantizationRoundTrip:
         require_bitsandbytes()
         import bitsandbytes.functional as bnb
 
-        scales = torch.cat(
-            [
-                self._quantized(read(first, min(rows, first + step)))[1].absmax
-                for first in range(0, rows, step)
-            ]
-        )
+        pieces = [(first, min(rows, first + step)) for first in range(0, rows, step)]
+        scales = torch.cat([self._quantized(self._turned(read(*piece)))[1].absmax for piece in pieces])
         offset = scales.mean()
         codes, state = bnb.quantize_blockwise(scales - offset, blocksize=SCALE_BLOCK)
         return bnb.dequantize_blockwise(codes, state) + offset
 
     def rows(self, stored: Tensor, first: int, shared: Any) -> Tensor:
         """Rows `first`, … of the matrix, as the run's layers had them; float32."""
+        return self._turned(self._rows(self._turned(stored), first, shared))
+
+    def _turned(self, matrix: Tensor) -> Tensor:
+        return matrix.T.contiguous() if self.transposed else matrix
+
+    def _rows(self, stored: Tensor, first: int, shared: Any) -> Tensor:
         require_bitsandbytes()
         import bitsandbytes.functional as bnb
 
