@@ -120,8 +120,11 @@ def test_it_starts_as_the_llm_whatever_the_image(
         assert torch.equal(logits, source(input_ids=ids).logits)
 
 
-def test_loss_and_gradients_are_the_stock_forwards(made: dict[str, Assembled], tmp_path: Path) -> None:
-    model, processor = adapted_model(made["llama"].folder or Path(), "none", False)
+@pytest.mark.parametrize(("quantization", "checkpointing"), [("none", False), ("none", True), ("nf4", False)])
+def test_loss_and_gradients_are_the_stock_forwards(
+    quantization: str, checkpointing: bool, made: dict[str, Assembled], tmp_path: Path
+) -> None:
+    model, processor = adapted_model(made["llama"].folder or Path(), quantization, checkpointing)
     awake(model)
     plain, packed = batches(processor, tmp_path)
     rows, tokens = plain["input_ids"].shape

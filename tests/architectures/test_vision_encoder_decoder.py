@@ -133,11 +133,12 @@ def test_a_client_asks_with_the_tokenizers_template(made: dict[str, Assembled]) 
     assert written[0, : ids.shape[1]].tolist() == ids[0].tolist(), "nothing is put before the prompt"
 
 
+@pytest.mark.parametrize(("quantization", "checkpointing"), [("none", False), ("none", True), ("nf4", False)])
 @pytest.mark.parametrize("kind", DECODERS)
 def test_loss_and_gradients_are_the_stock_forwards(
-    kind: str, made: dict[str, Assembled], tmp_path: Path
+    kind: str, quantization: str, checkpointing: bool, made: dict[str, Assembled], tmp_path: Path
 ) -> None:
-    model, processor = adapted_model(made[kind].folder or Path(), "none", False)
+    model, processor = adapted_model(made[kind].folder or Path(), quantization, checkpointing)
     awake(model)
     _, plain, packed = batches(processor, tmp_path)
     model.zero_grad()
