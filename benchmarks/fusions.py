@@ -265,10 +265,14 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), dpi=150, layout="constrained")
     shown = [row for row in rows if row.get("accuracy") is not None]
-    for row in shown:
-        point = row["image_tokens"], row["accuracy"]
-        axes.scatter(*point, s=row["trained_parameters"] / 2000, alpha=0.7)
-        axes.annotate(row["fusion"], point, (0, -16), textcoords="offset points", ha="center", fontsize=8)
+    for index, row in enumerate(sorted(shown, key=lambda row: row["image_tokens"])):
+        point, colour = (row["image_tokens"], row["accuracy"]), f"C{index}"
+        axes.scatter(*point, s=row["trained_parameters"] / 2000, alpha=0.7, color=colour)
+        # On three lines in turn, as neighbours have much the same accuracy.
+        below = (0, -16 - 11 * (index % 3))
+        axes.annotate(
+            row["fusion"], point, below, textcoords="offset points", ha="center", fontsize=8, color=colour
+        )
     axes.margins(x=0.15)
     # From 0.9 at most, so that differences that are noise do not look like more.
     axes.set_ylim(min(0.9, *(row["accuracy"] - 0.05 for row in shown)), 1.01)
