@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from lockadapt.architectures import architecture_of
+from lockadapt.architectures.align import word_targets
 from lockadapt.architectures.assembly import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
-from lockadapt.architectures.calibrate import calibrate_projector, embedding_rms
+from lockadapt.architectures.calibrate import Calibration, calibrate_projector, embedding_rms
 from lockadapt.architectures.choose import USUAL, Choice, Wish, choices, choose
 from lockadapt.architectures.features import kept_outputs
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
@@ -66,6 +67,7 @@ class AssemblyReport:
     image_token_id: int | None
     template: TemplateKind
     calibrated_on: int
+    words_predicted: float | None
     unused_keys: tuple[str, ...]
     proof: ProofReport
 
@@ -94,6 +96,7 @@ def assemble(
     feature_layer: int | Sequence[int] = -2,
     dtype: str | torch.dtype = "auto",
     calibration_images: Iterable[Image.Image] | None = None,
+    calibration_texts: Sequence[Sequence[str]] | None = None,
     image_tokenizer: str | Path | None = None,
     seed: int = 0,
     prove: bool = True,
@@ -119,6 +122,8 @@ def assemble(
         dtype: of the weights: `auto`, `float32`, `bfloat16`, `float16`.
         calibration_images: RGB images that the projector is calibrated on (`calibrate_projector`); `None` for
             none.
+        calibration_texts: what is said about each of these images: projectors whose last layer is linear then
+            start by predicting its words (`align`); `None`: they start at random.
         image_tokenizer: folder or Hub id of a `JanusVQVAE`: the result also generates images (Janus). Only
             for SigLIP towers, whose last hidden state is then projected.
         seed: of all fresh weights.
@@ -166,7 +171,7 @@ def assemble(
             return load_parts((llm, tower), choices(other), codec, settings)
 
         # In one expression, so that nothing here holds the sources while the folder is loaded again.
-        build = _build(parts(), folder, calibration_images, seed)
+        build = _build(parts(), folder, (calibration_images, calibration_texts), seed)
         proof = prove_fresh(folder, build.expected, chosen) if prove else None
         model, processor = load_model(folder, chosen)
         here = _prove_here(model, build.expected, chosen)
@@ -186,7 +191,8 @@ def assemble(
         rows=(build.llm_facts.rows, model.get_input_embeddings().weight.shape[0]),
         image_token_id=getattr(model.config, "image_token_id", None),
         template=build.template,
-        calibrated_on=build.calibrated_on,
+        calibrated_on=build.calibration.images,
+        words_predicted=build.calibration.words_predicted,
         unused_keys=build.unused_keys,
         proof=proof or here,
     )
@@ -374,7 +380,7 @@ class _Built:
     tower_facts: TowerFacts
     fusion: str
     template: TemplateKind
-    calibrated_on: int
+    calibration: Calibration
     unused_keys: tuple[str, ...]
 
 
@@ -388,7 +394,11 @@ def _workplace(output: str | Path | None) -> Iterator[Path]:
             yield Path(scratch)
 
 
-def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | None, seed: int) -> _Built:
+Shown = tuple[Iterable[Image.Image] | None, Sequence[Sequence[str]] | None]
+"""Images to calibrate on, and what is said about each."""
+
+
+def _build(parts: LoadedSources, folder: Path, calibration: Shown, seed: int) -> _Built:
     """Build, calibrate and save. Only one copy of the weights lives, and none after it."""
     choice, given = parts.choice, parts.ingredients
     values = probe_pixels(given.image_processor)
@@ -398,7 +408,7 @@ def _build(parts: LoadedSources, folder: Path, images: Iterable[Image.Image] | N
     expected = _expect(choice.assembly, given, shown, held)
     model, processor, kind = put_together(choice, replace(given, tower=held), seed)
     expected = _as_held(choice, model, expected)
-    calibrated = _calibrate(model, processor.image_processor, images) if images is not None else 0
+    calibrated = _calibrate(model, processor, calibration)
     name_text_class(model.config)
     with quiet():
         model.save_pretrained(folder)
@@ -442,14 +452,26 @@ def _as_held(choice: Choice, model: Any, expected: Expectation) -> Expectation:
     )
 
 
-def _calibrate(model: Any, image_processor: Any, images: Iterable[Image.Image]) -> int:
-    def features() -> Iterator[Tensor]:
-        source = iter(images)
-        while batch := list(islice(source, CALIBRATION_BATCH)):
-            shown = image_processor(images=batch, return_tensors="pt")
-            yield from _features(model, {name: shown[name] for name in (PIXELS, SIZES) if name in shown})
+def _calibrate(model: Any, processor: Any, calibration: Shown) -> Calibration:
+    images, texts = calibration
+    if images is None:
+        return Calibration(0)
+    shown_in: list[int] = []
 
-    return calibrate_projector(model, features(), embedding_rms(model))
+    def features() -> Iterator[Tensor]:
+        numbered = enumerate(images)
+        while batch := list(islice(numbered, CALIBRATION_BATCH)):
+            numbers, pictures = zip(*batch, strict=True)
+            shown = processor.image_processor(images=list(pictures), return_tensors="pt")
+            parts = _features(model, {name: shown[name] for name in (PIXELS, SIZES) if name in shown})
+            repeated = sum(map(len, parts)) // len(batch)
+            shown_in.extend(number for number in numbers for _ in range(repeated))
+            yield from parts
+
+    def words() -> Tensor:
+        return word_targets(model, processor.tokenizer, texts or ())[shown_in]
+
+    return calibrate_projector(model, features(), embedding_rms(model), words if texts else None)
 
 
 def _features(model: Any, images: Mapping[str, Tensor]) -> list[Tensor]:

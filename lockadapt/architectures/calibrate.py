@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lockadapt.architectures import architecture_of
+from lockadapt.architectures.align import HELD_OUT, Moments, align, moments_of
 from lockadapt.architectures.assembly import Fusion
 from lockadapt.architectures.base import unwrap_model
 from lockadapt.architectures.standardise import channel_statistics, fold
 from lockadapt.errors import AssemblyError
 
-TOKENS_KEPT = 16
-"""Tokens of each image that the output scale is measured on; the statistics use all of them."""
+TOKENS_KEPT = 64
+"""Tokens of each image that the last layer starts from; the statistics use all of them."""
+BYTES_KEPT = 256 << 20
+"""Where tokens are not projected one by one, whole images up to so many bytes are kept instead."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a fresh projector was started on: images, and how well they tell the words about them.
+
+    Attributes:
+        images: how many.
+        words_predicted: see `align`; None: no words were given, or the class has no layer that predicts them.
+    """
+
+    images: int
+    words_predicted: float | None = None
 
 
 @torch.no_grad()
-def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], embedding_rms: float) -> int:
+def calibrate_projector(
+    model: nn.Module,
+    features: Tensor | Iterable[Tensor],
+    embedding_rms: float,
+    words: Callable[[], Tensor] | None = None,
+) -> Calibration:
     """Folds per-channel standardisation into the first layer, scales the output to `embedding_rms`, in place.
 
     With mean m and deviation s per channel over all images and tokens, `W (x - m) / s + b` is a linear layer
@@ -31,9 +55,11 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
         model: a Transformers model with float weights.
         features: (images, tokens, channels), or an iterable of such batches, from `projector_input`.
         embedding_rms: see `embedding_rms`.
+        words: gives `word_targets` for each row of the features, once they are read: the last layer then
+            starts by predicting them (`align`), where images tell them at all.
 
     Returns:
-        The number of images used.
+        What was used.
 
     Raises:
         DataError: no images, or features that are not finite.
@@ -43,18 +69,24 @@ def calibrate_projector(model: nn.Module, features: Tensor | Iterable[Tensor], e
         raise AssemblyError(f"{type(base).__name__} has no projector that is calibrated")
     if architecture.assemble.calibrate is not None:
         batches = [features] if isinstance(features, Tensor) else features
-        return architecture.assemble.calibrate(base, batches, embedding_rms)
+        return Calibration(architecture.assemble.calibrate(base, batches, embedding_rms))
     fusion = architecture.assemble.fusion_of(base.config)
-    return calibrate(base.get_submodule(architecture.layout.projector[0]), fusion, features, embedding_rms)
+    projector = base.get_submodule(architecture.layout.projector[0])
+    return calibrate(projector, fusion, features, embedding_rms, words)
 
 
 @torch.no_grad()
 def calibrate(
-    projector: nn.Module, fusion: Fusion, features: Tensor | Iterable[Tensor], embedding_rms: float
-) -> int:
+    projector: nn.Module,
+    fusion: Fusion,
+    features: Tensor | Iterable[Tensor],
+    embedding_rms: float,
+    words: Callable[[], Tensor] | None = None,
+) -> Calibration:
     """See `calibrate_projector`, for a projector by itself and its fusion."""
     batches = [features] if isinstance(features, Tensor) else features
     first: Any = projector.get_submodule(fusion.first)
+    scaled: Any = projector.get_submodule(fusion.scaled)
     kept: list[Tensor] = []
 
     def inputs() -> Iterator[Tensor]:
@@ -62,21 +94,51 @@ def calibrate(
             if batch.shape[0] == 0:
                 continue
             if fusion.tokenwise:
-                step = max(1, batch.shape[1] // TOKENS_KEPT)
-                kept.append(batch[:, ::step].flatten(0, 1))
-            elif not kept:
+                kept.append(batch[:, :: max(1, batch.shape[1] // TOKENS_KEPT)])
+            elif not kept or sum(part.nbytes for part in kept) + batch.nbytes <= BYTES_KEPT:
                 kept.append(batch)
             yield _input_of(first, projector, batch)
 
     images, mean, deviation = channel_statistics(inputs())
-    fold(first, mean, deviation)
-    sample = torch.cat(kept).to(first.weight)
-    size = projector(sample).double().square().mean().sqrt()
-    if float(size) > 0:
-        layer = projector.get_submodule(fusion.scaled)
-        for tensor in layer.parameters():
-            tensor.mul_(embedding_rms / float(size))
-    return images
+    predicted = None
+    if first is not scaled:
+        fold(first, mean, deviation)
+    if words is not None and isinstance(scaled, nn.Linear):
+        folds = _moments(scaled, projector, kept, words(), None if first is not scaled else (mean, deviation))
+        predicted = align(scaled, folds, embedding_rms) if folds is not None else 0.0
+    if first is scaled:
+        fold(first, mean, deviation)
+    if not predicted:
+        squares = [projector(part.to(first.weight)).double().square().flatten() for part in kept]
+        size = torch.cat(squares).mean().sqrt()
+        if float(size) > 0:
+            for tensor in scaled.parameters():
+                tensor.mul_(embedding_rms / float(size))
+    return Calibration(images, predicted)
+
+
+def _moments(
+    layer: nn.Linear,
+    projector: nn.Module,
+    kept: list[Tensor],
+    words: Tensor,
+    statistics: tuple[Tensor, Tensor] | None,
+) -> tuple[Moments, Moments] | None:
+    """Of a layer's inputs, standardised if statistics are given: for `align`; None: of too few images."""
+    folds: tuple[list[Moments], list[Moments]] = ([], [])
+    begin = 0
+    for part in kept:
+        activations = _input_of(layer, projector, part).double()
+        if statistics is not None:
+            activations = (activations - statistics[0]) / statistics[1]
+        targets = words[begin : begin + len(part)]
+        held_out = torch.arange(begin, begin + len(part)) % HELD_OUT == HELD_OUT - 1
+        for fold_, chosen in zip(folds, (~held_out, held_out), strict=True):
+            if chosen.any():
+                fold_.append(moments_of(activations[chosen].flatten(1, -2), targets[chosen]))
+        begin += len(part)
+    fitted, unseen = folds
+    return (reduce(add, fitted), reduce(add, unseen)) if fitted and unseen else None
 
 
 @torch.no_grad()

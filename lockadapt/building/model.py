@@ -52,8 +52,9 @@ def build_model(
     section, dtype = experiment.model, resolve_dtype(experiment.model.dtype)
     if section.vlm is None and not base.exists():
         reporter.note(f"assembling {section.llm} and {section.tower}")
-        pictures, texts = calibration_images(experiment, samples), calibration_texts(experiment, samples)
-        built = assemble_model(experiment, base, pictures, prove=True, texts=texts)
+        pictures, said = calibration_images(experiment, samples)
+        texts = calibration_texts(experiment, samples)
+        built = assemble_model(experiment, base, pictures, prove=True, texts=texts, said=said)
         if section.quantization == "none":
             return built.model, built.processor
     if section.vlm is not None and experiment.query_tokens and not base.exists():
@@ -92,6 +93,7 @@ def assemble_model(
     *,
     prove: bool,
     texts: Sequence[str] = (),
+    said: Sequence[Sequence[str]] = (),
 ) -> Assembled | DualAssembled:
     """Assembles the LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
 
@@ -101,6 +103,7 @@ def assemble_model(
         images: calibrate the projector, if there are any.
         prove: compare LLM and tower inside the class with what they computed before.
         texts: calibrate a dual encoder's text projection, if there are any.
+        said: what is answered about each image, if the projector starts from that.
 
     Returns:
         The model, its processor, and what assembling measured.
@@ -131,6 +134,7 @@ def assemble_model(
         feature_layer=section.feature_layer,
         dtype=section.dtype,
         calibration_images=images or None,
+        calibration_texts=said or None,
         image_tokenizer=section.image_tokenizer,
         seed=seed,
         prove=prove,
@@ -160,15 +164,28 @@ def limited(processor: Any, max_image_tokens: int | None) -> Any:
     return processor
 
 
-def calibration_images(experiment: Experiment, samples: Sequence[Sample]) -> list[Image.Image]:
-    """Opens as many training images as the recipe wants, evenly spread."""
-    images: list[tuple[ImageRef, str]] = list(
-        {image.key: (image, sample.where) for sample in samples for image in sample.images}.values()
-    )
+def calibration_images(
+    experiment: Experiment, samples: Sequence[Sample]
+) -> tuple[list[Image.Image], list[list[str]]]:
+    """Opens as many training images as the recipe wants, evenly spread; with all that is answered about each.
+
+    Args:
+        experiment: says how many, and whether texts are wanted.
+        samples: training rows.
+
+    Returns:
+        Images, and the answers about each of them; no answers where `model.calibration_words` is off.
+    """
+    answers: dict[str, list[str]] = {}
+    images: dict[str, tuple[ImageRef, str]] = {}
+    for sample in samples:
+        for image in sample.images:
+            images.setdefault(image.key, (image, sample.where))
+            answers.setdefault(image.key, []).append(sample.answer)
     wanted = experiment.model.calibration_images
-    step = max(1, len(images) // max(wanted, 1))
-    limit = experiment.data.max_pixels
-    return [open_image(image, limit, where) for image, where in images[::step][:wanted]]
+    keys = list(images)[:: max(1, len(images) // max(wanted, 1))][:wanted]
+    opened = [open_image(images[key][0], experiment.data.max_pixels, images[key][1]) for key in keys]
+    return opened, [answers[key] for key in keys] if experiment.model.calibration_words else []
 
 
 def calibration_texts(experiment: Experiment, samples: Sequence[Sample]) -> list[str]:

@@ -89,6 +89,11 @@ class ModelSection(Section):
         default=256,
         description="number of training images used to calibrate the projector; 0 disables calibration",
     )
+    calibration_words: bool = Field(
+        default=True,
+        description="start the projector's last layer by predicting the words of the answers about each "
+        "calibration image, where images tell them (in closed form, by ridge regression)",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: bfloat16 if the GPU supports it, otherwise float32"
     )

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from lockadapt.architectures.assemble import assemble
-from lockadapt.architectures.calibrate import calibrate, embedding_rms
+from lockadapt.architectures.calibrate import Calibration, calibrate, embedding_rms
 from lockadapt.architectures.projectors import FUSIONS, fusion_of
 from lockadapt.errors import DataError
 
@@ -41,7 +41,7 @@ class _Stock(nn.Module):
         return self.model.multi_modal_projector
 
 
-def calibrated(model: Any, features: Any, rms: float) -> int:
+def calibrated(model: Any, features: Any, rms: float) -> Calibration:
     return calibrate(model.projector, fusion_of(model.config), features, rms)
 
 
@@ -58,7 +58,7 @@ def test_fold_is_exact(fusion: str, seed: int, images: int, tokens: int, spread:
     model = _Stock(fusion, channels=5)
     before = copy.deepcopy(model.projector).double()
     features = _features(seed, images, tokens, 5, spread)
-    assert calibrated(model, features, 0.02) == images
+    assert calibrated(model, features, 0.02).images == images
     exact = features.double()
     deviation = exact.std(dim=(0, 1), unbiased=False)
     # Narrow channels are held back on purpose; the rule is restated here.
@@ -76,7 +76,7 @@ def test_batches_give_what_the_whole_gives(fusion: str) -> None:
     whole, parts = _Stock(fusion, 7), _Stock(fusion, 7)
     features = _features(1, 10, 4, 7, 1.0)
     calibrated(whole, features, 0.5)
-    assert calibrated(parts, iter(features.split(3)), 0.5) == 10
+    assert calibrated(parts, iter(features.split(3)), 0.5).images == 10
     for first, second in zip(whole.projector.parameters(), parts.projector.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
