@@ -55,6 +55,9 @@ def build_model(
         pictures, said = calibration_images(experiment, samples)
         texts = calibration_texts(experiment, samples)
         built = assemble_model(experiment, base, pictures, prove=True, texts=texts, said=said)
+        if isinstance(built, Assembled) and (share := built.report.words_predicted) is not None:
+            start = f"by predicting the words about images ({share:.1%} of their variance on images held out)"
+            reporter.note(f"the projector starts {start if share else 'at random: images do not tell words'}")
         if section.quantization == "none":
             return built.model, built.processor
     if section.vlm is not None and experiment.query_tokens and not base.exists():

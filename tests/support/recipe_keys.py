@@ -239,6 +239,7 @@ ELSEWHERE = {
     "model.max_image_tokens": "tests/architectures/test_limits.py::test_a_run_trains_and_merges_with_it",
     "model.feature_layer": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
     "model.calibration_images": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
+    "model.calibration_words": "tests/training/test_loop.py::test_calibration_words_key",
     "model.dtype": "tests/training/test_loop.py::test_model_keys_reach_the_assembly",
     "model.quantization": "tests/tuning/test_quantize.py::test_blocks_only",
     "objectives.train.format": "tests/data/readers",

@@ -60,8 +60,24 @@ def test_model_keys_reach_the_assembly(tiny: Path, tmp_path: Path, monkeypatch: 
         build_model(experiment, tmp_path / "base", samples, QUIET)
     assert seen["feature_layer"] == -1
     assert len(seen["calibration_images"]) == 3
+    answers: dict[str, list[str]] = {}
+    for sample in samples:
+        answers.setdefault(sample.images[0].key, []).append(sample.answer)
+    step = len(answers) // 3
+    assert seen["calibration_texts"] == list(answers.values())[::step][:3]
     assert seen["dtype"] == "bfloat16"
     assert seen["fusion_name"] == "linear"
+
+
+def test_calibration_words_key(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(building_model, "assemble", lambda *arguments, **named: seen.update(named))
+    experiment = build_experiment(loaded(tiny, tmp_path, "model.calibration_words=false"))
+    samples = load_samples(experiment, QUIET)["train"]["vqa"]
+    pictures, said = building_model.calibration_images(experiment, samples)
+    building_model.assemble_model(experiment, None, pictures, prove=False, said=said)
+    assert seen["calibration_images"]
+    assert seen["calibration_texts"] is None
 
 
 def rows_of(recipe: Any, assembled: Assembled) -> Rows:
