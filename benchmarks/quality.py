@@ -154,7 +154,8 @@ def validation_loss(model: Any, processor: Any, task: Task) -> float:
         inputs = processor(text=[whole], images=[image], return_tensors="pt", add_special_tokens=False)
         asked = processor(text=[opened], images=[image], return_tensors="pt", add_special_tokens=False)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        logits = model(**inputs).logits[0, asked["input_ids"].shape[1] - 1 : -1].float()
+        with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
+            logits = model(**inputs).logits[0, asked["input_ids"].shape[1] - 1 : -1].float()
         labels = inputs["input_ids"][0, asked["input_ids"].shape[1] :]
         total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
         count += len(labels)
@@ -171,7 +172,9 @@ def score(model: Any, processor: Any, task: Task) -> float:
         text = chat(processor, row, None)
         inputs = processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=False)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        made = model.generate(**inputs, max_new_tokens=task.new_tokens, do_sample=False)
+        # What trains is in float32, also where the rest is not.
+        with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
+            made = model.generate(**inputs, max_new_tokens=task.new_tokens, do_sample=False)
         made = made[0, inputs["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(made, skip_special_tokens=True).strip())
     if task.name == "photos":
