@@ -82,7 +82,7 @@ def tasks(llm: str) -> dict[str, Task]:
     told, small = "Describe the image in one sentence.", str(REAL / "llm" / "tinystories-656k")
     return {
         "photos": Task("photos", llm, None, told, 20, 20, (2e-4, 1e-3), 24),
-        "easy-vqa": Task("easy-vqa", small, 128, "", 64, 64, (3e-3, 3e-3), 4),
+        "easy-vqa": Task("easy-vqa", small, 128, "", 64, 64, (3e-3, 3e-3), 12),
     }
 
 
