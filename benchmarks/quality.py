@@ -136,10 +136,10 @@ class Clock(TrainerCallback):
 def chat(processor: Any, row: dict[str, Any], answer: str | None) -> str:
     """A conversation about the row's image as text; open for an answer, or with it."""
     user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["question"]}]}
-    said = (
-        [{"role": "assistant", "content": [{"type": "text", "text": answer}]}] if answer is not None else []
-    )
-    return str(processor.apply_chat_template([user, *said], add_generation_prompt=answer is None))
+    if answer is None:
+        return str(processor.apply_chat_template([user], add_generation_prompt=True))
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return str(processor.apply_chat_template([user, reply]))
 
 
 @torch.no_grad()
@@ -386,8 +386,8 @@ def plot(runs: Sequence[dict[str, Any]], file: Path) -> None:
     figure, axes = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 3.8), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for side, colour in zip(SIDES, ("tab:blue", "tab:orange"), strict=True):
-            for at, one in enumerate(r for r in runs if (r["task"], r["side"]) == (name, side)):
-                xs, ys = ([point[key] for point in one["curve"]] for key in ("seconds", "loss"))
+            for at, line in enumerate(r for r in runs if (r["task"], r["side"]) == (name, side)):
+                xs, ys = ([point[key] for point in line["curve"]] for key in ("seconds", "loss"))
                 axis.plot(xs, ys, "o-", color=colour, label=None if at else side, markersize=3)
         axis.set(title=name, xlabel="seconds of processor time", ylabel="validation loss, nats a token")
         axis.set_ylim(bottom=0) if name != "photos" else None

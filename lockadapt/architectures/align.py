@@ -31,12 +31,12 @@ def word_targets(model: nn.Module, tokenizer: Any, texts: Sequence[Sequence[str]
         texts: what the training rows answer about each image, image by image.
 
     Returns:
-        (images, width), float64. Images without a word that tells them from others get the mean of the rest.
+        (images, width), float64. Images whose every word all others have get the mean of the rest.
     """
     table: nn.Embedding = model.get_input_embeddings()  # type: ignore[operator]
     counts = [
-        Counter(i for t in said for i in tokenizer(f" {t.strip()}", add_special_tokens=False)["input_ids"])
-        for said in texts
+        Counter(i for t in about for i in tokenizer(f" {t.strip()}", add_special_tokens=False)["input_ids"])
+        for about in texts
     ]
     having = Counter(token for count in counts for token in count)
     rows: list[Tensor | None] = []

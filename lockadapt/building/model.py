@@ -52,9 +52,9 @@ def build_model(
     section, dtype = experiment.model, resolve_dtype(experiment.model.dtype)
     if section.vlm is None and not base.exists():
         reporter.note(f"assembling {section.llm} and {section.tower}")
-        pictures, said = calibration_images(experiment, samples)
+        pictures, answers = calibration_images(experiment, samples)
         texts = calibration_texts(experiment, samples)
-        built = assemble_model(experiment, base, pictures, prove=True, texts=texts, said=said)
+        built = assemble_model(experiment, base, pictures, prove=True, texts=texts, answers=answers)
         if isinstance(built, Assembled) and (share := built.report.words_predicted) is not None:
             start = f"by predicting the words about images ({share:.1%} of their variance on images held out)"
             reporter.note(f"the projector starts {start if share else 'at random: images do not tell words'}")
@@ -96,7 +96,7 @@ def assemble_model(
     *,
     prove: bool,
     texts: Sequence[str] = (),
-    said: Sequence[Sequence[str]] = (),
+    answers: Sequence[Sequence[str]] = (),
 ) -> Assembled | DualAssembled:
     """Assembles the LLM and the tower of a recipe in one class: a dual encoder where the recipe trains one.
 
@@ -106,7 +106,7 @@ def assemble_model(
         images: calibrate the projector, if there are any.
         prove: compare LLM and tower inside the class with what they computed before.
         texts: calibrate a dual encoder's text projection, if there are any.
-        said: what is answered about each image, if the projector starts from that.
+        answers: what is answered about each image, if the projector starts from that.
 
     Returns:
         The model, its processor, and what assembling measured.
@@ -137,7 +137,7 @@ def assemble_model(
         feature_layer=section.feature_layer,
         dtype=section.dtype,
         calibration_images=images or None,
-        calibration_texts=said or None,
+        calibration_texts=answers or None,
         image_tokenizer=section.image_tokenizer,
         seed=seed,
         prove=prove,

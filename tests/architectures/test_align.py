@@ -88,7 +88,7 @@ def test_words_weigh_by_their_rarity() -> None:
     model: Any = SimpleNamespace(get_input_embeddings=lambda: table)
     texts = [["a red dog", "a dog"], ["a cat"], ["a"]]
     targets = word_targets(model, _Words(), texts)
-    ids = [Counter(i for text in said for i in _Words()(text, False)["input_ids"]) for said in texts]
+    ids = [Counter(i for text in about for i in _Words()(text, False)["input_ids"]) for about in texts]
     expected = torch.zeros(8, dtype=torch.float64)
     total = 0.0
     for token, count in ids[0].items():
@@ -120,7 +120,7 @@ def _pictures(count: int) -> tuple[list[Image.Image], list[list[str]]]:
     ],
 )
 def test_image_tokens_start_near_their_words(tower: str, fusion: str, tiny: Path, tmp_path: Path) -> None:
-    pictures, said = _pictures(40)
+    pictures, answers = _pictures(40)
     tiny_tower(tower, tmp_path / tower)
 
     def made(texts: Any) -> Assembled:
@@ -135,7 +135,7 @@ def test_image_tokens_start_near_their_words(tower: str, fusion: str, tiny: Path
             prove=False,
         )
 
-    aligned, random = made(said), made(None)
+    aligned, random = made(answers), made(None)
     assert random.report.words_predicted is None
     assert aligned.report.words_predicted is not None
     assert aligned.report.words_predicted > 0.5

@@ -74,8 +74,8 @@ def test_calibration_words_key(tiny: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(building_model, "assemble", lambda *arguments, **named: seen.update(named))
     experiment = build_experiment(loaded(tiny, tmp_path, "model.calibration_words=false"))
     samples = load_samples(experiment, QUIET)["train"]["vqa"]
-    pictures, said = building_model.calibration_images(experiment, samples)
-    building_model.assemble_model(experiment, None, pictures, prove=False, said=said)
+    pictures, answers = building_model.calibration_images(experiment, samples)
+    building_model.assemble_model(experiment, None, pictures, prove=False, answers=answers)
     assert seen["calibration_images"]
     assert seen["calibration_texts"] is None
 
