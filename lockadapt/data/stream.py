@@ -171,12 +171,8 @@ class StreamRows(StoredRows):
         self.rules.forget()
 
     def one_of_each(self) -> Iterator[Sample]:
-        """All rows that can be used: which of them show the same image is not known."""
-        for row in range(len(self)):
-            try:
-                yield self[row]
-            except ROW_ERRORS:
-                continue
+        """The samples that are looked at: which rows show the same image is not known without reading all."""
+        return iter(self.few)
 
     @property
     def few(self) -> list[Sample]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -298,3 +299,46 @@ def test_bad_members_are_rows_with_their_names(tmp_path: Path) -> None:
         assert (caught.value.where or "").startswith(f"a.tar:x/{number}")
     with pytest.raises(DataError, match="3 of 3 rows cannot be used"):
         rows.listed()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_class_labels_of_parquet_are_names_as_in_tables(nested: bool, tmp_path: Path) -> None:
+    label = datasets.ClassLabel(names=["cat", "dog"])
+    pictures = [{"bytes": png(number), "path": None} for number in range(3)]
+    values: list[object] = [{"a": number % 2} for number in range(3)] if nested else [0, 1, 0]
+    kinds = {"image": datasets.Image(), "caption": {"a": label} if nested else label}
+    made = datasets.Dataset.from_dict({"image": pictures, "caption": values}, datasets.Features(kinds))
+    (tmp_path / "shards").mkdir()
+    made.to_parquet(str(tmp_path / "shards" / "0.parquet"))
+    shards = open_shards("parquet", str(tmp_path / "shards"))
+    names = ["cat", "dog", "cat"]
+    assert [shards.row(n)["caption"] for n in range(3)] == (
+        [{"a": name} for name in names] if nested else names
+    )
+
+
+@pytest.mark.parametrize(
+    "told", ['{"info": {"features": {"caption": {"_type": "ClassLabel"}}}}', '"ClassLabel"']
+)
+def test_features_that_tell_nothing_are_passed_by(told: str, tmp_path: Path) -> None:
+    table = pa.table({"caption": [1]}).replace_schema_metadata({"huggingface": told})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert open_shards("parquet", str(tmp_path)).row(0) == {"caption": 1}
+
+
+def test_a_class_that_has_no_name_is_an_error_of_its_row(tmp_path: Path) -> None:
+    told = {"info": {"features": {"caption": {"_type": "ClassLabel", "names": ["cat"]}}}}
+    table = pa.table({"caption": [0, 7]}).replace_schema_metadata({"huggingface": json.dumps(told)})
+    pq.write_table(table, tmp_path / "0.parquet")
+    shards = open_shards("parquet", str(tmp_path))
+    assert shards.row(0) == {"caption": "cat"}
+    with pytest.raises(DataError) as caught:
+        shards.row(1)
+    assert caught.value.where == "0.parquet:1"
+
+
+@FORMATS
+def test_images_are_not_gone_through(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "LOOKED_AT", 3)
+    rows = rows_of(format, write(format, tmp_path / "shards", 40))
+    assert len(list(rows.one_of_each())) == len(rows.images_by_key()) == 3

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lockadapt.data.paths import DataRoot, refuse_pickle
 from lockadapt.data.readers.columns import rules_for
+from lockadapt.data.readers.features import decoders
 from lockadapt.data.readers.files import WEBDATASET, WEBDATASET_FIX
 from lockadapt.data.readers.pictures import Pictures
 from lockadapt.data.readers.rows import read_rows
@@ -184,40 +184,13 @@ def _caches() -> tuple[DataRoot, ...]:
 
 def _rows(table: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Rows as plain values: the arrow format leaves images encoded; class labels become their names."""
-    plain = {key: decode for key, kind in table.features.items() if (decode := _decoder(kind))}
-    number = 0
+    plain, number = decoders(table.features), 0
     for batch in table.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
         for row in batch.to_pylist():
             for key, decode in plain.items():
                 row[key] = decode(row[key])
             yield f"{name}[{number}]", row
             number += 1
-
-
-def _decoder(kind: Any) -> Callable[[Any], Any] | None:
-    """What turns the stored values of a feature into those that it stands for; None where they are the same.
-
-    Columns of mixed types are stored as JSON text (the feature `Json`), class labels as numbers; both may
-    stand in lists and structs.
-    """
-    if hasattr(kind, "int2str"):
-        return lambda value: None if value is None else kind.int2str(value)
-    if type(kind).__name__ == "Json":
-        return lambda value: json.loads(value) if isinstance(value, (str, bytes)) else value
-    if isinstance(kind, Mapping):
-        inner = {key: decode for key, part in kind.items() if (decode := _decoder(part))}
-
-        def decode_struct(value: Any) -> Any:
-            if not isinstance(value, dict):
-                return value
-            return {key: inner[key](part) if key in inner else part for key, part in value.items()}
-
-        return decode_struct if inner else None
-    element = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", None)
-    decode_element = None if element is None else _decoder(element)
-    if decode_element is None:
-        return None
-    return lambda value: [decode_element(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager

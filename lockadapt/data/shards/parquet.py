@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lockadapt.data.readers.features import told_decoders
 from lockadapt.data.shards.base import Shards
 from lockadapt.data.shards.files import filesystem, reading
 from lockadapt.data.shards.index import Block
@@ -36,16 +37,17 @@ class ParquetShards(Shards):
             row: its number.
 
         Returns:
-            Its values by column.
+            Its values by column; class labels as their names.
 
         Raises:
             DataError: its row group cannot be read.
             SafetyError: its row group is larger than its file says.
         """
         block = self.block_of(row)
-        table = self._block(block)
+        table, decoders = self._block(block)
         with reading(self.where(row)):
-            return table.slice(row - int(self.begins[block]), 1).to_pylist()[0]
+            values = table.slice(row - int(self.begins[block]), 1).to_pylist()[0]
+            return {key: decoders[key](value) if key in decoders else value for key, value in values.items()}
 
     def _read(self, block: int) -> tuple[Any, int]:
         import pyarrow as pa
@@ -67,7 +69,7 @@ class ParquetShards(Shards):
                 batches.append(batch)
             table = pa.Table.from_batches(batches, shard.schema_arrow)
         pa.default_memory_pool().release_unused()
-        return table, size
+        return (table, told_decoders(table.schema.metadata)), size
 
     def _held(self, file: str) -> Iterator[Block]:
         with _opened(file) as shard:
