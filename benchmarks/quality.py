@@ -31,8 +31,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -144,22 +146,36 @@ def chat(processor: Any, row: dict[str, Any], answer: str | None) -> str:
 
 @torch.no_grad()
 def validation_loss(model: Any, processor: Any, task: Task) -> float:
-    """Mean negative log-likelihood of an answer's tokens, of one answer a row, in nats."""
+    """Mean negative log-likelihood of an answer's tokens, of one answer a row, in nats.
+
+    lockadapt tokenises a conversation as a whole, TRL prompt and answer each by itself, and the tokens may
+    differ. What the model finds likelier on the whole counts.
+    """
     model.eval()
-    total, count = 0.0, 0
+    sums = np.zeros((2, 2))
     for at, row in enumerate(rows_of(task, "validation")):
-        answer = row["answers"][at % len(row["answers"])]
-        opened, whole = chat(processor, row, None), chat(processor, row, answer)
+        opened = chat(processor, row, None)
+        closed = chat(processor, row, row["answers"][at % len(row["answers"])])
         image = Image.open(row["image"]).convert("RGB")
-        inputs = processor(text=[whole], images=[image], return_tensors="pt", add_special_tokens=False)
-        asked = processor(text=[opened], images=[image], return_tensors="pt", add_special_tokens=False)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
-            logits = model(**inputs).logits[0, asked["input_ids"].shape[1] - 1 : -1].float()
-        labels = inputs["input_ids"][0, asked["input_ids"].shape[1] :]
-        total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        count += len(labels)
-    return total / count
+        inputs, prompt = (
+            processor(text=[text], images=[image], return_tensors="pt", add_special_tokens=False)
+            for text in (closed, opened)
+        )
+        length, pixels = prompt["input_ids"].shape[1], inputs["pixel_values"].to(model.dtype)
+        rest = processor.tokenizer(closed[len(opened) :], return_tensors="pt", add_special_tokens=False)
+        whole, apart = inputs["input_ids"], torch.cat([prompt["input_ids"], rest["input_ids"]], dim=1)
+        first = _answer_loss(model, whole, length, pixels)
+        sums += [first, first if torch.equal(whole, apart) else _answer_loss(model, apart, length, pixels)]
+    return float((sums[:, 0] / sums[:, 1]).min())
+
+
+def _answer_loss(model: Any, ids: Tensor, prompt: int, pixels: Tensor) -> tuple[float, int]:
+    """Summed over the tokens behind the prompt's, and their number."""
+    with torch.autocast("cpu", model.dtype, enabled=model.dtype != torch.float32):
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits
+    labels = ids[0, prompt:]
+    loss = torch.nn.functional.cross_entropy(logits[0, prompt - 1 : -1].float(), labels, reduction="sum")
+    return float(loss), len(labels)
 
 
 @torch.no_grad()
@@ -390,7 +406,7 @@ def plot(runs: Sequence[dict[str, Any]], file: Path) -> None:
                 xs, ys = ([point[key] for point in line["curve"]] for key in ("seconds", "loss"))
                 axis.plot(xs, ys, "o-", color=colour, label=None if at else side, markersize=3)
         axis.set(title=name, xlabel="seconds of processor time", ylabel="validation loss, nats a token")
-        axis.set_ylim(bottom=0) if name != "photos" else None
+        axis.set_yscale("log")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.tight_layout()
