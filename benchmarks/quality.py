@@ -407,6 +407,8 @@ def plot(runs: Sequence[dict[str, Any]], file: Path) -> None:
                 axis.plot(xs, ys, "o-", color=colour, label=None if at else side, markersize=3)
         axis.set(title=name, xlabel="seconds of processor time", ylabel="validation loss, nats a token")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.tight_layout()
