@@ -84,7 +84,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/startup.py --rows 600000 --images 100000
 	$(BIN)/python benchmarks/encoding.py
-	$(BIN)/python benchmarks/quality.py --only easy-vqa --seconds 600 --curve docs/quality.png
+	$(BIN)/python benchmarks/quality.py --only easy-vqa --seconds 600 --curve benchmarks/results/quality.png
 	$(BIN)/python benchmarks/report.py
 
 assets: $(VENV)/.installed

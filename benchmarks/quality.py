@@ -50,8 +50,6 @@ MARKS = 8
 """Times at which the loss is taken."""
 WARM_UP = 10
 """Steps that tell how fast a side is."""
-TRL_TARGETS = r"model\.language_model\.layers\..*_proj"
-"""Every linear layer of a Llama's blocks, as lockadapt's default says; a run fails if it is not."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ class Task:
         llm: folder.
         image_size: pixels a side.
         prompt: the question where rows have none.
-        batch: samples of lockadapt's optimiser step.
-        trl_batch: of TRL's; fewer, where it would otherwise see too few steps.
+        batch: samples of an optimiser step.
         rates: learning rates of LoRA and of the projector; TRL has the first for both.
         new_tokens: the most that are generated.
     """
@@ -74,7 +71,6 @@ class Task:
     image_size: int | None
     prompt: str
     batch: int
-    trl_batch: int
     rates: tuple[float, float]
     new_tokens: int
 
@@ -83,8 +79,8 @@ def tasks(llm: str) -> dict[str, Task]:
     """The tasks by name; `llm` is what describes photographs."""
     told, small = "Describe the image in one sentence.", str(REAL / "llm" / "tinystories-656k")
     return {
-        "photos": Task("photos", llm, None, told, 20, 20, (2e-4, 1e-3), 24),
-        "easy-vqa": Task("easy-vqa", small, 128, "", 64, 64, (3e-3, 3e-3), 12),
+        "photos": Task("photos", llm, None, told, 20, (2e-4, 1e-3), 24),
+        "easy-vqa": Task("easy-vqa", small, 128, "", 64, (3e-3, 3e-3), 12),
     }
 
 
@@ -116,7 +112,6 @@ class Clock(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.mark = 0.0
         self.ends: list[float] = []
-        self.trainer: Any = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -253,6 +248,7 @@ def run_trl(job: dict[str, Any], clock: Clock, scratch: Path) -> tuple[Any, Any]
     from trl import SFTConfig, SFTTrainer
 
     from lockadapt.architectures.load import load_model
+    from lockadapt.tuning.adapters import LoraSettings, lora_config
 
     task = Task(**job["task"])
     model, processor = load_model(job["folder"], job["dtype"])
@@ -275,7 +271,7 @@ def run_trl(job: dict[str, Any], clock: Clock, scratch: Path) -> tuple[Any, Any]
         str(scratch / "trl"),
         max_length=None,
         max_steps=job["steps"],
-        per_device_train_batch_size=task.trl_batch,
+        per_device_train_batch_size=task.batch,
         learning_rate=task.rates[0],
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(0.05 * job["steps"]),
@@ -290,7 +286,10 @@ def run_trl(job: dict[str, Any], clock: Clock, scratch: Path) -> tuple[Any, Any]
         logging_steps=10,
     )
     projector = [path.rpartition(".")[2] for path in layout_of(model).projector]
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules=TRL_TARGETS, modules_to_save=projector)
+    own = lora_config(model, LoraSettings(rank=16))
+    lora = LoraConfig(
+        r=own.r, lora_alpha=own.lora_alpha, target_modules=own.target_modules, modules_to_save=projector
+    )
     trainer = SFTTrainer(
         model,
         config,
@@ -412,6 +411,7 @@ def plot(runs: Sequence[dict[str, Any]], file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
     figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import Any
 
 import torch
@@ -109,11 +107,14 @@ def calibrate(
     if first is scaled:
         fold(first, mean, deviation)
     if not predicted:
-        squares = [projector(part.to(first.weight)).double().square().flatten() for part in kept]
-        size = torch.cat(squares).mean().sqrt()
-        if float(size) > 0:
+        squares, count = 0.0, 0
+        for part in kept:
+            tokens = projector(part.to(first.weight))
+            squares, count = squares + float(tokens.double().square().sum()), count + tokens.numel()
+        size = (squares / count) ** 0.5
+        if size > 0:
             for tensor in scaled.parameters():
-                tensor.mul_(embedding_rms / float(size))
+                tensor.mul_(embedding_rms / size)
     return Calibration(images, predicted)
 
 
@@ -125,7 +126,8 @@ def _moments(
     statistics: tuple[Tensor, Tensor] | None,
 ) -> tuple[Moments, Moments] | None:
     """Of a layer's inputs, standardised if statistics are given: for `align`; None: of too few images."""
-    folds: tuple[list[Moments], list[Moments]] = ([], [])
+    # Summed up on the way: a matrix of the layer's width each, large for large LLMs.
+    sums: list[Moments | None] = [None, None]
     begin = 0
     for part in kept:
         activations = _input_of(layer, projector, part).double()
@@ -133,12 +135,13 @@ def _moments(
             activations = (activations - statistics[0]) / statistics[1]
         targets = words[begin : begin + len(part)]
         held_out = torch.arange(begin, begin + len(part)) % HELD_OUT == HELD_OUT - 1
-        for fold_, chosen in zip(folds, (~held_out, held_out), strict=True):
+        for at, chosen in enumerate((~held_out, held_out)):
             if chosen.any():
-                fold_.append(moments_of(activations[chosen].flatten(1, -2), targets[chosen]))
+                more, so_far = moments_of(activations[chosen].flatten(1, -2), targets[chosen]), sums[at]
+                sums[at] = more if so_far is None else so_far + more
         begin += len(part)
-    fitted, unseen = folds
-    return (reduce(add, fitted), reduce(add, unseen)) if fitted and unseen else None
+    fitted, unseen = sums
+    return None if fitted is None or unseen is None else (fitted, unseen)
 
 
 @torch.no_grad()
