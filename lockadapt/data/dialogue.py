@@ -339,17 +339,13 @@ class Copied:
         Returns:
             The whole text, and the spans of the answers with what ends them.
         """
-        parts: list[str] = []
-        begins, position = [], 0
-        for literal, text in zip(self.literals, texts, strict=False):
-            position += len(literal)
-            begins.append(position)
-            position += len(text)
-            parts += (literal, text)
-        spans = [
-            (begins[turn] - head, begins[turn] + len(texts[turn]) + tail) for turn, head, tail in self.answers
-        ]
-        return "".join((*parts, self.literals[-1])), spans
+        parts = [""] * (2 * len(texts) + 1)
+        parts[::2], parts[1::2] = self.literals, texts
+        spans = []
+        for turn, head, tail in self.answers:
+            begin = sum(map(len, parts[: 2 * turn + 1]))
+            spans.append((begin - head, begin + len(texts[turn]) + tail))
+        return "".join(parts), spans
 
 
 @dataclass(frozen=True)

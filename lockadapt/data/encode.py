@@ -21,7 +21,8 @@ from lockadapt.data.control_tokens import ControlTokens
 from lockadapt.data.dialogue import Dialogue, Written, shape_of
 from lockadapt.data.images import image_size
 from lockadapt.data.problems import quote
-from lockadapt.data.quick_encode import IGNORED, QuickEncoder, QuickRow, QuickText
+from lockadapt.data.quick_encode import QuickEncoder, QuickText
+from lockadapt.data.quick_row import IGNORED, QuickRow
 from lockadapt.data.sample import ImageRef, Sample, message, until_each_answer
 from lockadapt.errors import AssemblyError, DataError, LockadaptError, NoLabelError
 from lockadapt.models.chat_template import adds_special_tokens, control_tokens

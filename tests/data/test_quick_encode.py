@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lockadapt.data.encode import Encoder
+from lockadapt.data.many_texts import ManyTexts
 from lockadapt.data.quick_encode import AUDITED, QuickText
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
@@ -91,6 +92,46 @@ def test_many_rows_at_once_are_equal_to_the_bit() -> None:
     assert (quick.cut, quick.dropped) == (slow.cut, slow.dropped)
     assert quick.dropped
     assert quick.cut
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_rows_of_every_template_at_once_are_equal_to_the_bit(name: str) -> None:
+    samples, processor = talks(60, 2), processor_for(SHAPES[name])
+    slow = long_way(Encoder(processor, 900))
+    expected = [sample for sample in samples if isinstance(encoded(slow, [sample])[0], tuple)]
+    quick = Encoder(processor, 900).encode(expected)
+    report = slow.encode(expected)
+    assert len(quick.encoded) == len(report.encoded) > 0
+    for mine, theirs in zip(quick.encoded, report.encoded, strict=True):
+        assert (mine.input_ids.tolist(), mine.labels.tolist()) == (
+            theirs.input_ids.tolist(),
+            theirs.labels.tolist(),
+        )
+        assert mine.image_end == theirs.image_end
+    assert quick.merged_boundaries == report.merged_boundaries
+
+
+def quick_of(count: int) -> tuple[Encoder, list[Sample]]:
+    """An encoder for which rows of a shape are known, and rows with few texts."""
+    encoder = Encoder(processor_for(SHAPES["chatml"]), 500)
+    turns = [(Turn("user", f"is it {n % 5}?", 1), Turn("assistant", "yes")) for n in range(count)]
+    samples = [Sample((ImageRef("a.png"),), pair, f"rows:{number}") for number, pair in enumerate(turns)]
+    encoder.encode(samples[: AUDITED + 1])
+    return encoder, samples
+
+
+def test_what_is_said_again_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, samples = quick_of(100)
+    seen: list[str] = []
+    encode = ManyTexts._encode
+    monkeypatch.setattr(
+        ManyTexts, "_encode", lambda self, texts, at: seen.extend(texts) or encode(self, texts, at)
+    )
+    encoder.encode(samples)
+    assert not seen
+    monkeypatch.setattr("lockadapt.data.pieces.KEPT_TOKENS", 20)
+    encoder.encode(samples)
+    assert len(seen) == 6  # five questions and an answer
 
 
 def test_rows_are_rendered_for_the_first_of_a_shape_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_a_row_that_shows_earlier_ones_wrong_ends_the_run(
 
     def otherwise(sample: Sample) -> QuickText | None:
         text = write(sample)
-        return text and text._replace(text=text.text + "!", audited=True)
+        return text and text._replace(texts=(text.texts[0] + "!", *text.texts[1:]), audited=True)
 
     encoder.quick.write = otherwise  # type: ignore[method-assign]
     with pytest.raises(VerificationError, match="otherwise than the first ones"):
