@@ -330,7 +330,7 @@ class Copied:
     literals: tuple[str, ...]
     answers: tuple[tuple[int, int, int], ...]
 
-    def write(self, texts: Sequence[str]) -> tuple[str, list[Span]]:
+    def write(self, texts: Sequence[str]) -> tuple[str, tuple[Span, ...]]:
         """Put texts between the literals.
 
         Args:
@@ -345,7 +345,7 @@ class Copied:
         for turn, head, tail in self.answers:
             begin = sum(map(len, parts[: 2 * turn + 1]))
             spans.append((begin - head, begin + len(texts[turn]) + tail))
-        return "".join(parts), spans
+        return "".join(parts), tuple(spans)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Pieces:
         """
         if self._tokens > KEPT_TOKENS:
             self._let_go()
-        new: list[tuple[Piece, Said, tuple[str, ...]]] = []
+        new, parts_of, said_of = list[Piece](), list[Said](), list[tuple[str, ...]]()
         rows = list[list[Piece]]()
         for row, turns in zip(parts, texts, strict=True):
             rows.append(pieces := [])
@@ -142,10 +142,12 @@ class Pieces:
                 said = turns[part.first : part.behind]
                 if (piece := part.kept.get(said)) is None:
                     piece = part.kept[said] = Piece()
-                    new.append((piece, part, said))
+                    new.append(piece)
+                    parts_of.append(part)
+                    said_of.append(said)
                 pieces.append(piece)
         try:
-            self._fill(new)
+            self._fill(new, parts_of, said_of)
         except BaseException:
             self._let_go()  # some are empty
             raise
@@ -156,16 +158,21 @@ class Pieces:
             said.kept.clear()
         self._tokens = 0
 
-    def _fill(self, new: Sequence[tuple[Piece, Said, tuple[str, ...]]]) -> None:
+    def _fill(self, pieces: list[Piece], parts: list[Said], said: list[tuple[str, ...]]) -> None:
         """Tokenises what is said."""
-        written = [(piece, *part.copied.write(said)) for piece, part, said in new]
-        taught = written if len(new) < FEW else [item for item in written if item[2]]
-        plain = [item for item in written if not item[2]] if taught is not written else []
+        # In flat lists: thousands of small ones wake the garbage collector, which looks at all there is.
+        texts, spans = list[str](), list[Sequence[Span]]()
+        plain, taught = list[int](), list[int]()
+        few = len(pieces) < FEW
+        for number, (part, turns) in enumerate(zip(parts, said, strict=True)):
+            text, learned = part.copied.write(turns)
+            texts.append(text)
+            spans.append(learned)
+            (taught if learned or few else plain).append(number)
         if plain:
-            pieces, texts, _ = zip(*plain, strict=True)
-            self._read(pieces, texts)
+            self._read([pieces[n] for n in plain], [texts[n] for n in plain])
         if taught:
-            self._learn(*zip(*taught, strict=True))
+            self._learn([pieces[n] for n in taught], [texts[n] for n in taught], [spans[n] for n in taught])
 
     def _read(self, pieces: Sequence[Piece], texts: Sequence[str]) -> None:
         """Tokenises what is not learned; the tokenizer need not say where tokens stand."""
@@ -204,7 +211,7 @@ class Pieces:
                 begin, mark = mark + 1, next(marks)
             if begin < end:
                 chunks.append((ids[begin:end], None if labels is None else labels[begin:end]))
-            piece.chunks, begin = chunks, end
+            piece.chunks, begin = tuple(chunks), end
 
     def _special(self) -> tuple[list[Piece], list[Piece]]:
         """What the tokenizer adds in front of every text, and behind it."""
