@@ -2,7 +2,7 @@
 
 A row takes it if its texts hold nothing that the chat template looks for and no control token. The template
 is then rendered for the first rows of every shape of conversation only, conversations are tokenised in
-pieces, and images are put between their tokens. Some rows of every shape go both ways, and have to come out
+segments, and images are put between their tokens. Some rows of every shape go both ways, and have to come out
 equal.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from lockadapt.data.dialogue import Dialogue
 from lockadapt.data.image_ids import ImageIds, ImageTokens
-from lockadapt.data.pieces import Piece, Pieces, Said
 from lockadapt.data.quick_row import QuickRow
 from lockadapt.data.sample import Sample
+from lockadapt.data.segments import Segment, SegmentTokenizer, TurnSegment
 from lockadapt.models.chat_template import adds_special_tokens
 from lockadapt.models.template_strings import template_strings
 
@@ -38,7 +38,7 @@ class QuickText(NamedTuple):
         audited: whether the row has to go the long way as well.
     """
 
-    parts: Sequence[Piece | Said]
+    parts: Sequence[Segment | TurnSegment]
     texts: tuple[str, ...]
     images: Sequence[ImageIds]
     audited: bool
@@ -48,7 +48,7 @@ class QuickText(NamedTuple):
 class _Plan:
     """How rows of one shape are tokenised, and how many were."""
 
-    parts: Sequence[Piece | Said]
+    parts: Sequence[Segment | TurnSegment]
     rows: int = 0
 
 
@@ -70,7 +70,7 @@ class QuickEncoder:
         image_texts: Callable[[Sample], Sequence[str]],
     ) -> None:
         self.dialogue, self.image_texts, self.refused = dialogue, image_texts, 0
-        self.pieces = Pieces(dialogue.tokenizer, image_token_id)
+        self.segments = SegmentTokenizer(dialogue.tokenizer, image_token_id)
         self.images = ImageTokens(dialogue.tokenizer, dialogue.image_token, image_token_id)
         self._plans: dict[Any, _Plan | None] = {}
         strings = template_strings(dialogue.template)
@@ -131,7 +131,7 @@ class QuickEncoder:
         Returns:
             The rows; None for one whose text has other image tokens than the row has images.
         """
-        return self.pieces.rows(
+        return self.segments.rows(
             [text.parts for text in texts], [text.texts for text in texts], [text.images for text in texts]
         )
 
@@ -144,7 +144,7 @@ class QuickEncoder:
             return None
         text, _ = copied.write([turn.text for turn in sample.turns])
         special = adds_special_tokens(self.dialogue.tokenizer, text)
-        plan = self._plans[shape] = _Plan(self.pieces.parts(copied, special))
+        plan = self._plans[shape] = _Plan(self.segments.parts(copied, special))
         return plan
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockadapt.data.batch_tokenizer import BatchTokenizer
 from lockadapt.data.encode import Encoder
-from lockadapt.data.many_texts import ManyTexts
 from lockadapt.data.quick_encode import AUDITED, QuickText
 from lockadapt.data.sample import ImageRef, Sample, Turn
 from lockadapt.errors import DataError
@@ -123,13 +123,13 @@ def quick_of(count: int) -> tuple[Encoder, list[Sample]]:
 def test_what_is_said_again_is_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, samples = quick_of(100)
     seen: list[str] = []
-    encode = ManyTexts._encode
+    encode = BatchTokenizer._encode
     monkeypatch.setattr(
-        ManyTexts, "_encode", lambda self, texts, at: seen.extend(texts) or encode(self, texts, at)
+        BatchTokenizer, "_encode", lambda self, texts, at: seen.extend(texts) or encode(self, texts, at)
     )
     encoder.encode(samples)
     assert not seen
-    monkeypatch.setattr("lockadapt.data.pieces.KEPT_TOKENS", 20)
+    monkeypatch.setattr("lockadapt.data.segments.KEPT_TOKENS", 20)
     encoder.encode(samples)
     assert len(seen) == 6  # five questions and an answer
 

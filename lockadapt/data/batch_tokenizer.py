@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from lockadapt.data.cuts import TRIED, Cuts
+from lockadapt.data.split_points import TRIED, SplitPoints
 
 TOGETHER = 8
 """Texts in one string; a call for every text takes a fifth longer, and longer strings save no more."""
 
 
-class ManyTexts:
+class BatchTokenizer:
     """A tokenizer, without its special tokens, for texts in which no special token stands.
 
     Args:
         tokenizer: a fast one.
-        cuts: of it.
+        split_points: of it.
     """
 
-    def __init__(self, tokenizer: Any, cuts: Cuts) -> None:
-        self.tokenizer, self.cuts = tokenizer, cuts
+    def __init__(self, tokenizer: Any, split_points: SplitPoints) -> None:
+        self.tokenizer, self.split_points = tokenizer, split_points
 
     def ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokenise texts.
@@ -79,7 +79,7 @@ class ManyTexts:
         """A token and its id; the tokens of a text are the same behind it as at the start."""
         for token in self.tokenizer.all_special_tokens:
             token_id = int(self.tokenizer.convert_tokens_to_ids(token))
-            if self.cuts.parts(token) and all(
+            if self.split_points.parts(token) and all(
                 self._one(token + text) == [token_id, *self._one(text)] for text in TRIED
             ):
                 return token, token_id

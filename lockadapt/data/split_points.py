@@ -16,7 +16,7 @@ _OVER_LINES = re.compile(r"[\nĊ][^\s▁ĊĠĉč]")
 """A line break and what is no blank behind it, within a token; `Ċ` is how tokens of bytes show it."""
 
 
-class Cuts:
+class SplitPoints:
     """Places where a tokenizer parts every text.
 
     Tokenizers look for added tokens first, and tokenise what stands between them by itself. In front of one
@@ -55,8 +55,8 @@ class Cuts:
 
     def _tokens(self, text: str) -> list[int]:
         within = sorted((content for content in self._added if content in text), key=len, reverse=True)
-        found = re.finditer("|".join(map(re.escape, within)) or "(?!)", text)
-        return [match.start() for match in found if self._is_sure(match[0])]
+        matches = re.finditer("|".join(map(re.escape, within)) or "(?!)", text)
+        return [match.start() for match in matches if self._is_sure(match[0])]
 
     def _is_sure(self, content: str) -> bool:
         if content not in self._sure:
