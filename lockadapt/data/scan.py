@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -97,12 +97,15 @@ def scan_images(
     return ScanReport(good, bad)
 
 
-def image_errors(samples: Sequence[Sample], max_pixels: int) -> dict[str, DataError | SafetyError]:
+def image_errors(
+    samples: Sequence[Sample], max_pixels: int, opened: Container[str] = ()
+) -> dict[str, DataError | SafetyError]:
     """Opens the images of a few samples, each once, on several threads.
 
     Args:
         samples: of one data set.
         max_pixels: as `open_image`.
+        opened: keys of images that were opened before.
 
     Returns:
         Why images cannot be used, by key; those that can are left out.
@@ -110,7 +113,8 @@ def image_errors(samples: Sequence[Sample], max_pixels: int) -> dict[str, DataEr
     rows: dict[str, tuple[ImageRef, str]] = {}
     for sample in samples:
         for ref in sample.images:
-            rows.setdefault(ref.key, (ref, sample.where))
+            if ref.key not in opened:
+                rows.setdefault(ref.key, (ref, sample.where))
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda row: _error(row[0], row[1], max_pixels), rows.values())
         return {key: error for key, error in zip(rows, outcomes, strict=True) if error is not None}

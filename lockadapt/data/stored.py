@@ -45,7 +45,7 @@ class StoredRows(Sequence[Sample], ABC):
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)
-        samples = self._samples(row)
+        samples = self.samples(row)
         self._refuse_several(samples, row)
         return samples[0]
 
@@ -58,7 +58,7 @@ class StoredRows(Sequence[Sample], ABC):
             )
 
     @abstractmethod
-    def _samples(self, row: int) -> list[Sample]:
+    def samples(self, row: int) -> list[Sample]:
         """What a row holds; `row` is its number from 0."""
 
     @property
@@ -153,7 +153,8 @@ class JoinedRows(StoredRows):
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def _samples(self, row: int) -> list[Sample]:
+    def samples(self, row: int) -> list[Sample]:
+        """What a row holds."""
         number, own = self._part(row)
         return [replace(self._parts[number][own], source=number)]
 

@@ -49,9 +49,6 @@ class StreamRows(StoredRows):
     def __len__(self) -> int:
         return self.shards.rows
 
-    def _samples(self, row: int) -> list[Sample]:
-        return self.samples(row)
-
     def samples(self, row: int) -> list[Sample]:
         """The samples of a row, with the bytes of its images.
 
@@ -83,7 +80,7 @@ class StreamRows(StoredRows):
             DataError: the row cannot be used.
             SafetyError: it names a file that it may not.
         """
-        samples = self._samples(row)
+        samples = self.samples(row)
         self.forget()
         return [self._lean(sample, row) for sample in samples]
 

@@ -128,7 +128,8 @@ class Table(StoredRows):
     def __len__(self) -> int:
         return len(self.lines)
 
-    def _samples(self, row: int) -> list[Sample]:
+    def samples(self, row: int) -> list[Sample]:
+        """What a row holds."""
         return self.file.samples(self.lines.line(row), self.lines.number(row))
 
     @property
@@ -136,7 +137,7 @@ class Table(StoredRows):
         """Whether each of the first rows that are looked at holds one sample; bad ones do not count."""
         for row in self.looked_at[:FIRST]:
             try:
-                if len(self._samples(row)) != 1:
+                if len(self.samples(row)) != 1:
                     return False
             except ROW_ERRORS:
                 continue

@@ -21,11 +21,12 @@ from lockadapt.data.model_encoder import model_encoder
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import scan_images
 from lockadapt.data.stream import StreamRows
+from lockadapt.data.table import Table
 from lockadapt.data.whole_image import crop_note
 from lockadapt.errors import DataError
 from lockadapt.models.chat_template import thinking_off
 from lockadapt.planning.admission import admit_rows
-from lockadapt.planning.check_stream import StreamCheck, open_streams
+from lockadapt.planning.check_stored import OnDiskCheck, open_on_disk
 from lockadapt.planning.tally import Tally
 from lockadapt.recipe.schema import Recipe
 from lockadapt.tuning.adapters import default_parts, set_trainable
@@ -51,8 +52,8 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
         LockadaptError: whatever would stop the run.
     """
     experiment = build_experiment(recipe)  # also reads the closed lists of answers, which may be wrong
-    parts = {part: experiment.samples(part, note=reporter.note, streamed=False) for part in PARTS}
-    streams = {part: open_streams(experiment, part, reporter.note) for part in PARTS}
+    on_disk = {part: open_on_disk(experiment, part, reporter.note) for part in PARTS}
+    parts = {part: _in_memory(experiment, part, on_disk[part], reporter) for part in PARTS}
     data = experiment.data
     everything = [s for rows in parts.values() for samples in rows.values() for s in samples]
     scan = scan_images(
@@ -97,7 +98,7 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
             encode = partial(objective.encode, encoder)
             good = [s for s in parts[part].get(name, ()) if not bad & {image.key for image in s.images}]
             counted = _PartCheck(experiment, name, part, shown, reporter)
-            counted.run(good, streams[part].get(name, {}), encode)
+            counted.run(good, on_disk[part].get(name, {}), encode)
             counts.setdefault(name, {})[part] = counted.tally.told(f"{name} {part}", encoder, reporter)
             bad_images += counted.bad_images
             if part == "train":
@@ -126,9 +127,18 @@ def check_recipe(recipe: Recipe, reporter: Reporter, shown: int = 3) -> dict[str
     }
 
 
+def _in_memory(
+    experiment: Experiment, part: str, on_disk: Mapping[str, Mapping[int, Any]], reporter: Reporter
+) -> dict[str, list[Sample]]:
+    """Reads the rows of a part of the data that do not stay on disk."""
+    sections = experiment.recipe.objectives.items()
+    names = [name for name, s in sections if len(on_disk.get(name, ())) < len(s.sources(part))]
+    return experiment.samples(part, names, reporter.note, streamed=False)
+
+
 @dataclass
 class _PartCheck:
-    """Encodes and counts the rows of an objective in one part of the data, those in memory and streamed ones.
+    """Encodes and counts the rows of an objective in one part of the data, those in memory and the others.
 
     Attributes:
         experiment: of the recipe.
@@ -151,26 +161,26 @@ class _PartCheck:
     def run(
         self,
         samples: Sequence[Sample],
-        streams: Mapping[int, StreamRows],
+        on_disk: Mapping[int, Table | StreamRows],
         encode: Callable[..., EncodeReport],
     ) -> None:
         """Goes through all rows.
 
         Args:
             samples: those in memory, whose images can be used.
-            streams: those that are streamed, by position of their source.
+            on_disk: the others, by position of their source.
             encode: makes token arrays.
 
         Raises:
-            DataError: no row is left; or as `StreamCheck.run`.
-            SafetyError: as `StreamCheck.run`.
+            DataError: no row is left; or as `OnDiskCheck.run`.
+            SafetyError: as `OnDiskCheck.run`.
         """
         if samples:
             progress = self.reporter.counted(f"encoding {self.name} {self.part}")
             self._take(encode(samples, progress), samples, streamed=False)
-        for number, rows in streams.items():
-            check = StreamCheck(self.experiment, self.name, self.part, number, rows, self.reporter)
-            self.bad_images += check.run(encode, partial(self._take, streamed=True))
+        for number, rows in on_disk.items():
+            check = OnDiskCheck(self.experiment, self.name, self.part, number, rows, self.reporter)
+            self.bad_images += check.run(encode, partial(self._take, streamed=not rows.listable))
         if not self.tally.rows:
             raise DataError(
                 "no sample is left",

@@ -15,7 +15,7 @@ from lockadapt.console import Reporter
 from lockadapt.data import stream
 from lockadapt.data.sample import ImageRef
 from lockadapt.errors import DataError
-from lockadapt.planning import check_stream
+from lockadapt.planning import check_stored
 from lockadapt.planning.check import check_recipe
 from lockadapt.planning.plan import plan_recipe
 from lockadapt.recipe.read import load_recipe
@@ -44,19 +44,19 @@ def heard() -> tuple[Reporter, io.StringIO]:
 def test_check_counts_all_and_keeps_none(
     format: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_stream, "_AT_ONCE", 8)
+    monkeypatch.setattr(check_stored, "_AT_ONCE", 8)
     recipe = given(tiny, tmp_path, format)
     recipe["training"]["validation_samples"] = 10
     most = 0
-    honest = check_stream.image_errors
+    honest = check_stored.image_errors
 
-    def watched(samples: Any, max_pixels: int) -> Any:
+    def watched(samples: Any, max_pixels: int, opened: Any = ()) -> Any:
         nonlocal most
         held = [o for o in gc.get_objects() if isinstance(o, ImageRef) and o.data is not None]
         most = max(most, len(held))
-        return honest(samples, max_pixels)
+        return honest(samples, max_pixels, opened)
 
-    monkeypatch.setattr(check_stream, "image_errors", watched)
+    monkeypatch.setattr(check_stored, "image_errors", watched)
     reporter, shown = heard()
     checked = check_recipe(load_recipe(None, (), recipe).recipe, reporter, 2)["objectives"]["vqa"]
     assert checked["train"]["rows"] == 48

@@ -1,4 +1,4 @@
-"""Checks rows that are streamed: each is read, its images are opened, it is encoded, and let go."""
+"""Checks rows that are not in memory: each is read, its images are opened, it is encoded, and let go."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from lockadapt.building.experiment import Experiment
 from lockadapt.building.samples import told_source
 from lockadapt.building.streams import is_streamed, open_stream
+from lockadapt.building.tables import build_tables
 from lockadapt.console import Reporter
 from lockadapt.data.encode import EncodeReport
 from lockadapt.data.problems import MOST_PROBLEMS, ROW_ERRORS, Problems, merged
 from lockadapt.data.sample import Sample
 from lockadapt.data.scan import image_errors
+from lockadapt.data.stored import StoredRows
 from lockadapt.data.stream import StreamRows
+from lockadapt.data.table import Table
 from lockadapt.errors import DataError, SafetyError
 
 LOOKED_AT = 256
@@ -22,12 +25,14 @@ _AT_ONCE, _BYTES = 256, 64 * 1024**2
 """Rows that are in memory at a time, and the bytes of their images."""
 
 
-Streams = dict[str, dict[int, StreamRows]]
+OnDisk = dict[str, dict[int, Table | StreamRows]]
 """By objective, and by position of their source."""
 
 
-def open_streams(experiment: Experiment, part: str, note: Callable[[str], None]) -> Streams:
-    """Opens what is streamed in a part of the data; looks at some rows and images, so mistakes show early.
+def open_on_disk(experiment: Experiment, part: str, note: Callable[[str], None]) -> OnDisk:
+    """Opens the rows of a part of the data that are not read into memory: streamed ones, and large tables.
+
+    Looks at some rows and images, so mistakes show early.
 
     Args:
         experiment: of the recipe.
@@ -38,25 +43,33 @@ def open_streams(experiment: Experiment, part: str, note: Callable[[str], None])
         Its rows.
 
     Raises:
-        DataError: as `StreamCheck.run`.
-        SafetyError: as `StreamCheck.run`.
+        RecipeError, DiskError: as `build_tables`.
+        DataError, SafetyError: as `OnDiskCheck.run`.
     """
-    streams: Streams = {}
+    opened: OnDisk = {}
+    tables = build_tables(experiment, note) if part == "train" else {}
     for name, objective in experiment.recipe.objectives.items():
+        if name in tables:
+            opened[name] = {number: _checked(rows) for number, rows in enumerate(tables[name].parts)}
+            continue
         for number, section in enumerate(objective.sources(part)):
-            if not is_streamed(section):
-                continue
-            told = told_source(experiment.recipe, name, part, note, number)
-            rows = open_stream(experiment.recipe, section, told)
-            errors = image_errors(rows.few[:LOOKED_AT], experiment.data.max_pixels)
-            if errors and experiment.data.on_bad_image == "error":
-                raise merged(list(errors.values())[:MOST_PROBLEMS], None, "images")
-            streams.setdefault(name, {})[number] = rows
-    return streams
+            if is_streamed(section):
+                told = told_source(experiment.recipe, name, part, note, number)
+                opened.setdefault(name, {})[number] = open_stream(experiment.recipe, section, told)
+    for rows in (rows for sources in opened.values() for rows in sources.values()):
+        errors = image_errors(rows.few[:LOOKED_AT], experiment.data.max_pixels)
+        if errors and experiment.data.on_bad_image == "error":
+            raise merged(list(errors.values())[:MOST_PROBLEMS], None, "images")
+    return opened
+
+
+def _checked(rows: StoredRows) -> Table | StreamRows:
+    assert isinstance(rows, Table | StreamRows)
+    return rows
 
 
 @dataclass(frozen=True)
-class StreamCheck:
+class OnDiskCheck:
     """Goes through one source of an objective.
 
     Attributes:
@@ -72,7 +85,7 @@ class StreamCheck:
     name: str
     part: str
     number: int
-    rows: StreamRows
+    rows: Table | StreamRows
     reporter: Reporter
 
     def run(
@@ -93,21 +106,26 @@ class StreamCheck:
             DataError: rows or images cannot be used, and none may be left out, or more than may be.
             SafetyError: a row names a file that it may not, or an image is too large.
         """
-        data, images, errors = self.experiment.data, 0, list[DataError | SafetyError]()
-        bad = good = 0
+        data, errors = self.experiment.data, list[DataError | SafetyError]()
+        opened, bad_keys = set[str](), set[str]()
+        images = good = 0
         for batch in self._batches():
-            refused = image_errors(batch, data.max_pixels)
-            images += len({image.key for sample in batch for image in sample.images})
-            bad += len(refused)
+            refused = image_errors(batch, data.max_pixels, opened)
+            shown = {image.key for sample in batch for image in sample.images} - opened
+            images += len(shown)
+            if self.rows.listable:  # rows of shards have images of their own, and may be without end
+                opened |= shown
+            bad_keys |= refused.keys()
             errors += list(refused.values())[: MOST_PROBLEMS - len(errors)]
             if data.on_bad_image == "error" and len(errors) >= MOST_PROBLEMS:
                 break
-            usable = [s for s in batch if not any(image.key in refused for image in s.images)]
+            usable = [s for s in batch if not any(image.key in bad_keys for image in s.images)]
             good += len(usable)
             if usable:
                 take(encode(usable), usable)
         if errors and data.on_bad_image == "error":
             raise merged(errors, None, "images")
+        bad = len(bad_keys)
         if bad and (bad > data.max_bad_fraction * images or not good):
             lines = "\n  ".join(f"{error.where}: {error.message}" for error in errors)
             raise DataError(
@@ -131,7 +149,7 @@ class StreamCheck:
             if most is not None and made >= most:
                 break
             try:
-                samples = rows.samples(row)
+                samples = [rows[row]] if rows.listable else rows.samples(row)
             except ROW_ERRORS as error:
                 problems.add(error)
                 continue
