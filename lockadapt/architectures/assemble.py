@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from lockadapt.architectures import architecture_of
-from lockadapt.architectures.align import word_targets
 from lockadapt.architectures.assembly import Assembly, Ingredients
 from lockadapt.architectures.bridge import set_generation
-from lockadapt.architectures.calibrate import Calibration, calibrate_projector, embedding_rms
+from lockadapt.architectures.calibrate import Calibration, embedding_rms
+from lockadapt.architectures.calibrate_on_images import (
+    CalibrationData,
+    calibrate_on_images,
+    projector_features,
+)
 from lockadapt.architectures.choose import USUAL, Choice, Wish, choices, choose
-from lockadapt.architectures.features import kept_outputs
 from lockadapt.architectures.janus.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from lockadapt.architectures.load import load_model
 from lockadapt.errors import AssemblyError
@@ -46,10 +48,6 @@ from lockadapt.models.quiet import quiet
 from lockadapt.models.sources import resolve_dtype
 from lockadapt.models.tower_size import at_size
 from lockadapt.models.towers import FeatureLayer, TowerFacts, load_tower, probe_pixels, probe_tower
-
-CALIBRATION_BATCH = 16
-PIXELS, SIZES = "pixel_values", "image_sizes"
-"""What an image processor makes that the frozen part reads."""
 
 
 @dataclass(frozen=True)
@@ -394,11 +392,7 @@ def _workplace(output: str | Path | None) -> Iterator[Path]:
             yield Path(scratch)
 
 
-Shown = tuple[Iterable[Image.Image] | None, Sequence[Sequence[str]] | None]
-"""Images to calibrate on, and what is said about each."""
-
-
-def _build(parts: LoadedSources, folder: Path, calibration: Shown, seed: int) -> _Built:
+def _build(parts: LoadedSources, folder: Path, calibration: CalibrationData, seed: int) -> _Built:
     """Build, calibrate and save. Only one copy of the weights lives, and none after it."""
     choice, given = parts.choice, parts.ingredients
     values = probe_pixels(given.image_processor)
@@ -408,7 +402,7 @@ def _build(parts: LoadedSources, folder: Path, calibration: Shown, seed: int) ->
     expected = _expect(choice.assembly, given, shown, held)
     model, processor, kind = put_together(choice, replace(given, tower=held), seed)
     expected = _as_held(choice, model, expected)
-    calibrated = _calibrate(model, processor, calibration)
+    calibrated = calibrate_on_images(model, processor, calibration)
     name_text_class(model.config)
     with quiet():
         model.save_pretrained(folder)
@@ -452,46 +446,10 @@ def _as_held(choice: Choice, model: Any, expected: Expectation) -> Expectation:
     )
 
 
-def _calibrate(model: Any, processor: Any, calibration: Shown) -> Calibration:
-    images, texts = calibration
-    if images is None:
-        return Calibration(0)
-    shown_in: list[int] = []
-
-    def features() -> Iterator[Tensor]:
-        numbered = enumerate(images)
-        while batch := list(islice(numbered, CALIBRATION_BATCH)):
-            numbers, pictures = zip(*batch, strict=True)
-            shown = processor.image_processor(images=list(pictures), return_tensors="pt")
-            parts = _features(model, {name: shown[name] for name in (PIXELS, SIZES) if name in shown})
-            repeated = sum(map(len, parts)) // len(batch)
-            shown_in.extend(number for number in numbers for _ in range(repeated))
-            yield from parts
-
-    def words() -> Tensor:
-        return word_targets(model, processor.tokenizer, texts or ())[shown_in]
-
-    return calibrate_projector(model, features(), embedding_rms(model), words if texts else None)
-
-
-def _features(model: Any, images: Mapping[str, Tensor]) -> list[Tensor]:
-    """What enters the projector, (images, tokens, channels): all images in one, or each by itself."""
-    kept = kept_outputs(
-        model,
-        {
-            name: tensor.to(model.dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in images.items()
-        },
-    )
-    if isinstance(kept, Tensor):
-        return [kept]
-    return [level[None] for record in kept for level in record.levels.values()]
-
-
 @torch.no_grad()
 def _prove_here(model: Any, expected: Expectation, dtype: torch.dtype) -> ProofReport:
     logits = model(**(expected.arguments or {"input_ids": expected.token_ids})).logits
-    features = torch.cat(_features(model, expected.images)).reshape(expected.features.shape)
+    features = torch.cat(projector_features(model, expected.images)).reshape(expected.features.shape)
     return compare(expected, logits, features, dtype, fresh_process=False)
 
 
