@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -366,8 +366,8 @@ def is_below(name: str, path: str) -> bool:
     return name == path or name.startswith(path + ".")
 
 
-def parameters_at(model: nn.Module, path: str) -> list[nn.Parameter]:
+def parameters_at(model: nn.Module, path: str) -> Iterator[nn.Parameter]:
     """Those of the module at a path, or the bare parameter there."""
     parent, _, leaf = path.rpartition(".")
     trained = getattr(model.get_submodule(parent), leaf)
-    return [trained] if isinstance(trained, nn.Parameter) else list(trained.parameters())
+    return iter([trained]) if isinstance(trained, nn.Parameter) else trained.parameters()

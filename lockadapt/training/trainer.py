@@ -313,7 +313,7 @@ class GroundingTrainer(Trainer):
         losses = [super(GroundingTrainer, self).training_step(model, piece) for piece in self._drawn(inputs)]
         if before is not None:
             self.measures.gradients.note(name, model, before)
-        if self.accelerator.sync_gradients:
+        if self.accelerator.sync_gradients and self.args.world_size > 1:
             parameters = self.model.parameters()  # type: ignore[union-attr]
             sum_gradients([p for p in parameters if p.requires_grad and not is_shared(p)])
         # What is logged is the mean over processes, and the loss of a step is the sum of their shares.
@@ -339,11 +339,15 @@ class GroundingTrainer(Trainer):
 
         A resumed run may not load its tower, and must count the same.
         """
+        ids = [piece["input_ids"] for piece in pieces_of(inputs) if "input_ids" in piece]
+        return 6 * self._counted_parameters * sum(int(tokens.numel()) for tokens in ids)
+
+    @cached_property
+    def _counted_parameters(self) -> int:
+        """Those outside the tower; to go through all takes longer than much of a small model's step."""
         model: Any = self.model
         tower = sum(parameter.numel() for parameter in tower_of(model).parameters())
-        counted = sum(parameter.numel() for parameter in model.parameters()) - tower
-        ids = [piece["input_ids"] for piece in pieces_of(inputs) if "input_ids" in piece]
-        return 6 * counted * sum(int(tokens.numel()) for tokens in ids)
+        return sum(parameter.numel() for parameter in model.parameters()) - tower
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -22,7 +22,8 @@ def training_autocast(model: nn.Module) -> Iterator[None]:
     """
     base, parts = unwrap_model(model), layout_of(model)
     paths = (parts.tower, *parts.projector, *parts.generation)
-    dtypes = {parameters[0].dtype for path in paths if (parameters := parameters_at(base, path))}
+    firsts = (next(parameters_at(base, path), None) for path in paths)
+    dtypes = {first.dtype for first in firsts if first is not None}
     if len(dtypes) < 2:
         yield
         return
