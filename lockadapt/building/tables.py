@@ -12,7 +12,14 @@ from lockadapt.data.bad_rows import Allowed
 from lockadapt.data.readers import LINE_RULES, Source, iterate_samples
 from lockadapt.data.spool import NoWholeFiles, open_spool
 from lockadapt.data.stored import JoinedRows, StoredRows
-from lockadapt.data.table import RowFile, Table, TableFile, has_more_lines, may_stay_on_disk
+from lockadapt.data.table import (
+    RowFile,
+    Table,
+    TableFile,
+    has_more_lines,
+    may_have_more_rows,
+    may_stay_on_disk,
+)
 from lockadapt.errors import DiskError, RecipeError
 
 IN_MEMORY = 50_000
@@ -151,6 +158,8 @@ def _file(format: str, source: Source, few: int, cache: Path) -> TableFile | Non
             return None
         if table.is_single:
             return file
+    if few and Path(source.path).suffix.lower() == ".json" and not may_have_more_rows(Path(source.path), few):
+        return None
     try:
         spool = open_spool(source, lambda: iterate_samples(format, source), few, cache)
     except NoWholeFiles:

@@ -109,6 +109,15 @@ def has_more_lines(file: Path, few: int) -> bool:
     return lines > few
 
 
+def may_have_more_rows(file: Path, few: int) -> bool:
+    """Whether a file of JSON may have more rows than a few, each of which begins with a bracket."""
+    rows = 0
+    with file.open("rb") as opened:
+        while rows <= few and (part := opened.read(1 << 20)):
+            rows += part.count(b"{") + part.count(b"[")
+    return rows > few
+
+
 class Table(StoredRows):
     """Rows of a file on disk, as samples.
 

@@ -105,6 +105,28 @@ def test_which_rows_stay_on_disk(tiny: Path, tmp_path: Path, monkeypatch: pytest
         on_disk("disk", path=str(listed))
 
 
+def test_few_rows_of_a_list_are_not_read_to_be_counted(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = made(tiny, tmp_path, "data.rows=auto").model_dump(mode="json")
+    listed = tmp_path / "rows.json"
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    listed.write_text(json.dumps(list(map(json.loads, rows))))
+    recipe["objectives"]["vqa"]["train"]["path"] = str(listed)
+    experiment = build_experiment(load_recipe(None, (), recipe).recipe)
+    monkeypatch.setattr("lockadapt.building.tables.SHORTEST_ROW", 1)
+    read: list[str] = []
+    monkeypatch.setattr(
+        "lockadapt.building.tables.iterate_samples", lambda format, source: read.append(format) or iter(())
+    )
+    monkeypatch.setattr("lockadapt.building.tables.IN_MEMORY", len(rows) + 1)  # a bracket is the list's own
+    assert build_tables(experiment) == {}
+    assert not read
+    monkeypatch.setattr("lockadapt.building.tables.IN_MEMORY", len(rows) - 1)
+    build_tables(experiment)
+    assert read
+
+
 def test_where_nothing_can_be_written_rows_are_in_memory(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
