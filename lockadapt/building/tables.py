@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def _file(format: str, source: Source, few: int, cache: Path) -> TableFile | Non
 
     With 0, there is one for any number of rows.
     """
-    if format in FOLDERS or not Path(source.path).is_file():
+    if format in FOLDERS or not os.path.isfile(source.path):  # False of impossible names, too
         raise _InMemoryError(f"with the format {format} they are in no file of their own")
     if few and (Path(source.path).stat().st_size < SHORTEST_ROW * few or (source.limit or few + 1) <= few):
         return None

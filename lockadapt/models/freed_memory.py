@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_USUAL = 128 << 10
-"""glibc's own value of both thresholds (mallopt(3))."""
+_BEHIND = {_TRIM_THRESHOLD: 64 << 20, _MMAP_THRESHOLD: 32 << 20}
+"""Where glibc's own adjustment of both ends once large blocks are freed (mallopt(3)); setting one ends it."""
 _KEPT = 1 << 30
 """Blocks of up to this many bytes come from the heap, of which up to this many free bytes are kept."""
 
@@ -35,8 +35,8 @@ def keeping_freed_memory() -> Iterator[None]:
             set_option(option, _KEPT)
         yield
     finally:
-        for option in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            set_option(option, _USUAL)
+        for option, value in _BEHIND.items():
+            set_option(option, value)
         ctypes.CDLL(None).malloc_trim(0)
 
 

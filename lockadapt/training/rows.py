@@ -24,6 +24,7 @@ from lockadapt.errors import DataError
 from lockadapt.features.inputs import inputs_by_objective
 from lockadapt.features.policy import ImagePolicy
 from lockadapt.features.towerless import CachedTower
+from lockadapt.models.freed_memory import keeping_freed_memory
 from lockadapt.objectives import Objective
 from lockadapt.training.datasets import encoded_rows
 from lockadapt.training.drawing import IMAGES_FIRST, drawn_rows, lists_images, look_at
@@ -197,7 +198,8 @@ def encode_rows(
         rows[name] = [*rows[name], *(table.one_of_each() if listed else table.few)]
     uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     frozen = {name: objective.frozen for name, objective in objectives.items()}
-    images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
+    with keeping_freed_memory():  # the tower runs, where its outputs are kept
+        images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
     return Rows(train, validation, images)
 
 

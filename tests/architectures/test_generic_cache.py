@@ -145,7 +145,7 @@ def test_the_disk_gives_them_back_as_it_stores_them(
     assert disk_features(model, pixels, settings, print).fill(pictures()) == 0
     # Image tokens are another cache than the tower's outputs, and a moved projector makes others.
     tokens = disk_features(model, pixels, settings, print, projected=True).folder.fingerprint
-    parameter = parameters_at(model, layout_of(model).projector[0])[0]
+    parameter = next(parameters_at(model, layout_of(model).projector[0]))
     with torch.no_grad():
         parameter.add_(1)
     moved = [
