@@ -115,6 +115,8 @@ def image_errors(
         for ref in sample.images:
             if ref.key not in opened:
                 rows.setdefault(ref.key, (ref, sample.where))
+    if not rows:
+        return {}
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
         outcomes = pool.map(lambda row: _error(row[0], row[1], max_pixels), rows.values())
         return {key: error for key, error in zip(rows, outcomes, strict=True) if error is not None}

@@ -154,12 +154,14 @@ class OnDiskCheck:
                 problems.add(error)
                 continue
             good, made = good + 1, made + len(samples)
-            batch += [replace(sample, source=self.number) for sample in samples]
+            batch += [replace(sample, source=self.number) for sample in samples] if self.number else samples
             size += sum(len(image.data or b"") for sample in samples for image in sample.images)
-            rows.forget()
+            if not rows.listable:  # the bytes of images; names of files cost less to keep than to look for
+                rows.forget()
             if len(batch) >= _AT_ONCE or size > _BYTES:
                 yield batch
                 progress(row + 1, len(rows))
+                rows.forget()
                 batch, size = [], 0
         problems.finish(good)
         if batch:
