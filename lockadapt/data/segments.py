@@ -34,7 +34,7 @@ class Segment:
         images: how many.
         merged: how many answers begin inside of a token.
         taught: whether something is learned.
-        unknown: whether the token for unknown segments is.
+        unknown: whether the token for unknown text is.
     """
 
     chunks: Sequence[tuple[np.ndarray, np.ndarray | None] | None] = ()
@@ -69,11 +69,8 @@ class SegmentTokenizer:
     """
 
     def __init__(self, tokenizer: Any, image_token_id: int) -> None:
-        self.tokenizer, self.image_token_id, self.split_points = (
-            tokenizer,
-            image_token_id,
-            SplitPoints(tokenizer),
-        )
+        self.tokenizer, self.image_token_id = tokenizer, image_token_id
+        self.split_points = SplitPoints(tokenizer)
         self.tokens = BatchTokenizer(tokenizer, self.split_points)
         self._turn_segments = list[TurnSegment]()
         self._tokens = 0

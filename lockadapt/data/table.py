@@ -102,20 +102,20 @@ def may_stay_on_disk(source: Source) -> bool:
 
 def has_more_lines(file: Path, few: int) -> bool:
     """Whether a file has more lines than a few; it is read as far as that takes."""
-    lines = 1
-    with file.open("rb") as opened:
-        while lines <= few and (part := opened.read(1 << 20)):
-            lines += part.count(b"\n")
-    return lines > few
+    return _holds_more(file, (b"\n",), few - 1)
 
 
 def may_have_more_rows(file: Path, few: int) -> bool:
     """Whether a file of JSON may have more rows than a few, each of which begins with a bracket."""
-    rows = 0
+    return _holds_more(file, (b"{", b"["), few)
+
+
+def _holds_more(file: Path, marks: tuple[bytes, ...], few: int) -> bool:
+    count = 0
     with file.open("rb") as opened:
-        while rows <= few and (part := opened.read(1 << 20)):
-            rows += part.count(b"{") + part.count(b"[")
-    return rows > few
+        while count <= few and (part := opened.read(1 << 20)):
+            count += sum(part.count(mark) for mark in marks)
+    return count > few
 
 
 class Table(StoredRows):

@@ -108,14 +108,16 @@ class OnDiskCheck:
         """
         data, errors = self.experiment.data, list[DataError | SafetyError]()
         opened, bad_keys = set[str](), set[str]()
-        images = good = 0
+        images = bad = good = 0
         for batch in self._batches():
             refused = image_errors(batch, data.max_pixels, opened)
             shown = {image.key for sample in batch for image in sample.images} - opened
-            images += len(shown)
-            if self.rows.listable:  # rows of shards have images of their own, and may be without end
+            images, bad = images + len(shown), bad + len(refused)
+            if self.rows.listable:
                 opened |= shown
-            bad_keys |= refused.keys()
+                bad_keys |= refused.keys()
+            else:  # rows of shards have images of their own, and may be without end
+                bad_keys = set(refused)
             errors += list(refused.values())[: MOST_PROBLEMS - len(errors)]
             if data.on_bad_image == "error" and len(errors) >= MOST_PROBLEMS:
                 break
@@ -125,7 +127,6 @@ class OnDiskCheck:
                 take(encode(usable), usable)
         if errors and data.on_bad_image == "error":
             raise merged(errors, None, "images")
-        bad = len(bad_keys)
         if bad and (bad > data.max_bad_fraction * images or not good):
             lines = "\n  ".join(f"{error.where}: {error.message}" for error in errors)
             raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -198,7 +199,9 @@ def encode_rows(
         rows[name] = [*rows[name], *(table.one_of_each() if listed else table.few)]
     uses = sum(stage.samples for stage in experiment.stages({n: len(r) for n, r in train.items()}))
     frozen = {name: objective.frozen for name, objective in objectives.items()}
-    with keeping_freed_memory():  # the tower runs, where its outputs are kept
+    # Where outputs of the tower may be kept, it runs over all images now.
+    runs_tower = policy.settings.choice != "none"
+    with keeping_freed_memory() if runs_tower else nullcontext():
         images = inputs_by_objective(model, processor, frozen, rows, policy, reused=uses > distinct)
     return Rows(train, validation, images)
 
